@@ -1,0 +1,202 @@
+"""Op: a kind of computation. Shape rule, work, gradient, kernels, attributes; what the builder, the planner and the devices need of it.
+
+An op never asks which device it is on. A device says which languages it speaks (`Device.languages`, best first) and
+`Op.kernel_for` gives the op's kernel in the first of them that the op has: "host" (Python objects, files), "array" (the array API:
+`xp` is numpy, cupy, ...), or a device's own language ("cuda", "opencl"). None: the device is never offered the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+from hetsched.errors import GraphError, did_you_mean
+from hetsched.graph.spec import AnySpec
+
+if TYPE_CHECKING:
+    from hetsched.graph.graph import Builder, Value
+
+
+class Work(NamedTuple):
+    """What one launch costs in principle: floating-point operations, bytes read, bytes written."""
+
+    flops: float
+    bytes_read: float
+    bytes_written: float
+
+
+Attributes: TypeAlias = Mapping[str, Any]
+# (xp or queue, inputs, outputs, workspace, attributes). Writes into `outputs`. Returns None, or, where an output has a bounded
+# dimension that its inputs do not fix, the shapes written, one per output.
+Kernel: TypeAlias = Callable[[Any, Sequence[Any], Sequence[Any], Any, Attributes], Any]
+Infer: TypeAlias = Callable[[Sequence[AnySpec], Attributes], Sequence[AnySpec]]
+WorkRule: TypeAlias = Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], Work]
+# (builder, inputs, outputs, gradients of the outputs (None: no gradient flows), attributes) -> gradients of the inputs (None: not differentiable)
+Gradient: TypeAlias = Callable[["Builder", "Sequence[Value]", "Sequence[Value]", "Sequence[Value | None]", Attributes], "Sequence[Value | None]"]
+
+
+class Speaks(Protocol):
+    """All that an op may know of a device."""
+
+    @property
+    def languages(self) -> tuple[str, ...]: ...
+
+
+REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An option of an op: `kind` is bool, int, float, str, "ints" (a tuple of ints), "path", "any", or a tuple of the allowed words.
+
+    `low` and `high` bound a number, both inclusive. `optional` allows None.
+    """
+
+    kind: Any
+    default: Any = REQUIRED
+    doc: str = ""
+    low: float | None = None
+    high: float | None = None
+    optional: bool = False
+
+    def check(self, value: Any) -> tuple[Any, str | None]:
+        """(the value in its canonical type, None) or (the value, what is wrong with it)."""
+        if value is None:
+            return value, None if self.optional or self.default is None else f"wants {self.wanted}, got nothing"
+        bad = f"wants {self.wanted}, got {value!r}"
+        if isinstance(self.kind, tuple):
+            if not isinstance(value, str) or value not in self.kind:
+                return value, f"got {value!r}{did_you_mean(str(value), self.kind)}"
+            return value, None
+        if self.kind == "ints":
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = (value,)
+            if not isinstance(value, (list, tuple)) or any(isinstance(v, bool) or not hasattr(v, "__index__") for v in value):
+                return value, bad
+            if self.low is not None and any(v < self.low for v in value):
+                return value, bad
+            return tuple(int(v) for v in value), None
+        if self.kind in ("path", str):
+            return (value, None) if isinstance(value, str) else (str(value), None) if hasattr(value, "__fspath__") else (value, bad)
+        if self.kind is bool:
+            return (bool(value), None) if isinstance(value, bool) else (value, bad)
+        if self.kind is int:
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                return value, bad
+            value = int(value)
+        elif self.kind is float:
+            if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
+                return value, bad
+            value = float(value)
+            if value != value:
+                return value, bad
+        if self.kind in (int, float) and ((self.low is not None and value < self.low) or (self.high is not None and value > self.high)):
+            return value, bad
+        return value, None
+
+    @property
+    def wanted(self) -> str:
+        """The allowed values in words."""
+        if isinstance(self.kind, tuple):
+            return "one of " + ", ".join(self.kind)
+        names: dict[Any, str] = {
+            bool: "true or false", int: "a whole number", float: "a number", str: "a text", "path": "a path", "ints": "whole numbers",
+        }  # fmt: skip
+        text = names.get(self.kind, "a value")
+        if self.low is not None and self.high is not None:
+            return f"{text} from {self.low:g} to {self.high:g}"
+        if self.low is not None:
+            return f"{text} of at least {self.low:g}"
+        return f"{text} of at most {self.high:g}" if self.high is not None else text
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """A kind of computation.
+
+    `inputs`, `outputs`: names; a last name that ends in `*` takes any number (`"values*"`). An input name that ends in `?` may be
+    left out. `infer` gives the outputs' specs or raises `GraphError` with every problem. `work` feeds the roofline cost model.
+    `inplace` are pairs (output, input) by position whose bytes may be the same where the plan finds the input dead afterwards.
+    `view`: the only output is the first input's bytes under another shape (no kernel runs). `waits`: blocks without computing
+    (I/O). `random`: takes attributes `seed` and `key`; the builder fills `key` with the task's name. `pure` is False for ops with
+    an effect outside (writing a file): they are never dropped or repeated. `workspace` gives bytes of scratch per launch.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    infer: Infer
+    work: WorkRule
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    gradient: Gradient | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    inplace: tuple[tuple[int, int], ...] = ()
+    view: bool = False
+    waits: bool = False
+    random: bool = False
+    pure: bool = True
+    elementwise: bool = False
+    workspace: Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], int] | None = None
+    doc: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernels", MappingProxyType(dict(self.kernels)))
+        object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+
+    def kernel_for(self, device: Speaks, specs: Sequence[AnySpec] = ()) -> Kernel | None:
+        """The kernel that `device` would run for inputs of `specs`, or None where it cannot."""
+        for language in device.languages:
+            kernel = self.kernels.get(language)
+            if kernel is not None:
+                return kernel
+        return None
+
+    def check_attributes(self: Op | Composite, given: Attributes) -> dict[str, Any]:
+        """`given` with defaults filled in and types made canonical; raises `GraphError` with every mistake."""
+        problems, out = [], {}
+        for name in given:
+            if name not in self.attributes:
+                problems.append(f"op {self.name} has no option {name!r}{did_you_mean(name, self.attributes)}")
+        for name, attribute in self.attributes.items():
+            value = given.get(name, attribute.default)
+            if value is REQUIRED:
+                problems.append(f"op {self.name} needs option {name!r} ({attribute.wanted})")
+                continue
+            value, problem = attribute.check(value)
+            if problem is not None:
+                problems.append(f"option {name!r} of op {self.name}: {problem}")
+            out[name] = value
+        if problems:
+            raise GraphError(problems)
+        return out
+
+    def __repr__(self) -> str:
+        return f"<Op {self.name}({', '.join(self.inputs)}) -> {', '.join(self.outputs)}>"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What surrounds a composite while it expands: the models of the pipeline by name (plain data) and how a path is resolved."""
+
+    models: Mapping[str, Any] = field(default_factory=dict)
+    resolve: Callable[[str], str] = str
+
+
+# (builder, inputs by name: Value, Bundle or LazySequence; attributes, scene) -> outputs by name, of the same kinds
+Expand: TypeAlias = Callable[["Builder", Mapping[str, Any], Attributes, Scene], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Composite:
+    """An op that expands to a graph of primitive ops, each placed by itself: `nn.train`, `data.split`. Same naming rules as `Op`."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    expand: Expand
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    doc: str = ""
+
+    check_attributes = Op.check_attributes

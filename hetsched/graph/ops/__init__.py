@@ -1,0 +1,34 @@
+"""The ops, one file per family. The folder is the registry: every `Op` (and composite) a file of it defines at its top level is found by its name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import lru_cache
+
+from hetsched.errors import GraphError, did_you_mean
+from hetsched.graph.op import Composite, Op
+
+
+@lru_cache(maxsize=1)
+def registry() -> dict[str, Op | Composite]:
+    """Every op by its name. Imports each family once; entry points `hetsched.ops` add outsiders' modules."""
+    found: dict[str, Op | Composite] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        found.update((x.name, x) for x in vars(module).values() if isinstance(x, (Op, Composite)))
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="hetsched.ops"):
+        found.update((x.name, x) for x in vars(entry.load()).values() if isinstance(x, (Op, Composite)))
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> Op:
+    """The op called `name`; an error with the nearest name where there is none."""
+    op = registry().get(name)
+    if op is None:
+        raise GraphError(f"unknown op {name!r}{did_you_mean(name, registry())}")
+    if isinstance(op, Composite):
+        raise GraphError(f"{name!r} is a composite: call its `expand`, or use it in a pipeline")
+    return op

@@ -1,0 +1,165 @@
+"""The timeline: one type for the plan (predicted by a policy) and the trace (measured by an executor).
+
+A straight plan has `turns == 1` and `period is None`. The plan of a loop's body is a timeline of its own, with the spans of turn 0 and a
+`period`: turn i starts i periods later, and a span's start may lie beyond the period (it is then in a later stage of the pipeline). A loop is one
+`Launch` of the outer plan, which holds every lane the body uses; the body's plan is `outer.loops[task number]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from hetsched.graph.graph import Graph, Loop
+from hetsched.machine import Machine
+
+
+class Lane(NamedTuple):
+    """A row of a plan: lane `number` of a device (`kind` "compute" or "io") or of a link ("copy", `owner` is `Link.id`)."""
+
+    owner: str
+    number: int
+    kind: str = "compute"
+
+    def __str__(self) -> str:
+        return f"{self.owner}/{'' if self.kind != 'io' else 'io'}{self.number}"
+
+
+class Replica(NamedTuple):
+    """A value (by its id in the graph) of one turn in one memory node. In the plan of a body `turn` is 0 and stands for every turn."""
+
+    value: int
+    turn: int
+    node: str
+
+
+class Launch(NamedTuple):
+    """Run task number `task` of the graph; `width` lanes at once. `writes` are in the order of the task's outputs, `reads` of its inputs."""
+
+    task: int
+    turn: int
+    reads: tuple[Replica, ...]
+    writes: tuple[Replica, ...]
+    width: int = 1
+
+
+class Copy(NamedTuple):
+    """Copy a value from one memory node to another."""
+
+    value: int
+    turn: int
+    src: Replica
+    dst: Replica
+
+
+class Free(NamedTuple):
+    """The bytes of a replica may be used again from here on."""
+
+    replica: Replica
+
+
+Command: TypeAlias = Launch | Copy | Free
+
+
+class Span(NamedTuple):
+    """A command on its lanes from `start` to `finish`, seconds from the start of the run. A `Free` has no lanes and no length."""
+
+    lanes: tuple[Lane, ...]
+    command: Command
+    start: float
+    finish: float
+
+
+class After(NamedTuple):
+    """Reuse edge: span number `later`, `turns` turns on, starts only when span number `before` has finished."""
+
+    before: int
+    later: int
+    turns: int = 0
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A lower bound on the makespan (or period) in seconds. `witness` proves it to `check_bound`; `kind` says how."""
+
+    seconds: float
+    kind: str
+    witness: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """Spans on lanes, predicted or measured.
+
+    after: reuse edges, indices into `spans`.
+    offsets: replica -> byte offset in the arena of its node, for every replica that lives in an arena. Not in an arena: values of the
+    graph's inputs and constants on the host (borrowed), its outputs on the host (owned by the caller), opaque values and sequences of them.
+    A replica whose value is a view, or is written in place, has the offset of what it aliases.
+    arenas: node -> bytes. rings: replica -> slots, in the plan of a body; slot s of a replica lies `s * stride` bytes after its offset, where
+    stride is the value's bytes rounded up to 64; absent: 1 slot. Turn i uses slot i % slots (value that runs every k turns: (i // k) % slots).
+    A carried input of a body has no bytes of its own: at turn i it is the carried output's replica of turn i - 1.
+    loops: loop task -> plan of its body. loop: the loop whose body this plans, else None.
+    peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
+    notes: remarks for the user (fallbacks, ignored preferences).
+    """
+
+    graph: Graph
+    machine: Machine
+    spans: tuple[Span, ...]
+    after: tuple[After, ...] = ()
+    offsets: Mapping[Replica, int] = field(default_factory=dict)
+    arenas: Mapping[str, int] = field(default_factory=dict)
+    period: float | None = None
+    rings: Mapping[Replica, int] = field(default_factory=dict)
+    loops: Mapping[int, Timeline] = field(default_factory=dict)
+    loop: Loop | None = None
+    turns: int = 1
+    peak: Mapping[str, int] = field(default_factory=dict)
+    bound: Bound | None = None
+    policy: str = ""
+    objective: str = "time"
+    measured: bool = False
+    notes: tuple[str, ...] = ()
+    plan_seconds: float = 0.0
+    version: int = 1
+
+    @property
+    def makespan(self) -> float:
+        """Seconds from 0 to the last finish (all turns of a loop's body)."""
+        once = max((s.finish for s in self.spans), default=0.0)
+        return once + (self.turns - 1) * self.period if self.period is not None and self.turns > 0 else once
+
+    @property
+    def launches(self) -> list[Span]:
+        """The spans that are launches, in the order of the timeline."""
+        return [s for s in self.spans if isinstance(s.command, Launch)]
+
+    @property
+    def copies(self) -> list[Span]:
+        """The spans that are copies."""
+        return [s for s in self.spans if isinstance(s.command, Copy)]
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """Every lane used, sorted."""
+        return sorted({lane for s in self.spans for lane in s.lanes})
+
+    def by_lane(self) -> dict[Lane, list[Span]]:
+        """Lane -> its spans by start."""
+        out: dict[Lane, list[Span]] = {lane: [] for lane in self.lanes}
+        for span in sorted(self.spans, key=lambda s: (s.start, s.finish)):
+            for lane in span.lanes:
+                out[lane].append(span)
+        return out
+
+    def device_of(self, task: int) -> str:
+        """The device that task number `task` runs on (a loop: the devices of its lanes, joined by "+")."""
+        for span in self.spans:
+            if isinstance(span.command, Launch) and span.command.task == task:
+                return "+".join(dict.fromkeys(lane.owner for lane in span.lanes))
+        raise KeyError(task)
+
+    def __repr__(self) -> str:
+        kind = "trace" if self.measured else f"plan by {self.policy or 'hand'}"
+        return f"<Timeline ({kind}): {len(self.spans)} spans on {len(self.lanes)} lanes, {self.makespan:.6g} s>"
