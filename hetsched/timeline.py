@@ -99,7 +99,11 @@ class Timeline:
     arenas: node -> bytes. rings: replica -> slots, in the plan of a body; slot s of a replica lies `s * stride` bytes after its offset, where
     stride is the value's bytes rounded up to 64; absent: 1 slot. Turn i uses slot i % slots (value that runs every k turns: (i // k) % slots).
     A carried input of a body has no bytes of its own: at turn i it is the carried output's replica of turn i - 1.
+    workspaces: task -> (memory node, byte offset in its arena, bytes) of the scratch of its launch; one slot, so two turns of it never overlap.
     loops: loop task -> plan of its body. loop: the loop whose body this plans, else None.
+    prologue, epilogue: in the plan of a body, copies that run once: of invariants and first carried values from the host before turn 0
+    (`dst` is the replica that the body reads), of last carried values to the host after the last turn. Starts count from the start of the
+    prologue (epilogue); the period does not hold them.
     peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
     notes: remarks for the user (fallbacks, ignored preferences).
     """
@@ -112,6 +116,9 @@ class Timeline:
     arenas: Mapping[str, int] = field(default_factory=dict)
     period: float | None = None
     rings: Mapping[Replica, int] = field(default_factory=dict)
+    workspaces: Mapping[int, tuple[str, int, int]] = field(default_factory=dict)
+    prologue: tuple[Span, ...] = ()
+    epilogue: tuple[Span, ...] = ()
     loops: Mapping[int, Timeline] = field(default_factory=dict)
     loop: Loop | None = None
     turns: int = 1
