@@ -104,7 +104,6 @@ class Timeline:
     prologue, epilogue: in the plan of a body, copies that run once: of invariants and first carried values from the host before turn 0
     (`dst` is the replica that the body reads), of last carried values to the host after the last turn. Starts count from the start of the
     prologue (epilogue); the period does not hold them.
-    workspaces: task -> (node, byte offset in its arena, bytes) of the scratch its launch needs (`Op.workspace`).
     bodies: loop task -> node -> byte offset in this plan's arena where the arena of the body's plan lies (`loops[task].arenas[node]` bytes).
     peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
     notes: remarks for the user (fallbacks, ignored preferences).
@@ -131,7 +130,6 @@ class Timeline:
     measured: bool = False
     notes: tuple[str, ...] = ()
     plan_seconds: float = 0.0
-    workspaces: Mapping[int, tuple[str, int, int]] = field(default_factory=dict)
     bodies: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     version: int = 1
 
