@@ -1,3 +1,97 @@
-"""hetsched: a scheduler and runtime for heterogeneous task graphs."""
+"""hetsched: a scheduler and runtime for heterogeneous task graphs.
+
+Names are loaded when they are first used (PEP 562), so that `import hetsched` costs next to nothing and brings no optional library.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hetsched.check import check
+    from hetsched.errors import HetschedError
+    from hetsched.graph.graph import Builder, Bundle, Graph, Loop, Value, Where
+    from hetsched.graph.op import Attribute, Composite, Op, Work
+    from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
+    from hetsched.machine.machine import Machine
+    from hetsched.run import Result, plan, run
+    from hetsched.timeline import Timeline
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Attribute": "hetsched.graph.op",
+    "Builder": "hetsched.graph.graph",
+    "Bundle": "hetsched.graph.graph",
+    "Composite": "hetsched.graph.op",
+    "Graph": "hetsched.graph.graph",
+    "HetschedError": "hetsched.errors",
+    "Loop": "hetsched.graph.graph",
+    "Machine": "hetsched.machine.machine",
+    "Op": "hetsched.graph.op",
+    "Opaque": "hetsched.graph.spec",
+    "Result": "hetsched.run",
+    "Sequence": "hetsched.graph.spec",
+    "Spec": "hetsched.graph.spec",
+    "Timeline": "hetsched.timeline",
+    "UpTo": "hetsched.graph.spec",
+    "Value": "hetsched.graph.graph",
+    "Where": "hetsched.graph.graph",
+    "Work": "hetsched.graph.op",
+    "check": "hetsched.check",
+    "plan": "hetsched.run",
+    "run": "hetsched.run",
+}
+
+
+class _Package(ModuleType):
+    """`run` and `check` are functions of the package and also modules in it; importing such a module must not bind it over the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hetsched' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+__all__ = [
+    "Attribute",
+    "Builder",
+    "Bundle",
+    "Composite",
+    "Graph",
+    "HetschedError",
+    "Loop",
+    "Machine",
+    "Op",
+    "Opaque",
+    "Result",
+    "Sequence",
+    "Spec",
+    "Timeline",
+    "UpTo",
+    "Value",
+    "Where",
+    "Work",
+    "__version__",
+    "check",
+    "plan",
+    "run",
+]
