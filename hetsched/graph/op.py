@@ -28,13 +28,17 @@ class Work(NamedTuple):
 
 
 Attributes: TypeAlias = Mapping[str, Any]
-# (xp or queue, inputs, outputs, workspace, attributes). Writes into `outputs`. Returns None, or, where an output has a bounded
-# dimension that its inputs do not fix, the shapes written, one per output.
-Kernel: TypeAlias = Callable[[Any, Sequence[Any], Sequence[Any], Any, Attributes], Any]
+# (xp or queue, inputs, outputs, workspace, attributes). Writes into the arrays of `outputs`; where an output is opaque, or a sequence without an
+# array form, its entry is None and the kernel puts the object there (`outputs[i] = table`). Returns None, or, where an output has a bounded
+# dimension that its inputs do not fix, the shapes written, one per output (the leading corner of an output as large as its bounds).
+Kernel: TypeAlias = Callable[[Any, Sequence[Any], list[Any], Any, Attributes], Any]
 Infer: TypeAlias = Callable[[Sequence[AnySpec], Attributes], Sequence[AnySpec]]
 WorkRule: TypeAlias = Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], Work]
-# (builder, inputs, outputs, gradients of the outputs (None: no gradient flows), attributes) -> gradients of the inputs (None: not differentiable)
-Gradient: TypeAlias = Callable[["Builder", "Sequence[Value]", "Sequence[Value]", "Sequence[Value | None]", Attributes], "Sequence[Value | None]"]
+# (builder, inputs, outputs, gradients of the outputs (None: no gradient flows), attributes) -> one entry an input: None (not differentiable), a
+# value, or a function of no arguments that appends the tasks and gives the value. Functions are called only for inputs whose gradient is wanted, so
+# use them wherever an entry costs a task: `[lambda: b.op("tensor.neg", g)]`.
+Cotangent: TypeAlias = "Value | Callable[[], Value | None] | None"
+Gradient: TypeAlias = Callable[["Builder", "Sequence[Value]", "Sequence[Value]", "Sequence[Value | None]", Attributes], "Sequence[Cotangent]"]
 
 
 class Speaks(Protocol):
