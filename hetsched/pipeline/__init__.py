@@ -1,1 +1,1 @@
-"""."""
+"""YAML in, graph out; every mistake with file:line:column."""

@@ -1,0 +1,134 @@
+"""A mistake in a pipeline file: where it is, what is wrong, the way out; and how a list of them is shown."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Protocol
+
+from hetsched.errors import NotTrustedError, PipelineError
+
+# Rules whose mistakes a user may consent to (exit 8); every other mistake must be mended (exit 3).
+CONSENT = frozenset({"path", "trust"})
+SHOWN = 100
+WIDEST = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One mistake. `line` and `column` count characters from 1; `source` is the text of the line; `rule` is the mistake's kind."""
+
+    path: str
+    line: int
+    column: int
+    message: str
+    rule: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}:{self.column}: error: {self.message} [{self.rule}]"
+
+    def render(self) -> str:
+        """The mistake, its line, and a caret under the place."""
+        if not self.source.strip():
+            return str(self)
+        text, at = _window(self.source, self.column - 1)
+        caret = "".join("\t" if c == "\t" else " " * _cells(c) for c in text[:at])
+        shown = "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+        return f"{self}\n  {shown}\n  {caret}^"
+
+
+def _cells(char: str) -> int:
+    """Columns of a terminal that `char` takes."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _window(text: str, at: int) -> tuple[str, int]:
+    """The part of a long line around position `at`, and the position in it."""
+    if len(text) <= WIDEST:
+        return text, at
+    start = max(0, min(at - WIDEST // 2, len(text) - WIDEST))
+    head, tail = "..." if start else "", "..." if start + WIDEST < len(text) else ""
+    return head + text[start : start + WIDEST] + tail, at - start + len(head)
+
+
+def render(mistakes: Sequence[Mistake], limit: int = SHOWN) -> str:
+    """Every mistake with its line and caret, then how many there are. Past `limit` the rest is only counted."""
+    if not mistakes:
+        return "no mistakes"
+    blocks = [m.render() for m in mistakes[:limit]]
+    if len(mistakes) > limit:
+        blocks.append(f"... and {len(mistakes) - limit} more")
+    files = len({m.path for m in mistakes})
+    count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
+    return "\n".join([*blocks, count if files == 1 else f"{count} in {files} files"])
+
+
+class InvalidPipelineError(PipelineError):
+    """A pipeline file is invalid. `mistakes` are in the order of the file."""
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes: tuple[Mistake, ...] = tuple(mistakes)
+        super().__init__(render(self.mistakes))
+
+
+class ConsentError(NotTrustedError):
+    """A pipeline is valid, but does what needs consent. `mistakes` tell what does."""
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes: tuple[Mistake, ...] = tuple(mistakes)
+        file = self.mistakes[0].path
+        ways = f"read the file; then run with --trust (this once), or `hetsched trust {file}` (until the file changes)"
+        super().__init__(f"{render(self.mistakes)}\n{ways}")
+
+
+def error_for(mistakes: Sequence[Mistake]) -> InvalidPipelineError | ConsentError:
+    """The error that stands for `mistakes`: `ConsentError` where consent is all that is missing."""
+    if all(m.rule in CONSENT for m in mistakes):
+        return ConsentError(mistakes)
+    return InvalidPipelineError(mistakes)
+
+
+class Place(Protocol):
+    """Anything with a line and a column."""
+
+    @property
+    def line(self) -> int: ...
+    @property
+    def column(self) -> int: ...
+
+
+@dataclass
+class Findings:
+    """The mistakes found in one file so far. `lines` is the file's text by lines."""
+
+    path: str
+    lines: Sequence[str] = ()
+    found: list[Mistake] = field(default_factory=list)
+
+    def add(self, place: Place, message: str, rule: str) -> None:
+        """Note a mistake at `place`."""
+        self.at(place.line, place.column, message, rule)
+
+    def at(self, line: int, column: int, message: str, rule: str) -> None:
+        """Note a mistake at `line` and `column`, both from 1. The same message at the same place is noted once."""
+        source = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
+        mistake = Mistake(self.path, line, column, message, rule, source)
+        if mistake not in self.found[-50:]:
+            self.found.append(mistake)
+
+    def sorted(self) -> list[Mistake]:
+        """Every mistake in the order of the file."""
+        return sorted(self.found, key=lambda m: (m.line, m.column))
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The tail of an error about a word out of a long list: the nearest known ones, else `otherwise`."""
+    near = get_close_matches(word, list(known), 3, 0.6)
+    if not near:
+        return f"; {otherwise}" if otherwise else ""
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" + (f" ({otherwise})" if otherwise else "")
