@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from report_samples import CPU0, CPU1, DOWN, GPU, UP, looped, straight
 
 from hetsched.report.events import busy_seconds, events, merged
-from tests.report.samples import CPU0, CPU1, DOWN, GPU, UP, looped, straight
 
 
 def told(timeline, turns=1 << 30):

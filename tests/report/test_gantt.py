@@ -3,10 +3,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from report_samples import CPU0, MACHINE, chain, host, looped, straight
 
 from hetsched.report.gantt import gantt
 from hetsched.timeline import Launch, Span, Timeline
-from tests.report.samples import CPU0, MACHINE, chain, host, looped, straight
 
 
 def test_every_lane_is_a_row_with_links_last_and_the_share_of_idle_time():

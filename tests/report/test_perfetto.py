@@ -5,10 +5,10 @@ from collections import defaultdict
 from itertools import pairwise
 
 import pytest
+from report_samples import CPU0, MACHINE, chain, host, looped, straight
 
 from hetsched.report.perfetto import perfetto, perfetto_text
 from hetsched.timeline import Launch, Span, Timeline
-from tests.report.samples import CPU0, MACHINE, chain, host, looped, straight
 
 
 def slices(trace):

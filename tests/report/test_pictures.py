@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from report_samples import chain, looped, wide
+
 from hetsched.report.pictures import dot, graph_text, mermaid
-from tests.report.samples import chain, looped, wide
 
 
 def test_text_tells_tasks_in_order_and_sets_bodies_in():
@@ -36,8 +37,9 @@ def test_a_large_graph_is_drawn_by_groups():
 
 
 def test_names_cannot_break_out_of_their_labels():
+    from report_samples import same
+
     from hetsched.graph.graph import Graph
-    from tests.report.samples import same
 
     b = Graph.build()
     value = b.op(same, b.input("x", (1,)), name='a"]; <b>\\')

@@ -3,11 +3,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from report_samples import CPU0, GPU, MACHINE, UP, chain, gpu, host, looped, straight
 
 from hetsched.report.events import events
 from hetsched.report.summary import bound_line, device_use, hidden_seconds, three_lines, transfers
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
-from tests.report.samples import CPU0, GPU, MACHINE, UP, chain, gpu, host, looped, straight
 
 
 def test_hidden_is_the_part_of_a_copy_in_which_its_non_host_end_computes():
