@@ -108,9 +108,39 @@ def every_of(timeline: Timeline) -> dict[int, int]:
     return {timeline.graph.task_index[name]: k for name, k in timeline.loop.every.items() if name in timeline.graph.task_index}
 
 
-def repeats_of(body: Timeline, span: Span) -> int:
-    """How often a span of a body's plan runs."""
-    return 0 if isinstance(span.command, Free) else -(-body.turns // every_of(body).get(_task_of(body, span), 1))
+def _runs(body: Timeline, span: Span, turns: int) -> int:
+    """How often a span of a body runs in `turns` turns."""
+    return -(-turns // every_of(body).get(_task_of(body, span), 1))
+
+
+def _identity(span: Span) -> tuple[object, ...]:
+    """What stays the same of a span from turn to turn."""
+    command = span.command
+    if isinstance(command, Launch):
+        return (command.task,)
+    return (command.value, command.src.node, command.dst.node) if isinstance(command, Copy) else ()
+
+
+def _weights(timeline: Timeline) -> list[float]:
+    """For each span how often it stands for: in the plan of a body, every turn; in the trace of a body, the turns that were not kept as well."""
+    found = [s for s in timeline.spans if not isinstance(s.command, Free)]
+    if timeline.loop is None:
+        return [1.0] * len(found)
+    if not timeline.measured:
+        return [float(_runs(timeline, s, timeline.turns)) if timeline.period is not None else 1.0 for s in found]
+    kept: dict[tuple[object, ...], int] = {}
+    for span in found:
+        kept[_identity(span)] = kept.get(_identity(span), 0) + 1
+    turns = {s.command.turn for s in found if not isinstance(s.command, Free)}
+    every = every_of(timeline)
+    out = []
+    for span in found:
+        k = every.get(_task_of(timeline, span), 1)
+        seen = kept[_identity(span)]
+        # What runs once a loop (the copy of an invariant) is seen in one turn of many, and stands for itself.
+        each_turn = seen >= sum(t % k == 0 for t in turns)
+        out.append(_runs(timeline, span, timeline.turns) / seen if each_turn else 1.0)
+    return out
 
 
 def busy_seconds(timeline: Timeline) -> dict[Lane, float]:
@@ -123,13 +153,11 @@ def busy_seconds(timeline: Timeline) -> dict[Lane, float]:
     return out
 
 
-def counted(timeline: Timeline, repeats: int = 1) -> Iterator[tuple[Timeline, Span, int]]:
-    """(timeline, span, how often it runs) for every launch and copy, bodies of loops included, without setting out the turns."""
-    planned_body = timeline.period is not None and not timeline.measured
-    for span in timeline.spans:
-        if isinstance(span.command, Free):
-            continue
-        n = repeats * (repeats_of(timeline, span) if planned_body else 1)
+def counted(timeline: Timeline, repeats: float = 1.0) -> Iterator[tuple[Timeline, Span, float]]:
+    """(timeline, span, how often it ran) for every launch and copy, bodies of loops included, without setting out the turns."""
+    found = [s for s in timeline.spans if not isinstance(s.command, Free)]
+    for span, weight in zip(found, _weights(timeline), strict=True):
+        n = repeats * weight
         yield timeline, span, n
         body = body_of(timeline, span)
         if body is not None:

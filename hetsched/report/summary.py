@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hetsched.machine import HOST
-from hetsched.report.events import Event, busy_seconds, counted, events, merged
+from hetsched.report.events import ALL_TURNS, Event, busy_seconds, counted, events, merged
 from hetsched.report.text import bytes_text, percent_text, plural, seconds_text
 from hetsched.timeline import Copy, Launch, Timeline
 
@@ -77,53 +77,59 @@ def _cut(intervals: list[tuple[float, float]], start: float, finish: float) -> l
 def transfers(timeline: Timeline) -> Transfers:
     """What was copied, every turn of every loop counted.
 
-    Times and bytes are exact. The hidden part is exact for straight timelines and up to 200 turns of a loop; of longer loops it is that of the
-    turns set out, in proportion.
+    Count, bytes and seconds are those of the whole run. The hidden part is exact for straight timelines and up to 200 turns of a loop; of longer
+    loops it is that of the turns set out, in proportion.
     """
-    count, nbytes, seconds = 0, 0, 0.0
+    count, nbytes = 0.0, 0.0
     for owner, span, n in counted(timeline):
         if isinstance(span.command, Copy):
             count += n
             nbytes += n * int(owner.graph.value_nbytes[span.command.value])
-            seconds += n * (span.finish - span.start)
+    by_loop = copy_seconds(timeline)
+    seconds = sum(by_loop.values())
     if seconds <= 0:
-        return Transfers(count, nbytes, 0.0, 0.0)
-    drawn = events(timeline, SAMPLED_TURNS)
+        return Transfers(round(count), round(nbytes), 0.0, 0.0)
+    drawn = events(timeline, SAMPLED_TURNS if not timeline.measured else ALL_TURNS)
     node_of = {d.id: d.memory for d in timeline.machine.devices}
-    hidden = 0.0
     launches = [e for e in drawn if e.kind == "launch"]
     shown: dict[str, list[Event]] = {}
     for event in drawn:
         if event.kind == "copy":
             shown.setdefault(event.loop, []).append(event)
-    whole = copy_seconds_by_loop(timeline)
+    hidden = 0.0
     for loop, copies in shown.items():
         sampled = sum(e.seconds for e in copies)
-        part = hidden_seconds(copies, launches, node_of)
-        hidden += part * (whole[loop] / sampled) if sampled > 0 else 0.0
-    return Transfers(count, nbytes, seconds, min(hidden, seconds))
+        hidden += hidden_seconds(copies, launches, node_of) * (by_loop[loop] / sampled) if sampled > 0 else 0.0
+    links = {x.id for x in timeline.machine.links}
+    known = sum(busy for owner, busy in timeline.totals.items() if owner in links)
+    if known > 0:
+        return Transfers(round(count), round(nbytes), known, min(hidden * known / seconds, known))
+    return Transfers(round(count), round(nbytes), seconds, min(hidden, seconds))
 
 
-def copy_seconds_by_loop(timeline: Timeline, prefix: str = "", repeats: int = 1) -> dict[str, float]:
+def copy_seconds(timeline: Timeline, loop: str = "", repeats: float = 1.0) -> dict[str, float]:
     """Loop name ("" outside) -> seconds of all its copies, every turn counted."""
     out: dict[str, float] = {}
     for owner, span, n in counted(timeline, repeats):
+        command = span.command
         if owner is not timeline:
             continue
-        command = span.command
         if isinstance(command, Copy):
-            out[prefix] = out.get(prefix, 0.0) + n * (span.finish - span.start)
+            out[loop] = out.get(loop, 0.0) + n * (span.finish - span.start)
         elif isinstance(command, Launch) and command.task in timeline.loops:
-            inner = f"{prefix}/{timeline.graph.task_names[command.task]}" if prefix else timeline.graph.task_names[command.task]
-            for name, seconds in copy_seconds_by_loop(timeline.loops[command.task], inner, n).items():
-                out[name] = out.get(name, 0.0) + seconds
+            name = timeline.graph.task_names[command.task]
+            for inner, seconds in copy_seconds(timeline.loops[command.task], f"{loop}/{name}" if loop else name, n).items():
+                out[inner] = out.get(inner, 0.0) + seconds
     return out
 
 
 def device_use(timeline: Timeline) -> dict[str, DeviceUse]:
     """Every device of the machine, idle ones too, in the machine's order."""
-    busy = busy_seconds(timeline)
-    launches: dict[str, int] = {}
+    busy: dict[str, float] = dict(timeline.totals)
+    if not busy:
+        for lane, seconds in busy_seconds(timeline).items():
+            busy[lane.owner] = busy.get(lane.owner, 0.0) + seconds
+    launches: dict[str, float] = {}
     tasks: dict[str, set[tuple[int, int]]] = {}
     for owner, span, n in counted(timeline):
         command = span.command
@@ -131,12 +137,7 @@ def device_use(timeline: Timeline) -> dict[str, DeviceUse]:
             for device in {lane.owner for lane in span.lanes}:
                 launches[device] = launches.get(device, 0) + n
                 tasks.setdefault(device, set()).add((id(owner), command.task))
-    return {
-        d.id: DeviceUse(
-            d.kind, sum(s for lane, s in busy.items() if lane.owner == d.id and lane.kind != "copy"), launches.get(d.id, 0), len(tasks.get(d.id, ()))
-        )
-        for d in timeline.machine.devices
-    }
+    return {d.id: DeviceUse(d.kind, busy.get(d.id, 0.0), round(launches.get(d.id, 0)), len(tasks.get(d.id, ()))) for d in timeline.machine.devices}
 
 
 def where_line(trace: Timeline) -> str:

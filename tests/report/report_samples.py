@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from hetsched.graph.graph import Graph, Loop
@@ -97,3 +99,19 @@ def wide(n: int) -> Graph:
         with b.scope(f"g{i}"):
             x = b.op(same, b.op(same, x, name="a"), name="b")
     return b.output(x, "y").freeze()
+
+
+def traced(turns: int = 1000, kept: int = 3, invariant: bool = False) -> Timeline:
+    """The trace of `looped(turns)`, of which the first and last `kept` turns were kept; with one copy that ran once."""
+    plan = looped(turns)
+    inner = plan.loops[0]
+    spans = []
+    for turn in sorted({*range(min(kept, turns)), *range(max(turns - kept, 0), turns)}):
+        for span in inner.spans:
+            shift = 1.0 + 2.0 * turn
+            spans.append(Span(span.lanes, span.command._replace(turn=turn), span.start + shift, span.finish + shift))
+    if invariant:
+        spans.append(Span((UP,), Copy(1, 0, host(1), gpu(1)), 1.0, 1.5))
+    totals = {"cpu": 3.0 * turns, "gpu:0": 2.0 * turns, "host->gpu:0": 1.0 * turns + 0.5 * invariant}
+    body = dataclasses.replace(inner, spans=tuple(sorted(spans, key=lambda s: s.start)), measured=True, totals=totals)
+    return dataclasses.replace(plan, measured=True, loops={0: body}, totals=totals)

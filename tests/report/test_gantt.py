@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from report_samples import CPU0, MACHINE, chain, host, looped, straight
+from report_samples import CPU0, MACHINE, chain, host, looped, straight, traced
 
 from hetsched.report.gantt import gantt
 from hetsched.timeline import Launch, Span, Timeline
@@ -65,3 +65,8 @@ def test_ascii_only_is_ascii_only():
 
 def test_an_empty_timeline_says_so():
     assert gantt(Timeline(chain(), MACHINE, ())) == "nothing runs"
+
+
+def test_a_trace_of_a_loop_is_drawn_with_the_turns_it_kept():
+    text = gantt(traced(turns=1000, kept=3), 100, turns=2)
+    assert "loop train: 1,000 turns, period 2 s; turns 0 to 1 drawn" in text

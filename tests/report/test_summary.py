@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from report_samples import CPU0, GPU, MACHINE, UP, chain, gpu, host, looped, straight
+from report_samples import CPU0, GPU, MACHINE, UP, chain, gpu, host, looped, straight, traced
 
 from hetsched.report.events import events
 from hetsched.report.summary import bound_line, device_use, hidden_seconds, three_lines, transfers
@@ -83,3 +83,13 @@ def test_the_three_lines():
 
 def test_the_bound_stands_beside_the_makespan():
     assert bound_line(straight()) == "makespan 12 s; lower bound 10 s (critical path): at most 20 % above the best possible"
+
+
+def test_a_trace_that_kept_few_turns_tells_of_all_of_them():
+    found = transfers(traced(turns=1000, kept=3, invariant=True))
+    assert (found.count, found.nbytes, found.seconds) == (1001, 1001 * 4000, 1000.5)
+    # Of 6.5 kept seconds the copies of the first turn, of the invariant, and of the first turn after the gap lie beside nothing.
+    assert found.hidden_fraction == pytest.approx(4 / 6.5)
+    use = device_use(traced(turns=1000, kept=3))
+    assert (use["cpu"].busy_seconds, use["cpu"].launches, use["cpu"].tasks) == (3000.0, 2000, 2)
+    assert (use["gpu:0"].busy_seconds, use["gpu:0"].launches) == (2000.0, 1000)
