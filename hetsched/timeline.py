@@ -106,6 +106,7 @@ class Timeline:
     prologue (epilogue); the period does not hold them.
     bodies: loop task -> node -> byte offset in this plan's arena where the arena of the body's plan lies (`loops[task].arenas[node]` bytes).
     peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
+    totals: of a trace: device or link -> busy seconds, turns whose spans were not kept included.
     notes: remarks for the user (fallbacks, ignored preferences).
     """
 
@@ -131,12 +132,15 @@ class Timeline:
     notes: tuple[str, ...] = ()
     plan_seconds: float = 0.0
     bodies: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    totals: Mapping[str, float] = field(default_factory=dict)
     version: int = 1
 
     @property
     def makespan(self) -> float:
         """Seconds from 0 to the last finish (all turns of a loop's body)."""
         once = max((s.finish for s in self.spans), default=0.0)
+        if self.measured:
+            return once
         return once + (self.turns - 1) * self.period if self.period is not None and self.turns > 0 else once
 
     @property

@@ -1,1 +1,48 @@
-"""."""
+"""The backends: one file per kind of device, whose name is the kind. Each has `find() -> Found`, and is loaded only when machines are looked for.
+
+A backend whose library or driver is absent finds nothing; it never makes an import fail.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+
+from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a backend found: devices, the memory nodes and links they bring, the resources they share; notes on what is there but cannot be used."""
+
+    devices: tuple[Device, ...] = ()
+    memories: tuple[MemoryNode, ...] = ()
+    links: tuple[Link, ...] = ()
+    resources: tuple[Resource, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def kinds() -> list[str]:
+    """The kinds of device there are backends for, the host's first."""
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    return sorted(names, key=lambda name: name != "cpu")
+
+
+def here() -> Machine:
+    """The machine this runs on: what every backend finds."""
+    devices: dict[str, Device] = {}
+    memories: dict[str, MemoryNode] = {}
+    links: dict[tuple[str, str], Link] = {}
+    resources: dict[str, Resource] = {}
+    for kind in kinds():
+        found: Found = importlib.import_module(f"{__name__}.{kind}").find()
+        devices.update((d.id, d) for d in found.devices)
+        memories.update((m.name, m) for m in found.memories)
+        links.update(((x.src, x.dst), x) for x in found.links)
+        resources.update((r.name, r) for r in found.resources)
+    memories.setdefault(HOST, MemoryNode(HOST))
+    return Machine(tuple(devices.values()), tuple(links.values()), tuple(memories.values()), tuple(resources.values()), name="here")
+
+
+Machine.discover = here

@@ -1,0 +1,150 @@
+"""The CPU: its cores as lanes, NumPy as its language.
+
+Speeds are measured once (about a tenth of a second) and kept in the user's cache under a fingerprint of processor, cores and library versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from hetsched.executors.backends import Found
+from hetsched.executors.process import tuned
+from hetsched.machine import HOST, Device, MemoryNode, Resource
+
+IO_LANES = 4
+
+
+def cores() -> int:
+    """Cores this process may use: affinity, and a control group's quota where there is one."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            n = min(n, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(n, 1)
+
+
+def find() -> Found:
+    """The processor as one device, `cpu`, with a lane per core."""
+    import psutil
+
+    n = cores()
+    speeds = _speeds()
+    device = Device(
+        id="cpu",
+        kind="cpu",
+        lanes=n,
+        io_lanes=IO_LANES,
+        memory=HOST,
+        name=_name(),
+        hardware="cpu",
+        languages=("host", "array"),
+        flops_per_second={"float32": speeds["float32"], "float64": speeds["float64"]},
+        bytes_per_second=speeds["bytes"],
+        launch_seconds=speeds["launch"],
+        crossing_seconds=speeds["crossing"],
+        shares_lanes=True,
+        widths=(1, n) if n > 1 else (1,),
+        uses={"cores": 1.0},
+    )
+    memory = MemoryNode(HOST, int(psutil.virtual_memory().available))
+    return Found((device,), (memory,), (), (Resource("cores", float(n)),))
+
+
+def _name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    mark = f"{_name()}|{cores()}|{np.__version__}|{platform.python_version()}|1"
+    return Path(root) / "hetsched" / f"cpu-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
+
+
+def _speeds() -> dict[str, float]:
+    path = _cache()
+    try:
+        found = json.loads(path.read_text())
+        if all(isinstance(found[k], float) and found[k] > 0 for k in ("float32", "float64", "bytes", "launch", "crossing")):
+            return {k: float(v) for k, v in found.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    speeds = measure()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps(speeds))
+        os.replace(partial, path)
+    except OSError:
+        pass  # a cache that cannot be written costs the next run a tenth of a second
+    return speeds
+
+
+def measure() -> dict[str, float]:
+    """flops per second of one lane by dtype (matmul of 384), bytes per second of one lane (copy out of cache), launch and crossing seconds."""
+    out: dict[str, float] = {}
+    with tuned():
+        for dtype in (np.float32, np.float64):
+            a = np.ones((384, 384), dtype)
+            y = np.empty_like(a)
+            out[np.dtype(dtype).name] = 2 * 384**3 / _best(lambda a=a, y=y: np.matmul(a, a, out=y), 6)  # type: ignore[misc]
+        src = np.ones(1 << 22, np.float32)
+        dst = np.empty_like(src)
+        out["bytes"] = 2 * src.nbytes / _best(lambda: np.copyto(dst, src), 4)
+        small, into = np.ones(8, np.float32), np.empty(8, np.float32)
+
+        def hundred() -> None:
+            for _ in range(100):
+                np.add(small, small, out=into)
+
+        out["launch"] = _best(hundred, 5) / 100
+        out["crossing"] = _crossing()
+    return out
+
+
+def _best(action: Callable[[], object], times: int) -> float:
+    action()
+    best = float("inf")
+    for _ in range(times):
+        start = perf_counter()
+        action()
+        best = min(best, perf_counter() - start)
+    return max(best, 1e-9)
+
+
+def _crossing(rounds: int = 100) -> float:
+    """Seconds to hand a step to a thread that waits: half of a round trip over two queues."""
+    there: queue.SimpleQueue[int] = queue.SimpleQueue()
+    back: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def answer() -> None:
+        for _ in range(rounds):
+            back.put(there.get())
+
+    thread = threading.Thread(target=answer, name="hetsched-crossing", daemon=True)
+    thread.start()
+    start = perf_counter()
+    for i in range(rounds):
+        there.put(i)
+        back.get()
+    seconds = (perf_counter() - start) / rounds / 2
+    thread.join()
+    return seconds

@@ -1,0 +1,384 @@
+"""The executor of plans on CPU threads.
+
+The plan fixes device and priority, not the thread: the threads of a device share its ready steps, and a thread that finishes one goes on with
+the ready step of highest priority (the earliest planned start), waking others only when there is more to do than a wake-up costs. The caller's
+thread is compute lane 0, so a plan of one lane crosses no thread at all. Tasks that wait (`Op.waits`) have io threads and use no core.
+A wide launch runs alone on its device, with BLAS at its width. All bookkeeping is under one lock; kernels run outside it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
+from hetsched.executors.frame import Frame
+from hetsched.executors.process import tuned, wide
+from hetsched.executors.program import Program, Step, compile_plan, describe
+from hetsched.executors.result import Result
+from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
+from hetsched.executors.walk import Walk
+from hetsched.graph.graph import Loop
+from hetsched.timeline import Launch, Timeline
+
+# Below this much ready work a thread keeps it to itself: waking another one takes 7-10 us, and the interpreter lock changes hands.
+WAKE_SECONDS = 20e-6
+
+Progress = Callable[[int, int, str], None]
+
+
+class _Item(NamedTuple):
+    priority: float
+    number: int
+    active: _Active
+    step: Step
+    turn: int
+
+
+class _Active:
+    """A frame being walked: its walk, its place in the frame around it, and what was measured."""
+
+    def __init__(self, frame: Frame, base: float, around: _Item | None) -> None:
+        self.frame = frame
+        self.walk = Walk(len(frame.program.steps), frame.program.arcs, frame.turns, frame.program.window)
+        self.base = base
+        self.around = around
+        self.began = 0.0
+        self.notes: list[Note] = []
+        self.busy: dict[str, float] = {}
+        self.loops: dict[int, Timeline] = {}
+        program = frame.program
+        self.stop_step = -1
+        if frame.loop is not None and frame.loop.stop is not None:
+            maker = int(frame.graph.value_task[frame.graph.outputs[frame.loop.stop]])
+            self.stop_step = next(
+                program.step_of_span[i] for i, s in enumerate(program.plan.spans) if isinstance(s.command, Launch) and s.command.task == maker
+            )
+
+    def priority(self, step: Step, turn: int) -> float:
+        """The planned start: what is meant to begin earlier goes first."""
+        return self.base + step.start + turn * (self.frame.plan.period or 0.0)
+
+    def trace(self) -> Timeline:
+        """What was measured, as a timeline."""
+        return trace_of(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
+
+
+class Crew:
+    """The threads of one run. Used once."""
+
+    def __init__(self, plan: Timeline, trace: bool, keep_going: bool, timeout: float | None, progress: Progress | None) -> None:
+        for owner in sorted({lane.owner for lane in plan.lanes}):
+            if plan.machine.device(owner).kind != "cpu":
+                raise PlacementError(f"the plan uses device {owner!r}, which the cpu executor does not drive; run it where that device is")
+        device = next(d for d in plan.machine.devices if d.kind == "cpu")
+        self.lanes = {"compute": device.lanes, "io": max(device.io_lanes, 1)}
+        self.trace = trace
+        self.keep_going = keep_going
+        self.deadline = None if timeout is None else perf_counter() + timeout
+        self.timeout = timeout
+        self.progress = progress
+        self.lock = threading.Lock()
+        self.ready: dict[str, list[_Item]] = {"compute": [], "io": []}
+        self.idle: dict[str, list[Any]] = {"compute": [], "io": []}
+        self.running = {"compute": 0, "io": 0}
+        self.alone: _Item | None = None  # a wide launch that waits for the device, or has it
+        self.error: BaseException | None = None
+        self.failed: dict[str, Exception] = {}
+        self.over = False
+        self.number = 0
+        self.zero = 0.0
+        self.total = 0
+        self.done = 0
+        self.programs: dict[int, Program] = {}
+
+    def run(self, root: Frame) -> _Active:
+        """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
+        active = _Active(root, 0.0, None)
+        needed = _lanes_needed(root.plan)
+        threads = [
+            threading.Thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
+            for kind, count in needed.items()
+            for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
+        ]
+        self.total = _launches(root.plan) if self.progress is not None else 0
+        self.zero = perf_counter()
+        with ExitStack() as stack:
+            stack.enter_context(tuned())
+            with self.lock:
+                self._push(active, active.walk.begin())
+                self.over = not any(self.ready.values())
+            try:
+                for thread in threads:
+                    thread.start()
+                self._work("compute", 0)
+            except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
+                self.error = self.error or error
+            finally:
+                with self.lock:
+                    self.over = True
+                    self._wake_all()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
+        if self.error is not None:
+            raise self.error
+        if not active.walk.done and not self.failed:
+            stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
+            raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
+        return active
+
+    # Under the lock -----------------------------------------------------------------------------------------------------------
+
+    def _push(self, active: _Active, steps: list[tuple[int, int]]) -> None:
+        for s, turn in steps:
+            step = active.frame.program.steps[s]
+            self.number += 1
+            heapq.heappush(self.ready[step.kind], _Item(active.priority(step, turn), self.number, active, step, turn))
+
+    def _wake(self, kind: str) -> None:
+        """Hand work to whoever is idle; a thread of `kind` is about to go on with one more step itself ("": none is)."""
+        for other, items in self.ready.items():
+            idle = self.idle[other]
+            if not idle or not items or self.alone is not None:
+                continue
+            spare = len(items)
+            if spare <= 0 or (other == kind == "compute" and sum(x.step.seconds for x in items[:8]) < WAKE_SECONDS):
+                continue
+            for _ in range(min(spare, len(idle))):
+                idle.pop().release()
+
+    def _wake_all(self) -> None:
+        for idle in self.idle.values():
+            while idle:
+                idle.pop().release()
+
+    def _take(self, kind: str) -> _Item | None:
+        """The next step for a thread of `kind`, or None where it must wait."""
+        items = self.ready[kind]
+        if kind == "compute" and self.alone is not None:
+            if self.running["compute"] == 0:
+                return self.alone
+            return None
+        if not items:
+            return None
+        item = items[0]
+        if kind == "compute" and _width(item) > 1:
+            heapq.heappop(items)
+            self.alone = item
+            return self._take(kind)
+        return heapq.heappop(items)
+
+    # Threads ------------------------------------------------------------------------------------------------------------------
+
+    def _work(self, kind: str, lane: int) -> None:
+        gate = threading.Lock()
+        gate.acquire()
+        main = kind == "compute" and lane == 0
+        self.lock.acquire()
+        try:
+            while not self.over:
+                if self.deadline is not None and perf_counter() > self.deadline and self.error is None:
+                    self.error = RunTimeoutError(
+                        f"the run took longer than {self.timeout:g} s; raise --timeout, or see --trace for what takes the time"
+                    )
+                item = self._take(kind) if self.error is None else None
+                if item is None:
+                    if not any(self.running.values()) and (self.error is not None or not (any(self.ready.values()) or self.alone)):
+                        self.over = True
+                        self._wake_all()
+                        break
+                    self._wake("")
+                    self.idle[kind].append(gate)
+                    self.lock.release()
+                    try:
+                        self._sleep(gate, main)
+                    finally:
+                        self.lock.acquire()
+                        if gate in self.idle[kind]:  # woken by the deadline, not by a peer
+                            self.idle[kind].remove(gate)
+                    continue
+                self.running[kind] += 1
+                self._wake(kind)
+                self.lock.release()
+                try:
+                    self._do(item, kind, lane)
+                except BaseException as error:
+                    with self.lock:
+                        self._fail(item, error)
+                    if not isinstance(error, Exception):
+                        raise
+                finally:
+                    self.lock.acquire()
+                    self.running[kind] -= 1
+                    if item is self.alone:
+                        self.alone = None
+                    if self.alone is not None or (item.step.lanes and _width(item) > 1) or self.error is not None:
+                        self._wake_all()
+        finally:
+            self.lock.release()
+
+    def _sleep(self, gate: Any, main: bool) -> None:
+        if self.deadline is not None and main:
+            gate.acquire(timeout=max(self.deadline - perf_counter(), 0.0) + 1e-3)
+        else:
+            gate.acquire()
+
+    def _fail(self, item: _Item, error: BaseException) -> None:
+        if self.keep_going and isinstance(error, TaskError) and item.active.around is None:
+            self.failed[error.task] = error
+        else:
+            self.error = self.error or error
+
+    def _do(self, item: _Item, kind: str, lane: int) -> None:
+        active, step, turn = item.active, item.step, item.turn
+        frame = active.frame
+        plan = frame.plan
+        command = plan.spans[step.spans[0]].command
+        start = perf_counter() - self.zero
+        if isinstance(command, Launch) and isinstance(loop := frame.graph.task_ops[command.task], Loop):
+            self._begin_loop(item, command.task, loop, start)
+            return
+        if len(step.lanes) > 1:
+            with wide(len(step.lanes)):
+                frame.perform(step.index, turn)
+        else:
+            frame.perform(step.index, turn)
+        self._finish(item, start, perf_counter() - self.zero, lane)
+
+    def _finish(self, item: _Item, start: float, finish: float, lane: int) -> None:
+        active, step, turn = item.active, item.step, item.turn
+        stop = step.index == active.stop_step and active.frame.stop_value(turn)
+        with self.lock:
+            active.busy[step.owner] = active.busy.get(step.owner, 0.0) + (finish - start) * max(len(step.lanes), 1)
+            if self.trace and (turn < KEPT_TURNS or turn >= active.walk.turns - KEPT_TURNS or active.stop_step >= 0):
+                active.notes.append(Note(step.index, turn, lane, start, finish))
+            if stop:
+                active.frame.stopped_at = turn
+                active.walk.stop_after(turn)
+            self._push(active, active.walk.finish(step.index, turn))
+            ended = active.walk.done
+            self.done += len(step.spans)
+            report = (self.done, self.total) if self.progress is not None else None
+        if report is not None and self.progress is not None:
+            self.progress(*report, active.frame.graph.task_names[_task_of(active.frame.plan, step)])
+        if ended and active.around is not None:
+            self._end_loop(active)
+
+    def _begin_loop(self, item: _Item, task: int, loop: Loop, start: float) -> None:
+        frame = item.active.frame.child(task, item.turn, self.programs)
+        frame.bind_collected(item.active.frame, task, item.turn)
+        inner = _Active(frame, item.priority, item)
+        inner.began = start
+        with self.lock:
+            self._push(inner, inner.walk.begin())
+            empty = inner.walk.done
+        if empty:
+            self._end_loop(inner)
+
+    def _end_loop(self, inner: _Active) -> None:
+        item = inner.around
+        assert item is not None
+        frame = item.active.frame
+        command = frame.plan.spans[item.step.spans[0]].command
+        assert isinstance(command, Launch)
+        inner.frame.end_loop(frame, command.task, item.turn)
+        with self.lock:
+            if self.trace:
+                item.active.loops[command.task] = inner.trace()
+            for owner, seconds in inner.busy.items():
+                item.active.busy[owner] = item.active.busy.get(owner, 0.0) + seconds
+        finish = perf_counter() - self.zero
+        active = item.active
+        with self.lock:
+            if self.trace and (item.turn < KEPT_TURNS or item.turn >= active.walk.turns - KEPT_TURNS):
+                active.notes.append(Note(item.step.index, item.turn, 0, inner.began, finish))
+            self._push(active, active.walk.finish(item.step.index, item.turn))
+            self.done += 1
+            ended = active.walk.done
+        if ended and active.around is not None:
+            self._end_loop(active)
+
+
+def _width(item: _Item) -> int:
+    command = item.active.frame.plan.spans[item.step.spans[0]].command
+    return command.width if isinstance(command, Launch) and item.step.kind == "compute" and len(item.step.spans) == 1 and not _is_loop(item) else 1
+
+
+def _is_loop(item: _Item) -> bool:
+    frame = item.active.frame
+    command = frame.plan.spans[item.step.spans[0]].command
+    return isinstance(command, Launch) and isinstance(frame.graph.task_ops[command.task], Loop)
+
+
+def _task_of(plan: Timeline, step: Step) -> int:
+    command = plan.spans[step.spans[-1]].command
+    return command.task if isinstance(command, Launch) else 0
+
+
+def _lanes_needed(plan: Timeline) -> dict[str, int]:
+    """Threads that the plan can keep busy, by kind: the lanes it names, loops included."""
+    found: dict[str, set[int]] = {"compute": {0}, "io": set()}
+    for span in plan.spans:
+        command = span.command
+        if isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop):
+            continue  # its body says which lanes it uses
+        for lane in span.lanes:
+            found[lane.kind].add(lane.number)
+    need = {kind: max(numbers, default=-1) + 1 for kind, numbers in found.items()}
+    for body in plan.loops.values():
+        for kind, count in _lanes_needed(body).items():
+            need[kind] = max(need[kind], count)
+    return need
+
+
+def _launches(plan: Timeline) -> int:
+    """Launches of a run, loops unrolled: for the progress."""
+    inner = sum(_launches(body) for body in plan.loops.values())
+    return (len(plan.spans) + inner) * (plan.loop.turns if plan.loop is not None else 1)
+
+
+def run_plan(
+    plan: Timeline,
+    inputs: Mapping[int, Any],
+    *,
+    trace: bool = True,
+    keep_going: bool = False,
+    timeout: float | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Run a plan on the CPU threads of this process. `inputs`: value id -> read-only array or object.
+
+    Raises `TaskError` for the first task that fails (unless `keep_going`: then the tasks that do not need it still run), `RunTimeoutError`.
+    """
+    began = perf_counter()
+    frame = Frame(compile_plan(plan), inputs)
+    crew = Crew(plan, trace, keep_going, timeout, progress)
+    active = crew.run(frame)
+    if crew.failed:
+        lost = set(crew.failed)
+        values = frame.results([name for name, value in plan.graph.outputs.items() if not _lost(plan, value, lost)])
+    else:
+        values = frame.results()
+    return Result(values, active.trace(), (plan,), perf_counter() - began, dict(crew.failed))
+
+
+def _lost(plan: Timeline, value: int, failed: set[str]) -> bool:
+    """True if a value depends on a task that failed."""
+    graph = plan.graph
+    preds = graph.predecessors()
+    task = int(graph.value_task[value])
+    todo, seen = [task] if task >= 0 else [], set()
+    while todo:
+        t = todo.pop()
+        if t in seen:
+            continue
+        seen.add(t)
+        if graph.task_names[t] in failed:
+            return True
+        todo += preds[t]
+    return False

@@ -1,0 +1,547 @@
+"""A frame: one run of a program on memory nodes that this process can touch, with arrays bound to its steps.
+
+Before the first turn every launch is bound to arrays that lie where the plan says: offset in the arena of the memory node, ring slot of the turn.
+A step is then a list of bound calls, made once for every combination of ring slots that turns can meet, so that nothing is allocated or looked up
+in the steady state of a loop. Launches that touch what cannot be bound ahead (elements of a sequence, the number of the turn, opaque objects,
+bounded dimensions) find their arrays when they run.
+
+The outermost frame borrows the graph's inputs, read-only, and owns the outputs, which it hands over. The frame of a loop's body takes
+invariants, sequences and first carried values from the frame around it and writes last carried and collected values into its replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetsched.errors import HetschedError, InternalError, TaskError
+from hetsched.executors.program import Program, Step, compile_plan
+from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.op import Op
+from hetsched.graph.ops.shape import view_offset
+from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo
+from hetsched.graph.spec import Sequence as SequenceSpec
+from hetsched.machine import HOST
+from hetsched.timeline import Copy, Launch, Timeline
+
+Bytes: TypeAlias = NDArray[np.uint8]
+# (kernel, inputs, outputs, workspace, attributes, task); kernel None: `inputs` is a function of the turn that does it all.
+Call: TypeAlias = tuple[Any, Any, Any, Any, Any, int]
+ALIGNMENT = 64
+
+
+def aligned_bytes(nbytes: int) -> Bytes:
+    """An uninitialised buffer whose address is a multiple of 64 (JAX then takes it without a copy; vector loads like it)."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+def stride_of(nbytes: int) -> int:
+    """Bytes from one ring slot to the next."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def typed(buffer: Bytes, spec: Spec) -> NDArray[Any]:
+    """`buffer`'s first bytes as an array of `spec` (bounded dimensions at their bounds)."""
+    return buffer[: spec.nbytes].view(spec.dtype).reshape(spec.bounds)
+
+
+def array_spec(spec: AnySpec) -> Spec | None:
+    """The dense array that holds a value of `spec`, or None where it is a Python object."""
+    if isinstance(spec, Spec):
+        return spec
+    if isinstance(spec, SequenceSpec) and isinstance(spec.element, Spec) and spec.length is not None and not spec.element.is_bounded:
+        return spec.array
+    return None
+
+
+class Frame:
+    """One run of `program`. `borrowed`: value -> array or object on the host, for inputs; `arenas`: memory node -> bytes (made where absent)."""
+
+    def __init__(
+        self, program: Program, borrowed: Mapping[int, Any], outputs: Mapping[int, Any] | None = None, arenas: Mapping[str, Bytes] | None = None
+    ) -> None:
+        self.program = program
+        self.plan: Timeline = program.plan
+        self.graph: Graph = program.plan.graph
+        self.loop: Loop | None = program.plan.loop
+        self.turns = self.loop.turns if self.loop is not None else 1
+        self.borrowed = dict(borrowed)
+        self.arenas: dict[str, Bytes] = {
+            node: arenas[node] if arenas is not None and node in arenas else aligned_bytes(n) for node, n in self.plan.arenas.items()
+        }
+        self.stopped_at: int | None = None
+        self.rows_of: dict[int, int] = {}  # sequence input -> rows of its array, where its elements are rows
+        self.targets: dict[int, Any] = {}  # collected value -> the array of the whole sequence, in the frame around this one
+        self._tables: list[dict[Any, list[Call]]] = [{} for _ in program.steps]
+        self._cells: dict[tuple[int, str, int], Any] = {}
+        self._collected: dict[int, list[Any]] = {}
+        self._programs: dict[int, Program] = {}
+        self._offset: dict[tuple[int, str], tuple[int, int]] = {}
+        for replica, offset in self.plan.offsets.items():
+            self._offset[replica.value, replica.node] = (offset, self.plan.rings.get(replica, 1))
+        self._copied = {(s.command.value, s.command.dst.node) for s in (*self.plan.spans, *self.plan.prologue) if isinstance(s.command, Copy)}
+        self._every = program.every
+        self._turn_value = self.graph.inputs[self.loop.turn] if self.loop is not None and self.loop.turn else None
+        self._sequences = {self.graph.inputs[name] for name in self.loop.sequences} if self.loop is not None else set()
+        self.owned: dict[int, Any] = self._own(outputs) if self.loop is None else {}
+        self._dynamic = self._find_dynamic()
+        self._keys = [self._key_rule(step) for step in program.steps]
+        if self.loop is not None:
+            self._gather = {self.graph.outputs[name]: name for name in self.loop.collected}
+        else:
+            self._gather = {}
+
+    # Where values lie ---------------------------------------------------------------------------------------------------------
+
+    def _own(self, given: Mapping[int, Any] | None) -> dict[int, Any]:
+        """Fresh arrays for the outputs that a task or a copy writes on the host."""
+        out: dict[int, Any] = {}
+        for value in self.graph.outputs.values():
+            spec = array_spec(self.graph.spec(value))
+            task = int(self.graph.value_task[value])
+            if spec is None or task < 0 or value in out:
+                continue
+            op = self.graph.task_ops[task]
+            if isinstance(op, Op) and op.view and (value, HOST) not in self._copied:
+                continue  # an alias of another replica: copied when the results are handed over
+            out[value] = given[value] if given is not None and value in given else np.empty(spec.bounds, spec.dtype)
+        return out
+
+    def _find_dynamic(self) -> set[int]:
+        """Values whose arrays cannot be bound ahead."""
+        graph, out = self.graph, set(self._sequences)
+        if self._turn_value is not None:
+            out.add(self._turn_value)
+        for value, spec in enumerate(graph.value_specs):
+            form = array_spec(spec)
+            if form is None or form.is_bounded:
+                out.add(value)
+        for value in graph.inputs.values():
+            if self.loop is None or value not in self.program.carried:
+                bound = self.borrowed.get(value)
+                if bound is not None and not isinstance(bound, np.ndarray):
+                    out.add(value)
+        for task, op in enumerate(graph.task_ops):
+            if isinstance(op, Op) and op.view and graph.reads(task)[0] in out:
+                out.update(graph.writes(task))
+        return out
+
+    def _every_k(self, value: int) -> int:
+        return self._every.get(int(self.graph.value_task[value]), 1) if self._every else 1
+
+    def _slot(self, value: int, node: str, turn: int) -> int:
+        _, slots = self._offset.get((value, node), (0, 1))
+        return (turn // self._every_k(value)) % slots
+
+    def _specs(self, turn: int) -> list[AnySpec]:
+        if self.loop is not None and self.loop.is_remainder(turn):
+            return cast(Graph, self.loop.remainder).value_specs
+        return self.graph.value_specs
+
+    def locate(self, value: int, node: str, turn: int) -> Any:
+        """The array (or object) of a value in a memory node, as a launch of `turn` sees it."""
+        if (value, node) not in self._copied:
+            if node == HOST:
+                if value == self._turn_value:
+                    return np.asarray(turn, np.int64)
+                if value in self._sequences:
+                    return self._element(value, turn)
+                if value in self.graph.constants:
+                    return self.graph.constants[value]
+            if value in self.program.carried:
+                return self.locate(self.program.carried[value], node, turn - 1)
+            if node == HOST and value in self.borrowed:
+                return self.borrowed[value]
+        if node == HOST and value in self.owned:
+            return self.owned[value]
+        task = int(self.graph.value_task[value])
+        spec = self._specs(turn)[value]
+        if task >= 0 and (value, node) not in self._copied:
+            op = self.graph.task_ops[task]
+            if isinstance(op, Op) and op.view:
+                base = self.locate(self.graph.reads(task)[0], node, turn)
+                return alias(op, base, self.graph.task_attributes[task] if spec is self.graph.spec(value) else self._rest_attributes(task), spec)
+        if value in self._dynamic:
+            return self._cells[value, node, self._slot(value, node, turn)]
+        return self.buffer(value, node, turn)
+
+    def _rest_attributes(self, task: int) -> Mapping[str, Any]:
+        assert self.loop is not None
+        return cast(Graph, self.loop.remainder).task_attributes[task]
+
+    def buffer(self, value: int, node: str, turn: int) -> Any:
+        """The planned memory of a replica, shaped at its bounds (for the turn's body)."""
+        if node == HOST and value in self.owned:
+            return self.owned[value]
+        spec = array_spec(self._specs(turn)[value])
+        place = self._offset.get((value, node))
+        if spec is None or place is None:
+            raise InternalError(f"the plan gives value {self.graph.value_names[value]!r} no memory on {node}")
+        full = array_spec(self.graph.spec(value))
+        assert full is not None
+        start = place[0] + self._slot(value, node, turn) * stride_of(full.nbytes)
+        return typed(self.arenas[node][start : start + spec.nbytes], spec)
+
+    def _element(self, value: int, turn: int) -> Any:
+        whole = self.borrowed[value]
+        spec = self.graph.spec(value)
+        rows = self.rows_of.get(value)
+        if rows is not None:
+            n = cast(Spec, spec).bounds[0]
+            return whole[turn * n : min((turn + 1) * n, rows)]
+        return whole[turn]
+
+    # Steps --------------------------------------------------------------------------------------------------------------------
+
+    def _key_rule(self, step: Step) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+        """What of the turn's number a step's bindings depend on: (k, slots) pairs and the k of tasks that do not run every turn."""
+        rings: set[tuple[int, int]] = set()
+        fires: set[int] = set()
+        for i in step.spans:
+            command = self.plan.spans[i].command
+            if isinstance(command, Launch):
+                touched = [*command.reads, *command.writes]
+                if command.task in self._every:
+                    fires.add(self._every[command.task])
+            else:
+                touched = [command.src, command.dst] if isinstance(command, Copy) else []
+            for replica in touched:
+                value = self._root(replica.value, replica.node)
+                slots = self._offset.get((value, replica.node), (0, 1))[1]
+                if slots > 1:
+                    rings.add((self._every_k(value), slots))
+        return tuple(sorted(rings)), tuple(sorted(fires))
+
+    def _root(self, value: int, node: str) -> int:
+        """The value whose replica's bytes a value uses: through views and carried inputs."""
+        seen = 0
+        while (value, node) not in self._copied:
+            task = int(self.graph.value_task[value])
+            if value in self.program.carried:
+                value = self.program.carried[value]
+            elif task >= 0 and isinstance(op := self.graph.task_ops[task], Op) and op.view:
+                value = self.graph.reads(task)[0]
+            else:
+                break
+            seen += 1
+            if seen > len(self.graph.value_specs):
+                raise InternalError(f"value {self.graph.value_names[value]!r} is carried into itself")
+        return value
+
+    def calls(self, step: int, turn: int) -> list[Call]:
+        """The bound calls of a step in a turn."""
+        rings, fires = self._keys[step]
+        rest = self.loop is not None and self.loop.is_remainder(turn)
+        if rings or fires:
+            key: Any = (rest, *[(turn // k) % n for k, n in rings], *[turn % k == 0 for k in fires])
+        else:
+            key = rest
+        table = self._tables[step]
+        found = table.get(key)
+        if found is None:
+            found = table[key] = self._bind(self.program.steps[step], turn)
+        return found
+
+    def perform(self, step: int, turn: int) -> None:
+        """Do a step: every launch or copy of it. Raises `TaskError` with the task's name."""
+        task = -1
+        try:
+            for kernel, inputs, outputs, workspace, attributes, task in self.calls(step, turn):  # noqa: B007 (read in the handler)
+                if kernel is not None:
+                    kernel(np, inputs, outputs, workspace, attributes)
+                else:
+                    inputs(turn)
+        except HetschedError:
+            raise
+        except MemoryError as error:
+            raise TaskError(self._name(task), f"task {self._name(task)!r} ran out of host memory: {error}") from error
+        except Exception as error:
+            where = f" in turn {turn}" if self.loop is not None else ""
+            raise TaskError(self._name(task), f"task {self._name(task)!r} failed{where}: {type(error).__name__}: {error}") from error
+
+    def poison(self, step: int, turn: int) -> None:
+        """Overwrite what a step is about to write, where it does not also read it: a replica reused too early is then seen to be wrong."""
+        for i in self.program.steps[step].spans:
+            command = self.plan.spans[i].command
+            if isinstance(command, Launch) and turn % self._every.get(command.task, 1) == 0:
+                op = self.graph.task_ops[command.task]
+                if isinstance(op, Op) and not op.view:
+                    reads = [x for r in command.reads if isinstance(x := self.locate(r.value, r.node, turn), np.ndarray)]
+                    for r in command.writes:
+                        if array_spec(self.graph.spec(r.value)) is not None:
+                            self._spoil(self.buffer(r.value, r.node, turn), reads)
+            elif isinstance(command, Copy) and array_spec(self.graph.spec(command.value)) is not None:
+                self._spoil(self.buffer(command.value, command.dst.node, turn), [])
+
+    @staticmethod
+    def _spoil(target: Any, reads: list[Any]) -> None:
+        if not any(np.may_share_memory(target, x) for x in reads):
+            target.reshape(-1).view(np.uint8).fill(0xA5)
+
+    def _name(self, task: int) -> str:
+        return self.graph.task_names[task] if task >= 0 else "copy"
+
+    def _bind(self, step: Step, turn: int) -> list[Call]:
+        calls: list[Call] = []
+        for i in step.spans:
+            command = self.plan.spans[i].command
+            if isinstance(command, Copy):
+                calls.append(self._bind_copy(command, turn))
+                made = [(command.dst.value, command.dst.node)]
+                task = -1
+            elif isinstance(command, Launch):
+                task = command.task
+                if turn % self._every.get(task, 1):
+                    continue
+                call = self._bind_launch(command, step, turn)
+                if call is not None:
+                    calls.append(call)
+                made = [(r.value, r.node) for r in command.writes]
+            else:
+                continue
+            for value, node in made:
+                if value in self._gather and node == HOST:
+                    calls.append((None, self._collector(value), None, None, None, task))
+        return calls
+
+    def _bind_copy(self, command: Copy, turn: int) -> Call:
+        value, src, dst = command.value, command.src.node, command.dst.node
+        if value in self._dynamic:
+
+            def move(now: int) -> None:
+                found = self.locate(value, src, now)
+                if isinstance(self.graph.spec(value), Spec):
+                    target = self.buffer(value, dst, now)
+                    target = target.reshape(-1)[: found.size].reshape(found.shape)
+                    np.copyto(target, found)
+                    found = target
+                self._cells[value, dst, self._slot(value, dst, now)] = found
+
+            return (None, move, None, None, None, -1)
+        source, target = self.locate(value, src, turn), self.buffer(value, dst, turn)
+        return (_copy, (source,), (target,), None, None, -1)
+
+    def _bind_launch(self, command: Launch, step: Step, turn: int) -> Call | None:
+        graph, task = self.graph, command.task
+        op = graph.task_ops[task]
+        assert isinstance(op, Op)
+        device = self.plan.machine.device(step.owner)
+        specs = [graph.spec(r.value) for r in command.reads]
+        if op.view:
+            return None  # an alias: readers find it through its base
+        kernel = op.kernel_for(device, specs)
+        if kernel is None:
+            raise InternalError(f"the plan puts task {graph.task_names[task]!r} on {device.id}, which has no kernel for {op.name}")
+        rest = self.loop is not None and self.loop.is_remainder(turn)
+        attributes = self._rest_attributes(task) if rest else graph.task_attributes[task]
+        workspace = self._workspace(task)
+        node = device.memory
+        if not any(r.value in self._dynamic for r in (*command.reads, *command.writes)):
+            reads = tuple(self.locate(r.value, node, turn) for r in command.reads)
+            writes = tuple(self.buffer(r.value, node, turn) for r in command.writes)
+            return (kernel, reads, writes, workspace, attributes, task)
+        return (None, self._launch_later(command, op, kernel, node, workspace, attributes), None, None, None, task)
+
+    def _launch_later(self, command: Launch, op: Op, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any]) -> Callable[[int], None]:
+        """A launch that finds its arrays when it runs."""
+        graph = self.graph
+        bounded = any(isinstance(s := graph.spec(r.value), Spec) and s.is_bounded for r in command.writes)
+
+        def launch(turn: int) -> None:
+            reads = [self.locate(r.value, node, turn) for r in command.reads]
+            specs = self._specs(turn)
+            writes: list[Any] = []
+            actual: list[AnySpec] | None = None
+            if bounded:
+                seen = [Spec(a.shape, a.dtype) if isinstance(a, np.ndarray) else specs[r.value] for a, r in zip(reads, command.reads, strict=True)]
+                actual = list(op.infer(seen, attributes))
+            for i, r in enumerate(command.writes):
+                if array_spec(specs[r.value]) is None:
+                    writes.append(None)  # the kernel puts the object there
+                    continue
+                target = self.buffer(r.value, node, turn)
+                if actual is not None and isinstance(a := actual[i], Spec):
+                    target = target.reshape(-1)[: a.size].reshape(a.bounds)
+                writes.append(target)
+            shapes = kernel(np, reads, writes, workspace, attributes)
+            for i, r in enumerate(command.writes):
+                if r.value not in self._dynamic:
+                    continue
+                result = writes[i]
+                if shapes is not None and isinstance(result, np.ndarray) and isinstance(actual, list) and cast(Spec, actual[i]).is_bounded:
+                    result = np.ascontiguousarray(result[tuple(slice(n) for n in shapes[i])])
+                self._cells[r.value, r.node, self._slot(r.value, r.node, turn)] = result
+
+        return launch
+
+    def _workspace(self, task: int) -> Any:
+        place = self.plan.workspaces.get(task)
+        if place is None:
+            return None
+        node, offset, nbytes = place
+        return self.arenas[node][offset : offset + nbytes]
+
+    # Loops --------------------------------------------------------------------------------------------------------------------
+
+    def child(self, task: int, turn: int, compiled: Mapping[int, Program]) -> Frame:
+        """The frame of the body of loop task `task`, its first carried values in place."""
+        loop = cast(Loop, self.graph.task_ops[task])
+        program = compiled.get(id(self.plan.loops[task])) or self._programs.get(task)
+        if program is None:
+            program = self._programs[task] = compile_plan(self.plan.loops[task])
+        body = loop.body
+        values = self.graph.reads(task)
+        borrowed: dict[int, Any] = {}
+        first: dict[int, Any] = {}
+        rows: dict[int, int] = {}
+        carried = {a for a, _ in loop.carried}
+        for name, value in zip(loop.inputs, values, strict=True):
+            found = self.locate(value, HOST, turn)
+            if name in carried:
+                first[body.inputs[name]] = found
+            else:
+                borrowed[body.inputs[name]] = found
+                spec = self.graph.spec(value)
+                if name in loop.sequences and isinstance(spec, SequenceSpec) and spec.rows is not None:
+                    rows[body.inputs[name]] = spec.rows
+        places = self.plan.bodies.get(task, {})
+        room = {node: self.arenas[node][start : start + program.plan.arenas[node]] for node, start in places.items() if node in program.plan.arenas}
+        frame = Frame(program, borrowed, arenas=room)
+        frame.rows_of = rows
+        frame._begin_loop(first)
+        return frame
+
+    def _begin_loop(self, first: Mapping[int, Any]) -> None:
+        assert self.loop is not None
+        self._first = dict(first)
+        for span in self.plan.prologue:
+            command = span.command
+            if isinstance(command, Copy):
+                value = command.value
+                source = first[value] if value in first else self.locate(value, command.src.node, 0)
+                if value in self.program.carried:
+                    self._set_carried(value, command.dst.node, source)
+                else:
+                    np.copyto(self.buffer(value, command.dst.node, 0), source)
+        for value, found in first.items():
+            result = self.program.carried[value]
+            made_at = {node for v, node in self._offset if v == result} or {HOST}
+            if HOST in made_at or result in self._dynamic:
+                self._set_carried(value, HOST, found)
+
+    def _set_carried(self, value: int, node: str, found: Any) -> None:
+        """Put a first carried value where turn 0 looks for it: the slot of turn -1."""
+        result = self.program.carried[value]
+        if result in self._dynamic:
+            self._cells[result, node, self._slot(result, node, -1)] = found
+            return
+        root = self._root(result, node)
+        np.copyto(self.buffer(root, node, -1).reshape(found.shape), found)
+
+    def _collector(self, value: int) -> Callable[[int], None]:
+        store = self._collected.setdefault(value, [])
+        spec = self.graph.spec(value)
+        assert self.loop is not None
+        rows = self.loop.rows.get(self._gather[value])
+
+        def collect(turn: int) -> None:
+            found = self.locate(value, HOST, turn)
+            target = self.targets.get(value)
+            if target is None:
+                store.append((turn, found.copy() if isinstance(found, np.ndarray) else found))
+            elif rows is not None:
+                n = cast(Spec, spec).bounds[0]
+                target[turn * n : turn * n + found.shape[0]] = found
+            else:
+                target[turn] = found
+
+        return collect
+
+    def bind_collected(self, parent: Frame, task: int, turn: int) -> None:
+        """Let collected values be written straight into the parent's replica of the sequence."""
+        loop = cast(Loop, parent.graph.task_ops[task])
+        outs = parent.graph.writes(task)
+        self.targets = {}
+        for name, value in zip(loop.collected, outs[len(loop.carried) :], strict=True):
+            if array_spec(parent.graph.spec(value)) is not None:
+                self.targets[self.graph.outputs[name]] = parent.buffer(value, HOST, turn)
+
+    def end_loop(self, parent: Frame, task: int, turn: int) -> None:
+        """Write last carried and collected values into the parent's replicas on the host."""
+        loop = cast(Loop, parent.graph.task_ops[task])
+        outs = parent.graph.writes(task)
+        ran = self.stopped_at + 1 if self.stopped_at is not None else self.turns
+        for (name, _), value in zip(loop.carried, outs[: len(loop.carried)], strict=True):
+            inner = self.graph.inputs[name]
+            if ran:
+                node = next((n for v, n in self._offset if v == self.program.carried[inner] and n == HOST), None)
+                found = self.locate(self.program.carried[inner], node or self._node_of(self.program.carried[inner]), ran - 1)
+            else:
+                found = self._first[inner]
+            parent._store(value, turn, found)
+        for name, value in zip(loop.collected, outs[len(loop.carried) :], strict=True):
+            spec = cast(SequenceSpec, parent.graph.spec(value))
+            inner = self.graph.outputs[name]
+            if inner not in self.targets:
+                found = [x for _, x in sorted(self._collected.get(inner, []), key=lambda row: row[0])]
+                parent._cells[value, HOST, parent._slot(value, HOST, turn)] = found
+            elif isinstance(spec.length, UpTo):
+                n = ran * cast(Spec, spec.element).bounds[0] if spec.rows is not None else ran
+                parent._cells[value, HOST, parent._slot(value, HOST, turn)] = self.targets[inner][:n]
+
+    def _node_of(self, value: int) -> str:
+        root = self._root(value, HOST)
+        nodes = [n for v, n in self._offset if v == root]
+        return nodes[0] if nodes else HOST
+
+    def _store(self, value: int, turn: int, found: Any) -> None:
+        if value in self._dynamic:
+            if isinstance(found, np.ndarray) and isinstance(self.graph.spec(value), Spec):
+                found = found.copy()
+            self._cells[value, HOST, self._slot(value, HOST, turn)] = found
+        else:
+            np.copyto(self.buffer(value, HOST, turn), found)
+
+    def stop_value(self, turn: int) -> bool:
+        """The loop's stop value after `turn`."""
+        assert self.loop is not None
+        assert self.loop.stop is not None
+        return bool(self.locate(self.graph.outputs[self.loop.stop], HOST, turn))
+
+    # Results ------------------------------------------------------------------------------------------------------------------
+
+    def results(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The outputs by name (all, or `names`), each the caller's own array."""
+        out: dict[str, Any] = {}
+        handed: set[int] = set()
+        for name in self.graph.outputs if names is None else names:
+            value = self.graph.outputs[name]
+            found = self.locate(value, HOST, 0)
+            if isinstance(found, np.ndarray):
+                mine = value in self.owned and value not in handed and found.base is None
+                found = found if mine else np.array(found, order="C")
+            handed.add(value)
+            out[name] = found
+        return out
+
+
+def alias(op: Op, base: Any, attributes: Mapping[str, Any], spec: AnySpec) -> Any:
+    """What a view op gives: `base`'s own bytes under another shape."""
+    if not isinstance(spec, Spec):
+        return base
+    source = Spec(base.shape, base.dtype)
+    if spec.is_bounded:
+        (found,) = op.infer([source], attributes)
+        assert isinstance(found, Spec)
+        spec = found
+    first = view_offset(op, source, attributes) // spec.dtype.itemsize
+    return base.reshape(-1)[first : first + spec.size].reshape(spec.bounds)
+
+
+def _copy(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
+    np.copyto(outputs[0], inputs[0])

@@ -1,0 +1,281 @@
+"""From a plan to a program: steps and the arcs between them. Pure; what every executor walks.
+
+A step is what is dispatched at once: one command, or a **segment** of launches of one lane that need not wait between them. Arcs come from
+data (a reader waits for the launch or copy that makes its replica), from reuse (`Timeline.after`), from order-only edges, from lane order
+on devices whose lanes are streams, and from a loop's stop value.
+
+Segments. In a straight plan on lanes that share their tasks, only chains are joined (a task whose one reader follows it on the same device):
+that costs no freedom. In a loop's body, neighbours on a lane are joined as long as the joined steps stay without a cycle and neither a
+long launch waits for another lane's result nor another lane waits for the end of a long launch that it does not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hetsched.errors import InternalError
+from hetsched.executors.walk import Arc, find_cycle
+from hetsched.graph.graph import Graph, Loop
+from hetsched.machine import HOST
+from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
+
+# Joining tasks delays the readers on other lanes by at most this much; below, a hand-over between threads costs more than it gains.
+LONG_SECONDS = 50e-6
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is dispatched at once. `spans` are indices into the plan's spans; `start` and `seconds` are the plan's, for priorities."""
+
+    index: int
+    spans: tuple[int, ...]
+    lanes: tuple[Lane, ...]
+    start: float
+    seconds: float
+
+    @property
+    def owner(self) -> str:
+        """The device (or link) that the step runs on; of a loop, its first."""
+        return self.lanes[0].owner
+
+    @property
+    def kind(self) -> str:
+        """Kind of its lanes: compute, io or copy."""
+        return self.lanes[0].kind
+
+
+@dataclass(frozen=True)
+class Program:
+    """A plan ready to be walked: `steps`, `arcs` between them, `window`: turns in flight. `carried`: body input value -> carried output value."""
+
+    plan: Timeline
+    steps: tuple[Step, ...]
+    arcs: tuple[Arc, ...]
+    window: int
+    carried: dict[int, int]
+    every: dict[int, int]
+    step_of_span: dict[int, int]
+
+
+def carried_values(loop: Loop | None) -> dict[int, int]:
+    """Body input value -> the body's output value that becomes it in the next turn."""
+    if loop is None:
+        return {}
+    return {loop.body.inputs[a]: loop.body.outputs[b] for a, b in loop.carried}
+
+
+def every_of(loop: Loop | None) -> dict[int, int]:
+    """Body task number -> k, for the tasks that run every k > 1 turns."""
+    if loop is None:
+        return {}
+    return {loop.body.task_index[name]: k for name, k in loop.every.items() if k > 1}
+
+
+def span_arcs(plan: Timeline) -> list[Arc]:
+    """The arcs between the spans of a plan: data, order, reuse, stream lanes, stop."""
+    graph, carried = plan.graph, carried_values(plan.loop)
+    maker: dict[tuple[int, str], int] = {}
+    launch_of: dict[int, int] = {}
+    for i, span in enumerate(plan.spans):
+        command = span.command
+        if isinstance(command, Launch):
+            launch_of[command.task] = i
+            for replica in command.writes:
+                maker[replica.value, replica.node] = i
+        elif isinstance(command, Copy):
+            maker[command.dst.value, command.dst.node] = i
+    arcs: list[Arc] = []
+
+    def read(replica: Replica, reader: int) -> None:
+        value, distance = replica.value, 0
+        if value in carried:
+            own = maker.get((value, replica.node))
+            if own is not None:  # a carried input copied to another node within the turn
+                arcs.append(Arc(own, reader))
+                return
+            value, distance = carried[value], 1
+        before = maker.get((value, replica.node))
+        if before is not None:
+            arcs.append(Arc(before, reader, distance))
+        elif graph.value_task[value] >= 0:
+            raise InternalError(f"the plan never brings value {graph.value_names[value]!r} to {replica.node}")
+
+    for i, span in enumerate(plan.spans):
+        command = span.command
+        if isinstance(command, Launch):
+            for replica in command.reads:
+                read(replica, i)
+        elif isinstance(command, Copy):
+            read(command.src, i)
+    arcs += [Arc(launch_of[a], launch_of[b]) for a, b in graph.after]
+    arcs += [Arc(*edge) for edge in plan.after]
+    arcs += _stream_arcs(plan)
+    if plan.loop is not None and plan.loop.stop is not None:
+        # The stop value decides whether the next turn exists at all: nothing of it may begin before.
+        stop = maker[graph.outputs[plan.loop.stop], HOST]
+        arcs += [Arc(stop, i, 1) for i, s in enumerate(plan.spans) if s.lanes]
+    return list(dict.fromkeys(arcs))
+
+
+def _stream_arcs(plan: Timeline) -> Iterable[Arc]:
+    shared = {d.id for d in plan.machine.devices if d.shares_lanes}
+    lanes: dict[Lane, list[tuple[float, float, int]]] = {}
+    for i, span in enumerate(plan.spans):
+        for lane in span.lanes:
+            if lane.owner not in shared:
+                lanes.setdefault(lane, []).append((span.start, span.finish, i))
+    for rows in lanes.values():
+        if plan.period is None:
+            rows.sort()
+            yield from (Arc(a[2], b[2]) for a, b in pairwise(rows))
+        elif plan.period > 0:
+            # In the steady state a lane runs its spans by phase. A span of a later stage belongs to an earlier turn: distances may be negative.
+            phased = sorted((s - (s // plan.period) * plan.period, int(s // plan.period), i) for s, _, i in rows)
+            yield from (Arc(a[2], b[2], a[1] - b[1]) for a, b in pairwise(phased))
+            yield Arc(phased[-1][2], phased[0][2], phased[-1][1] - phased[0][1] + 1)
+
+
+def compile_plan(plan: Timeline, join: bool = True) -> Program:
+    """The program of a plan; `join=False` makes every command a step of its own."""
+    arcs = span_arcs(plan)
+    groups = _segments(plan, arcs) if join else [[i] for i, s in enumerate(plan.spans) if s.lanes]
+    of: dict[int, int] = {}
+    for g, group in enumerate(groups):
+        of.update((i, g) for i in group)
+    steps = []
+    for g, group in enumerate(groups):
+        spans = [plan.spans[i] for i in group]
+        steps.append(Step(g, tuple(group), spans[0].lanes, min(s.start for s in spans), sum(s.finish - s.start for s in spans)))
+    joined = list(dict.fromkeys(Arc(of[a], of[b], d) for a, b, d in arcs if of[a] != of[b] or d > 0))
+    cycle = find_cycle(len(steps), joined)
+    if cycle is not None:
+        names = " -> ".join(describe(plan, plan.spans[steps[s].spans[0]]) for s in cycle)
+        raise InternalError(f"the plan waits for itself: {names}")
+    window = 1
+    if plan.loop is not None:
+        longest = max((s.finish for s in plan.spans), default=0.0)
+        window = 2 + int(longest / plan.period) + 1 if plan.period else 2
+        # Turns may run ahead of the plan when predictions were wrong; the rings still bound what is alive.
+        window = min(max(window, 4), 64)
+    return Program(plan, tuple(steps), tuple(joined), window, carried_values(plan.loop), every_of(plan.loop), of)
+
+
+def _segments(plan: Timeline, arcs: list[Arc]) -> list[list[int]]:
+    order = sorted((i for i, s in enumerate(plan.spans) if s.lanes), key=lambda i: (plan.spans[i].start, plan.spans[i].finish, i))
+    order = _topological(order, arcs)
+    before: dict[int, list[int]] = {i: [] for i in order}
+    after: dict[int, list[int]] = {i: [] for i in order}
+    for a, b, d in arcs:
+        if d == 0:
+            before[b].append(a)
+            after[a].append(b)
+    shared = {d.id for d in plan.machine.devices if d.shares_lanes}
+
+    def joinable(i: int) -> bool:
+        span = plan.spans[i]
+        plain = isinstance(span.command, Launch) and not isinstance(plan.graph.task_ops[span.command.task], Loop)
+        return plain and len(span.lanes) == 1 and span.lanes[0].owner in shared
+
+    return _lane_segments(plan, order, before, after, joinable) if plan.loop is not None else _chains(plan, order, before, after, joinable)
+
+
+def _chains(
+    plan: Timeline, order: list[int], before: dict[int, list[int]], after: dict[int, list[int]], joinable: Callable[[int], bool]
+) -> list[list[int]]:
+    """A task joins its one predecessor where it is that one's only successor, on the same device."""
+    groups: list[list[int]] = []
+    group_of: dict[int, int] = {}
+    for i in order:
+        preds = set(before[i])
+        if len(preds) == 1 and joinable(i):
+            (p,) = preds
+            lane, its = plan.spans[i].lanes[0], plan.spans[p].lanes[0]
+            if len(set(after[p])) == 1 and joinable(p) and (lane.owner, lane.kind) == (its.owner, its.kind):
+                group_of[i] = group_of[p]
+                groups[group_of[p]].append(i)
+                continue
+        group_of[i] = len(groups)
+        groups.append([i])
+    return groups
+
+
+def _lane_segments(
+    plan: Timeline, order: list[int], before: dict[int, list[int]], after: dict[int, list[int]], joinable: Callable[[int], bool]
+) -> list[list[int]]:
+    """A task joins the last segment of its lane unless that would make a cycle, or make a long launch wait or be waited for."""
+    groups: list[list[int]] = []
+    group_of: dict[int, int] = {}
+    ancestors: list[int] = []  # bit sets of groups
+    seconds: list[float] = []
+    crossing: list[bool] = []  # another lane reads what the group has made so far
+    tail: dict[tuple[Lane, ...], int] = {}
+    for i in order:
+        span = plan.spans[i]
+        length = span.finish - span.start
+        preds = {group_of[p] for p in before[i]}
+        into = tail.get(span.lanes) if joinable(i) else None
+        if into is not None:
+            cycle = any((ancestors[p] >> into) & 1 for p in preds if p != into)
+            waits = any(p != into and not (ancestors[into] >> p) & 1 for p in preds)
+            if cycle or (crossing[into] and length > LONG_SECONDS) or (waits and seconds[into] > LONG_SECONDS):
+                into = None
+        if into is None:
+            into = len(groups)
+            groups.append([])
+            ancestors.append(0)
+            seconds.append(0.0)
+            crossing.append(False)
+            if joinable(i):
+                tail[span.lanes] = into
+        groups[into].append(i)
+        group_of[i] = into
+        seconds[into] += length
+        crossing[into] = crossing[into] or any(plan.spans[b].lanes != span.lanes for b in after[i])
+        mask = 0
+        for p in preds - {into}:
+            mask |= ancestors[p] | (1 << p)
+        if mask & ~ancestors[into]:
+            ancestors[into] |= mask
+            for g in range(len(groups)):
+                if (ancestors[g] >> into) & 1:
+                    ancestors[g] |= ancestors[into]
+    return groups
+
+
+def _topological(order: list[int], arcs: list[Arc]) -> list[int]:
+    """`order`, mended where spans of length 0 share a start: every arc of distance 0 runs forward."""
+    import heapq
+
+    rank = {i: r for r, i in enumerate(order)}
+    out: dict[int, list[int]] = {i: [] for i in order}
+    degree = dict.fromkeys(order, 0)
+    for a, b, d in arcs:
+        if d == 0:
+            out[a].append(b)
+            degree[b] += 1
+    heap = [rank[i] for i in order if degree[i] == 0]
+    heapq.heapify(heap)
+    result = []
+    while heap:
+        i = order[heapq.heappop(heap)]
+        result.append(i)
+        for b in out[i]:
+            degree[b] -= 1
+            if degree[b] == 0:
+                heapq.heappush(heap, rank[b])
+    if len(result) < len(order):
+        cycle = find_cycle(max(order) + 1, arcs) or []
+        raise InternalError(f"the plan waits for itself: spans {cycle}")
+    return result
+
+
+def describe(plan: Timeline, span: Span) -> str:
+    """A span in words: the task, or the value and its way."""
+    graph: Graph = plan.graph
+    if isinstance(span.command, Launch):
+        return graph.task_names[span.command.task]
+    if isinstance(span.command, Copy):
+        return f"copy of {graph.value_names[span.command.value]} to {span.command.dst.node}"
+    return f"free of {graph.value_names[span.command.replica.value]}"

@@ -1,0 +1,51 @@
+"""What a run gives: values by name, the trace, the plans it followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hetsched.errors import GraphError, did_you_mean
+from hetsched.timeline import Timeline
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Mapping[str, Any]):
+    """The outputs of a run, by name: arrays that belong to the caller.
+
+    trace: what happened, as a timeline on the clock of the run. plans: what was meant to happen, one an epoch.
+    wall_seconds: from the call to the last output. failed: with `keep_going`, the tasks that failed, with their errors.
+    """
+
+    outputs: Mapping[str, Any]
+    trace: Timeline
+    plans: tuple[Timeline, ...]
+    wall_seconds: float
+    failed: Mapping[str, Exception]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.outputs:
+            raise KeyError(f"no output {name!r}{did_you_mean(name, self.outputs)}")
+        return self.outputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def plan(self) -> Timeline:
+        """The plan in force at the end."""
+        return self.plans[-1]
+
+    def bundle(self, name: str) -> dict[str, Any]:
+        """The values of an output that is a bundle, by their names inside it."""
+        bundles = self.plan.graph.bundles
+        if name not in bundles:
+            raise GraphError(f"no output bundle {name!r}{did_you_mean(name, bundles)}")
+        return {part[len(name) + 1 :]: self.outputs[part] for part in bundles[name][0] if part in self.outputs}
+
+    def __repr__(self) -> str:
+        return f"<Result: {', '.join(self.outputs) or 'no outputs'} in {self.wall_seconds:.6g} s>"

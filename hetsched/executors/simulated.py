@@ -1,0 +1,183 @@
+"""The executor under a virtual clock: the same program, the same walk, no threads, any machine.
+
+Durations are the plan's, times a factor drawn for each step (`spread`), so that what a run does when predictions are wrong can be studied and
+repeated by a seed. The values are really computed, by the array kernels on NumPy, in the memory that the plan gives: what a step writes is spoilt
+when it starts and computed when it finishes in virtual time, so that a missing reuse edge, or an order that is not kept, gives wrong values.
+
+Lanes. The lanes of a device that shares them take the ready step of highest priority (continuation); a stream takes its steps in the
+order of the plan.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import replace
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hetsched.errors import InternalError
+from hetsched.executors.frame import Frame
+from hetsched.executors.program import Step, compile_plan, describe
+from hetsched.executors.result import Result
+from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
+from hetsched.executors.walk import Walk
+from hetsched.graph.graph import Loop
+from hetsched.timeline import Launch, Timeline
+
+
+class Done(NamedTuple):
+    """An entry of the log: what ran, from when to when."""
+
+    start: float
+    finish: float
+    task: str
+    turn: int
+
+
+class _Active:
+    def __init__(self, frame: Frame, base: float, around: tuple[_Active, Step, int] | None, start: float) -> None:
+        self.frame = frame
+        self.walk = Walk(len(frame.program.steps), frame.program.arcs, frame.turns, frame.program.window)
+        self.base = base
+        self.around = around
+        self.began = start
+        self.notes: list[Note] = []
+        self.busy: dict[str, float] = {}
+        self.loops: dict[int, Timeline] = {}
+
+
+class Simulation:
+    """One simulated run. `spread` 0.5 draws every duration between 0.5 and 1.5 times the plan's; `compute=False` leaves the values out."""
+
+    def __init__(
+        self, plan: Timeline, inputs: Mapping[int, Any], spread: float = 0.0, seed: int = 0, compute: bool = True, join: bool = False
+    ) -> None:
+        self.plan = plan
+        self.compute = compute
+        self.random = np.random.default_rng(seed)
+        self.spread = spread
+        self.root = Frame(compile_plan(plan, join=False), inputs)
+        self.ready: list[tuple[float, int, _Active, Step, int]] = []
+        self.running: list[tuple[float, int, _Active, Step, int, float, tuple[tuple[str, str, int], ...]]] = []
+        self.free: dict[tuple[str, str], set[int]] = {}
+        for device in plan.machine.devices:
+            self.free[device.id, "compute"] = set(range(device.lanes))
+            self.free[device.id, "io"] = set(range(device.io_lanes))
+        for link in plan.machine.links:
+            self.free[link.id, "copy"] = set(range(max(link.engines, 1)))
+        self.endless = {link.id for link in plan.machine.links if link.engines == 0}
+        self.shared = {d.id for d in plan.machine.devices if d.shares_lanes}
+        self.number = 0
+        self.now = 0.0
+        self.log: list[Done] = []
+
+    def run(self) -> Result:
+        """Walk to the end; raises `InternalError` if the run comes to a stop before it."""
+        began = perf_counter()
+        root = _Active(self.root, 0.0, None, 0.0)
+        self._push(root, root.walk.begin())
+        while self.ready or self.running:
+            self._start()
+            if not self.running:
+                break
+            self._finish()
+        if not root.walk.done:
+            stuck = [describe(self.plan, self.plan.spans[root.frame.program.steps[s].spans[0]]) for s, _, _ in root.walk.stuck()]
+            raise InternalError(f"the simulated run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
+        trace = trace_of(root.frame.program, root.notes, root.busy, 1, root.loops)
+        return Result(self.root.results() if self.compute else {}, trace, (self.plan,), perf_counter() - began, {})
+
+    def _push(self, active: _Active, steps: list[tuple[int, int]]) -> None:
+        for s, turn in steps:
+            step = active.frame.program.steps[s]
+            self.number += 1
+            priority = active.base + step.start + turn * (active.frame.plan.period or 0.0)
+            heapq.heappush(self.ready, (priority, self.number, active, step, turn))
+
+    def _start(self) -> None:
+        """Start every ready step, by priority, for which its lanes are free."""
+        held = []
+        while self.ready:
+            item = heapq.heappop(self.ready)
+            _, number, active, step, turn = item
+            command = active.frame.plan.spans[step.spans[0]].command
+            if isinstance(command, Launch) and isinstance(active.frame.graph.task_ops[command.task], Loop):
+                self._begin_loop(active, step, turn, command.task)
+                continue
+            lanes = self._lanes(step)
+            if lanes is None:
+                held.append(item)
+                continue
+            for owner, kind, lane in lanes:
+                self.free[owner, kind].discard(lane)
+            if self.compute:
+                active.frame.poison(step.index, turn)
+            seconds = step.seconds * (1 + self.spread * (2 * self.random.random() - 1) if self.spread else 1.0)
+            heapq.heappush(self.running, (self.now + seconds, number, active, step, turn, self.now, lanes))
+        for item in held:
+            heapq.heappush(self.ready, item)
+
+    def _lanes(self, step: Step) -> tuple[tuple[str, str, int], ...] | None:
+        """The lanes a step would take now, or None. Streams: the plan's own lane; shared lanes: any that is free."""
+        if step.owner in self.endless:
+            return ()
+        free = self.free[step.owner, step.kind]
+        if step.owner in self.shared:
+            return tuple((step.owner, step.kind, lane) for lane in sorted(free)[: len(step.lanes)]) if len(free) >= len(step.lanes) else None
+        wanted = tuple((lane.owner, lane.kind, lane.number) for lane in step.lanes)
+        return wanted if all(lane in self.free[owner, kind] for owner, kind, lane in wanted) else None
+
+    def _begin_loop(self, active: _Active, step: Step, turn: int, task: int) -> None:
+        body = active.frame.plan.loops[task]
+        frame = active.frame.child(task, turn, {id(body): compile_plan(body, join=False)})
+        frame.bind_collected(active.frame, task, turn)
+        inner = _Active(frame, active.base + step.start, (active, step, turn), self.now)
+        self._push(inner, inner.walk.begin())
+        if inner.walk.done:
+            self._end_loop(inner)
+
+    def _finish(self) -> None:
+        self.now, _, active, step, turn, start, lanes = heapq.heappop(self.running)
+        for owner, kind, lane in lanes:
+            self.free[owner, kind].add(lane)
+        frame = active.frame
+        if self.compute:
+            frame.perform(step.index, turn)
+        self.log.append(Done(start, self.now, describe(frame.plan, frame.plan.spans[step.spans[0]]), turn))
+        active.busy[step.owner] = active.busy.get(step.owner, 0.0) + (self.now - start) * max(len(step.lanes), 1)
+        active.notes.append(Note(step.index, turn, lanes[0][2] if lanes else 0, start, self.now))
+        if frame.loop is not None and frame.loop.stop is not None and self.compute:
+            maker = int(frame.graph.value_task[frame.graph.outputs[frame.loop.stop]])
+            made = any(isinstance(c := frame.plan.spans[i].command, Launch) and c.task == maker for i in step.spans)
+            if made and frame.stop_value(turn):
+                frame.stopped_at = turn
+                active.walk.stop_after(turn)
+        self._push(active, active.walk.finish(step.index, turn))
+        if active.walk.done and active.around is not None:
+            self._end_loop(active)
+
+    def _end_loop(self, inner: _Active) -> None:
+        assert inner.around is not None
+        active, step, turn = inner.around
+        command = active.frame.plan.spans[step.spans[0]].command
+        assert isinstance(command, Launch)
+        if self.compute:
+            inner.frame.end_loop(active.frame, command.task, turn)
+        frame = inner.frame
+        kept = [n for n in inner.notes if n.turn < KEPT_TURNS or n.turn >= inner.walk.turns - KEPT_TURNS]
+        active.loops[command.task] = trace_of(frame.program, kept, inner.busy, inner.walk.turns, inner.loops)
+        for owner, seconds in inner.busy.items():
+            active.busy[owner] = active.busy.get(owner, 0.0) + seconds
+        active.notes.append(Note(step.index, turn, 0, inner.began, self.now))
+        self._push(active, active.walk.finish(step.index, turn))
+        if active.walk.done and active.around is not None:
+            self._end_loop(active)
+
+
+def run_plan(plan: Timeline, inputs: Mapping[int, Any], *, spread: float = 0.0, seed: int = 0, compute: bool = True) -> Result:
+    """Run a plan under a virtual clock; the trace's times are virtual. `inputs`: value id -> read-only array or object."""
+    result = Simulation(plan, inputs, spread, seed, compute).run()
+    return replace(result, wall_seconds=result.trace.makespan)

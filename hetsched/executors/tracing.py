@@ -1,0 +1,66 @@
+"""From what the threads noted to a trace: the measured timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from hetsched.executors.program import Program
+from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
+
+# A loop's trace keeps the spans of its first and last turns; of those between, running sums.
+KEPT_TURNS = 100
+
+
+class Note(NamedTuple):
+    """Step `step` of turn `turn` ran on lane number `lane` of its device from `start` to `finish`, seconds of the run."""
+
+    step: int
+    turn: int
+    lane: int
+    start: float
+    finish: float
+
+
+def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float], turns: int, loops: Mapping[int, Timeline]) -> Timeline:
+    """The trace of one frame. A segment is measured as a whole: its launches get shares in proportion to the plan's seconds."""
+    plan = program.plan
+    spans: list[Span] = []
+    for note in sorted(notes, key=lambda n: (n.start, n.finish, n.turn, n.step)):
+        step = program.steps[note.step]
+        lanes = step.lanes if len(step.lanes) > 1 else (Lane(step.owner, note.lane, step.kind),)
+        planned = [plan.spans[i] for i in step.spans]
+        if plan.loop is not None and program.every:
+            planned = [s for s in planned if not (isinstance(s.command, Launch) and note.turn % program.every.get(s.command.task, 1))]
+        total = sum(s.finish - s.start for s in planned)
+        at = note.start
+        for k, span in enumerate(planned):
+            share = (span.finish - span.start) / total if total > 0 else 1 / len(planned)
+            until = note.finish if k == len(planned) - 1 else min(at + share * (note.finish - note.start), note.finish)
+            spans.append(Span(lanes, _of_turn(span.command, note.turn), at, until))
+            at = until
+    period = None
+    if plan.loop is not None:
+        ends: dict[int, float] = {}
+        for note in notes:
+            ends[note.turn] = max(ends.get(note.turn, 0.0), note.finish)
+        if len(ends) > 1:
+            first, last = min(ends), max(ends)
+            period = (ends[last] - ends[first]) / (last - first)
+    return replace(
+        plan, spans=tuple(spans), after=(), period=period, turns=turns, loops=dict(loops), measured=True, totals=dict(busy), prologue=(), epilogue=()
+    )
+
+
+def _of_turn(command: Launch | Copy | object, turn: int) -> Launch | Copy:
+    if isinstance(command, Launch):
+        if not turn:
+            return command
+        reads = tuple(Replica(r.value, turn, r.node) for r in command.reads)
+        return Launch(command.task, turn, reads, tuple(Replica(r.value, turn, r.node) for r in command.writes), command.width)
+    assert isinstance(command, Copy)
+    if not turn:
+        return command
+    src, dst = command.src, command.dst
+    return Copy(command.value, turn, Replica(src.value, turn, src.node), Replica(dst.value, turn, dst.node))

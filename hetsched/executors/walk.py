@@ -1,0 +1,159 @@
+"""The walk along a plan: which step of which turn may start now. Pure: it sees no thread, no clock and no array.
+
+A walk counts, for every step of every turn in flight, the arcs that still hold it back. `begin` gives what may start at once, `finish` takes
+what has ended and gives what may start because of it. Arcs carry a distance in turns: (u, v, d) holds back v of turn i until u of turn i - d
+has finished; where there is no turn i - d the arc is met from the beginning. A distance may be negative (on a stream, the copy for a later turn
+stands before the kernel of an earlier one). A straight plan is a walk of one turn.
+
+At most `window` turns are in flight, so that the memory of the walk does not grow with the number of turns. The window only delays:
+the order of the arcs (data, reuse, lanes) alone is what makes a run correct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from hetsched.errors import InternalError
+
+
+class Arc(NamedTuple):
+    """Step `later` of turn i waits for step `before` of turn i - `turns`."""
+
+    before: int
+    later: int
+    turns: int = 0
+
+
+class Walk:
+    """The state of one walk: `turns` times `steps` steps, held back by `arcs`. Not thread-safe: one lock around it, held by the caller."""
+
+    def __init__(self, steps: int, arcs: Iterable[Arc], turns: int = 1, window: int = 4) -> None:
+        self.steps = steps
+        self.turns = turns
+        self.window = max(1, window)
+        self.finished_steps = 0
+        self._near: list[list[int]] = [[] for _ in range(steps)]
+        self._far: list[list[tuple[int, int]]] = [[] for _ in range(steps)]
+        incoming: list[list[int]] = [[] for _ in range(steps)]
+        for before, later, distance in dict.fromkeys(arcs):
+            if distance == 0:
+                self._near[before].append(later)
+            else:
+                self._far[before].append((later, distance))
+            incoming[later].append(distance)
+        self._incoming = incoming
+        self._deepest = max((d for row in incoming for d in row), default=0)
+        self._ahead = -min((d for row in incoming for d in row), default=0)
+        self.window = max(self.window, self._ahead + 1)
+        self._steady = [len(row) for row in incoming]
+        self._waiting: dict[int, list[int]] = {}
+        self._left: dict[int, int] = {}
+        self._open = 0  # turns below are in flight or done
+        self._oldest = 0  # the first turn that is not done
+
+    @property
+    def done(self) -> bool:
+        """True when every step of every turn has finished."""
+        return self._oldest >= self.turns
+
+    @property
+    def oldest(self) -> int:
+        """The first turn that has not finished."""
+        return self._oldest
+
+    def begin(self) -> list[tuple[int, int]]:
+        """What may start at once, as (step, turn)."""
+        if self.steps == 0:
+            self._oldest = self.turns
+        return self._admit()
+
+    def finish(self, step: int, turn: int) -> list[tuple[int, int]]:
+        """Step `step` of `turn` has finished; what may start because of it."""
+        ready: list[tuple[int, int]] = []
+        waiting = self._waiting[turn]
+        for later in self._near[step]:
+            waiting[later] -= 1
+            if waiting[later] == 0:
+                ready.append((later, turn))
+        for later, distance in self._far[step]:
+            target = turn + distance
+            if not 0 <= target < self.turns:
+                continue
+            counters = self._waiting.get(target)
+            if counters is None:
+                counters = self._waiting[target] = self._fresh(target)
+            counters[later] -= 1
+            if counters[later] == 0 and target < self._open:
+                ready.append((later, target))
+        self.finished_steps += 1
+        left = self._left[turn] = self._left[turn] - 1
+        if left == 0 and turn == self._oldest:
+            while self._oldest < self._open and self._left[self._oldest] == 0:
+                del self._waiting[self._oldest], self._left[self._oldest]
+                self._oldest += 1
+            ready += self._admit()
+        return ready
+
+    def stop_after(self, turn: int) -> None:
+        """No turn after `turn` begins; none may have begun (the stop value's step precedes every step of the next turn)."""
+        if self._open > turn + 1 and any(self._left[t] < self.steps for t in range(turn + 1, self._open)):
+            raise InternalError(f"turn {turn} stops the loop, but a later turn has begun")
+        for t in range(turn + 1, self._open):
+            del self._waiting[t], self._left[t]
+        self._open = min(self._open, turn + 1)
+        self.turns = turn + 1
+
+    def _fresh(self, turn: int) -> list[int]:
+        if self._deepest <= turn < self.turns - max(self._ahead, 0):
+            return list(self._steady)
+        return [sum(0 <= turn - d < self.turns for d in row) for row in self._incoming]
+
+    def _admit(self) -> list[tuple[int, int]]:
+        ready: list[tuple[int, int]] = []
+        while self._open < min(self.turns, self._oldest + self.window):
+            turn = self._open
+            counters = self._waiting.get(turn)
+            if counters is None:
+                counters = self._waiting[turn] = self._fresh(turn)
+            self._left[turn] = self.steps
+            ready += [(s, turn) for s, n in enumerate(counters) if n == 0]
+            self._open += 1
+        return ready
+
+    def stuck(self) -> list[tuple[int, int, int]]:
+        """(step, turn, arcs still unmet) of every step in flight that has not become ready: for the text of a deadlock."""
+        return [(s, t, n) for t, row in sorted(self._waiting.items()) for s, n in enumerate(row) if n > 0]
+
+
+def find_cycle(steps: int, arcs: Sequence[Arc]) -> list[int] | None:
+    """A cycle of arcs within one turn, as step numbers, or None."""
+    out: list[list[int]] = [[] for _ in range(steps)]
+    degree = [0] * steps
+    for before, later, distance in arcs:
+        if distance == 0:
+            out[before].append(later)
+            degree[later] += 1
+    ready = [s for s in range(steps) if degree[s] == 0]
+    left = steps
+    while ready:
+        s = ready.pop()
+        left -= 1
+        for later in out[s]:
+            degree[later] -= 1
+            if degree[later] == 0:
+                ready.append(later)
+    if not left:
+        return None
+    step = next(s for s in range(steps) if degree[s] > 0)
+    back: list[list[int]] = [[] for _ in range(steps)]
+    for before, later, distance in arcs:
+        if distance == 0 and degree[before] > 0 and degree[later] > 0:
+            back[later].append(before)
+    seen: dict[int, int] = {}
+    path: list[int] = []
+    while step not in seen:
+        seen[step] = len(path)
+        path.append(step)
+        step = back[step][0]
+    return path[seen[step] :][::-1]
