@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from hetsched.placement.periodic_problem import NANOSECONDS, Core, LoopProblem, 
 _STEPS = (1.0, 1.003, 1.01, 1.03, 1.08, 1.2, 1.5, 2.0, 3.0, 5.0)
 
 
-class _Best:
+class Best:
     """The best plan so far: period and starts of its ops, with the order that gave them."""
 
     def __init__(self) -> None:
@@ -35,6 +35,7 @@ class _Best:
         self.cycle: list[int] = []
 
     def offer(self, period: int, ops: Ops, start: list[int], cycle: list[int]) -> bool:
+        """Keep a plan if it is better; True if it was."""
         if self.ops is None or period < self.period:
             self.period, self.ops, self.start, self.cycle = period, ops, start, cycle
             return True
@@ -45,16 +46,19 @@ def plan_period(problem: LoopProblem, *, seconds: float | None = None, seed: int
     """A plan of one turn with a short period.
 
     evaluations: schedules tried at most (None: enough for the size of the body); the plan is the same for the same seed and evaluations.
-    seconds: stop the search when this much time is gone (then the plan depends on the machine's speed). Raises `PlacementError` where a task has no device.
+    seconds: stop the search when this much time is gone (then the plan depends on the machine's speed).
+    Raises `PlacementError` where a task has no device.
     """
     core = Core(problem)
     if not core.n:
         return PeriodPlan(0.0, (), (), PeriodBound(0.0, "task"))
-    return _Search(core, seed, evaluations, seconds).run()
+    search = Search(core, seed, evaluations, seconds)
+    search.run()
+    return search.result()
 
 
-class _Search:
-    """One search; `spent` counts the schedules tried."""
+class Search:
+    """One search; `spent` counts the schedules tried. `best` holds the plan in whole nanoseconds."""
 
     def __init__(self, core: Core, seed: int, evaluations: int | None, seconds: float | None) -> None:
         self.core, self.rng = core, random.Random(seed)
@@ -64,7 +68,7 @@ class _Search:
         self.limit = evaluations if evaluations is not None else 150
         self.deadline = None if seconds is None else time.perf_counter() + seconds
         self.spent = 0
-        self.best = _Best()
+        self.best = Best()
 
     @property
     def over(self) -> bool:
@@ -73,15 +77,14 @@ class _Search:
             return True
         return self.spent >= self.limit or (self.deadline is not None and time.perf_counter() > self.deadline)
 
-    def run(self) -> PeriodPlan:
+    def run(self, seeds: Sequence[Sequence[int]] = ()) -> None:
+        """Search; `seeds` are assignments to start from besides that of fastest devices."""
         core = self.core
-        fastest = [min(row, key=lambda d, t=t: (core.durations[t][d], d)) for t, row in enumerate(core.allowed)]  # type: ignore[misc]
-        pool = anneal(core, self.cycles, [fastest], 150 * core.n, 6, self.rng, self.enough)
+        pool = anneal(core, self.cycles, [fastest(core), *seeds], 150 * core.n, 6, self.rng, self.enough)
         for b, assignment in pool:
             if self.best.ops is not None and (self.over or b >= self.best.period):
                 break
             self.order(Ops(core, assignment), b)
-        return self.result()
 
     def order(self, ops: Ops, least: int) -> None:
         """Schedules of one assignment at rising periods, until one is found or none would beat the best."""
@@ -113,17 +116,11 @@ class _Search:
                     self.best.offer(found, ops, start, cycle)
                     return
         if self.best.ops is None:
-            self.best.offer(*self.sequential(ops))
-
-    def sequential(self, ops: Ops) -> tuple[int, Ops, list[int], list[int]]:
-        """One op after another: always possible."""
-        start, at = [0] * ops.count, 0
-        for u in topological(ops.count, ops.out):
-            start[u] = at
-            at += ops.seconds[u]
-        return max(1, at), ops, start, []
+            period, start = one_by_one(ops)
+            self.best.offer(period, ops, start, [])
 
     def result(self) -> PeriodPlan:
+        """The best plan in seconds, the first start at 0."""
         best, core = self.best, self.core
         ops = best.ops
         assert ops is not None
@@ -137,6 +134,20 @@ class _Search:
             bound=self.bound,
             evaluations=self.spent,
         )
+
+
+def fastest(core: Core) -> list[int]:
+    """Each task on the device where it takes least (the first of several)."""
+    return [min(row, key=lambda d, t=t: (core.durations[t][d], d)) for t, row in enumerate(core.allowed)]  # type: ignore[misc]
+
+
+def one_by_one(ops: Ops) -> tuple[int, list[int]]:
+    """(period, starts) of a plan that runs one op after another and no two turns at once: always possible, and least in memory."""
+    start, at = [0] * ops.count, 0
+    for u in topological(ops.count, ops.out):
+        start[u] = at
+        at += ops.seconds[u]
+    return max(1, at), start
 
 
 def plan_body_file(path: str | Path, *, seconds: float | None = None, seed: int = 0) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def ratio_of(cycle: Sequence[int], seconds: Sequence[int], out: Arcs) -> tuple[i
 
 def cycle_ratio(seconds: Sequence[int], out: Arcs, order: Sequence[int], least: int = 1) -> tuple[int, list[int], list[int]]:
     """(the least period >= `least` that the arcs allow, starts at it, the critical cycle or [] where `least` itself does)."""
-    period, critical = least, []
+    period = least
+    critical: list[int] = []
     while True:
         start = [0] * len(seconds)
         cycle = relax(seconds, out, period, start, order)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +51,8 @@ class LoopProblem:
 
     durations: seconds of task t on device d; None: cannot. lanes, memory: of each device (memory nodes are numbered). nodes: how many memory nodes.
     links: copy paths. producer, nbytes: of each value (in a benchmark's body value u is that of task u). edges: who reads what, how many turns later.
-    max_in_flight: turns alive at once, at most. limits: bytes of each memory node for the rings, None: unbounded.
+    copy_seconds: of each value on each link, in place of its latency and bandwidth. holds: value -> (task, turns): a copy of the value has ended before
+    the task runs `turns` turns later (which reuses its bytes). max_in_flight: turns alive at once, at most. limits: bytes of each memory node for the rings, None: unbounded.
     """
 
     durations: Sequence[Sequence[float | None]]
@@ -62,6 +63,8 @@ class LoopProblem:
     nbytes: Sequence[int]
     edges: Sequence[Edge]
     nodes: int = 1
+    copy_seconds: Sequence[Sequence[float]] | None = None
+    holds: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     max_in_flight: int | None = None
     limits: Sequence[int | None] = ()
     names: Sequence[str] = ()
@@ -72,8 +75,8 @@ class LoopProblem:
 class PeriodBound:
     """A lower bound on the period in seconds.
 
-    kind "task": one task with state alone; "cycle": the tasks of `cycle` wait for each other over `distance` turns; "load": with `prices` (one a device,
-    summing to 1) every task pays at least its cheapest price * duration / lanes, and the sum is the bound (duality of linear programs).
+    kind "task": one task with state alone; "cycle": the tasks of `cycle` wait for each other over `distance` turns; "load": with `prices` (one a
+    device, summing to 1) every task pays at least its cheapest price * duration / lanes, and the sum is the bound (duality of linear programs).
     """
 
     seconds: float
@@ -85,7 +88,7 @@ class PeriodBound:
 
 @dataclass(frozen=True)
 class PeriodPlan:
-    """One turn that repeats every `period` seconds. tasks: (device, start) of each task. copies: (value, link, start). Starts may exceed the period."""
+    """One turn that repeats every `period` seconds. tasks: (device, start) of each. copies: (value, link, start). Starts may exceed the period."""
 
     period: float
     tasks: tuple[tuple[int, float], ...]
@@ -146,7 +149,10 @@ class Core:
         self.link_of = [[-1] * problem.nodes for _ in range(problem.nodes)]
         for i, x in enumerate(problem.links):
             self.link_of[x.src][x.dst] = i
-        self.copy = [[whole(x.latency + b / x.bandwidth) for x in problem.links] for b in self.nbytes]
+        if problem.copy_seconds is not None:
+            self.copy = [[whole(x) for x in row] for row in problem.copy_seconds]
+        else:
+            self.copy = [[whole(x.latency + b / x.bandwidth) for x in problem.links] for b in self.nbytes]
         self.readers: list[list[tuple[int, int]]] = [[] for _ in self.nbytes]
         self.orders: list[tuple[int, int, int]] = []
         for e in dict.fromkeys(problem.edges):
@@ -194,6 +200,7 @@ class Ops:
                     self.seconds.append(core.copy[w][link])
                     self.resource.append(core.link_resource[link])
                     arcs.append((p, copy, 0))
+                    arcs += [(copy, t, turns) for t, turns in core.problem.holds.get(w, ())]
                     replica[home][1].append((copy, 0))
                     replica[node] = (copy, [])
                 source, uses = replica[node]
