@@ -1,0 +1,140 @@
+"""plan() and run(): the API to embed. The one place where placement and executors meet; the plan is all that passes between them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
+from hetsched.errors import CommandLineError, GraphError, did_you_mean
+from hetsched.executors.result import Result
+from hetsched.graph.graph import Graph
+from hetsched.graph.spec import AnySpec, Spec, UpTo, spec_of
+from hetsched.graph.spec import Sequence as SequenceSpec
+from hetsched.machine import Machine
+from hetsched.placement import plan_graph
+from hetsched.placement.costs import CostModel
+from hetsched.timeline import Timeline
+
+EXECUTORS = ("cpu", "simulated")
+
+
+def plan(
+    graph: Graph,
+    machine: Machine | None = None,
+    policy: str = "auto",
+    objective: str = "time",
+    *,
+    plan_seconds: float = 0.0,
+    only: str | None = None,
+    memory: Mapping[str, int] | None = None,
+    costs: CostModel | None = None,
+) -> Timeline:
+    """Where and when every task runs: the predicted timeline. Touches no device and runs no kernel.
+
+    machine: the one found here, where None. policy: the name of a file in `placement/policies`, or `auto`. objective: `time`.
+    plan_seconds: time to search for a better plan.
+    only: a device pattern (`cpu`, `gpu`, `cuda:0`) for every task that has a kernel on a matching device.
+    memory: memory node -> bytes it may use at most. costs: the cost model; the roofline of `machine` where None.
+    Raises `PlacementError` (no device fits a task), `OutOfMemoryError` (no plan fits the memory).
+    """
+    machine = machine if machine is not None else Machine.here()
+    return plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
+
+
+def run(
+    what: Timeline | Graph,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    machine: Machine | None = None,
+    policy: str = "auto",
+    objective: str = "time",
+    plan_seconds: float = 0.0,
+    only: str | None = None,
+    memory: Mapping[str, int] | None = None,
+    executor: str = "cpu",
+    trace: bool = True,
+    timeout: float | None = None,
+    keep_going: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Result:
+    """Run a plan, or plan a graph and run it. Inputs are borrowed, read-only; the results belong to the caller.
+
+    inputs: by name; NumPy arrays, lists and numbers, or anything with DLPack, of the declared shape and dtype; objects for opaque inputs.
+    executor: `cpu` (threads), or `simulated` (virtual clock, any machine, values by NumPy). trace: False records nothing.
+    timeout: seconds; checked between steps, `RunTimeoutError`. keep_going: a task that fails stops only what needs it (see `Result.failed`).
+    progress: called with (launches done, launches in all, task name), from the threads of the run.
+    Raises `TaskError` where a kernel fails; `GraphError` for inputs that do not fit, all of them at once.
+    """
+    if executor not in EXECUTORS:
+        raise CommandLineError(f"unknown executor {executor!r}{did_you_mean(executor, EXECUTORS)}")
+    if isinstance(what, Graph):
+        given = check_inputs(what, inputs or {})
+        what = plan(what, machine, policy, objective, plan_seconds=plan_seconds, only=only, memory=memory)
+    elif isinstance(what, Timeline):
+        if what.measured:
+            raise CommandLineError("this timeline is a trace of what has run; run a plan (hetsched.plan) or a graph")
+        given = check_inputs(what.graph, inputs or {})
+    else:
+        raise CommandLineError(f"run() takes a plan or a graph, got {type(what).__name__}; finish a builder with freeze()")
+    if executor == "simulated":
+        from hetsched.executors import simulated
+
+        return simulated.run_plan(what, given)
+    from hetsched.executors import cpu
+
+    return cpu.run_plan(what, given, trace=trace, keep_going=keep_going, timeout=timeout, progress=progress)
+
+
+async def run_async(what: Timeline | Graph, inputs: Mapping[str, Any] | None = None, **options: Any) -> Result:
+    """`run`, awaited: the run goes on in a thread while the event loop serves others. Options are those of `run`."""
+    return await asyncio.get_running_loop().run_in_executor(None, functools.partial(run, what, inputs, **options))
+
+
+def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[int, Any]:
+    """Value id -> read-only array (or object) for every input of `graph`; raises `GraphError` with every misfit."""
+    problems = [f"input {name!r} is missing; it wants {graph.spec(v)!r}" for name, v in graph.inputs.items() if name not in inputs]
+    problems += [f"the graph has no input {name!r}{did_you_mean(name, graph.inputs)}" for name in inputs if name not in graph.inputs]
+    out: dict[int, Any] = {}
+    for name, value in graph.inputs.items():
+        if name in inputs:
+            found, problem = _borrow(inputs[name], graph.spec(value))
+            if problem is not None:
+                problems.append(f"input {name!r} {problem}")
+            out[value] = found
+    if problems:
+        raise GraphError(problems)
+    return out
+
+
+def _borrow(given: Any, spec: AnySpec) -> tuple[Any, str | None]:
+    """A read-only view of an input, or what is wrong with it."""
+    if isinstance(spec, SequenceSpec) and not isinstance(given, np.ndarray):
+        return given, None if hasattr(given, "__len__") else f"wants {spec!r}, got {type(given).__name__}; give a list or an array"
+    if not isinstance(spec, (Spec, SequenceSpec)):
+        return given, None
+    array = _on_host(given, spec if isinstance(spec, Spec) else None)
+    if isinstance(spec, Spec):
+        seen = spec_of(array)
+        fits = seen.ndim == spec.ndim and all(n <= d.n if isinstance(d, UpTo) else n == d for n, d in zip(array.shape, spec.shape, strict=True))
+        if seen.dtype != spec.dtype and fits:
+            return array, f"wants {spec!r}, got {seen!r}; convert it with .astype({spec.dtype.name!r})"
+        if seen.dtype != spec.dtype or not fits:
+            return array, f"wants {spec!r}, got {seen!r}"
+    view = np.ascontiguousarray(array).reshape(array.shape).view()
+    view.setflags(write=False)
+    return view, None
+
+
+def _on_host(given: Any, spec: Spec | None) -> Any:
+    if isinstance(given, np.ndarray):
+        return given
+    if hasattr(given, "__cuda_array_interface__") and hasattr(given, "get"):
+        return given.get()
+    if hasattr(given, "__dlpack__") and not isinstance(given, np.generic):
+        return np.from_dlpack(given)
+    return np.asarray(given, dtype=spec.dtype if spec is not None else None)
