@@ -1,8 +1,8 @@
 """Sequences of row batches that stay recipes: batches flow from task to task inside one loop, and no whole array lies between.
 
-`data.batch` turns an array into a `LazySequence`. `apply` adds a row-wise op to the recipe instead of a task to the graph. What needs batches (`nn.train`) writes a loop with
-`loop_over_batches`, whose body takes any rows of a recipe with `Body.take`; what needs the whole array gets it from `materialize`. A recipe answers for any rows in any
-order, so shuffled training over a recipe is the same as over the array.
+`data.batch` turns an array into a `LazySequence`. `apply` adds a row-wise op to the recipe instead of a task to the graph. What needs batches
+(`nn.train`) writes a loop with `loop_over_batches`, whose body takes rows of a recipe with `Body.take`; what needs the whole array gets it from
+`materialize`. A recipe answers for any rows in any order, so shuffled training over a recipe gives what training over the array gives.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.graph import UNKNOWN, Builder, Loop, Value, Where
 from hetsched.graph.op import Attributes, Op
-from hetsched.graph.spec import Spec, UpTo
 from hetsched.graph.spec import Sequence as SequenceSpec
+from hetsched.graph.spec import Spec, UpTo
 
-# Ops whose row i of the output depends on row i of the first input alone, beyond those marked `elementwise`; the other inputs (weights) are the same for all rows.
+# Ops beyond those marked `elementwise` whose row i of the output depends on row i of the first input alone; other inputs (weights) serve all rows.
 ROW_WISE = frozenset({"nn.dense", "nn.conv2d", "nn.max_pool2d", "nn.avg_pool2d", "nn.softmax", "nn.log_softmax"})
 
 
@@ -180,7 +180,7 @@ def _stage(builder: Builder, op: Op, inputs: Sequence[Data], attributes: Attribu
 
 
 def materialize(builder: Builder, data: Data) -> Value:
-    """The whole array of a recipe: the array it was cut from, or a loop that collects its batches. One loop a recipe, whoever asks. An array is itself."""
+    """The whole array of a recipe: the array it was cut from, or what one loop collects, whoever asks and how often. An array is itself."""
     if isinstance(data, Value):
         return data
     if isinstance(data.source, Value):
@@ -208,7 +208,8 @@ def whole(builder: Builder, sequence: Value, name: str | None = None) -> Value:
 class Body:
     """The body of a loop over batches while it is written: where it takes rows, what it carries from turn to turn, what it gives.
 
-    `builder` builds the body; `count` is the rows of its batch (`batch`, or fewer in the remainder body), `cycle` the batches of an epoch, `turn` the number of the turn.
+    `builder` builds the body; `count` is the rows of its batch (`batch`, or fewer in the remainder body), `cycle` the batches of an epoch, `turn`
+    the number of the turn.
     """
 
     def __init__(self, outer: Builder, rows: int, count: int, batch: int) -> None:
@@ -256,7 +257,7 @@ class Body:
         self.every[self.builder.task_names[self.builder.value_producers[value.id]]] = turns
 
     def take(self, data: Data, order: Value | None = None) -> Value:
-        """This turn's rows of an array or a recipe of the surrounding graph: the next `count` ones, in the order of the row numbers `order` where given."""
+        """This turn's rows of an outer array or recipe: the next `count` ones, or those that `order`, a permutation of the row numbers, has there."""
         if isinstance(data, LazySequence) and isinstance(data.source, Stage):
             stage = data.source
             key: Any = (stage, order)
@@ -271,9 +272,8 @@ class Body:
         key = (source, order)
         if key not in self._taken:
             more = () if order is None else (order,)
-            rows = self.builder.op(
-                "data.batch_rows", self.bind(source), self.turn, *more, name=f"take_{_last_part(source.name)}", batch=self.batch, count=self.count, cycle=self.cycle
-            )
+            sizes: dict[str, Any] = {"batch": self.batch, "count": self.count, "cycle": self.cycle}
+            rows = self.builder.op("data.batch_rows", self.bind(source), self.turn, *more, name=f"take_{_last_part(source.name)}", **sizes)
             self._taken[key] = (rows,)
         return self._taken[key][0]
 
@@ -302,9 +302,10 @@ def _last_part(name: str) -> str:
 def loop_over_batches(
     builder: Builder, write: Callable[[Body], None], *, rows: int, batch: int, epochs: int = 1, name: str = "loop"
 ) -> Mapping[str, Value]:
-    """Append one loop that runs over `rows` rows, `batch` a turn, `epochs` times; returns its outputs by name (last values of what is carried, then sequences).
+    """Append one loop that runs over `rows` rows, `batch` a turn, `epochs` times.
 
     `write` writes the body; it is called again for the smaller last batch where `rows` is not a multiple of `batch`, and must do the same then.
+    Returns by name the last values of what is carried and the sequences collected.
     """
     batch = min(batch, rows)
     tail = rows % batch

@@ -1,0 +1,192 @@
+"""Arrays from files: `data.npy`, `data.npz`, `data.csv`. Shapes and dtypes come from headers, or from one bounded scan, before anything runs.
+
+The tasks that read (`data.npy`, `data.read_npz`, `data.read_csv`) wait on a disk and compute little: they belong on an io lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hetsched.errors import GraphError, did_you_mean
+from hetsched.graph import formats, table
+from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
+from hetsched.graph.ops._rules import nbytes
+from hetsched.graph.spec import AnySpec, Spec
+
+if TYPE_CHECKING:
+    from hetsched.graph.graph import Builder, Value
+
+PATH = Attribute("path", doc="the file, relative to the pipeline's folder")
+
+
+def _reading_work(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> Work:
+    return Work(0.0, nbytes(outputs), nbytes(outputs))
+
+
+def _infer_npy(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
+    return [formats.npy_spec(a["path"])]
+
+
+def _read_npy(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    formats.read_npy(a["path"], outputs[0])
+
+
+NPY = Op(
+    "data.npy",
+    (),
+    ("array",),
+    _infer_npy,
+    _reading_work,
+    kernels={"host": _read_npy},
+    attributes={"path": PATH},
+    waits=True,
+    doc="The array of an .npy file: booleans, integers or floats in any byte and memory order; pickles are refused.",
+)
+
+
+def _infer_npz_member(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
+    members = formats.npz_members(a["path"])
+    if a["member"] in members.refused:
+        raise GraphError(members.refused[a["member"]])
+    if a["member"] not in members.specs:
+        raise GraphError(f"{a['path']} has no member {a['member']!r}{did_you_mean(a['member'], members.specs)}")
+    return [members.specs[a["member"]]]
+
+
+def _read_npz_member(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    formats.read_npz_member(a["path"], a["member"], outputs[0])
+
+
+READ_NPZ = Op(
+    "data.read_npz",
+    (),
+    ("array",),
+    _infer_npz_member,
+    _reading_work,
+    kernels={"host": _read_npz_member},
+    attributes={"path": PATH, "member": Attribute(str, doc="which array")},
+    waits=True,
+    doc="One array of an .npz file; the checksum is verified. `data.npz` gives all of them.",
+)
+
+
+def _expand_npz(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Value]:
+    members = formats.npz_members(a["path"])
+    wanted = _texts(a["members"], "members") if a["members"] is not None else tuple(members.specs)
+    problems = []
+    for name in wanted:
+        if name in members.refused:
+            problems.append(members.refused[name])
+        elif name not in members.specs:
+            problems.append(f"{a['path']} has no member {name!r}{did_you_mean(name, members.specs)}")
+    if not wanted:
+        problems = list(members.refused.values()) or [f"{a['path']} holds no array"]
+    if problems:
+        raise GraphError(problems)
+    return {name: builder.op(READ_NPZ, name=name, path=a["path"], member=name) for name in wanted}
+
+
+def _texts(value: Any, option: str) -> tuple[str, ...]:
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) for v in values) or len(set(values)) != len(values):
+        raise GraphError(f"option {option!r} wants a list of different names, got {value!r}")
+    return tuple(values)
+
+
+NPZ = Composite(
+    "data.npz",
+    (),
+    ("members*",),
+    _expand_npz,
+    attributes={"path": PATH, "members": Attribute("any", None, "names of the arrays to read; all where not given", optional=True)},
+    doc="""The arrays of an .npz file; outputs are called as they are called in the file. Only headers are read before the run.
+
+    Members that are no plain arrays (pickles, texts) are left out unless they are asked for, which is an error.""",
+)
+
+
+def _infer_csv(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
+    rows, out = a["rows"], []
+    if a["columns"]:
+        out.append(Spec((rows, len(a["columns"])), a["dtype"]))
+    if a["label"] >= 0:
+        out.append(Spec((rows,), a["label_dtype"]))
+    return list(out)
+
+
+def _read_csv(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    x = outputs[0] if a["columns"] else None
+    y = outputs[-1] if a["label"] >= 0 else None
+    label = a["label"] if a["label"] >= 0 else None
+    table.read_columns(a["path"], a["delimiter"], a["header"], a["columns"], label, a["labels"], x, y)
+
+
+def _csv_work(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> Work:
+    # A number takes about 8 bytes of text, and parsing it as long as some 500 floating-point operations.
+    items = sum(s.size for s in outputs if isinstance(s, Spec))
+    return Work(500.0 * items, 8.0 * items, nbytes(outputs))
+
+
+READ_CSV = Op(
+    "data.read_csv",
+    (),
+    ("arrays*",),
+    _infer_csv,
+    _csv_work,
+    kernels={"host": _read_csv},
+    attributes={
+        "path": PATH,
+        "delimiter": Attribute(str, ",", "the character between fields"),
+        "header": Attribute(bool, True, "the first record holds names"),
+        "columns": Attribute("ints", (), "positions of the columns of x; no x where empty", low=0),
+        "label": Attribute(int, -1, "position of the label column; none where -1", low=-1),
+        "labels": Attribute("any", (), "distinct texts of the label column, in the order of their numbers"),
+        "rows": Attribute(int, doc="records without the header", low=0),
+        "dtype": Attribute(("float32", "float64", "int32", "int64"), "float32", "of x"),
+        "label_dtype": Attribute(("int64", "float64"), "int64", "of y"),
+    },
+    waits=True,
+    doc="Columns of a table whose size is known: x [rows, columns] and y [rows], in this order, each only where asked for. `data.csv` finds the size.",
+)
+
+
+def _expand_csv(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Value]:
+    path, delimiter, header = a["path"], a["delimiter"], a["header"]
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise GraphError(f"option 'delimiter' wants one character that is no quote or line end, got {delimiter!r}")
+    names = table.column_names(path, delimiter, header)
+    label = None if a["label"] is None else table.find_column(path, names, a["label"])
+    if a["columns"] is None:
+        columns = tuple(c for c in range(len(names)) if c != label)
+    else:
+        given = a["columns"] if isinstance(a["columns"], (list, tuple)) else (a["columns"],)
+        columns = tuple(table.find_column(path, names, c) for c in given)
+    if not columns and label is None:
+        raise GraphError(f"{path}: no column is asked for; give `columns` or `label`")
+    found = table.scan(path, delimiter, header, label)
+    values = builder.op(
+        READ_CSV, name="read", path=path, delimiter=delimiter, header=header, columns=columns, label=-1 if label is None else label, labels=found.labels,
+        rows=found.rows, dtype=a["dtype"], label_dtype="int64" if found.label_dtype is None else found.label_dtype.name,
+    )  # fmt: skip
+    return dict(zip([*(["x"] if columns else []), *(["y"] if label is not None else [])], values, strict=True))
+
+
+CSV = Composite(
+    "data.csv",
+    (),
+    ("x", "y?"),
+    _expand_csv,
+    attributes={
+        "path": PATH,
+        "columns": Attribute("any", None, "columns of x by name or number; all but the label where not given", optional=True),
+        "label": Attribute("any", None, "the column of y by name or number (-1 is the last); no y where not given", optional=True),
+        "header": Attribute(bool, True, "the first record holds the columns' names"),
+        "delimiter": Attribute(str, ",", "the character between fields"),
+        "dtype": Attribute(("float32", "float64", "int32", "int64"), "float32", "of x"),
+    },
+    doc="""Numbers of a CSV file (RFC 4180, UTF-8): x [rows, columns], and y [rows] of the label column.
+
+    Whole numbers as labels become int64, other numbers float64, texts the numbers 0, 1, ... of their sorted order. The file is scanned once before the run
+    (at most 1 GiB) so that shapes are exact.""",
+)
