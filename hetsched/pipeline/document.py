@@ -64,8 +64,9 @@ class OutputEntry:
 
 @dataclass(frozen=True)
 class Document:
-    """A pipeline file after its checks. `tasks` stand in an order in which each comes after what it reads."""
+    """A pipeline file after its checks. `tasks` stand in an order in which each comes after what it reads. `place`: of the whole."""
 
+    place: Node
     name: str | None
     params: Parameters
     objective: str
@@ -97,6 +98,7 @@ def check(root: Node, overrides: Mapping[str, Any], registry: Mapping[str, Op | 
     _edges(entries, findings)
     outputs = _outputs(items, root, entries, findings)
     return Document(
+        root,
         values.text(sections.get("name"), "name", findings), params, goal, constraints, models, model_items,
         _ordered(entries, findings), outputs, items.get("kernels"),
     )  # fmt: skip
@@ -246,7 +248,7 @@ def _after(node: Node | None, findings: Findings) -> tuple[tuple[str, Node], ...
 
 def output_names(op: Op | Composite) -> tuple[str, ...] | None:
     """The names of an op's outputs; None where they are known only once it is built."""
-    return None if op.outputs and op.outputs[-1].endswith("*") else op.outputs
+    return None if any(name.endswith("*") for name in op.outputs) else tuple(name.rstrip("?") for name in op.outputs)
 
 
 def resolve(found: Edge, entries: Mapping[str, TaskEntry], findings: Findings) -> bool:
@@ -263,14 +265,14 @@ def resolve(found: Edge, entries: Mapping[str, TaskEntry], findings: Findings) -
     if not names:
         findings.add(found.node, f"task {found.task!r} ({source.op.name}) has no outputs; to run after it, use `after: {found.task}`", "output")
         return False
-    if found.output is None and len(names) > 1:
+    surely = [name for name in source.op.outputs if not name.endswith("?")]
+    if found.output is None and len(surely) > 1:
         choices = ", ".join(f"{found.task}.{n}" for n in names)
         findings.add(found.node, f"task {found.task!r} has {len(names)} outputs; name one: {choices}", "output")
         return False
     if found.output is not None and found.output not in names:
-        findings.add(
-            found.node, f"task {found.task!r} ({source.op.name}) has no output {found.output!r}{did_you_mean(found.output, names)}", "output"
-        )
+        hint = did_you_mean(found.output, names)
+        findings.add(found.node, f"task {found.task!r} ({source.op.name}) has no output {found.output!r}{hint}", "output")
         return False
     return True
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Protocol
 
-from hetsched.errors import NotTrustedError, PipelineError
+from hetsched.errors import FileError, NotTrustedError, PipelineError
 
 # Rules whose mistakes a user may consent to (exit 8); every other mistake must be mended (exit 3).
 CONSENT = frozenset({"path", "trust"})
@@ -86,8 +86,18 @@ class ConsentError(NotTrustedError):
         super().__init__(f"{render(self.mistakes)}\n{ways}")
 
 
-def error_for(mistakes: Sequence[Mistake]) -> InvalidPipelineError | ConsentError:
-    """The error that stands for `mistakes`: `ConsentError` where consent is all that is missing."""
+class DamagedFileError(FileError):
+    """A pipeline is valid, but files that it names cannot be read. `mistakes` tell which."""
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes: tuple[Mistake, ...] = tuple(mistakes)
+        super().__init__(render(self.mistakes))
+
+
+def error_for(mistakes: Sequence[Mistake]) -> InvalidPipelineError | ConsentError | DamagedFileError:
+    """The error that stands for `mistakes`: `ConsentError` where consent is all that is missing, `DamagedFileError` where only files are at fault."""
+    if all(m.rule == "damaged" for m in mistakes):
+        return DamagedFileError(mistakes)
     if all(m.rule in CONSENT for m in mistakes):
         return ConsentError(mistakes)
     return InvalidPipelineError(mistakes)

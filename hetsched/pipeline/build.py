@@ -1,0 +1,503 @@
+"""A pipeline file to a graph: `load` for the graph or an error with every mistake, `check` for the mistakes alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from hetsched.errors import FileError, GraphError, HetschedError, InternalError, did_you_mean
+from hetsched.graph.formats import reading
+from hetsched.graph.graph import UNKNOWN, Builder, Bundle, Graph, Loop, Value, Where
+from hetsched.graph.model import ModelError, parse
+from hetsched.graph.op import Composite, Op, Scene
+from hetsched.graph.ops import registry
+from hetsched.graph.sequence import LazySequence, apply, materialize, whole
+from hetsched.graph.spec import AnySpec
+from hetsched.graph.spec import Sequence as SequenceSpec
+from hetsched.pipeline import document, paths
+from hetsched.pipeline.document import Document, Edge, OutputEntry, TaskEntry
+from hetsched.pipeline.mistakes import Findings, Mistake, error_for
+from hetsched.pipeline.publish import form_problem, write
+from hetsched.pipeline.reader import BROKEN, MAX_BYTES, Item, Node, read
+from hetsched.pipeline.trust import is_trusted
+
+_TASK_PREFIX = re.compile(r"(?:task|loop) '[^']*'(?: \([^)]*\))?: ")
+_OPTION = re.compile(r"option '([^']+)'")
+_FIRST_WORD = re.compile(r"(?:input )?'?([A-Za-z_][A-Za-z0-9_]*)")
+_MOST_BYTES = 1 << 62
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a pipeline.
+
+    source: `task.output` as the file says. kind: `array`, or a bundle's kind (`model`, `metrics`, ...). values: part -> name of the graph's output
+    (one part, the output's own name, where it is no bundle). save: the path as the file says, or None. path: where that is.
+    meta: what describes a bundle, plain data.
+    """
+
+    name: str
+    source: str
+    kind: str
+    values: Mapping[str, str]
+    save: str | None = None
+    path: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_bundle(self) -> bool:
+        """True if the output is a bundle of named values, False if it is one array."""
+        return self.kind != "array"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline file, checked and built.
+
+    name: as the file says, else the file's. path: as it was given. folder: where its relative paths start. graph: what is to be computed;
+    its outputs are those of `outputs`, a bundle's parts as `NAME/PART`. tasks: the file's tasks -> their ops. params: after overrides.
+    objective: time, latency, energy or price. constraints: `deadline_seconds` where given. sha256: of the file's bytes.
+    """
+
+    name: str
+    path: str
+    folder: str
+    graph: Graph
+    outputs: Mapping[str, Output]
+    tasks: Mapping[str, str]
+    params: Mapping[str, Any]
+    objective: str
+    constraints: Mapping[str, float]
+    sha256: str
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.name}: {len(self.tasks)} tasks, {len(self.graph)} of them primitive, outputs {', '.join(self.outputs) or '-'}>"
+
+
+def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, trust: bool = False) -> Pipeline:
+    """The pipeline in the file at `path`. Reads the file and headers of the data it names; runs nothing.
+
+    overrides: parameters by name, as values or as the texts of `-s name=value` (read as YAML scalars). trust: consent to code and to paths outside.
+    Raises `InvalidPipelineError` (a `PipelineError`) or `ConsentError` (a `NotTrustedError`) with `mistakes`, `CommandLineError` for an override that
+    does not fit, `FileError` where the file or the data it names cannot be read.
+    """
+    pipeline, findings = _read(os.fspath(path), overrides or {}, trust)
+    if pipeline is None:
+        raise error_for(findings.sorted())
+    return pipeline
+
+
+def check(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, trust: bool = False) -> list[Mistake]:
+    """Every mistake in the file at `path`, in its order; empty where `load` would give a pipeline. Raises only what has no place in the file."""
+    return _read(os.fspath(path), overrides or {}, trust)[1].sorted()
+
+
+def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> dict[str, str]:
+    """Write every output that has a `save`; returns output -> path written. Each file appears complete or not at all; `FileError` names it.
+
+    results: arrays by the names of the graph's outputs. folder: where relative paths start, in place of the pipeline's folder.
+    """
+    written = {}
+    for output in pipeline.outputs.values():
+        if output.path is None or output.save is None:
+            continue
+        place = output.path if folder is None else os.path.join(folder, output.save)
+        parts = {part: results[name] for part, name in output.values.items()}
+        value = parts if output.is_bundle else parts[output.name]
+        write(place, value, name=output.name, metadata=_metadata(output))
+        written[output.name] = place
+    return written
+
+
+def _metadata(output: Output) -> dict[str, str]:
+    """A bundle's description as the texts that a .safetensors file holds."""
+    import json
+
+    return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in output.meta.items()}
+
+
+def _read(path: str, overrides: Mapping[str, Any], trust: bool) -> tuple[Pipeline | None, Findings]:
+    findings = Findings(path)
+    data = _bytes_of(path)
+    digest = hashlib.sha256(data).hexdigest()
+    root = read(data, findings)
+    if root is None:
+        return None, findings
+    checked = document.check(root, overrides, registry(), findings)
+    if checked is None:
+        return None, findings
+    folder = os.path.dirname(os.path.abspath(path))
+    consent = trust or is_trusted(path, digest)
+    _kernels(checked.kernels, consent, findings)
+    builder = Builder(checked.name or os.path.splitext(os.path.basename(path))[0])
+    build = _Build(checked, builder, findings, folder, consent)
+    build.models()
+    for entry in checked.tasks.values():
+        build.task(entry)
+    outputs = {name: output for name, entry in checked.outputs.items() if (output := build.output(entry, os.path.abspath(path))) is not None}
+    build.join_same_as()
+    if findings.found:
+        return None, findings
+    try:
+        graph = builder.freeze()
+    except GraphError as error:
+        for problem in error.problems:
+            findings.add(checked.place, problem, "graph")
+        return None, findings
+    tasks = {name: entry.op.name for name, entry in checked.tasks.items() if entry.op is not None}
+    return Pipeline(
+        builder.name, path, folder, graph, MappingProxyType(outputs), MappingProxyType(tasks), MappingProxyType(checked.params.values),
+        checked.objective, MappingProxyType(dict(checked.constraints)), digest,
+    ), findings  # fmt: skip
+
+
+def _bytes_of(path: str) -> bytes:
+    """The bytes of a pipeline file, at most one more than it may have."""
+    try:
+        with reading(path, "a pipeline file"), open(path, "rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except FileError as error:
+        if not os.path.exists(path):
+            folder = os.path.dirname(path)
+            try:
+                others = [os.path.join(folder, n) for n in os.listdir(folder or ".") if n.endswith((".yaml", ".yml"))]
+            except OSError:
+                others = []
+            raise FileError(f"{path}: there is no such pipeline file{did_you_mean(path, others)}") from error
+        raise
+
+
+def _kernels(section: Item | None, consent: bool, findings: Findings) -> None:
+    """A `kernels:` section is code of the user: it needs consent, and devices that take it."""
+    if section is None or section.value.value is BROKEN:
+        return
+    if not isinstance(section.value.value, dict):
+        findings.add(section.value, f"kernels must be a map (`name: {{...}}`), not {section.value.kind}", "type")
+    elif not consent:
+        findings.add(section.key, "the pipeline brings native code (`kernels`), which needs consent", "trust")
+    else:
+        findings.add(
+            section.key, "`kernels` is not supported by this version of hetsched; use ops (`hetsched ops`) and remove the section", "kernels"
+        )
+
+
+class _Build:
+    """A graph being built from a checked document; what goes wrong is noted at the place it came from."""
+
+    def __init__(self, checked: Document, builder: Builder, findings: Findings, folder: str, consent: bool) -> None:
+        self.document, self.builder, self.findings = checked, builder, findings
+        self.folder, self.consent = folder, consent
+        self.results: dict[str, Mapping[str, Any]] = {}  # task -> its outputs by name, where it was built
+        self.ranges: dict[str, range] = {}  # task -> the numbers of its primitive tasks
+        self.saved: dict[str, str] = {}  # path -> the output that is saved there
+        self.inputs: dict[str, str] = {}  # path read -> the task that reads it
+        self.broken_models: set[str] = set()
+
+    # Models ---------------------------------------------------------------------------------------------------------------------
+
+    def models(self) -> None:
+        """Check every model; mistakes at their places inside the description."""
+        for name, data in self.document.models.items():
+            if data is BROKEN:
+                self.broken_models.add(name)
+                continue
+            try:
+                parse(data)
+            except ModelError as error:
+                self.broken_models.add(name)
+                for path, problem in error.places:
+                    self.findings.add(_inside(self.document.model_items[name], path, problem), f"model {name!r}: {problem}", "model")
+
+    def _model_is_fine(self, entry: TaskEntry) -> bool:
+        """False where the option `model` of a composite names no model, or a broken one."""
+        name = entry.options.get("model")
+        if not isinstance(entry.op, Composite) or not isinstance(name, str) or "model" not in entry.option_items:
+            return True
+        models = self.document.models
+        if name not in models:
+            known = did_you_mean(name, models) or "; add it to a section `models:`"
+            self.findings.add(entry.option_items["model"].value, f"unknown model {name!r}{known}", "model")
+        return name in models and name not in self.broken_models
+
+    # Tasks ----------------------------------------------------------------------------------------------------------------------
+
+    def task(self, entry: TaskEntry) -> None:
+        """Build one task of the file; without a result where it, or what it reads, is wrong."""
+        fine = self._paths(entry)
+        fine = self._model_is_fine(entry) and fine
+        if entry.broken or not fine:
+            return
+        inputs = self._values(entry)
+        if inputs is None or any(name not in self.ranges for name, _ in entry.after):
+            return
+        if not self._can_be_followed(entry):
+            return
+        assert entry.op is not None
+        builder, first = self.builder, len(self.builder.task_names)
+        known, first_value = len(builder.problems), len(builder.value_specs)
+        after = sorted({i for name, _ in entry.after for i in self._last_tasks(name)})
+        problems: list[str] = []
+        results: Mapping[str, Any] = {}
+        try:
+            results = self._expand(entry, inputs, after)
+        except ModelError as error:
+            problems += error.problems
+        except GraphError as error:
+            problems += error.problems
+        except FileError as error:
+            self.findings.add(self._path_place(entry), str(error), "damaged")
+            return
+        except HetschedError:
+            raise
+        except Exception as error:
+            what = f"task {entry.name!r} ({entry.op.name}): {type(error).__name__}: {error}"
+            raise InternalError(f"{what}; this is a bug in the op: please report it") from error
+        problems = builder.problems[known:] + problems
+        del builder.problems[known:]
+        problems += [_too_large(v) for v in map(self._view, range(first_value, len(builder.value_specs))) if v.spec.nbytes > _MOST_BYTES]
+        for problem in problems:
+            self._blame(entry, problem)
+        if entry.after and not self._can_follow(entry, first):
+            return
+        if not problems:
+            self.results[entry.name] = results
+            self.ranges[entry.name] = range(first, len(builder.task_names))
+
+    def _view(self, value: int) -> Value:
+        return Value(self.builder, value)
+
+    def _values(self, entry: TaskEntry) -> dict[str, Any] | None:
+        """What a task reads, by input name: a value, or a list for an input that takes any number. None where some of it is wrong."""
+        assert entry.op is not None
+        marks = document.fixed_inputs(entry.op)
+        out: dict[str, Any] = {}
+        fine = True
+        for name, edges in entry.inputs.items():
+            values = [self._value(e) for e in edges]
+            if any(v is None for v in values):
+                fine = False
+                continue
+            out[name] = values if marks[name] == "*" else values[0]
+            if isinstance(entry.op, Op):
+                for found, value in zip(edges, values, strict=True):
+                    if isinstance(value, Bundle):
+                        parts = ", ".join(value)
+                        self.findings.add(found.node, f"input {name!r} of op {entry.op.name} takes an array, not a {value.kind} of {parts}", "shape")
+                        fine = False
+        return out if fine else None
+
+    def _value(self, found: Edge) -> Any:
+        """The value of an edge; None where its task was not built, or gives no such output (noted)."""
+        results = self.results.get(found.task)
+        if results is None:
+            return None
+        if found.output is not None and found.output in results:
+            return results[found.output]
+        if found.output is None and len(results) == 1:
+            return next(iter(results.values()))
+        choices = ", ".join(f"{found.task}.{n}" for n in results)
+        if found.output is None:
+            self.findings.add(found.node, f"task {found.task!r} has {len(results)} outputs; name one: {choices}", "output")
+        else:
+            self.findings.add(found.node, f"task {found.task!r} has no output {found.output!r}{did_you_mean(found.output, results)}", "output")
+        return None
+
+    def _expand(self, entry: TaskEntry, inputs: Mapping[str, Any], after: list[int]) -> Mapping[str, Any]:
+        """Append the task's primitive tasks; returns its outputs by name."""
+        op, builder = entry.op, self.builder
+        where = Where(same_as=entry.same_as[0]) if entry.same_as is not None else entry.where
+        if isinstance(op, Composite):
+            with builder.scope(entry.name, where, after):
+                return dict(op.expand(builder, inputs, entry.options, Scene(self.document.models, self._resolve)))
+        assert isinstance(op, Op)
+        flat: list[Any] = []
+        for name, mark in document.fixed_inputs(op).items():
+            flat += inputs.get(name, []) if mark == "*" else [inputs[name]] if name in inputs else [None]
+        while flat and flat[-1] is None:
+            flat.pop()
+        if any(v is None for v in flat):
+            left_out = [n for n, mark in document.fixed_inputs(op).items() if mark == "?" and n not in inputs]
+            raise GraphError(f"op {op.name} takes its inputs in order ({', '.join(op.inputs)}); give {', '.join(left_out)} too")
+        with builder.scope("", where, after):
+            found = apply(builder, op, flat, entry.options, name=entry.name)
+        if not isinstance(found, (tuple, list)):
+            return {op.outputs[0]: found}
+        names = document.output_names(op) or [f"{op.outputs[-1][:-1]}{i}" for i in range(len(found))]
+        return dict(zip(names, found, strict=True))
+
+    def _can_be_followed(self, entry: TaskEntry) -> bool:
+        """False where `after` names a task that has no tasks of its own, because its work is done inside the loop of its reader."""
+        vague = [(name, node) for name, node in entry.after if not self.ranges[name]]
+        for name, node in vague:
+            self.findings.add(node, f"after: task {name!r} works batch by batch inside the loop that reads it; name the task that reads it", "after")
+        return not vague
+
+    def _can_follow(self, entry: TaskEntry, first: int) -> bool:
+        """False where a task with `after` got no tasks of its own."""
+        if len(self.builder.task_names) > first:
+            return True
+        message = f"after: task {entry.name!r} works batch by batch inside the loop that reads it; put `after` on the task that reads it"
+        self.findings.add(entry.after[0][1], message, "after")
+        return False
+
+    def _last_tasks(self, name: str) -> list[int]:
+        """The primitive tasks of a task that none other of its own waits for."""
+        own = self.ranges[name]
+        read_by_own = {self.builder.value_producers[v] for t in own for v in self.builder.task_inputs[t]}
+        return [t for t in own if t not in read_by_own]
+
+    # Blame ----------------------------------------------------------------------------------------------------------------------
+
+    def _blame(self, entry: TaskEntry, problem: str) -> None:
+        """Note a problem of the graph at the option or the edge that it names, else at the task."""
+        body = _TASK_PREFIX.sub("", problem, count=1)
+        option = _OPTION.search(body)
+        if option is not None and option[1] in entry.option_items:
+            node = entry.option_items[option[1]].value
+            source = f" (parameter ${node.parameter})" if node.parameter else ""
+            self.findings.add(node, problem + source, "option")
+            return
+        word = _FIRST_WORD.match(body)
+        if word is not None and entry.inputs.get(word[1]):
+            self.findings.add(entry.inputs[word[1]][0].node, problem, "shape")
+        elif word is not None and word[1] in entry.option_items:
+            self.findings.add(entry.option_items[word[1]].value, problem, "option")
+        else:
+            self.findings.add(entry.key, problem if repr(entry.name) in problem else f"task {entry.name!r}: {problem}", "shape")
+
+    # Paths ----------------------------------------------------------------------------------------------------------------------
+
+    def _resolve(self, text: str) -> str:
+        """A path as an op's expansion asks for it; an absolute one has been resolved before."""
+        found = paths.locate(self.folder, text, consent=self.consent or (os.path.isabs(text) and paths.inside(self.folder, text)))
+        if isinstance(found, paths.PathProblem):
+            raise GraphError(found.message)
+        return found
+
+    def _paths(self, entry: TaskEntry) -> bool:
+        """Make every option that is a path absolute; False where one cannot be used."""
+        if entry.op is None:
+            return True
+        fine = True
+        writes = not getattr(entry.op, "pure", True)
+        for name, attribute in entry.op.attributes.items():
+            value = entry.options.get(name)
+            if attribute.kind != "path" or not isinstance(value, str):
+                continue
+            place = entry.option_items[name].value if name in entry.option_items else entry.key
+            found = paths.locate(self.folder, value, consent=self.consent)
+            if isinstance(found, str) and not writes:
+                found = paths.missing(found, value) or found
+            if isinstance(found, paths.PathProblem):
+                self.findings.add(place, found.message, found.rule)
+                fine = False
+                continue
+            entry.options[name] = found
+            if writes:
+                fine = self._claim(found, f"task {entry.name!r}", place) and fine
+            else:
+                self.inputs[found] = entry.name
+        return fine
+
+    def _path_place(self, entry: TaskEntry) -> Node:
+        """The place of a task's path, to which a damaged file is put down."""
+        assert entry.op is not None
+        for name, attribute in entry.op.attributes.items():
+            if attribute.kind == "path" and name in entry.option_items:
+                return entry.option_items[name].value
+        return entry.key
+
+    def _claim(self, path: str, who: str, place: Node) -> bool:
+        """Note that `who` writes `path`; False where another does."""
+        other = self.saved.setdefault(path, who)
+        if other != who:
+            self.findings.add(place, f"{other} is saved there too; give each a file of its own", "save")
+        return other == who
+
+    # Outputs --------------------------------------------------------------------------------------------------------------------
+
+    def output(self, entry: OutputEntry, file: str) -> Output | None:
+        """Name the value of an output in the graph; None where something about it is wrong."""
+        path = self._save_path(entry, file)
+        value = self._value(entry.source)
+        if value is None or (entry.save is not None and path is None):
+            return None
+        if isinstance(value, LazySequence):
+            value = materialize(self.builder, value)
+        if isinstance(value, Value) and isinstance(value.spec, SequenceSpec):
+            value = whole(self.builder, value, name=f"{entry.name}_whole")
+        is_bundle = isinstance(value, Bundle)
+        kind = value.kind if isinstance(value, Bundle) else "array"
+        parts: dict[str, Value] = dict(value) if isinstance(value, Bundle) else {entry.name: value}
+        specs: dict[str, AnySpec] = {part: v.spec for part, v in parts.items()}
+        if any(s is UNKNOWN for s in specs.values()):
+            return None
+        if path is not None and entry.save_node is not None:
+            problem = form_problem(os.path.splitext(path)[1], specs, is_bundle, kind)
+            if problem is not None:
+                self.findings.add(entry.save_node, problem, "save")
+                return None
+        self.builder.output(value, entry.name)
+        names = {part: f"{entry.name}/{part}" if is_bundle else part for part in parts}
+        source = entry.source.task + (f".{entry.source.output}" if entry.source.output else "")
+        return Output(entry.name, source, kind, MappingProxyType(names), entry.save, path, value.meta if isinstance(value, Bundle) else {})
+
+    def _save_path(self, entry: OutputEntry, file: str) -> str | None:
+        """The absolute path of `save`; None where there is none, or it cannot be used (noted)."""
+        if entry.save is None or entry.save_node is None:
+            return None
+        found = paths.locate(self.folder, entry.save, consent=self.consent)
+        if isinstance(found, paths.PathProblem):
+            self.findings.add(entry.save_node, found.message, found.rule)
+            return None
+        if found == os.path.realpath(file) or found in self.inputs:
+            what = "the pipeline file itself" if found not in self.inputs else f"what task {self.inputs[found]!r} reads"
+            self.findings.add(entry.save_node, f"{entry.save!r} is {what}; save to another file", "save")
+            return None
+        if os.path.isdir(found):
+            self.findings.add(entry.save_node, f"{entry.save!r} is a folder; add a file name, such as {entry.name}.npz", "save")
+            return None
+        return found if self._claim(found, f"output {entry.name!r}", entry.save_node) else None
+
+    def join_same_as(self) -> None:
+        """Let `same_as` name the one primitive task, or the one loop, that its task expanded to."""
+        for entry in self.document.tasks.values():
+            if entry.same_as is None or entry.name not in self.ranges:
+                continue
+            target, place = entry.same_as
+            if target not in self.ranges:
+                continue
+            own = self.ranges[target]
+            loops = [t for t in own if isinstance(self.builder.task_ops[t], Loop)]
+            chosen = list(own) if len(own) == 1 else loops
+            if len(chosen) != 1:
+                count = f"{len(own)} primitive tasks" if own else "none of its own: its work is done inside a loop"
+                self.findings.add(place, f"same_as wants a task of one device, but {target!r} became {count}; name a device instead", "device")
+                continue
+            where = Where(same_as=self.builder.task_names[chosen[0]])
+            for t in self.ranges[entry.name]:
+                if self.builder.where.get(t) == Where(same_as=target):
+                    self.builder.where[t] = replace(where)
+
+
+def _too_large(value: Value) -> str:
+    return f"value {value.name!r} is {value.spec!r}: {value.spec.nbytes} bytes are more than any memory has; make it smaller"
+
+
+def _inside(item: Item, path: tuple[str | int, ...], problem: str) -> Node:
+    """The place of a mistake inside a description: the key where the key is wrong, else the value."""
+    node, key = item.value, item.key
+    for part in path:
+        if isinstance(node.value, dict) and part in node.value:
+            key, node = node.value[part]
+        elif isinstance(node.value, list) and isinstance(part, int) and part < len(node.value):
+            key = node = node.value[part]
+        else:
+            break
+    about_key = " has no " in problem or problem.startswith("unknown ") or " needs " in problem
+    return key if about_key else node

@@ -1,0 +1,53 @@
+"""Consent: which pipeline files this user has read and allowed to bring code, or to reach outside their folder.
+
+`hetsched trust FILE` remembers the file's place and the SHA-256 of its bytes in `$XDG_STATE_HOME/hetsched/trust` (by default under
+`~/.local/state`), one small file a pipeline. One changed byte, or another place, and the consent is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from hetsched.errors import FileError
+from hetsched.graph.formats import publishing, reading
+
+
+def state_folder() -> Path:
+    """Where consents are kept. Environment: XDG_STATE_HOME, which must be absolute to count (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "hetsched" / "trust"
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; `FileError` where it cannot be read."""
+    with reading(os.fspath(path), "a pipeline file"), open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _record(path: str | os.PathLike[str]) -> Path:
+    place = os.path.realpath(path)
+    return state_folder() / hashlib.sha256(os.fsencode(place)).hexdigest()
+
+
+def trust(path: str | os.PathLike[str]) -> str:
+    """Consent to what the file does, as it is now; returns its SHA-256. `FileError` where it cannot be read or the consent not kept."""
+    digest = file_sha256(path)
+    record = _record(path)
+    try:
+        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{record.parent}: the consent cannot be kept: {error.strerror}; set XDG_STATE_HOME, or use --trust") from error
+    with publishing(os.fspath(record)) as stream:
+        stream.write(f"{digest} {os.path.realpath(path)}\n".encode("utf-8", "surrogateescape"))
+    return digest
+
+
+def is_trusted(path: str | os.PathLike[str], sha256: str | None = None) -> bool:
+    """True if the user has consented to this file with exactly these bytes. `sha256`: of the bytes, where they are read already."""
+    try:
+        kept = _record(path).read_text("utf-8", "surrogateescape").partition(" ")[0]
+    except (OSError, ValueError):
+        return False
+    return kept == (file_sha256(path) if sha256 is None else sha256)
