@@ -122,7 +122,8 @@ class Op:
 
     `inputs`, `outputs`: names; a last name that ends in `*` takes any number (`"values*"`). An input name that ends in `?` may be
     left out. `infer` gives the outputs' specs or raises `GraphError` with every problem. `work` feeds the roofline cost model.
-    `inplace` are pairs (output, input) by position whose bytes may be the same where the plan finds the input dead afterwards.
+    `inplace` are pairs (output, input) by position whose bytes may be the same where their specs are equal, the value stands once among the task's
+    inputs and the plan finds it dead afterwards.
     `view`: the only output is the first input's bytes under another shape (no kernel runs). `waits`: blocks without computing
     (I/O). `random`: takes attributes `seed` and `key`; the builder fills `key` with the task's name. `pure` is False for ops with
     an effect outside (writing a file): they are never dropped or repeated. `workspace` gives bytes of scratch per launch.

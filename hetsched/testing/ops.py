@@ -41,6 +41,10 @@ class Case:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     specs: Mapping[int, AnySpec] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        numbers = (bool, int, float, np.generic)  # what NumPy's generators give for the shape ()
+        object.__setattr__(self, "inputs", tuple(np.asarray(x) if isinstance(x, numbers) else x for x in self.inputs))
+
     def __repr__(self) -> str:
         return f"Case({', '.join(map(repr, _specs(self, self.inputs)))}; {dict(self.attributes)})"
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Work
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Gradient, Work
 from hetsched.graph.spec import AnySpec, Dim, Spec, UpTo, bound
+
+if TYPE_CHECKING:
+    from hetsched.graph.graph import Builder, Value
 
 Shape: TypeAlias = tuple[Dim, ...]
 
@@ -165,3 +168,25 @@ def per_input(flops: float = 1.0) -> Callable[[Sequence[AnySpec], Sequence[AnySp
 def matmul_work(batch: int, m: int, n: int, k: int, inputs: Sequence[AnySpec], outputs: Sequence[AnySpec]) -> Work:
     """Work of `batch` products [m, k] x [k, n]: 2 m n k operations each."""
     return Work(2.0 * batch * m * n * k, nbytes(inputs), nbytes(outputs))
+
+
+# Gradients --------------------------------------------------------------------------------------------------------------------
+
+
+def one_output(pull: Callable[[Builder, Sequence[Value], Value, Value, Attributes], Sequence[Cotangent]]) -> Gradient:
+    """The gradient of an op with one output, from a function of (builder b, inputs x, output y, gradient g of y, attributes)."""
+
+    def gradient(b: Builder, x: Sequence[Value], y: Sequence[Value], g: Sequence[Value | None], attributes: Attributes) -> Sequence[Cotangent]:
+        assert g[0] is not None  # With one output, no gradient means that nobody asks.
+        return pull(b, x, y[0], g[0], attributes)
+
+    return gradient
+
+
+def unbroadcast(builder: Builder, grad: Value, like: Value) -> Value:
+    """`grad` summed to the shape of `like`, which was broadcast to that of `grad`; `grad` itself where the shapes are equal."""
+    if grad.shape == like.shape:
+        return grad
+    like_spec = like.array_spec
+    out: Value = builder.op("tensor.sum_to", grad, like) if like_spec.is_bounded else builder.op("tensor.sum_to", grad, shape=like_spec.bounds)
+    return out
