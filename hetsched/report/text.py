@@ -63,6 +63,11 @@ def shorten(text: str, width: int) -> str:
     return text[:head] + ".." + text[len(text) - (width - 2 - head) :]
 
 
+def cut(text: str, width: int) -> str:
+    """The beginning of `text`, in at most `width` characters; `...` where something is left out."""
+    return text if len(text) <= width else text[: max(width - 3, 0)].rstrip() + "..."
+
+
 def plural(n: int, noun: str, many: str = "") -> str:
     """`1 task`, `2 tasks`, `3 copies`."""
     return f"{n:,} {noun if n == 1 else many or noun + 's'}"

@@ -1,0 +1,1 @@
+"""The subcommands, one file each; the file's name is the subcommand's name."""

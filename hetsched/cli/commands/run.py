@@ -1,0 +1,128 @@
+"""run a pipeline: plan it, run it, write its outputs, and say where each task ran and why it took that long"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.output import Progress, write, write_json
+from hetsched.cli.parser import Parser
+from hetsched.cli.units import duration
+from hetsched.errors import TaskError
+
+if TYPE_CHECKING:
+    from hetsched.executors.result import Result
+    from hetsched.pipeline.build import Pipeline
+    from hetsched.timeline import Timeline
+
+
+def arguments(parser: Parser) -> None:
+    """The arguments of `hetsched run`."""
+    parser.add_argument("file", metavar="FILE", help="a pipeline, such as pipelines/digits_mlp.yaml")
+    pipeline_options(parser)
+    placement_options(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", help="where outputs are written (default: beside the file, as it says)")
+    parser.add_argument("--trace", metavar="F", help="write what happened as a Chrome/Perfetto trace, for ui.perfetto.dev")
+    parser.add_argument("--keep-going", action="store_true", help="a task that fails stops only what needs it")
+    parser.add_argument("--timeout", metavar="D", help="give up after this long: 30s, 2min")
+    format_option(parser)
+
+
+def execute(args: Any) -> int:
+    """Run the file. With json or jsonl a run that fails prints an object as well, with `status` "failed"."""
+    try:
+        return _run(args)
+    except Exception as error:
+        if args.format != "text":
+            from hetsched.cli.entry import exit_code
+
+            write_json({"version": 1, "status": "failed", "exit_code": exit_code(error), "error": str(error)}, 2 if args.format == "json" else None)
+        raise
+
+
+def _run(args: Any) -> int:
+    from hetsched.pipeline.build import load
+    from hetsched.report.text import plural
+    from hetsched.run import plan, run
+
+    timeout = duration(args.timeout) if args.timeout is not None else None
+    pipeline = load(args.file, overrides(args), trust=args.trust)
+    planned = plan(pipeline.graph, **placement_arguments(args, pipeline.objective))
+    if args.format == "text":
+        from hetsched.report.summary import bound_line
+
+        write(f"{pipeline.name}: {plural(len(pipeline.tasks), 'task')}, planned by {planned.policy}: {bound_line(planned)}")
+    progress = Progress(quiet=args.format != "text")
+    with progress:
+        told = _Lines(progress) if args.format == "jsonl" else progress
+        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told)
+    written = _publish(pipeline, result, args.output)
+    if args.trace is not None:
+        write_trace(args.trace, result.trace)
+    _tell(args.format, pipeline, result, written)
+    for task, error in result.failed.items():
+        raise TaskError(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
+    return 0
+
+
+class _Lines:
+    """Progress as one JSON object a line, for `--format jsonl`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, total: int, task: str) -> None:
+        self._progress(done, total, task)
+        with self._lock:
+            write_json({"event": "progress", "done": done, "total": total, "task": task}, None)
+
+
+def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> Mapping[str, str]:
+    """Write the outputs that are there (all of them, unless a task failed under --keep-going)."""
+    from hetsched.pipeline.build import publish
+
+    there = {name: o for name, o in pipeline.outputs.items() if all(value in result for value in o.values.values())}
+    return publish(replace(pipeline, outputs=there), result, folder)
+
+
+def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
+    """`task.metric` -> number, of every output that is a bundle of metrics."""
+    out = {}
+    for output in pipeline.outputs.values():
+        if output.kind == "metrics":
+            task = output.source.partition(".")[0]
+            out.update({f"{task}.{part}": float(result[name]) for part, name in output.values.items() if name in result and result[name].ndim == 0})
+    return out
+
+
+def write_trace(path: str, timeline: Timeline) -> None:
+    """Write a timeline for ui.perfetto.dev; the file appears complete or not at all."""
+    from hetsched.graph.formats import publishing
+    from hetsched.report.perfetto import perfetto_text
+
+    with publishing(path) as stream:
+        stream.write(perfetto_text(timeline).encode("utf-8"))
+
+
+def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str]) -> None:
+    from hetsched.report.record import run_record
+    from hetsched.report.summary import three_lines
+    from hetsched.report.text import table
+
+    numbers = metrics(pipeline, result)
+    if form != "text":
+        files = {name: written.get(name) for name in pipeline.outputs}
+        record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
+        if result.failed:
+            record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
+        if form == "jsonl":
+            record = {"event": "end", **record}
+        write_json(record, 2 if form == "json" else None)
+        return
+    lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
+    lines += [f"{name} -> {path}" for name, path in written.items()]
+    write("\n".join([*lines, *three_lines(result.plan, result.trace)]))

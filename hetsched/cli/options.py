@@ -1,0 +1,84 @@
+"""The options that `run`, `plan` and their like share, and what they mean as arguments of `hetsched.plan` and `hetsched.run`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from hetsched.cli.parser import Parser
+from hetsched.cli.units import assignment, duration, size
+from hetsched.errors import CommandLineError
+
+if TYPE_CHECKING:
+    from hetsched.machine import Machine
+
+OBJECTIVES = ("time",)
+FORMATS = ("text", "json", "jsonl")
+
+
+def format_option(parser: Parser, *formats: str) -> None:
+    """`--format text|json|...`."""
+    names = formats or FORMATS
+    parser.add_argument("--format", choices=names, default="text", help="what is printed on standard output (default: text)")
+
+
+def pipeline_options(parser: Parser) -> None:
+    """What changes how a file is read."""
+    parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="give a parameter of the file another value")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same as -s seed=N")
+    parser.add_argument("--trust", action="store_true", help="consent, this once, to what the file brings (see `hetsched trust`)")
+
+
+def placement_options(parser: Parser) -> None:
+    """What changes where tasks are placed."""
+    parser.add_argument("-d", "--device", metavar="PATTERN", help="cpu, gpu, cuda:0, opencl ...: only this device for every task that can run on it")
+    parser.add_argument("--policy", default="auto", metavar="NAME", help="the rule that writes the plan (default: auto)")
+    parser.add_argument("--objective", choices=OBJECTIVES, default=None, help="what is to be least (default: as the file says, else time)")
+    parser.add_argument("--plan-time", metavar="D", help="search this long for a better plan: 500ms, 30s, 2min")
+    parser.add_argument("--machine", metavar="FILE|NAME", help="plan for this described machine, not for the one found here")
+    parser.add_argument("--memory", action="append", default=[], metavar="[NODE=]SIZE", help="plan within this much memory: 512MiB, cuda:0=2GB")
+
+
+def overrides(args: Any) -> dict[str, Any]:
+    """Parameters given on the command line, by name, as texts."""
+    found: dict[str, Any] = dict(assignment(text) for text in args.set)
+    if args.seed is not None:
+        if "seed" in found:
+            raise CommandLineError(f"the seed is given twice: --seed {args.seed} and -s seed={found['seed']}; leave one out")
+        found["seed"] = str(args.seed)
+    return found
+
+
+def memory_limits(texts: list[str]) -> dict[str, int] | None:
+    """`["512MiB", "cuda:0=2GB"]` as memory node -> bytes; without a node it is the host's."""
+    limits: dict[str, int] = {}
+    for text in texts:
+        node, equals, amount = text.rpartition("=")
+        node = node if equals else "host"
+        if node in limits:
+            raise CommandLineError(f"--memory gives {node!r} twice; leave one out")
+        limits[node] = size(amount)
+    return limits or None
+
+
+def machine_of(text: str | None) -> Machine | None:
+    """The machine that `--machine` names: a file if it looks like one or exists, else a name of the catalog. None: the one found here."""
+    if text is None:
+        return None
+    from hetsched.machine import described
+
+    if os.path.exists(text) or os.sep in text or text.endswith((".yaml", ".yml")):
+        return described.read_machine(text)
+    return described.machine_named(text)
+
+
+def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
+    """The keyword arguments of `hetsched.plan` that the command line asks for; `objective` is the file's."""
+    return {
+        "machine": machine_of(args.machine),
+        "policy": args.policy,
+        "objective": args.objective or objective,
+        "plan_seconds": duration(args.plan_time) if args.plan_time is not None else 0.0,
+        "only": args.device,
+        "memory": memory_limits(args.memory),
+    }

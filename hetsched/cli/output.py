@@ -1,0 +1,95 @@
+"""Writing to standard output, and telling of progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+
+# Plain progress is told at most this often over the whole run.
+PLAIN_LINES = 10
+
+
+def write(text: str) -> None:
+    """A result, with a line end."""
+    sys.stdout.write(text + "\n")
+
+
+def write_json(data: Any, indent: int | None = 2) -> None:
+    """Data as strict JSON; with `indent` None on one line. NaN and infinities become null."""
+    sys.stdout.write(json.dumps(_strict(data), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    if indent is None:
+        sys.stdout.flush()
+
+
+def _strict(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(k): _strict(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_strict(v) for v in data]
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return None
+    return data
+
+
+def width() -> int:
+    """Columns of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def is_ascii_only() -> bool:
+    """True if standard output cannot show shades of blocks."""
+    try:
+        "░▒▓█".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
+
+
+class Progress:
+    """Tells how far a run is, on standard error: a bar on a terminal, a plain line every tenth elsewhere, nothing where `quiet`.
+
+    Called with (launches done, launches in all, task name), from any thread. Use it as a context manager: the bar is taken down at the end.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._line: Any = None
+        self._told = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, total: int, task: str) -> None:
+        if self._terminal:
+            with self._lock:
+                self._draw(done, total, task)
+        elif not self._quiet and total > 0:
+            tenth = PLAIN_LINES * done // total
+            with self._lock:
+                if tenth <= self._told:
+                    return
+                self._told = tenth
+            print(f"{100 * done // total:3} %  {done} of {total} launches, {task}", file=sys.stderr, flush=True)
+
+    def _draw(self, done: int, total: int, task: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (BarColumn(bar_width=40), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._line = self._bar.add_task("", total=total)
+        self._bar.update(self._line, completed=done, total=total, description=task)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,49 @@
+"""Durations and sizes as people write them: `30s`, `2min`, `500ms`; `512MiB`, `2GB`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from hetsched.errors import CommandLineError, did_you_mean
+
+SECONDS: Mapping[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+BYTES: Mapping[str, int] = {
+    "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+}  # fmt: skip
+_FORM = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def duration(text: str) -> float:
+    """Seconds of `30s`, `2min`, `500ms`, `1.5h`; a number alone is seconds. More than 0 and finite, else `CommandLineError`."""
+    return _scaled(text, SECONDS, "s", "a duration", "30s, 2min, 500ms")
+
+
+def size(text: str) -> int:
+    """Bytes of `512MiB` (powers of 1024), `2GB` (powers of 1000); a number alone is bytes. More than 0, else `CommandLineError`."""
+    return int(_scaled(text, BYTES, "B", "a size", "512MiB, 2GB"))
+
+
+def _scaled(text: str, units: Mapping[str, float], plain: str, what: str, examples: str) -> float:
+    found = _FORM.fullmatch(text)
+    if found is None:
+        raise CommandLineError(f"{text!r} is not {what}; write it like {examples}")
+    number, unit = found.groups()
+    if unit and unit not in units:
+        raise CommandLineError(f"{text!r}: unknown unit {unit!r}{did_you_mean(unit, units)}")
+    try:
+        value = float(number) * units[unit or plain]
+    except ValueError:
+        raise CommandLineError(f"{text!r} is not {what}; write it like {examples}") from None
+    if not 0 < value < math.inf:
+        raise CommandLineError(f"{text!r}: {what} must be more than 0 and finite")
+    return value
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """`KEY=VALUE` as a pair."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise CommandLineError(f"-s {text!r}: write KEY=VALUE, such as -s epochs=3")
+    return key.strip(), value

@@ -1,0 +1,52 @@
+"""A plan as text: a table of its tasks, the Gantt chart, the makespan beside the lower bound."""
+
+from __future__ import annotations
+
+from hetsched.graph.graph import Loop
+from hetsched.report.events import body_of
+from hetsched.report.gantt import gantt
+from hetsched.report.summary import bound_line, transfers
+from hetsched.report.text import bytes_text, percent_text, plural, seconds_text, shorten, table
+from hetsched.timeline import Launch, Timeline
+
+MOST_ROWS = 60
+
+
+def plan_text(plan: Timeline, width: int = 100, ascii_only: bool = False, most: int = MOST_ROWS) -> str:
+    """The whole text of `hetsched plan`; of more than `most` tasks the table shows the first ones."""
+    rows = _rows(plan)
+    total = len(rows)
+    rows = rows[:most]
+    room = max(width - 46, 16)
+    lines = table(
+        ["task", "op", "device", "start", "seconds"], [[shorten(n, room), op, shorten(d, 24), s, f] for n, op, d, s, f in rows], right=(3, 4)
+    )
+    if total > most:
+        lines.append(f"... and {plural(total - most, 'more task', 'more tasks')}; --format json shows all")
+    lines += ["", gantt(plan, width, ascii_only=ascii_only), "", bound_line(plan)]
+    t = transfers(plan)
+    if t.count:
+        hidden = f", {percent_text(t.hidden_fraction)} hidden behind compute" if t.hidden_fraction is not None else ""
+        lines.append(f"transfers: {plural(t.count, 'copy', 'copies')}, {bytes_text(t.nbytes)} in {seconds_text(t.seconds)}{hidden}")
+    if plan.peak:
+        lines.append("memory at most: " + ", ".join(f"{node} {bytes_text(nbytes)}" for node, nbytes in sorted(plan.peak.items())))
+    lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def _rows(plan: Timeline, indent: str = "") -> list[list[str]]:
+    """A row a launch; tasks of a loop's body are set in, their starts counted from the start of their turn."""
+    out = []
+    for span in sorted(plan.spans, key=lambda s: (s.start, s.finish)):
+        command = span.command
+        if not isinstance(command, Launch):
+            continue
+        op = plan.graph.task_ops[command.task]
+        name = plan.graph.task_names[command.task]
+        devices = "+".join(dict.fromkeys(lane.owner for lane in span.lanes if lane.kind != "copy"))
+        body = body_of(plan, span)
+        what = f"{plural(body.turns if body is not None else op.turns, 'turn')}" if isinstance(op, Loop) else op.name
+        out.append([indent + name, what, devices, seconds_text(span.start), seconds_text(span.finish - span.start)])
+        if body is not None:
+            out += _rows(body, indent + "  ")
+    return out
