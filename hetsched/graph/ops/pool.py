@@ -94,7 +94,7 @@ def _max_pool_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], works
         dx.fill(0)
     if not y.size:
         return
-    left, share, flags = scratch(xp, workspace, dy.dtype, dy.size, dy.size, dy.size)
+    left, share, flags = scratch(xp, workspace, dy.dtype, dy.size, dy.size, -(-dy.size // dy.dtype.itemsize))
     left, share = left.reshape(dy.shape), share.reshape(dy.shape)
     equal = flags.view(xp.bool_)[: dy.size].reshape(dy.shape)
     xp.copyto(left, dy)
@@ -195,7 +195,7 @@ def _work(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) 
 def _workspace_max_grad(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
     dy = inputs[2]
     assert isinstance(dy, Spec)
-    return scratch_nbytes(dy.dtype, dy.size, dy.size, dy.size)
+    return scratch_nbytes(dy.dtype, dy.size, dy.size, -(-dy.size // dy.dtype.itemsize))
 
 
 def _workspace_avg_grad(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
