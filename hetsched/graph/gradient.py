@@ -20,6 +20,7 @@ def gradient(builder: Builder, output: Value, wrt: Sequence[Value]) -> list[Valu
     Values that do not lead to `output` get zeros. Raises `GraphError` where `output` or one of `wrt` is not a floating array, or where a path
     goes through a loop or an op without gradient.
     """
+    _sound(builder)
     _float(output, "the output")
     with builder.scope("gradient"):
         one = _full(builder, output, 1.0)
@@ -31,8 +32,10 @@ def gradient(builder: Builder, output: Value, wrt: Sequence[Value]) -> list[Valu
 def pullback(builder: Builder, outputs: Sequence[Value], seeds: Sequence[Value | None], wrt: Sequence[Value]) -> list[Value | None]:
     """The vector-Jacobian product: gradients of sum(seed * output) over all pairs with respect to `wrt`; None where no path leads there.
 
-    `seeds` have the specs of `outputs`; a seed of None leaves its output out.
+    `seeds` have the specs of `outputs`; a seed of None leaves its output out. Raises `GraphError` like `gradient`, and with the builder's own
+    problems where it has any: specs that are unknown have no gradient.
     """
+    _sound(builder)
     for value in wrt:
         _float(value, "a value to differentiate with respect to")
     sums = _Sums(builder)
@@ -102,6 +105,7 @@ def _step(builder: Builder, task: int, wanted: Sequence[int], sums: _Sums) -> No
             part = entry() if callable(entry) else entry
             if part is None:
                 continue
+            _sound(builder)
             if part.spec != inputs[i].spec:
                 raise GraphError(f"op {op.name}: the gradient of input {i} is {part.spec!r}, the input {inputs[i].spec!r}")
             sums.add(inputs[i].id, part)
@@ -114,6 +118,11 @@ def _reached(builder: Builder, values: Iterable[int]) -> set[int]:
         if not out.isdisjoint(row):
             out.update(outputs)
     return out
+
+
+def _sound(builder: Builder) -> None:
+    if builder.problems:
+        raise GraphError(builder.problems)
 
 
 def _float(value: Value, what: str) -> None:
