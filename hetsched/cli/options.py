@@ -34,7 +34,7 @@ def placement_options(parser: Parser) -> None:
     parser.add_argument("-d", "--device", metavar="PATTERN", help="cpu, gpu, cuda:0, opencl ...: only this device for every task that can run on it")
     parser.add_argument("--policy", default="auto", metavar="NAME", help="the rule that writes the plan (default: auto)")
     parser.add_argument("--objective", choices=OBJECTIVES, default=None, help="what is to be least (default: as the file says, else time)")
-    parser.add_argument("--plan-time", metavar="D", help="search this long for a better plan: 500ms, 30s, 2min")
+    parser.add_argument("--plan-time", metavar="D", help="search at most this long for a better plan, where the policy searches: 500ms, 30s, 2min")
     parser.add_argument("--machine", metavar="FILE|NAME", help="plan for this described machine, not for the one found here")
     parser.add_argument("--memory", action="append", default=[], metavar="[NODE=]SIZE", help="plan within this much memory: 512MiB, cuda:0=2GB")
 

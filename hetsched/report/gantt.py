@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from hetsched.graph.graph import Loop
 from hetsched.report.events import Event, busy_seconds, events, merged
@@ -17,6 +18,15 @@ from hetsched.timeline import Lane, Launch, Timeline
 SHADES = " ░▒▓█"
 ASCII_SHADES = " .:*#"
 NARROWEST = 40
+
+
+class Piece(NamedTuple):
+    """A piece of a row: its name, the character that fills it behind the name, seconds from the start of the chart."""
+
+    name: str
+    fill: str
+    start: float
+    finish: float
 
 
 def gantt(timeline: Timeline, width: int = 100, turns: int = 4, ascii_only: bool = False) -> str:
@@ -85,17 +95,22 @@ def _idle(busy: float, total: float) -> float:
 
 def _chart(drawn: Sequence[Event], start: float, finish: float, width: int, shades: str, idle: dict[Lane, float], by_turn: bool = False) -> list[str]:
     lanes = sorted({lane for e in drawn for lane in e.lanes}, key=lane_order)
-    label = min(max(len(str(lane)) for lane in lanes), max(width // 4, 8))
-    columns = max(width - label - len("  |") - len("| >99 % idle"), 8)
-    length = finish - start or 1.0
-    lines = [" " * (label + 3) + _axis(length, columns)]
-    rows: dict[Lane, list[Event]] = {lane: [] for lane in lanes}
+    rows: dict[Lane, list[Piece]] = {lane: [] for lane in lanes}
     for event in drawn:
+        fill = str(event.turn % 10) if by_turn else ("~" if event.kind == "loop" else "=")
         for lane in event.lanes:
-            rows[lane].append(event)
-    for lane in lanes:
-        bar = _bar(rows[lane], start, length, columns, shades, by_turn)
-        lines.append(f"{shorten(str(lane), label):<{label}}  |{bar}| {percent_text(idle.get(lane, 0.0)):>5} idle")
+            rows[lane].append(Piece(event.name, fill, event.start - start, event.finish - start))
+    return chart([(str(lane), rows[lane], idle.get(lane, 0.0)) for lane in lanes], finish - start, width, shades)
+
+
+def chart(rows: Sequence[tuple[str, Sequence[Piece], float]], length: float, width: int, shades: str = SHADES) -> list[str]:
+    """Lines of a chart from 0 to `length` seconds, from rows of (label, pieces, idle fraction)."""
+    length = length or 1.0
+    label = min(max(len(name) for name, _, _ in rows), max(width // 4, 8))
+    columns = max(width - label - len("  |") - len("| >99 % idle"), 8)
+    lines = [" " * (label + 3) + _axis(length, columns)]
+    for name, pieces, idle in rows:
+        lines.append(f"{shorten(name, label):<{label}}  |{_bar(pieces, length, columns, shades)}| {percent_text(idle):>5} idle")
     return lines
 
 
@@ -115,17 +130,17 @@ def _axis(length: float, columns: int) -> str:
     return "".join(line)
 
 
-def _bar(row: Sequence[Event], start: float, length: float, columns: int, shades: str, by_turn: bool) -> str:
+def _bar(row: Sequence[Piece], length: float, columns: int, shades: str) -> str:
     scale = columns / length
-    named: list[tuple[int, int, Event]] = []
+    named: list[tuple[int, int, Piece]] = []
     small: list[tuple[float, float]] = []
-    for event in row:
-        left = max(round((event.start - start) * scale), 0)
-        room = min(round((event.finish - start) * scale), columns) - left
+    for piece in row:
+        left = max(round(piece.start * scale), 0)
+        room = min(round(piece.finish * scale), columns) - left
         if room >= 3:
-            named.append((left, room, event))
+            named.append((left, room, piece))
         else:
-            small.append((event.start - start, event.finish - start))
+            small.append((piece.start, piece.finish))
     cover = [0.0] * columns
     for a, b in merged(small):
         for c in range(max(int(a * scale), 0), min(int(b * scale), columns - 1) + 1):
@@ -135,8 +150,7 @@ def _bar(row: Sequence[Event], start: float, length: float, columns: int, shades
     for a, _ in small:
         c = min(max(int(a * scale), 0), columns - 1)
         line[c] = shades[1] if line[c] == shades[0] else line[c]
-    for left, room, event in named:
-        fill = str(event.turn % 10) if by_turn else ("~" if event.kind == "loop" else "=")
-        name = event.name.rpartition("/")[2] if room - 2 < len(event.name) else event.name
-        line[left : left + room] = f"[{shorten(name, room - 2):{fill}<{room - 2}}]"
+    for left, room, piece in named:
+        name = piece.name.rpartition("/")[2] if room - 2 < len(piece.name) else piece.name
+        line[left : left + room] = f"[{shorten(name, room - 2):{piece.fill}<{room - 2}}]"
     return "".join(line)

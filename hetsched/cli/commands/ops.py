@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.options import format_option
@@ -46,7 +47,7 @@ def _list(ops: list[Op | Composite]) -> str:
 
     rows = [[op.name, f"{', '.join(op.inputs) or '-'} -> {', '.join(op.outputs) or '-'}", _runs_on(op)] for op in ops]
     lines = table(["op", "inputs -> outputs", "kernels"], rows)
-    room = max(width() - max(map(len, lines)) - 2, 24)
+    room = max(width() - max(map(len, lines)) - 2, 24) if sys.stdout.isatty() else 1000
     edge = max(map(len, lines))
     texts = ["what it does", *(_first_line(op) for op in ops)]
     return "\n".join(f"{line:<{edge}}  {cut(text, room)}".rstrip() for line, text in zip(lines, texts, strict=True))

@@ -44,12 +44,13 @@ def execute(args: Any) -> int:
 
 
 def _run(args: Any) -> int:
+    timeout = duration(args.timeout) if args.timeout is not None else None
+    given = overrides(args)
     from hetsched.pipeline.build import load
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
-    timeout = duration(args.timeout) if args.timeout is not None else None
-    pipeline = load(args.file, overrides(args), trust=args.trust)
+    pipeline = load(args.file, given, trust=args.trust)
     planned = plan(pipeline.graph, **placement_arguments(args, pipeline.objective))
     if args.format == "text":
         from hetsched.report.summary import bound_line

@@ -1,0 +1,127 @@
+"""plan pipelines, costed graphs or loop bodies without running them: where each task goes, and how long the whole takes"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.output import is_ascii_only, width, write, write_json
+from hetsched.cli.parser import Parser
+from hetsched.cli.units import duration
+from hetsched.errors import CommandLineError, FileError, did_you_mean
+
+if TYPE_CHECKING:
+    from hetsched.timeline import Timeline
+
+COSTED = "placement-bench/1"
+BODY = "period-bench/1"
+_FORMAT = re.compile(rb'"format"\s*:\s*"([^"]*)"')
+_HEAD = 1 << 16
+MOST_LANES = 24
+
+
+def arguments(parser: Parser) -> None:
+    """The arguments of `hetsched plan`."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a pipeline (.yaml), a costed graph or a loop body (.json, .json.gz)")
+    pipeline_options(parser)
+    placement_options(parser)
+    parser.add_argument("--trace", metavar="F", help="write the plan as a Chrome/Perfetto trace, for ui.perfetto.dev")
+    format_option(parser)
+
+
+def execute(args: Any) -> int:
+    """Plan each file and print it; touches no device and runs no user's code."""
+    if args.format == "json" and len(args.files) > 1:
+        raise CommandLineError(f"--format json is one object, for one file; for {len(args.files)} files use --format jsonl")
+    kinds = [kind_of(file) for file in args.files]
+    if args.trace is not None and kinds != ["pipeline"]:
+        raise CommandLineError("--trace is written of one pipeline's plan; give one .yaml file")
+    for file, kind in zip(args.files, kinds, strict=True):
+        record, text = _pipeline(file, args) if kind == "pipeline" else _costed(file, args) if kind == COSTED else _body(file, args)
+        if args.format == "text":
+            write(text if len(args.files) == 1 else f"{file}\n{text}\n")
+        else:
+            write_json(record, 2 if args.format == "json" else None)
+    return 0
+
+
+def kind_of(file: str) -> str:
+    """What a file holds: "pipeline", or the `format` of its JSON."""
+    if not file.endswith((".json", ".json.gz")):
+        return "pipeline"
+    try:
+        with open(file, "rb") as raw, gzip.open(raw) if file.endswith(".gz") else raw as stream:
+            head = stream.read(_HEAD)
+            found = _FORMAT.search(head)
+            kind = found.group(1).decode("utf-8", "replace") if found else str(json.loads(head + stream.read()).get("format"))
+    except FileNotFoundError:
+        raise FileError(f"{file}: there is no such file") from None
+    except (OSError, EOFError) as error:
+        raise FileError(f"{file}: cannot be read: {error}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise FileError(f"{file}: not a JSON object: {error}") from error
+    if kind not in (COSTED, BODY):
+        raise FileError(f"{file}: `format` is {kind!r}{did_you_mean(kind, (COSTED, BODY))}")
+    return kind
+
+
+def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
+    given = overrides(args)
+    from hetsched.pipeline.build import load
+    from hetsched.report.plan_text import plan_text
+    from hetsched.report.record import plan_record
+    from hetsched.run import plan
+
+    pipeline = load(file, given, trust=args.trust)
+    planned: Timeline = plan(pipeline.graph, **placement_arguments(args, pipeline.objective))
+    if args.trace is not None:
+        from hetsched.cli.commands.run import write_trace
+
+        write_trace(args.trace, planned)
+    if args.format != "text":
+        return plan_record(planned, file, pipeline.name), ""
+    return {}, plan_text(planned, width(), ascii_only=is_ascii_only())
+
+
+def _costed(file: str, args: Any) -> tuple[dict[str, Any], str]:
+    from hetsched.placement.costed import plan_costed
+
+    record = plan_costed(file, args.policy)
+    return record, _costed_text(record) if args.format == "text" else ""
+
+
+def _body(file: str, args: Any) -> tuple[dict[str, Any], str]:
+    from hetsched.placement.periodic import plan_body_file
+    from hetsched.report.text import percent_text, plural, seconds_text
+
+    seconds = duration(args.plan_time) if args.plan_time is not None else None
+    record = plan_body_file(file, seconds=seconds)
+    above = record["period"] / record["lower_bound"] - 1 if record["lower_bound"] else 0.0
+    text = (
+        f"{record['name']}: period {seconds_text(record['period'])}; lower bound {seconds_text(record['lower_bound'])}: at most {percent_text(above)}"
+    )
+    return record, f"{text} above the best possible; {plural(len(record['plan']['tasks']), 'task')}, planned in {seconds_text(record['seconds'])}"
+
+
+def _costed_text(record: dict[str, Any]) -> str:
+    from hetsched.report.gantt import ASCII_SHADES, SHADES, Piece, chart
+    from hetsched.report.text import percent_text, plural, seconds_text
+
+    makespan, bound = record["makespan"], record["lower_bound"]
+    rows: dict[tuple[int, int], list[Piece]] = {}
+    for task, (device, start, finish, lane) in enumerate(record["tasks"]):
+        rows.setdefault((device, lane), []).append(Piece(str(task), "=", start, finish))
+    drawn = []
+    for (device, lane), pieces in sorted(rows.items())[:MOST_LANES]:
+        busy = sum(p.finish - p.start for p in pieces)
+        drawn.append((f"device {device}/{lane}", pieces, max(1 - busy / makespan, 0.0) if makespan else 0.0))
+    lines = chart(drawn, makespan, width(), ASCII_SHADES if is_ascii_only() else SHADES) if drawn else []
+    if len(rows) > MOST_LANES:
+        lines.append(f"... and {plural(len(rows) - MOST_LANES, 'more lane', 'more lanes')}")
+    above = f": at most {percent_text(makespan / bound - 1)} above the best possible" if bound else ""
+    lines.append(f"makespan {seconds_text(makespan)}; lower bound {seconds_text(bound)}{above}")
+    lines.append(f"{plural(len(record['tasks']), 'task')} planned by {record['policy']} in {seconds_text(record['plan_seconds'])}")
+    return "\n".join(lines)
