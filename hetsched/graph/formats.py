@@ -140,7 +140,8 @@ def npy_header(stream: IO[bytes], nbytes: int, where: str) -> ArrayHeader:
         raise FileError(f"{where}: its shape {shape!r} is not a tuple of whole numbers")
     header = ArrayHeader(dtype, shape, bool(fields["fortran_order"]), 8 + width + length)
     if header.data_offset + header.nbytes != nbytes:
-        raise FileError(f"{where}: {header.spec!r} needs {header.nbytes} bytes of data, the file has {nbytes - header.data_offset}: truncated or damaged")
+        there = nbytes - header.data_offset
+        raise FileError(f"{where}: {header.spec!r} needs {header.nbytes} bytes of data, the file has {there}: truncated or damaged")
     return header
 
 
@@ -246,7 +247,7 @@ def _fill(stream: IO[bytes], header: ArrayHeader, out: NDArray[Any], where: str)
 def _read_exactly(stream: IO[bytes], target: NDArray[Any], where: str) -> None:
     if target.nbytes == 0:
         return
-    view = memoryview(target.reshape(-1).view(np.uint8))
+    view = memoryview(target.reshape(-1).view(np.uint8).data)
     done = 0
     while done < len(view):
         n = stream.readinto(view[done : done + CHUNK_NBYTES])  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
 """Models as plain data, their parameters, and their forward pass as primitive ops.
 
-`{input: [64], layers: [{dense: {units: 32, activation: relu}}, {dense: {units: 10}}]}`: a layer is a mapping of one key, its kind, to its options, or the
-kind alone where every option has a default (`flatten`, `relu`). Shapes are given and kept without the leading axis, the rows of a batch; images are
-[channels, rows, columns]. Rows of data of another shape and the same size are taken as the model's input by a view: [n, 64] goes into a model of input
-[1, 8, 8].
+`{input: [64], layers: [{dense: {units: 32, activation: relu}}, {dense: {units: 10}}]}`: a layer is a mapping of one key, its kind, to its options,
+or the kind alone where every option has a default (`flatten`, `relu`). Shapes are given and kept without the leading axis, the rows of a batch;
+images are [channels, rows, columns]. Rows of data of another shape and the same size are taken as the model's input by a view: [n, 64] goes into a
+model of input [1, 8, 8].
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from hetsched.errors import GraphError, did_you_mean
-from hetsched.graph.graph import Builder, Bundle, Value
+from hetsched.errors import GraphError, InternalError, did_you_mean
+from hetsched.graph.graph import UNKNOWN, Builder, Bundle, Value
 from hetsched.graph.op import REQUIRED, Attribute
 from hetsched.graph.ops import find
 from hetsched.graph.spec import AnySpec, Spec
@@ -234,10 +234,11 @@ def parse(description: Any) -> Model:
     if "layers" in description and (not isinstance(layers, (list, tuple)) or not 0 < len(layers) <= MAX_LAYERS):
         problems.append((("layers",), f"layers is a list of 1 to {MAX_LAYERS} layers, got {_seen(layers)}"))
         layers = None
-    read = _read_layers(layers or (), tuple(shape) if _is_shape(shape) else None, problems)
-    if problems or shape is None:
+    extents = tuple(shape) if isinstance(shape, (list, tuple)) and _is_shape(shape) else None
+    read = _read_layers(layers or (), extents, problems)
+    if problems or extents is None:
         raise ModelError(problems)
-    return Model(description, tuple(shape), read, np.dtype(dtype))
+    return Model(description, extents, read, np.dtype(dtype))
 
 
 def _seen(value: Any) -> str:
@@ -318,3 +319,101 @@ def _read_options(kind: str, given: Mapping[Any, Any], path: Path, problems: lis
         elif attribute.kind == "ints" and options[name] is not None and len(options[name]) > 2:
             problems.append(((*path, name), f"option {name!r} of {kind} wants one number or two (rows, columns), got {_seen(given[name])}"))
     return options if len(problems) == before else None
+
+
+# Parameters and the forward pass ------------------------------------------------------------------------------------------------
+
+
+def initial(builder: Builder, model: Model, seed: int) -> Bundle:
+    """Fresh parameters: one task each, so that they are made where they are used. Equal seeds and task names give equal bits."""
+    values = {
+        p.name: builder.op("nn.init", name=f"init/{p.name}", shape=p.shape, scheme=p.scheme, seed=seed, dtype=model.dtype.name)
+        for p in model.parameters
+    }
+    return Bundle(values, "model", meta(model))
+
+
+def meta(model: Model, **more: Any) -> dict[str, Any]:
+    """`Bundle.meta` of a model: `model`, its description; `dtype`; and what else is to be known of it (`loss`)."""
+    return {"model": model.description, "dtype": model.dtype.name, **more}
+
+
+def model_of(bundle: Bundle) -> Model:
+    """The model whose parameters a bundle holds; a `GraphError` where it holds others, or no description."""
+    if "model" not in bundle.meta:
+        raise GraphError(
+            f"the {bundle.kind} of {', '.join(bundle) or 'nothing'} holds no description of a model; use what nn.train or model.load gives"
+        )
+    model = parse(bundle.meta["model"])
+    problems = []
+    for p in model.parameters:
+        wanted = Spec(p.shape, model.dtype)
+        if p.name not in bundle:
+            problems.append(f"the model lacks its parameter {p.name!r}")
+        elif bundle[p.name].spec not in (wanted, UNKNOWN):
+            problems.append(f"parameter {p.name!r} is {bundle[p.name].spec!r}, its layer wants {wanted!r}")
+    if problems:
+        raise GraphError(problems)
+    return model
+
+
+def check_rows(model: Model, spec: Spec, name: str = "x") -> None:
+    """An error unless rows of `spec` can go into the model."""
+    if math.prod(spec.bounds[1:]) != math.prod(model.input) or len(spec.shape) < 2:
+        raise GraphError(f"{name} has rows of {list(spec.bounds[1:])}, the model takes rows of {list(model.input)} or {[math.prod(model.input)]}")
+
+
+def forward(
+    builder: Builder, model: Model, parameters: Mapping[str, Value], x: Value, *, training: bool = False, seed: int = 0, turn: Value | None = None,
+    logits: bool = False,
+) -> Value:  # fmt: skip
+    """What the model gives for rows `x` [n, ...] of its dtype: [n, *model.output].
+
+    training: drop numbers in `dropout` layers, anew on every `turn`. logits: leave out a last `softmax` or `log_softmax`.
+    """
+    check_rows(model, x.array_spec)
+    n = x.shape[0]
+    if x.shape[1:] != model.input:
+        x = builder.op("tensor.reshape", x, name="as_input", shape=(n, *model.input))
+    for i, layer in enumerate(model.layers):
+        is_head = logits and i == len(model.layers) - 1 and model.head != "none"
+        own = [parameters[p.name] for p in layer.parameters]
+        x = _layer(builder, layer, own, x, is_head, training, seed, turn)
+    return x
+
+
+def _layer(builder: Builder, layer: Layer, own: list[Value], x: Value, is_head: bool, training: bool, seed: int, turn: Value | None) -> Value:
+    """One layer. `is_head`: its activation is left to the loss."""
+    name, options = layer.name, layer.options
+    match layer.kind:
+        case "dense":
+            return _activated(builder, "nn.dense", [x, *own], name, {}, "none" if is_head else options["activation"])
+        case "conv2d":
+            return _activated(builder, "nn.conv2d", [x, *own], name, _conv2d_attributes(options), "none" if is_head else options["activation"])
+        case "max_pool2d" | "avg_pool2d":
+            out: Value = builder.op(f"nn.{layer.kind}", x, name=name, **_pool_attributes(options))
+        case "flatten":
+            out = x if len(x.shape) == 2 else builder.op("tensor.reshape", x, name=name, shape=(x.shape[0], *layer.output))
+        case "dropout":
+            more = () if turn is None else (turn,)
+            out = builder.op("nn.dropout", x, *more, name=name, rate=options["rate"], seed=seed) if training and options["rate"] else x
+        case "activation":
+            out = x if is_head else _activation(builder, x, name, options["function"])
+        case unknown:
+            raise InternalError(f"layer {name!r}: no forward pass for kind {unknown!r}")
+    return out
+
+
+def _activated(builder: Builder, op: str, inputs: list[Value], name: str, attributes: Mapping[str, Any], activation: str) -> Value:
+    """An op and its activation, in one task where the op can apply it itself."""
+    if activation in find(op).attributes["activation"].kind:
+        fused: Value = builder.op(op, *inputs, name=name, activation=activation, **attributes)
+        return fused
+    return _activation(builder, builder.op(op, *inputs, name=name, **attributes), f"{name}_{activation}", activation)
+
+
+def _activation(builder: Builder, x: Value, name: str, function: str) -> Value:
+    # Softmax runs over the features of a row, or the channels of an image.
+    options: dict[str, Any] = {"axis": 1} if function in HEADS else {}
+    out: Value = builder.op(ACTIVATIONS[function], x, name=name, **options)
+    return out

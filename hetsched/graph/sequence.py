@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -263,7 +264,7 @@ class Body:
             key: Any = (stage, order)
             if key not in self._taken:
                 inputs = [self.take(x, order) if isinstance(x, LazySequence) else self.bind(x) for x in stage.inputs]
-                with self._at_root():
+                with self.at_root():
                     found = self.builder.op(stage.op, *inputs, name=stage.name, where=stage.where, **stage.attributes)
                 self._taken[key] = found if isinstance(found, tuple) else (found,)
             return self._taken[key][data.output]
@@ -277,22 +278,15 @@ class Body:
             self._taken[key] = (rows,)
         return self._taken[key][0]
 
-    def _at_root(self) -> _Root:
-        return _Root(self.builder)
-
-
-class _Root:
-    """Inside, a builder has no scope: a stage keeps the name and the place that its own task of the pipeline gave it."""
-
-    def __init__(self, builder: Builder) -> None:
-        self.builder = builder
-
-    def __enter__(self) -> None:
-        self.saved = self.builder._scope, self.builder._where
+    @contextmanager
+    def at_root(self) -> Iterator[None]:
+        """Inside, tasks are named and placed as given, without the scope of the loop: a stage keeps what its own task of the pipeline gave it."""
+        saved = self.builder._scope, self.builder._where
         self.builder._scope, self.builder._where = "", None
-
-    def __exit__(self, *_: object) -> None:
-        self.builder._scope, self.builder._where = self.saved
+        try:
+            yield
+        finally:
+            self.builder._scope, self.builder._where = saved
 
 
 def _last_part(name: str) -> str:
@@ -334,7 +328,11 @@ def _written(outer: Builder, write: Callable[[Body], None], rows: int, count: in
     where = outer._where
     # Tasks of the body are named like tasks of the graph around it: unique in the run, and the key of random ops.
     with body.builder.scope(outer._scope.rstrip("/"), where=where if where is not None and where.same_as is None else None):
-        write(body)
+        try:
+            write(body)
+        except GraphError as error:
+            # What went wrong first is among the builder's problems; the error itself may only be about what followed.
+            raise GraphError(body.builder.problems or error.problems) from error
     missing = [n for n in body.carried if n not in body.results]
     if missing:
         raise GraphError(f"the body gives no next value of {', '.join(missing)}")

@@ -1,7 +1,7 @@
 """Tables of text (CSV): a bounded scan that finds rows, columns and the kind of each column; then numbers straight into planned memory.
 
-Dialect: RFC 4180 (quotes doubled inside quotes, line ends LF or CRLF, quoted line breaks), UTF-8 with or without a byte order mark, any one-character delimiter; blank
-lines are skipped. Every error names the file, the line and the column.
+Dialect: RFC 4180 (quotes doubled inside quotes, line ends LF or CRLF, quoted line breaks), UTF-8 with or without a byte order mark, any
+one-character delimiter; blank lines are skipped. Every error names the file, the line and the column.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Data in rows: splitting, scaling, shuffling, cutting into batches. (Reading it from files: files.py.)
 
-What a pipeline names (`data.split`, `data.standardize`, ...) are composites of primitive ops (`data.batch_rows`, `data.moments`, `tensor.gather`, ...), so
-that each part is placed by itself. Composites take arrays, and recipes of batches where rows can be handled one by one.
+What a pipeline names (`data.split`, `data.standardize`, ...) are composites of primitive ops (`data.batch_rows`, `tensor.gather`, ...), so that each
+part is placed by itself. Composites take arrays, and recipes of batches where rows can be handled one by one.
 """
 
 from __future__ import annotations
@@ -49,8 +49,12 @@ def _infer_batch_rows(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
         problems.append(f"turn must be int64[], got {specs[1]!r}")
     if len(specs) > 2 and specs[2] != Spec((rows,), np.int64):
         problems.append(f"order must hold the {rows} row numbers of x as int64[{rows}], got {specs[2]!r}")
-    if (a["cycle"] - 1) * a["batch"] + a["count"] > rows:
-        problems.append(f"{a['cycle']} batches of {a['batch']} rows, the last of {a['count']}, are more than the {rows} rows of x")
+    batch, count, cycle = a["batch"], a["count"], a["cycle"]
+    last = rows - (cycle - 1) * batch
+    if not 0 < last <= batch <= rows:
+        problems.append(f"{rows} rows of x are not {cycle} batches of {batch} rows, the last one perhaps smaller")
+    elif count not in (batch, last):
+        problems.append(f"count must be {batch}, a full batch, or {last}, the last one, got {count}")
     if problems:
         raise GraphError(problems)
     return [Spec((a["count"], *x.shape[1:]), x.dtype)]

@@ -147,7 +147,7 @@ READ_CSV = Op(
         "label_dtype": Attribute(("int64", "float64"), "int64", "of y"),
     },
     waits=True,
-    doc="Columns of a table whose size is known: x [rows, columns] and y [rows], in this order, each only where asked for. `data.csv` finds the size.",
+    doc="Columns of a table whose size is known: x [rows, columns], y [rows], in this order, each where asked for. `data.csv` finds the size.",
 )
 
 
@@ -165,9 +165,10 @@ def _expand_csv(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scen
     if not columns and label is None:
         raise GraphError(f"{path}: no column is asked for; give `columns` or `label`")
     found = table.scan(path, delimiter, header, label)
+    label_dtype = "int64" if found.label_dtype is None else found.label_dtype.name
     values = builder.op(
-        READ_CSV, name="read", path=path, delimiter=delimiter, header=header, columns=columns, label=-1 if label is None else label, labels=found.labels,
-        rows=found.rows, dtype=a["dtype"], label_dtype="int64" if found.label_dtype is None else found.label_dtype.name,
+        READ_CSV, name="read", path=path, delimiter=delimiter, header=header, columns=columns, rows=found.rows, dtype=a["dtype"],
+        label=-1 if label is None else label, labels=found.labels, label_dtype=label_dtype,
     )  # fmt: skip
     return dict(zip([*(["x"] if columns else []), *(["y"] if label is not None else [])], values, strict=True))
 
@@ -187,6 +188,6 @@ CSV = Composite(
     },
     doc="""Numbers of a CSV file (RFC 4180, UTF-8): x [rows, columns], and y [rows] of the label column.
 
-    Whole numbers as labels become int64, other numbers float64, texts the numbers 0, 1, ... of their sorted order. The file is scanned once before the run
-    (at most 1 GiB) so that shapes are exact.""",
+    Whole numbers as labels become int64, other numbers float64, texts the numbers 0, 1, ... of their sorted order. The file is scanned once before
+    the run (at most 1 GiB) so that shapes are exact.""",
 )

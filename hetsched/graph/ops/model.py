@@ -1,7 +1,7 @@
-"""Models as files: `model.load` and `model.save`, in safetensors, with the model's description in the metadata so that a file is enough to predict with.
+"""Models as files: `model.load` and `model.save`, in safetensors, with the model's description, so that a file is enough to predict with.
 
-Metadata: `hetsched` (version of this layout, "1"), `model` (the description as JSON), and what training noted (`loss`, `dtype`). Files are written to a temporary name,
-synced and renamed; equal models give equal bytes.
+Metadata: `hetsched` (version of this layout, "1"), `model` (the description as JSON), and what training noted (`loss`, `dtype`). Files are written
+to a temporary name, synced and renamed; equal models give equal bytes.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def _infer_write(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
     if len(names) != len(specs):
         raise GraphError(f"{len(specs)} tensors, but {len(names)} names")
     found = arrays(specs, names)
-    problems = [f"{n} of {s!r} cannot be stored: safetensors has no such dtype" for n, s in zip(names, found) if s.dtype not in formats.SAFETENSORS_NAMES]
+    problems = [
+        f"{n} of {s!r} cannot be stored: safetensors has no such dtype" for n, s in zip(names, found) if s.dtype not in formats.SAFETENSORS_NAMES
+    ]
     if problems:
         raise GraphError(problems)
     return [Spec((), np.int64)]

@@ -1,0 +1,328 @@
+"""Training, evaluating and predicting: composites that expand to one loop of primitive ops each.
+
+The body of the training loop is the model's forward pass, its gradient and the optimizer's update of every parameter; parameters and the optimizer's
+state are carried from turn to turn. The order of rows is drawn anew by a task that runs once an epoch, so that the next batches can be fetched while
+this one is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hetsched.errors import GraphError, did_you_mean
+from hetsched.graph.op import Attribute, Attributes, Composite, Scene
+from hetsched.graph.ops.data import as_float
+from hetsched.graph.ops.optimizer import Optimizer, optimizer
+
+if TYPE_CHECKING:
+    from hetsched.graph.graph import Builder, Bundle, Value
+    from hetsched.graph.model import Model
+    from hetsched.graph.sequence import Body, Data
+
+LOSSES = ("cross_entropy", "mse")
+METRICS = ("loss", "accuracy", "cross_entropy", "mse")
+TRAIN_BATCH = 32
+# Large enough that launching costs little beside computing, small enough that many batches overlap.
+EVALUATE_BATCH = 256
+
+
+def _model_input(inputs: Mapping[str, Any]) -> Bundle:
+    from hetsched.graph.graph import Bundle
+
+    model = inputs["model"]
+    if not isinstance(model, Bundle):
+        raise GraphError(f"model must be a model, as nn.train or model.load give it, got {model!r}")
+    return model
+
+
+def _described(a: Attributes, inputs: Mapping[str, Any], scene: Scene) -> Model:
+    """The model to train: of the input `model`, or described under `models:`, or both where they agree."""
+    from hetsched.graph.model import model_of, parse
+
+    found = None
+    if a["model"] is not None:
+        if isinstance(a["model"], str) and a["model"] not in scene.models:
+            raise GraphError(f"option 'model': there is no model {a['model']!r}{did_you_mean(a['model'], scene.models)}")
+        found = parse(scene.models[a["model"]] if isinstance(a["model"], str) else a["model"])
+    if "model" not in inputs:
+        if found is None:
+            raise GraphError("option 'model' is needed: the name of a model under `models:` (or give a trained one as input)")
+        return found
+    given = model_of(_model_input(inputs))
+    if found is not None and (found.parameters, found.input, found.dtype) != (given.parameters, given.input, given.dtype):
+        raise GraphError(f"option 'model': {found!r} is another model than the input, {given!r}; leave the option out")
+    return given if found is None else found
+
+
+def _batch(a: Attributes, x: Data, default: int) -> int:
+    from hetsched.graph.sequence import LazySequence
+
+    if a["batch"] is not None:
+        return int(a["batch"])
+    return x.batch if isinstance(x, LazySequence) else default
+
+
+def _rows(x: Data, y: Data) -> int:
+    from hetsched.graph.sequence import row_count
+
+    n, m = row_count(x), row_count(y)
+    if n != m:
+        raise GraphError(f"x and y must have equally many rows: x has {n}, y has {m}")
+    return n
+
+
+def _targets(builder: Builder, model: Model, loss: str, y: Data) -> Data:
+    """`y` as the loss wants it: whole-number labels, or numbers of the model's dtype, as many a row as the model gives."""
+    from hetsched.graph.sequence import spec_of_rows
+
+    spec = spec_of_rows(y)
+    if loss == "mse":
+        size, wanted = int(np.prod(spec.bounds[1:])), int(np.prod(model.output))
+        if size != wanted:
+            raise GraphError(f"y has {size} numbers a row, the model gives {wanted}; both must be equal for the loss mse")
+        return as_float(builder, y, model.dtype)
+    if len(model.output) != 1:
+        raise GraphError(f"loss cross_entropy wants a model that gives one flat axis of classes, it gives {list(model.output)}; put `flatten` last")
+    if spec.dtype.kind not in "iu" or len(spec.shape) != 1:
+        raise GraphError(f"y must hold labels from 0 to {model.output[0] - 1}, int64 [n], for the loss cross_entropy, got {spec!r}")
+    return y
+
+
+def _like_output(builder: Builder, targets: Value, output: Value) -> Value:
+    """Targets in the shape of the model's output, by a view."""
+    same: Value = targets if targets.shape == output.shape else builder.op("tensor.reshape", targets, name="as_output", shape=output.shape)
+    return same
+
+
+def _loss(builder: Builder, loss: str, output: Value, targets: Value, reduction: str, name: str) -> Value:
+    if loss == "mse":
+        targets = _like_output(builder, targets, output)
+    value: Value = builder.op(f"nn.{loss}", output, targets, name=name, reduction=reduction)
+    return value
+
+
+def _any_unknown(inputs: Mapping[str, Any]) -> bool:
+    from hetsched.graph.graph import Bundle
+    from hetsched.graph.sequence import is_unknown
+
+    flat = [v for x in inputs.values() for v in (x.values() if isinstance(x, Bundle) else [x])]
+    return any(is_unknown(v) for v in flat)
+
+
+# Train ------------------------------------------------------------------------------------------------------------------------
+
+
+def read_optimizer(value: Any) -> tuple[Optimizer, dict[str, Any]]:
+    """The optimizer that plain data name: `adam`, or one name with options, `{adam: {lr: 0.01}}`."""
+    if isinstance(value, str):
+        return optimizer(value, {})
+    if isinstance(value, Mapping) and len(value) == 1:
+        name, options = next(iter(value.items()))
+        if isinstance(name, str) and (options is None or isinstance(options, Mapping)):
+            return optimizer(name, dict(options or {}))
+    raise GraphError(f"option 'optimizer' wants a name, or one name with options such as {{adam: {{lr: 0.01}}}}, got {value!r}")
+
+
+def _expand_train(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
+    from hetsched.graph.gradient import pullback
+    from hetsched.graph.graph import Bundle
+    from hetsched.graph.model import check_rows, forward, initial, meta
+    from hetsched.graph.sequence import loop_over_batches, spec_of_rows, unknown, whole
+
+    model = _described(a, inputs, scene)
+    update, options = read_optimizer(a["optimizer"])
+    about = meta(model, loss=a["loss"])
+    if _any_unknown(inputs):
+        return {"model": Bundle({p.name: unknown(builder, p.name) for p in model.parameters}, "model", about), "losses": unknown(builder, "losses")}
+    rows = _rows(inputs["x"], inputs["y"])
+    check_rows(model, spec_of_rows(inputs["x"]))
+    x, y = as_float(builder, inputs["x"], model.dtype), _targets(builder, model, a["loss"], inputs["y"])
+    first = _model_input(inputs) if "model" in inputs else initial(builder, model, a["seed"])
+    slots = {
+        (p.name, slot): builder.op("tensor.full", name=f"zeros/{p.name}.{slot}", shape=p.shape, value=0.0, dtype=model.dtype.name)
+        for p in model.parameters
+        for slot in update.slots
+    }
+
+    def write(body: Body) -> None:
+        b = body.builder
+        order = None
+        if a["shuffle"]:
+            order = b.op("random.permutation", body.turn, name="order", n=rows, seed=a["seed"])
+            body.run_every(order, body.cycle)
+        x_rows, y_rows = body.take(x, order), body.take(y, order)
+        weights = {p.name: body.carry(p.name, first[p.name]) for p in model.parameters}
+        state = {key: body.carry(".".join(key), zeros) for key, zeros in slots.items()}
+        output = forward(b, model, weights, x_rows, training=True, seed=a["seed"], turn=body.turn, logits=a["loss"] == "cross_entropy")
+        loss = _loss(b, a["loss"], output, y_rows, "mean", "loss")
+        body.collect("loss", loss)
+        one = b.constant(np.ones((), loss.dtype), "one")
+        with body.at_root():
+            gradients = pullback(b, [loss], [one], list(weights.values()))
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            own = [state[name, slot] for slot in update.slots]
+            if gradient is None:
+                new: Any = (weight, *own)
+            else:
+                new = b.op(update.op, weight, gradient, *own, *([body.turn] if update.turn else []), name=f"update/{name}", **options)
+            for key, value in zip((name, *(f"{name}.{slot}" for slot in update.slots)), new if isinstance(new, tuple) else (new,), strict=True):
+                body.give(key, value)
+
+    outputs = loop_over_batches(builder, write, rows=rows, batch=_batch(a, inputs["x"], TRAIN_BATCH), epochs=a["epochs"], name="steps")
+    trained = Bundle({p.name: outputs[p.name] for p in model.parameters}, "model", about)
+    return {"model": trained, "losses": whole(builder, outputs["loss"], name="losses")}
+
+
+_BATCH = Attribute(int, None, "rows a turn; that of the sequence where x is one", low=1, optional=True)
+
+TRAIN = Composite(
+    "nn.train",
+    ("model?", "x", "y"),
+    ("model", "losses"),
+    _expand_train,
+    attributes={
+        "model": Attribute("any", None, "the name of a model under `models:`, or its description", optional=True),
+        "loss": Attribute(LOSSES, "cross_entropy", "what is made small; cross_entropy takes logits: a last softmax is left out"),
+        "optimizer": Attribute("any", "adam", "a name, or a name with options: {adam: {lr: 0.01}}"),
+        "epochs": Attribute(int, 1, "how often every row is used", low=1),
+        "batch": _BATCH,
+        "seed": Attribute(int, 0, "of first parameters, orders and dropout", low=0),
+        "shuffle": Attribute(bool, True, "draw the order of rows anew in every epoch"),
+    },
+    doc="""Train a model by gradient descent on batches of rows (32 where nothing says otherwise); the smaller last batch of an epoch is used too.
+
+    x [n, ...] of any numbers, rows of the model's input or as many numbers; y [n] labels of an integer dtype for cross_entropy, [n, ...] numbers
+    for mse. The input `model` is a trained one to go on from, with fresh optimizer state. Gives `model`, and `losses`: the loss of every batch before
+    its update, [epochs * batches].""",
+)
+
+
+# Evaluate ---------------------------------------------------------------------------------------------------------------------
+
+
+def _metrics(value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names:
+        raise GraphError(f"option 'metrics' wants a list of metrics ({', '.join(METRICS)}), got {value!r}")
+    problems = [f"option 'metrics': unknown metric {name!r}{did_you_mean(str(name), METRICS)}" for name in names if name not in METRICS]
+    if problems:
+        raise GraphError(problems)
+    return tuple(dict.fromkeys(names))
+
+
+def _expand_evaluate(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
+    from hetsched.graph.graph import Bundle
+    from hetsched.graph.model import check_rows, forward, model_of
+    from hetsched.graph.sequence import loop_over_batches, spec_of_rows, unknown
+
+    bundle = _model_input(inputs)
+    model = model_of(bundle)
+    loss = a["loss"] or str(bundle.meta.get("loss", LOSSES[0]))
+    names = _metrics(a["metrics"]) if a["metrics"] is not None else ("loss", "accuracy") if loss == "cross_entropy" else ("loss",)
+    if _any_unknown(inputs):
+        return {"metrics": Bundle({name: unknown(builder, name) for name in names}, "metrics")}
+    rows = _rows(inputs["x"], inputs["y"])
+    check_rows(model, spec_of_rows(inputs["x"]))
+    x = as_float(builder, inputs["x"], model.dtype)
+    kinds = {name: loss if name == "loss" else "cross_entropy" if name == "accuracy" else name for name in names}
+    targets = {kind: _targets(builder, model, kind, inputs["y"]) for kind in dict.fromkeys(kinds.values())}
+
+    def write(body: Body) -> None:
+        b = body.builder
+        x_rows = body.take(x)
+        logits = forward(b, model, {name: body.bind(v) for name, v in bundle.items()}, x_rows, logits=True)
+        # Squared errors are those of the whole model, its last softmax included; cross entropy and accuracy want what comes before.
+        output = forward(b, model, {n: body.bind(v) for n, v in bundle.items()}, x_rows) if "mse" in targets and model.head != "none" else logits
+        for name, kind in kinds.items():
+            y_rows = body.take(targets[kind])
+            if name == "accuracy":
+                body.collect(name, b.op("nn.correct", logits, y_rows, name=name))
+            else:
+                body.collect(name, _loss(b, kind, output if kind == "mse" else logits, y_rows, "sum", name))
+
+    outputs = loop_over_batches(builder, write, rows=rows, batch=_batch(a, inputs["x"], EVALUATE_BATCH), name="batches")
+    sizes = {name: rows * (int(np.prod(model.output)) if kind == "mse" else 1) for name, kind in kinds.items()}
+    return {"metrics": Bundle({name: _mean(builder, outputs[name], sizes[name], name) for name in names}, "metrics")}
+
+
+def _mean(builder: Builder, sums: Value, count: int, name: str) -> Value:
+    """The sum of a sequence of scalars over `count`, in float64: exact over batches of any sizes."""
+    from hetsched.graph.sequence import whole
+
+    wide = builder.op("tensor.cast", whole(builder, sums, name=f"{name}_sums"), name=f"{name}_wide", dtype="float64")
+    total = builder.op("tensor.sum", wide, name=f"{name}_total")
+    mean: Value = builder.op("tensor.div", total, builder.constant(np.float64(count), "count"), name=name)
+    return mean
+
+
+EVALUATE = Composite(
+    "nn.evaluate",
+    ("model", "x", "y"),
+    ("metrics",),
+    _expand_evaluate,
+    attributes={
+        "metrics": Attribute("any", None, f"a list of {', '.join(METRICS)}; if not given, loss and, for labels, accuracy", optional=True),
+        "loss": Attribute(LOSSES, None, "what `loss` means; what the model was trained for if not given", optional=True),
+        "batch": _BATCH,
+    },
+    doc="""Metrics of a model over all rows, each a float64 scalar of the bundle `metrics`: the mean over rows (mse: over all numbers), whatever the batches.
+
+    x [n, ...], y [n] labels (accuracy, cross_entropy) or [n, ...] numbers (mse). 256 rows a batch where nothing says otherwise.""",
+)
+
+
+# Predict ----------------------------------------------------------------------------------------------------------------------
+
+
+def _expand_predict(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
+    from hetsched.graph.model import check_rows, forward, model_of
+    from hetsched.graph.sequence import loop_over_batches, row_count, spec_of_rows, unknown, whole
+
+    bundle = _model_input(inputs)
+    model = model_of(bundle)
+    wanted = a["output"] or ("value" if bundle.meta.get("loss") == "mse" else "label")
+    if wanted != "value" and len(model.output) != 1:
+        raise GraphError(
+            f"option 'output': {wanted} wants a model that gives one flat axis of classes, it gives {list(model.output)}; ask for `value`"
+        )
+    if _any_unknown(inputs):
+        return {"y": unknown(builder, "y")}
+    rows = row_count(inputs["x"])
+    check_rows(model, spec_of_rows(inputs["x"]))
+    x = as_float(builder, inputs["x"], model.dtype)
+
+    def write(body: Body) -> None:
+        b = body.builder
+        parameters = {name: body.bind(v) for name, v in bundle.items()}
+        y = forward(b, model, parameters, body.take(x), logits=wanted != "value")
+        if wanted == "label":
+            y = b.op("tensor.argmax", y, name="label", axis=1)
+        elif wanted == "probabilities":
+            y = b.op("nn.softmax", y, name="probabilities", axis=1)
+        body.collect("y", y, rows=rows)
+
+    outputs = loop_over_batches(builder, write, rows=rows, batch=_batch(a, inputs["x"], EVALUATE_BATCH), name="batches")
+    return {"y": whole(builder, outputs["y"], name="y")}
+
+
+PREDICT = Composite(
+    "nn.predict",
+    ("model", "x"),
+    ("y",),
+    _expand_predict,
+    attributes={
+        "output": Attribute(
+            ("label", "probabilities", "logits", "value"),
+            None,
+            "the likeliest class, all probabilities, what comes before a last softmax, or what the model gives; label if not given (value after mse)",
+            optional=True,
+        ),
+        "batch": _BATCH,
+    },
+    doc="""What a model gives for every row of x [n, ...]: y, int64 [n] for labels, else [n, *output] of the model's dtype.
+
+    256 rows a batch where nothing says otherwise.""",
+)
