@@ -16,6 +16,7 @@ from hetsched.graph.graph import UNKNOWN, Builder, Bundle, Graph, Loop, Value, W
 from hetsched.graph.model import ModelError, parse
 from hetsched.graph.op import Composite, Op, Scene
 from hetsched.graph.ops import registry
+from hetsched.graph.ops.model import metadata_of
 from hetsched.graph.sequence import LazySequence, apply, materialize, whole
 from hetsched.graph.spec import AnySpec
 from hetsched.graph.spec import Sequence as SequenceSpec
@@ -28,6 +29,7 @@ from hetsched.pipeline.trust import is_trusted
 
 _TASK_PREFIX = re.compile(r"(?:task|loop) '[^']*'(?: \([^)]*\))?: ")
 _OPTION = re.compile(r"option '([^']+)'")
+_QUOTED = re.compile(r"'([^']+)'")
 _FIRST_WORD = re.compile(r"(?:input )?'?([A-Za-z_][A-Za-z0-9_]*)")
 _MOST_BYTES = 1 << 62
 
@@ -109,16 +111,9 @@ def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.Pat
         place = output.path if folder is None else os.path.join(folder, output.save)
         parts = {part: results[name] for part, name in output.values.items()}
         value = parts if output.is_bundle else parts[output.name]
-        write(place, value, name=output.name, metadata=_metadata(output))
+        write(place, value, name=output.name, metadata=metadata_of(output.meta))
         written[output.name] = place
     return written
-
-
-def _metadata(output: Output) -> dict[str, str]:
-    """A bundle's description as the texts that a .safetensors file holds."""
-    import json
-
-    return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in output.meta.items()}
 
 
 def _read(path: str, overrides: Mapping[str, Any], trust: bool) -> tuple[Pipeline | None, Findings]:
@@ -246,11 +241,14 @@ class _Build:
         try:
             results = self._expand(entry, inputs, after)
         except ModelError as error:
-            problems += error.problems
+            item = entry.option_items.get("model")
+            for path, problem in error.places:
+                self.findings.add(entry.key if item is None else _inside(item, path, problem), f"task {entry.name!r}: {problem}", "model")
+            return
         except GraphError as error:
             problems += error.problems
         except FileError as error:
-            self.findings.add(self._path_place(entry), str(error), "damaged")
+            self.findings.add(self._path_place(entry), f"{error}; replace the file, or name another", "damaged")
             return
         except HetschedError:
             raise
@@ -357,16 +355,16 @@ class _Build:
         """Note a problem of the graph at the option or the edge that it names, else at the task."""
         body = _TASK_PREFIX.sub("", problem, count=1)
         option = _OPTION.search(body)
-        if option is not None and option[1] in entry.option_items:
-            node = entry.option_items[option[1]].value
-            source = f" (parameter ${node.parameter})" if node.parameter else ""
-            self.findings.add(node, problem + source, "option")
-            return
-        word = _FIRST_WORD.match(body)
-        if word is not None and entry.inputs.get(word[1]):
-            self.findings.add(entry.inputs[word[1]][0].node, problem, "shape")
-        elif word is not None and word[1] in entry.option_items:
-            self.findings.add(entry.option_items[word[1]].value, problem, "option")
+        words = [option[1]] if option is not None else _QUOTED.findall(body)
+        first = _FIRST_WORD.match(body)
+        if option is None and first is not None:
+            if entry.inputs.get(first[1]):
+                self.findings.add(entry.inputs[first[1]][0].node, problem, "shape")
+                return
+            words.insert(0, first[1])
+        node = next((n for n in (_mention(word, entry.option_items, body) for word in words) if n is not None), None)
+        if node is not None:
+            self.findings.add(node, f"{problem} (parameter ${node.parameter})" if node.parameter else problem, "option")
         else:
             self.findings.add(entry.key, problem if repr(entry.name) in problem else f"task {entry.name!r}: {problem}", "shape")
 
@@ -384,7 +382,7 @@ class _Build:
         if entry.op is None:
             return True
         fine = True
-        writes = not getattr(entry.op, "pure", True)
+        writes = document.may_write(entry.op)
         for name, attribute in entry.op.attributes.items():
             value = entry.options.get(name)
             if attribute.kind != "path" or not isinstance(value, str):
@@ -489,6 +487,28 @@ def _too_large(value: Value) -> str:
     return f"value {value.name!r} is {value.spec!r}: {value.spec.nbytes} bytes are more than any memory has; make it smaller"
 
 
+def _mention(word: str, items: Mapping[str, Item], problem: str) -> Node | None:
+    """The place below `items` that a problem names: a key (its value, unless the key is what is wrong), or a text."""
+    waiting = [items]
+    while waiting:
+        level = waiting.pop(0)
+        if word in level:
+            return level[word].key if _about_key(problem) else level[word].value
+        for item in level.values():
+            nodes = item.value.value if isinstance(item.value.value, list) else [item.value]
+            for node in nodes:
+                if node.value == word:
+                    return node
+                if isinstance(node.value, dict):
+                    waiting.append(node.value)
+    return None
+
+
+def _about_key(problem: str) -> bool:
+    """True if a problem says that a key is wrong, not its value."""
+    return " has no " in problem or " needs " in problem or problem.startswith("unknown ")
+
+
 def _inside(item: Item, path: tuple[str | int, ...], problem: str) -> Node:
     """The place of a mistake inside a description: the key where the key is wrong, else the value."""
     node, key = item.value, item.key
@@ -499,5 +519,4 @@ def _inside(item: Item, path: tuple[str | int, ...], problem: str) -> Node:
             key = node = node.value[part]
         else:
             break
-    about_key = " has no " in problem or problem.startswith("unknown ") or " needs " in problem
-    return key if about_key else node
+    return key if _about_key(problem) else node

@@ -119,7 +119,7 @@ def _models(node: Node | None, findings: Findings) -> dict[str, Item]:
 
 def _tasks(items: Mapping[str, Item], root: Node, registry: Mapping[str, Op | Composite], findings: Findings) -> dict[str, TaskEntry]:
     if "tasks" not in items:
-        findings.add(root, "the key 'tasks' is missing; a pipeline has a section `tasks:` of at least one task", "missing-key")
+        findings.add(root, "the key 'tasks' is missing; add a section `tasks:` of at least one task", "missing-key")
         return {}
     section = items["tasks"].value
     if not values.is_map(section, "tasks", findings):
@@ -150,7 +150,7 @@ def _task(name: str, item: Item, registry: Mapping[str, Op | Composite], finding
     _options(entry, sections.get("with"), findings)
     entry.where, entry.same_as = devices.where(sections.get("device"), findings)
     entry.after = _after(sections.get("after"), findings)
-    entry.broken = entry.op is None or len(findings.found) > before or any(n.value is BROKEN for n in sections.values())
+    entry.broken |= entry.op is None or len(findings.found) > before or any(n.value is BROKEN for n in sections.values())
     return entry
 
 
@@ -171,6 +171,13 @@ def fixed_inputs(op: Op | Composite) -> dict[str, str]:
     return {name.rstrip("?*"): name[-1] if name[-1:] in ("?", "*") else "" for name in op.inputs}
 
 
+def may_write(op: Op | Composite) -> bool:
+    """True for an op that writes a file: a primitive op with an effect, or a composite that takes values and a path (`model.save`)."""
+    if isinstance(op, Op):
+        return not op.pure
+    return bool(op.inputs) and any(a.kind == "path" for a in op.attributes.values())
+
+
 def _inputs(entry: TaskEntry, node: Node | None, findings: Findings) -> None:
     op = entry.op
     if node is not None and not values.is_map(node, f"`in` of task {entry.name!r}", findings):
@@ -179,7 +186,7 @@ def _inputs(entry: TaskEntry, node: Node | None, findings: Findings) -> None:
     items: dict[str, Item] = node.value if node is not None else {}
     for name, (key, value) in items.items():
         if known is not None and op is not None and name not in known:
-            hint = did_you_mean(name, known) or "; it takes none"
+            hint = did_you_mean(name, known) or "; remove it: the op takes none"
             findings.add(key, f"op {op.name} has no input {name!r}{hint}", "input")
             continue
         nodes = [value]
@@ -190,6 +197,7 @@ def _inputs(entry: TaskEntry, node: Node | None, findings: Findings) -> None:
             nodes = value.value
         edges = [edge(n, f"input {name!r}", findings) for n in nodes]
         entry.inputs[name] = tuple(e for e in edges if e is not None)
+        entry.broken |= len(entry.inputs[name]) < len(edges)
         entry.input_keys[name] = key
     for name, mark in (known or {}).items():
         if not mark and name not in items and op is not None:
@@ -212,11 +220,12 @@ def _options(entry: TaskEntry, node: Node | None, findings: Findings) -> None:
     known = {name: a for name, a in op.attributes.items() if name not in hidden}
     for name, (key, value) in items.items():
         if name not in known:
-            hint = did_you_mean(name, known) or "; it takes none"
+            hint = did_you_mean(name, known) or "; remove it: the op takes none"
             findings.add(key, f"op {op.name} has no option {name!r}{hint}", "option")
             continue
         data = values.plain(value, findings)
         if data is BROKEN:
+            entry.broken = True
             continue
         entry.options[name], problem = known[name].check(data)
         if problem is not None:
@@ -243,7 +252,7 @@ def _after(node: Node | None, findings: Findings) -> tuple[tuple[str, Node], ...
         name = values.text(one, "`after`", findings)
         if name is not None:
             out.append((name, one))
-    return tuple(out)
+    return tuple(dict(out).items())
 
 
 def output_names(op: Op | Composite) -> tuple[str, ...] | None:
@@ -251,11 +260,16 @@ def output_names(op: Op | Composite) -> tuple[str, ...] | None:
     return None if any(name.endswith("*") for name in op.outputs) else tuple(name.rstrip("?") for name in op.outputs)
 
 
+def _some(entries: Mapping[str, TaskEntry]) -> str:
+    """The first few tasks, for a message."""
+    return "known: " + ", ".join(list(entries)[:8]) + (", ..." if len(entries) > 8 else "")
+
+
 def resolve(found: Edge, entries: Mapping[str, TaskEntry], findings: Findings) -> bool:
     """True if an edge names a task and, where its outputs are known, one of them; else notes why not."""
     source = entries.get(found.task)
     if source is None:
-        findings.add(found.node, f"unknown task {found.task!r}{nearest(found.task, entries, 'tasks: ' + ', '.join(list(entries)[:8]))}", "task")
+        findings.add(found.node, f"unknown task {found.task!r}{nearest(found.task, entries, _some(entries))}", "task")
         return False
     if source.op is None:
         return False
@@ -289,7 +303,7 @@ def _edges(entries: Mapping[str, TaskEntry], findings: Findings) -> None:
             named.append((*entry.same_as, "same_as"))
         for name, node, key in named:
             if name not in entries:
-                hint = nearest(name, entries, "tasks: " + ", ".join(list(entries)[:8]))
+                hint = nearest(name, entries, _some(entries))
                 findings.add(node, f"{key}: unknown task {name!r}{hint}", "task")
                 entry.broken = True
     _same_as(entries, findings)
@@ -311,7 +325,7 @@ def _same_as(entries: Mapping[str, TaskEntry], findings: Findings) -> None:
 
 
 def _outputs(items: Mapping[str, Item], root: Node, entries: Mapping[str, TaskEntry], findings: Findings) -> dict[str, OutputEntry]:
-    effects = any(e.op is None or not getattr(e.op, "pure", True) for e in entries.values())
+    effects = any(e.op is None or may_write(e.op) for e in entries.values())
     if "outputs" not in items:
         if entries and not effects:
             findings.add(root, "the key 'outputs' is missing, so nothing would be kept; add `outputs: {name: {from: task.output}}`", "missing-key")
@@ -364,7 +378,7 @@ def _ordered(entries: Mapping[str, TaskEntry], findings: Findings) -> dict[str, 
     if rest:
         for cycle in _cycles(sorted(rest), before, after):
             path = " -> ".join(names[i] for i in [*cycle, cycle[0]])
-            why = "a task cannot read its own output; read another task's" if len(cycle) == 1 else "remove one of these edges (`in` or `after`)"
+            why = "a task cannot wait for itself; name another task" if len(cycle) == 1 else "remove one of these edges (`in` or `after`)"
             findings.add(entries[names[cycle[0]]].key, f"cycle: {path}; {why}", "cycle")
         for i in rest:
             entries[names[i]].broken = True

@@ -324,4 +324,7 @@ def _syntax(error: yaml.MarkedYAMLError, findings: Findings) -> None:
         if not message:
             context = f"{error.context}: " if error.context else ""
             message = f"{context}{problem}; check quotes, brackets and indentation"
+    start = error.context_mark
+    if start is not None and "flow" in str(error.context):
+        message += f" (opened at line {start.line + 1}, column {start.column + 1})"
     findings.at(line, column, message, "syntax")

@@ -179,7 +179,7 @@ def objective(node: Node | None, findings: Findings) -> tuple[str, dict[str, flo
     items = node.value
     known_keys(items, ("minimize", "deadline"), "objective", findings)
     if "minimize" not in items:
-        findings.add(node, f"objective needs the key 'minimize'; one of {', '.join(OBJECTIVES)}", "missing-key")
+        findings.add(node, f"objective needs the key 'minimize'; write one of {', '.join(OBJECTIVES)}", "missing-key")
     goal = _goal(items["minimize"].value, findings) if "minimize" in items else "time"
     limits: dict[str, float] = {}
     if "deadline" in items and items["deadline"].value.value is not BROKEN:
