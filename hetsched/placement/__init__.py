@@ -1,1 +1,86 @@
-"""."""
+"""Where and when: from a graph, a machine and costs to a plan. `plan_graph` for graphs, `costed.plan_costed` for costed graphs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hetsched.errors import OutOfMemoryError
+from hetsched.graph.graph import Graph, Loop
+from hetsched.machine import Machine
+from hetsched.placement.bounds import lower_bound
+from hetsched.placement.costs import CostModel, RooflineCosts
+from hetsched.placement.costs.objective import check_objective
+from hetsched.placement.draft import GraphDraft
+from hetsched.placement.policies import find
+from hetsched.placement.problem import PlanLoop, Problem, problem_of
+from hetsched.placement.search import improve
+from hetsched.timeline import Timeline
+
+# Tried in this order where the plan of `auto` does not fit the memory: each holds less at once than the one before, as a rule.
+_FRUGAL = ("earliest_finish", "one_device", "serial")
+
+
+def plan_graph(
+    graph: Graph,
+    machine: Machine,
+    costs: CostModel | None = None,
+    policy: str = "auto",
+    objective: str = "time",
+    plan_seconds: float = 0.0,
+    only: str | None = None,
+    memory: Mapping[str, int] | None = None,
+) -> Timeline:
+    """The plan of `graph` on `machine` by `policy`, laid out in memory, with a lower bound on its makespan. Pure: touches no device.
+
+    costs: the roofline of the machine where None. plan_seconds: time to search for something better than the policy's plan.
+    only: a device pattern (`gpu`, `cuda:0`) for the tasks that have a kernel on a matching device; others are not limited.
+    memory: node -> bytes at most, instead of the machine's own figures.
+    Raises `PlacementError` (no device fits a task, or constraints contradict), `OutOfMemoryError` (no plan was found that fits),
+    `CommandLineError` (unknown policy or objective).
+    """
+    started = time.perf_counter()
+    check_objective(objective)
+    chosen = find(policy)
+    plan_loop: PlanLoop | None = None
+    if any(isinstance(op, Loop) for op in graph.task_ops):
+        from hetsched.placement.loops import plan_loop
+    limits = dict(memory or {})
+    problem = problem_of(graph, machine, costs or RooflineCosts(machine), only=only, memory=limits, plan_loop=plan_loop)
+    draft = GraphDraft(problem)
+    chosen(draft)
+    if plan_seconds > 0:
+        improve(draft, started + plan_seconds)
+    try:
+        plan = draft.plan()
+    except OutOfMemoryError as error:
+        if policy != "auto":
+            raise
+        plan = _frugal_plan(problem, error)
+    if limits:
+        machine = replace(machine, memories=tuple(replace(m, nbytes=limits.get(m.name, m.nbytes)) for m in machine.memories))
+    return replace(
+        plan,
+        machine=machine,
+        policy=policy,
+        objective=objective,
+        bound=lower_bound(problem),
+        plan_seconds=time.perf_counter() - started,
+    )
+
+
+def _frugal_plan(problem: Problem, error: OutOfMemoryError) -> Timeline:
+    """The first plan of the policies that take less memory that fits; `error` where none does."""
+    for name in _FRUGAL:
+        draft = GraphDraft(problem)
+        find(name)(draft)
+        draft.notes.append(f"the fastest plan does not fit the memory; this is the one of policy {name}")
+        try:
+            return draft.plan()
+        except OutOfMemoryError:
+            continue
+    raise error
+
+
+__all__ = ["plan_graph"]

@@ -1,0 +1,106 @@
+"""Where tasks may run: what the graph says of a task, what the user says of all tasks, and what contradicts itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hetsched.errors import PlacementError
+from hetsched.graph.graph import Graph, Where
+from hetsched.machine import Machine
+
+Devices = frozenset[int]
+
+
+def allowed_devices(
+    graph: Graph, machine: Machine, capable: Mapping[int, Devices], only: str | None = None
+) -> tuple[dict[int, Devices], dict[int, tuple[int, ...]], list[str]]:
+    """(task -> the devices it may use, where these are fewer than can run it; task -> tasks on the same device; notes on passed-over preferences).
+
+    capable: task -> devices that can run it; loops are left out, their bodies are planned by themselves.
+    Raises `PlacementError` with a line for every constraint that cannot hold.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    devices = machine.devices
+    if only is not None and not _matching(machine, only):
+        raise PlacementError(f"no device matches {only!r}; there are {_describe(machine, frozenset(range(len(devices))))}")
+    allowed: dict[int, Devices] = {}
+    for task, can in capable.items():
+        where = graph.where.get(task)
+        limited = can & _matching(machine, only) if only is not None else can
+        limited = limited or can
+        if where is not None:
+            limited = _apply(graph, machine, task, where, can, limited, only, problems, notes)
+        if limited != can:
+            allowed[task] = limited
+    groups = _groups(graph, capable, problems)
+    for members in {id(g): g for g in groups.values()}.values():
+        common = frozenset.intersection(*(allowed.get(t, capable[t]) for t in members))
+        if not common:
+            each = "; ".join(f"{graph.task_names[t]!r} may use {_describe(machine, allowed.get(t, capable[t]))}" for t in members)
+            problems.append(f"same_as: no device suits all of these tasks: {each}; relax `device` of one of them")
+        for t in members:
+            if common != capable[t]:
+                allowed[t] = common
+    if problems:
+        raise PlacementError("\n".join(problems))
+    return allowed, groups, notes
+
+
+def _apply(
+    graph: Graph, machine: Machine, task: int, where: Where, can: Devices, limited: Devices, only: str | None, problems: list[str], notes: list[str]
+) -> Devices:
+    """The devices left by one task's own constraint; appends to `problems` and gives `can` where none is left."""
+    name, op = graph.task_names[task], graph.task_ops[task].name
+    excluded = frozenset(d for d in can if any(machine.devices[d].matches(p) for p in where.exclude))
+    left = limited - excluded
+    for i, pattern in enumerate(where.allow):
+        matched = left & _matching(machine, pattern)
+        if matched:
+            if i:
+                notes.append(f"task {name!r} runs on {_describe(machine, matched)}: its preference for {' or '.join(where.allow[:i])} cannot be met")
+            return matched
+    if not where.allow and left:
+        return left
+    asked = []
+    if where.allow:
+        asked.append(f"`device: {', '.join(where.allow)}`")
+    if where.exclude:
+        asked.append(f"`not: {', '.join(where.exclude)}`")
+    if only is not None:
+        asked.append(f"the limit to {only!r} given for the whole run")
+    problems.append(f"task {name!r} ({op}): no device satisfies {' and '.join(asked)}; it can run on {_describe(machine, can)}")
+    return can
+
+
+def _groups(graph: Graph, capable: Mapping[int, Devices], problems: list[str]) -> dict[int, tuple[int, ...]]:
+    """Task -> all tasks that `same_as` ties to it, itself among them."""
+    parent: dict[int, int] = {}
+
+    def root(t: int) -> int:
+        while parent.setdefault(t, t) != t:
+            t = parent[t]
+        return t
+
+    for task, where in graph.where.items():
+        if where.same_as is None:
+            continue
+        other = graph.task_index.get(where.same_as)
+        if other is None or other not in capable or task not in capable:
+            problems.append(
+                f"task {graph.task_names[task]!r}: same_as {where.same_as!r} must tie one plain task to another, not a loop or a group of tasks"
+            )
+            continue
+        parent[root(task)] = root(other)
+    members: dict[int, list[int]] = {}
+    for t in sorted(parent):
+        members.setdefault(root(t), []).append(t)
+    return {t: group for group in map(tuple, members.values()) for t in group}
+
+
+def _matching(machine: Machine, pattern: str) -> Devices:
+    return frozenset(i for i, d in enumerate(machine.devices) if d.matches(pattern))
+
+
+def _describe(machine: Machine, devices: Devices) -> str:
+    return ", ".join(machine.devices[d].id for d in sorted(devices)) or "none"

@@ -1,0 +1,418 @@
+"""A plan being written. A policy asks when a task would finish on each choice and books one; copies, lanes and resources are booked with it.
+
+Two drafts behind one face: `GraphDraft` writes the plan of a graph on a machine (copies queue on links, resources run out, memory is laid out);
+`hetsched.placement.costed.CostedDraft` writes that of a costed graph, where links are contention-free, and is fast.
+
+Placement is by insertion: a task goes into the earliest gap that is long enough (Topcuoglu, Hariri, Wu: HEFT, IEEE TPDS 13(3), 2002, section
+4.2). Gaps, not tasks, are kept for each lane, so that a search is a bisection.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from math import inf
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from hetsched.errors import InternalError, PlanError
+from hetsched.graph.graph import Loop
+from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
+from hetsched.placement.memory import lay_out
+from hetsched.placement.problem import FloatArray, Problem
+from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
+
+
+class Offer(NamedTuple):
+    """What a draft can do for a task: `choice` (a column of the problem) is `device` at `width`; from `start` to `finish`, in seconds."""
+
+    task: int
+    choice: int
+    device: str
+    width: int
+    start: float
+    finish: float
+
+
+class Draft(ABC):
+    """What is common to the drafts: what is booked, and the constraint that tasks share a device.
+
+    choice_of, start_of, finish_of: of each task; choice -1: not booked yet. booked: tasks in the order of booking. notes: remarks for the user.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        n = len(problem)
+        self.problem = problem
+        self.choice_of = [-1] * n
+        self.start_of = [0.0] * n
+        self.finish_of = [0.0] * n
+        self.booked: list[int] = []
+        self.notes: list[str] = []
+
+    def finish_times(self, task: int) -> FloatArray:
+        """float64[C]: when `task` would finish on each choice, copies, queues and resources counted; inf: it cannot.
+
+        Its predecessors must be booked.
+        """
+        out = np.full(len(self.problem.choices), inf)
+        for choice, _, finish in self._options(task):
+            out[choice] = finish
+        return out
+
+    def offers(self, task: int) -> Iterator[Offer]:
+        """The same as objects, only for choices that are possible."""
+        for choice, start, finish in self._options(task):
+            device = self.problem.choices[choice].device
+            yield Offer(task, choice, self.problem.device_ids[device] if device >= 0 else "loop", self.problem.choices[choice].width, start, finish)
+
+    def earliest(self, task: int) -> int:
+        """The choice with the least finish time; the first of equals."""
+        best, least = -1, inf
+        for choice, _, finish in self._options(task):
+            if finish < least:
+                best, least = choice, finish
+        if best < 0:
+            raise InternalError(f"task {self.problem.name(task)!r} has no choice left")
+        return best
+
+    def book(self, offer: Offer) -> None:
+        """Accept an offer. Other bookings may have come between; the task then starts when it can."""
+        self.place(offer.task, offer.choice)
+
+    @abstractmethod
+    def place(self, task: int, choice: int, not_before: float = 0.0) -> float:
+        """Book `task` on `choice`, with all it needs, at the earliest start from `not_before` on. Returns its finish.
+
+        Raises `PlanError` for a task that is booked already, or before a predecessor, or cannot run there.
+        """
+
+    def adopt(self, other: Draft) -> None:
+        """Take over all that is booked in another draft of the same problem, which must not be used any more."""
+        if other.problem is not self.problem or type(other) is not type(self):
+            raise InternalError("a draft can only take over one of the same problem")
+        vars(self).update(vars(other))
+
+    @abstractmethod
+    def finish(self) -> float:
+        """Book what remains when every task is booked (copies of outputs to the host), and give the makespan in seconds."""
+
+    @abstractmethod
+    def _options(self, task: int) -> Iterator[tuple[int, float, float]]:
+        """(choice, start, finish) of each possible choice, ascending by choice."""
+
+    def fits_group(self, task: int, choice: int) -> bool:
+        """False where the task must share a device with one that is booked elsewhere."""
+        group = self.problem.groups.get(task)
+        if group is None:
+            return True
+        fixed = next((self.choice_of[t] for t in group if self.choice_of[t] >= 0), -1)
+        return fixed < 0 or self.problem.choices[fixed].device == self.problem.choices[choice].device
+
+    def _refuse(self, task: int, why: str) -> PlanError:
+        return PlanError(f"task {self.problem.name(task)!r} cannot be booked: {why}")
+
+    def __repr__(self) -> str:
+        until = max((self.finish_of[t] for t in self.booked), default=0.0)
+        return f"<{type(self).__name__}: {len(self.booked)} of {len(self.problem)} tasks booked, until {until:.6g} s>"
+
+
+Policy: TypeAlias = Callable[[Draft], None]
+
+
+class _Copied(NamedTuple):
+    value: int
+    src: int
+    dst: int
+    start: float
+    finish: float
+    engine: int
+    turn: int  # how many tasks were booked before
+
+
+class GraphDraft(Draft):
+    """The plan of a graph on a machine, being written."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        graph, machine = problem.graph, problem.machine
+        if graph is None or machine is None:
+            raise InternalError("a GraphDraft needs a problem made from a graph")
+        self.graph, self.machine = graph, machine
+        starts, values = graph.input_start.tolist(), graph.input_values.tolist()
+        self._reads = [list(dict.fromkeys(values[a:b])) for a, b in pairwise(starts)]
+        self._outputs = graph.output_start.tolist()
+        self._producer = graph.value_task.tolist()
+        self._nbytes = graph.value_nbytes.tolist()
+        self._after: dict[int, list[int]] = {}
+        for before, task in graph.after:
+            self._after.setdefault(task, []).append(before)
+        self._seconds: list[list[float]] = problem.durations.tolist()
+        self._possible = [[c for c, s in enumerate(row) if s != inf] for row in self._seconds]
+        self._latency, self._per_byte = problem.latency.tolist(), problem.seconds_per_byte.tolist()
+        self._pools = [[Gaps() for _ in range(pool.lanes)] for pool in problem.pools]
+        m = len(problem.node_names)
+        self._engines = [[[Gaps() for _ in range(int(problem.engines[a, b]))] for b in range(m)] for a in range(m)]
+        self._usage = [Usage(float(c)) for c in problem.resource_capacity]
+        self._uses = problem.uses.tolist() if len(self._usage) else []
+        self._crossing = [machine.devices[p.device].crossing_seconds for p in problem.pools]
+        self._lanes_of: list[tuple[Lane, ...]] = [()] * len(problem)
+        self._lane_key: list[tuple[int, int]] = [(-1, -1)] * len(problem)
+        self._loop_gaps = {t: [self._gaps(lane) for lane in lanes] for t, lanes in problem.loop_lanes.items()}
+        self._loop_uses = {t: self._body_uses(t) for t in problem.loops} if self._usage else {}
+        # value -> node -> when it is there. Inputs and constants are on the host from the start.
+        first = self._outputs[0] if self._outputs else len(self._nbytes)
+        self._there: list[dict[int, float]] = [{problem.host: 0.0} if v < first else {} for v in range(len(self._nbytes))]
+        self._copies: list[_Copied] = []
+        self._delivered = False
+
+    # Booking --------------------------------------------------------------------------------------------------------------------
+
+    def place(self, task: int, choice: int, not_before: float = 0.0) -> float:
+        self._check(task, choice)
+        where = self.problem.choices[choice]
+        seconds = self._seconds[task][choice]
+        ready = max(not_before, self._fetch(task, where.node, keep=True))
+        start, lane = self._slot(task, choice, ready)
+        finish = start + seconds
+        if where.pool < 0:
+            self._lanes_of[task] = self.problem.loop_lanes[task]
+            for gaps in self._loop_gaps[task]:
+                gaps.take(start, finish)
+        else:
+            pool, device = self.problem.pools[where.pool], self.problem.device_ids[where.device]
+            numbers = range(pool.lanes) if where.width > 1 else (lane,)
+            self._lanes_of[task] = tuple(Lane(device, i, pool.kind) for i in numbers)
+            self._lane_key[task] = (where.pool, lane)
+            for i in numbers:
+                self._pools[where.pool][i].take(start, finish)
+        for usage, amount in zip(self._usage, self._amounts(task, choice), strict=False):
+            usage.take(start, finish, amount)
+        self.choice_of[task], self.start_of[task], self.finish_of[task] = choice, start, finish
+        self.booked.append(task)
+        for value in range(self._outputs[task], self._outputs[task + 1]):
+            self._there[value][where.node] = finish
+        return finish
+
+    def finish(self) -> float:
+        if not self._delivered:
+            if len(self.booked) < len(self.problem):
+                missing = next(t for t, c in enumerate(self.choice_of) if c < 0)
+                raise PlanError(f"the policy booked {len(self.booked)} of {len(self.problem)} tasks; {self.problem.name(missing)!r} is not booked")
+            self._delivered = True
+            host = self.problem.host
+            away = [v for v in dict.fromkeys(self.graph.outputs.values()) if host not in self._there[v]]
+            for value in sorted(away, key=lambda v: min(self._there[v].values())):
+                self._copy(value, host)
+        return max(max(self.finish_of, default=0.0), max((c.finish for c in self._copies), default=0.0))
+
+    def plan(self) -> Timeline:
+        """The finished plan, laid out in memory. Raises `OutOfMemoryError` where it does not fit, even with every copy as late as it can be."""
+        self.finish()
+        problem = self.problem
+        straight = Timeline(self.graph, self.machine, (), loops=dict(problem.loops), notes=(*problem.notes, *self.notes))
+        launches = [self._launch_span(t) for t in self.booked]
+        limits = dict(zip(problem.node_names, problem.capacity, strict=True))
+        plan = lay_out(replace(straight, spans=self._in_time(self._copies, launches)), limits, give_up=False)
+        if plan is None:
+            late = postponed(self._copies, launches, problem.node_names)
+            plan = lay_out(replace(straight, spans=self._in_time(late, launches)), limits)
+        assert plan is not None
+        return plan
+
+    def _in_time(self, copies: list[_Copied], launches: list[Span]) -> tuple[Span, ...]:
+        """All spans by start, then finish, then order of booking: of spans without length, the reader stands behind the writer."""
+        booked = [(c.turn, self._copy_span(c)) for c in copies]
+        booked += [(i, span) for i, span in enumerate(launches)]
+        booked.sort(key=lambda x: x[0])  # stable: a task's copies stand before it
+        return tuple(sorted((span for _, span in booked), key=lambda s: (s.start, s.finish)))
+
+    def _check(self, task: int, choice: int) -> None:
+        if self.choice_of[task] >= 0:
+            raise self._refuse(task, "it is booked already")
+        if self._delivered:
+            raise self._refuse(task, "the draft is finished")
+        if not (0 <= choice < len(self.problem.choices) and self._seconds[task][choice] != inf and self.fits_group(task, choice)):
+            raise self._refuse(task, f"choice {choice} is not possible; possible: {self._possible[task]}")
+        waits = [self._producer[v] for v in self._reads[task] if self._producer[v] >= 0] + self._after.get(task, [])
+        first = next((p for p in waits if self.choice_of[p] < 0), -1)
+        if first >= 0:
+            raise self._refuse(task, f"it needs {self.problem.name(first)!r}, which is not booked yet")
+
+    # Searching ------------------------------------------------------------------------------------------------------------------
+
+    def _options(self, task: int) -> Iterator[tuple[int, float, float]]:
+        ready: dict[int, float] = {}
+        for choice in self._possible[task]:
+            if task in self.problem.groups and not self.fits_group(task, choice):
+                continue
+            node = self.problem.choices[choice].node
+            if node not in ready:
+                ready[node] = self._fetch(task, node, keep=False)
+            start, _ = self._slot(task, choice, ready[node])
+            yield choice, start, start + self._seconds[task][choice]
+
+    def _fetch(self, task: int, node: int, keep: bool) -> float:
+        """When everything that `task` waits for is in `node`; with `keep` the copies stay booked."""
+        ready = 0.0
+        for before in self._after.get(task, ()):
+            ready = max(ready, self.finish_of[before])
+        missing = []
+        for value in self._reads[task]:
+            at = self._there[value].get(node)
+            if at is None:
+                missing.append(value)
+            elif at > ready:
+                ready = at
+        if not missing:
+            return ready
+        if len(missing) == 1 and not keep:
+            return max(ready, self._best_copy(missing[0], node).finish)
+        missing.sort(key=lambda v: min(self._there[v].values()))
+        taken: list[tuple[int, Undo | None]] = []
+        for value in missing:
+            taken.append((value, self._copy(value, node)))
+            ready = max(ready, self._there[value][node])
+        if not keep:
+            for value, undo in reversed(taken):
+                del self._there[value][node]
+                self._copies.pop()
+                if undo is not None:
+                    undo()
+        return ready
+
+    def _best_copy(self, value: int, node: int) -> _Copied:
+        """The copy of `value` to `node` that arrives first, over any link from where it is."""
+        best = None
+        for src, at in self._there[value].items():
+            seconds = self._latency[src][node] + self._nbytes[value] * self._per_byte[src][node]
+            engines = self._engines[src][node]
+            start, engine = min((gaps.find(at, seconds)[1], i) for i, gaps in enumerate(engines)) if engines else (at, 0)
+            if best is None or start + seconds < best.finish:
+                best = _Copied(value, src, node, start, start + seconds, engine, len(self.booked))
+        if best is None:
+            raise InternalError(f"value {self.graph.value_names[value]!r} is nowhere")
+        return best
+
+    def _copy(self, value: int, node: int) -> Undo | None:
+        copy = self._best_copy(value, node)
+        self._copies.append(copy)
+        self._there[value][node] = copy.finish
+        engines = self._engines[copy.src][node]
+        return engines[copy.engine].take(copy.start, copy.finish) if engines else None
+
+    def _slot(self, task: int, choice: int, ready: float) -> tuple[float, int]:
+        """(start, lane) of the earliest place on `choice` from `ready` on at which lanes and resources are free."""
+        where, seconds = self.problem.choices[choice], self._seconds[task][choice]
+        amounts = self._amounts(task, choice)
+        apart = self._apart(task, where.pool) if where.pool >= 0 and where.width == 1 else None
+        at, lane = ready, 0
+        while True:
+            if where.pool < 0:
+                start = find_common(self._loop_gaps[task], at, seconds)
+            elif where.width > 1:
+                start = find_common(self._pools[where.pool], at, seconds)
+            else:
+                start, lane = self._lane(self._pools[where.pool], where.pool, at, seconds, apart)
+            later = start
+            if seconds > 0:
+                for usage, amount in zip(self._usage, amounts, strict=False):
+                    if amount:
+                        later = max(later, usage.find(later, seconds, amount))
+            if later == start:
+                return start, lane
+            at = later
+
+    def _lane(self, lanes: list[Gaps], pool: int, ready: float, seconds: float, apart: dict[tuple[int, int], float] | None) -> tuple[float, int]:
+        """The lane that is free first; of equals the one that leaves the least idle time."""
+        best, best_from, lane = inf, -1.0, 0
+        for i, gaps in enumerate(lanes):
+            here = ready
+            if apart:
+                for key, handed in apart.items():
+                    if key != (pool, i) and handed > here:
+                        here = handed
+            gap, start = gaps.find(here, seconds)
+            if start < best or (start == best and gaps.starts[gap] > best_from):
+                best, best_from, lane = start, gaps.starts[gap], i
+        return best, lane
+
+    def _apart(self, task: int, pool: int) -> dict[tuple[int, int], float] | None:
+        """Lane -> when what predecessors on it made reaches the other lanes of the device: handing work to another thread takes time."""
+        crossing = self._crossing[pool]
+        if crossing == 0.0:
+            return None
+        device = self.problem.pools[pool].device
+        out: dict[tuple[int, int], float] = {}
+        for value in self._reads[task]:
+            producer = self._producer[value]
+            key = self._lane_key[producer] if producer >= 0 else (-1, -1)
+            if key[0] >= 0 and self.problem.pools[key[0]].device == device:
+                out[key] = max(out.get(key, 0.0), self.finish_of[producer] + crossing)
+        return out
+
+    def _amounts(self, task: int, choice: int) -> list[float]:
+        if not self._usage:
+            return []
+        return self._loop_uses[task] if self.problem.choices[choice].pool < 0 else self._uses[choice]
+
+    # The rest -------------------------------------------------------------------------------------------------------------------
+
+    def _gaps(self, lane: Lane) -> Gaps:
+        """The gaps of a lane by its name."""
+        problem = self.problem
+        if lane.kind == "copy":
+            link = next(x for x in self.machine.links if x.id == lane.owner)
+            engines = self._engines[problem.node_names.index(link.src)][problem.node_names.index(link.dst)]
+            return engines[lane.number] if engines else Gaps()
+        device = problem.device_ids.index(lane.owner)
+        pool = next(i for i, p in enumerate(problem.pools) if p.device == device and p.kind == lane.kind)
+        return self._pools[pool][lane.number]
+
+    def _body_uses(self, task: int) -> list[float]:
+        """What a loop takes of each resource: all its lanes at once, at most what there is."""
+        total = [0.0] * len(self._usage)
+        for lane in self.problem.loop_lanes[task]:
+            if lane.kind == "compute":
+                uses = self.machine.device(lane.owner).uses
+                total = [x + uses.get(name, 0.0) for x, name in zip(total, self.problem.resource_names, strict=True)]
+        return total
+
+    def _launch_span(self, task: int) -> Span:
+        choice = self.problem.choices[self.choice_of[task]]
+        node = self.problem.node_names[choice.node]
+        reads = tuple(Replica(v, 0, node) for v in self.graph.reads(task))
+        writes = tuple(Replica(v, 0, node) for v in self.graph.writes(task))
+        width = len(self._lanes_of[task]) if isinstance(self.graph.task_ops[task], Loop) else choice.width
+        return Span(self._lanes_of[task], Launch(task, 0, reads, writes, width), self.start_of[task], self.finish_of[task])
+
+    def _copy_span(self, copy: _Copied) -> Span:
+        src, dst = self.problem.node_names[copy.src], self.problem.node_names[copy.dst]
+        command = Copy(copy.value, 0, Replica(copy.value, 0, src), Replica(copy.value, 0, dst))
+        return Span((Lane(self.machine.link(src, dst).id, copy.engine, "copy"),), command, copy.start, copy.finish)
+
+
+def postponed(copies: list[_Copied], launches: list[Span], node_names: tuple[str, ...]) -> list[_Copied]:
+    """The copies, each as late as its readers and the next copy of its lane allow, so that replicas live no longer than they must."""
+    needed: dict[tuple[int, int], float] = {}
+    number = {name: i for i, name in enumerate(node_names)}
+    for span in launches:
+        command = span.command
+        assert isinstance(command, Launch)
+        for replica in command.reads:
+            key = replica.value, number[replica.node]
+            needed[key] = min(needed.get(key, inf), span.start)
+    lane_free: dict[tuple[int, int, int], float] = {}
+    out = []
+    for copy in sorted(copies, key=lambda c: (c.start, c.finish), reverse=True):
+        seconds = copy.finish - copy.start
+        lane = copy.src, copy.dst, copy.engine
+        latest = min(needed.get((copy.value, copy.dst), copy.finish), lane_free.get(lane, inf)) - seconds
+        start = max(copy.start, latest)
+        out.append(copy._replace(start=start, finish=start + seconds))
+        lane_free[lane] = start
+        key = copy.value, copy.src
+        needed[key] = min(needed.get(key, inf), start)
+    return out[::-1]

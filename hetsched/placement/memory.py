@@ -1,0 +1,440 @@
+"""Where replicas lie: lifetimes, offsets in one arena per memory node, and the reuse edges that make sharing of bytes safe.
+
+A *block* is a stretch of an arena from the command that first writes it to the last that uses it. A view shares the block of what it views.
+An output written in place takes over the block of its input. Scratch of launches and arenas of loop bodies are blocks that live as long
+as their launch.
+
+Packing is that of best-fit in order of time; where that wastes bytes, also greedy by size (largest first, lowest place that is free for
+the whole life: Pisarchyk, Lee: Efficient memory management for deep neural net inference, 2020, "greedy by size"), and the smaller arena is kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hetsched.errors import InternalError, OutOfMemoryError
+from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.spec import Spec
+from hetsched.machine import HOST
+from hetsched.timeline import After, Copy, Free, Launch, Replica, Span, Timeline
+
+ALIGNMENT = 64
+# Above this many blocks in a node greedy packing (quadratic, though vectorised) is tried only if the plan would not fit otherwise.
+GREEDY_BLOCKS = 400
+
+
+@dataclass(eq=False)
+class Block:
+    """Bytes of `node` in use from span `first` to the last of `users`.
+
+    members: the replicas that lie in it now; writing in place replaces them.
+    """
+
+    node: str
+    nbytes: int
+    first: int
+    start: float
+    finish: float
+    last: int
+    users: list[int] = field(default_factory=list)
+    members: list[Replica] = field(default_factory=list)
+    offset: int = 0
+
+    def use(self, event: int, finish: float) -> None:
+        """Span number `event` uses the block until `finish`."""
+        self.users.append(event)
+        self.last = max(self.last, event)
+        self.finish = max(self.finish, finish)
+
+    def precedes(self, other: Block) -> bool:
+        """True if this block is done with before `other` is written, in time and in the order of the plan."""
+        return self.finish <= other.start and self.last < other.first
+
+
+@dataclass
+class _Layout:
+    """What is found out about a plan on the way to its arenas."""
+
+    blocks: list[Block] = field(default_factory=list)
+    block_of: dict[Replica, Block] = field(default_factory=dict)
+    # Replicas without a place in an arena that still take memory of the host: (start, finish, bytes).
+    loose: dict[Replica, tuple[float, float, int]] = field(default_factory=dict)
+    workspaces: dict[int, Block] = field(default_factory=dict)
+    bodies: dict[int, dict[str, Block]] = field(default_factory=dict)
+    edges: set[tuple[int, int]] = field(default_factory=set)
+
+
+def lay_out(plan: Timeline, limits: Mapping[str, int | None], *, give_up: bool = True) -> Timeline | None:
+    """`plan` (spans in the order of time, no frees) with offsets, arenas, workspaces, reuse edges, frees and peaks.
+
+    limits: node -> bytes, None: unbounded. Where a node is too small: `OutOfMemoryError`, or None if not `give_up`.
+    """
+    layout = _blocks(plan)
+    arenas: dict[str, int] = {}
+    for node in dict.fromkeys(b.node for b in layout.blocks):
+        blocks = [b for b in layout.blocks if b.node == node]
+        limit = limits.get(node)
+        room = None if limit is None else limit - (_most(layout.loose.values()) if node == HOST else 0)
+        arenas[node] = pack(blocks, room)
+        if room is not None and arenas[node] > room:
+            if not give_up:
+                return None
+            raise _out_of_memory(plan, layout, node, blocks, arenas[node], limit or 0, room)
+    host_limit = limits.get(HOST)
+    if host_limit is not None and HOST not in arenas and _most(layout.loose.values()) > host_limit:
+        if not give_up:
+            return None
+        raise _out_of_memory(plan, layout, HOST, [], 0, host_limit, host_limit - _most(layout.loose.values()))
+    edges = layout.edges | _reuse(layout.blocks)
+    edges -= _implied(plan, edges)
+    frees = [Span((), Free(r), at, at) for r, at in _frees(plan, layout)]
+    spans = [*plan.spans, *frees]
+    order = sorted(range(len(spans)), key=lambda i: (spans[i].start, spans[i].finish))
+    number = {old: new for new, old in enumerate(order)}
+    return replace(
+        plan,
+        spans=tuple(spans[i] for i in order),
+        after=tuple(sorted(After(number[a], number[b]) for a, b in edges)),
+        offsets={r: b.offset for r, b in layout.block_of.items()},
+        arenas=arenas,
+        workspaces={t: (b.node, b.offset, b.nbytes) for t, b in layout.workspaces.items()},
+        bodies={t: {node: b.offset for node, b in nodes.items()} for t, nodes in layout.bodies.items()},
+        peak=_peaks(layout),
+    )
+
+
+# Blocks -------------------------------------------------------------------------------------------------------------------------
+
+
+def in_arena(graph: Graph, value: int, node: str, outputs: frozenset[int]) -> bool:
+    """False for what is borrowed (inputs and constants on the host), owned by the caller (outputs on the host) or no array."""
+    if not isinstance(graph.value_specs[value], Spec):
+        return False
+    return node != HOST or (graph.value_task[value] >= 0 and value not in outputs)
+
+
+def _blocks(plan: Timeline) -> _Layout:
+    graph, spans = plan.graph, plan.spans
+    outputs = frozenset(graph.outputs.values())
+    nbytes = graph.value_nbytes.tolist()
+    last_reader: dict[Replica, int] = {}
+    for i, span in enumerate(spans):
+        for replica in reads_of(span):
+            last_reader[replica] = i
+    layout = _Layout()
+    end = max((s.finish for s in spans), default=0.0)
+    for i, span in enumerate(spans):
+        command = span.command
+        reads = reads_of(span)
+        for replica in dict.fromkeys(reads):
+            block = layout.block_of.get(replica)
+            if block is not None:
+                block.use(i, span.finish)
+            elif replica in layout.loose and layout.loose[replica][1] < span.finish:
+                start, _, size = layout.loose[replica]
+                layout.loose[replica] = start, span.finish, size
+        op = graph.task_ops[command.task] if isinstance(command, Launch) else None
+        taken: set[int] = set()
+        for position, replica in enumerate(writes_of(span)):
+            value, _, node = replica
+            if not in_arena(graph, value, node, outputs):
+                if node == HOST and graph.value_task[value] >= 0:
+                    layout.loose[replica] = span.start, end if value in outputs else span.finish, nbytes[value]
+                continue
+            if op is not None and not isinstance(op, Loop) and op.view:
+                base = layout.block_of.get(reads[0])
+                if base is not None:
+                    base.members.append(replica)
+                    layout.block_of[replica] = base
+                continue
+            heir = None
+            if op is not None and not isinstance(op, Loop) and op.inplace:
+                heir = _donor(plan, layout, i, op.inplace, position, nbytes[value], last_reader, taken)
+            if heir is not None:
+                taken.add(id(heir))
+                layout.edges.update((user, i) for user in heir.users if user != i)
+                heir.users, heir.members = [i], [replica]
+                layout.block_of[replica] = heir
+            else:
+                layout.block_of[replica] = _new(layout, node, nbytes[value], i, span, replica)
+        if isinstance(command, Launch) and op is not None:
+            _private(plan, layout, i, span, command)
+    return layout
+
+
+def _new(layout: _Layout, node: str, nbytes: int, event: int, span: Span, *members: Replica) -> Block:
+    block = Block(node, nbytes, event, span.start, span.finish, event, [event], list(members))
+    layout.blocks.append(block)
+    return block
+
+
+def _donor(
+    plan: Timeline, layout: _Layout, event: int, inplace: Iterable[tuple[int, int]], position: int, nbytes: int,
+    last_reader: Mapping[Replica, int], taken: set[int],
+) -> Block | None:  # fmt: skip
+    """The block whose bytes output `position` of a launch may overwrite: that of an input which nothing else uses at the same time or later."""
+    span = plan.spans[event]
+    reads = reads_of(span)
+    for out, into in inplace:
+        if out != position or into >= len(reads):
+            continue
+        block = layout.block_of.get(reads[into])
+        if block is None or id(block) in taken or block.nbytes != nbytes or int(plan.graph.value_nbytes[reads[into].value]) != nbytes:
+            continue
+        only_reading = sum(layout.block_of.get(r) is block for r in reads) == 1
+        done = all(user == event or plan.spans[user].finish <= span.start for user in block.users)
+        last = all(last_reader.get(r, -1) <= event for r in block.members)
+        if only_reading and done and last and block.node == (span.command.writes[position].node if isinstance(span.command, Launch) else ""):
+            return block
+    return None
+
+
+def _private(plan: Timeline, layout: _Layout, event: int, span: Span, command: Launch) -> None:
+    """Blocks of the launch alone: scratch, and the arenas of a loop's body."""
+    graph = plan.graph
+    op = graph.task_ops[command.task]
+    if isinstance(op, Loop):
+        body = plan.loops[command.task]
+        layout.bodies[command.task] = {node: _new(layout, node, size, event, span) for node, size in body.arenas.items() if size}
+    elif op.workspace is not None:
+        ins = [graph.value_specs[v] for v in graph.reads(command.task)]
+        outs = [graph.value_specs[v] for v in graph.writes(command.task)]
+        size = op.workspace(ins, outs, graph.task_attributes[command.task])
+        if size > 0:
+            node = next((r.node for r in (*command.writes, *command.reads)), HOST)
+            layout.workspaces[command.task] = _new(layout, node, size, event, span)
+
+
+def reads_of(span: Span) -> tuple[Replica, ...]:
+    """The replicas that a span reads."""
+    command = span.command
+    if isinstance(command, Launch):
+        return command.reads
+    return (command.src,) if isinstance(command, Copy) else ()
+
+
+def writes_of(span: Span) -> tuple[Replica, ...]:
+    """The replicas that a span writes."""
+    command = span.command
+    if isinstance(command, Launch):
+        return command.writes
+    return (command.dst,) if isinstance(command, Copy) else ()
+
+
+# Packing ------------------------------------------------------------------------------------------------------------------------
+
+
+def pack(blocks: Sequence[Block], limit: int | None = None) -> int:
+    """Give every block (of one node, ascending by `first`) an offset, a multiple of 64. Returns the bytes of the arena."""
+    best = _by_time(blocks)
+    offsets = [b.offset for b in blocks]
+    alive = _most((b.start, b.finish, _padded(b.nbytes)) for b in blocks)
+    too_big = limit is not None and best > limit
+    if best > alive and (too_big or len(blocks) <= GREEDY_BLOCKS):
+        other = _by_size(blocks)
+        if other >= best:
+            for block, offset in zip(blocks, offsets, strict=True):
+                block.offset = offset
+        best = min(best, other)
+    return best
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+class _Holes:
+    """Free stretches of an arena that can grow at its end."""
+
+    def __init__(self) -> None:
+        self.by_place: list[tuple[int, int]] = []  # (offset, bytes), never touching each other
+        self.by_size: list[tuple[int, int]] = []  # (bytes, offset)
+        self.top = 0
+
+    def take(self, nbytes: int) -> int:
+        """The smallest hole that is large enough, else new bytes at the end."""
+        i = bisect_left(self.by_size, (nbytes, -1))
+        if i < len(self.by_size):
+            size, offset = self.by_size.pop(i)
+            self.by_place.remove((offset, size))
+            if size > nbytes:
+                self._add(offset + nbytes, size - nbytes)
+            return offset
+        offset = self.top
+        if self.by_place and sum(self.by_place[-1]) == self.top:
+            offset, size = self.by_place.pop()
+            self.by_size.remove((size, offset))
+        self.top = offset + nbytes
+        return offset
+
+    def give(self, offset: int, nbytes: int) -> None:
+        """Return bytes; holes that touch become one."""
+        i = bisect_left(self.by_place, (offset, 0))
+        if i < len(self.by_place) and self.by_place[i][0] == offset + nbytes:
+            size = self.by_place.pop(i)[1]
+            self.by_size.remove((size, offset + nbytes))
+            nbytes += size
+        if i and sum(self.by_place[i - 1]) == offset:
+            offset, size = self.by_place.pop(i - 1)
+            self.by_size.remove((size, offset))
+            nbytes += size
+        self._add(offset, nbytes)
+
+    def _add(self, offset: int, nbytes: int) -> None:
+        insort(self.by_place, (offset, nbytes))
+        insort(self.by_size, (nbytes, offset))
+
+
+def _by_time(blocks: Sequence[Block]) -> int:
+    holes = _Holes()
+    live: list[tuple[float, int, int]] = []  # (finish, last, number)
+    for number, block in enumerate(blocks):
+        kept = []
+        while live and live[0][0] <= block.start:
+            done = heapq.heappop(live)
+            old = blocks[done[2]]
+            if old.precedes(block):
+                holes.give(old.offset, _padded(old.nbytes))
+            else:
+                kept.append(done)
+        for entry in kept:
+            heapq.heappush(live, entry)
+        if block.nbytes:
+            block.offset = holes.take(_padded(block.nbytes))
+            heapq.heappush(live, (block.finish, block.last, number))
+    return holes.top
+
+
+def _by_size(blocks: Sequence[Block]) -> int:
+    n = len(blocks)
+    start, finish = np.array([b.start for b in blocks]), np.array([b.finish for b in blocks])
+    first, last = np.array([b.first for b in blocks]), np.array([b.last for b in blocks])
+    size = np.array([_padded(b.nbytes) for b in blocks], dtype=np.int64)
+    offset = np.zeros(n, dtype=np.int64)
+    placed = np.zeros(n, dtype=bool)
+    top = 0
+    for i in sorted(range(n), key=lambda k: (-size[k], start[k])):
+        if not size[i]:
+            continue
+        earlier = (finish <= start[i]) & (last < first[i])
+        later = (start >= finish[i]) & (first > last[i])
+        rivals = np.flatnonzero(placed & ~earlier & ~later)
+        at = 0
+        for low, high in sorted(zip(offset[rivals].tolist(), (offset[rivals] + size[rivals]).tolist(), strict=True)):
+            if low - at >= size[i]:
+                break
+            at = max(at, high)
+        offset[i], placed[i] = at, True
+        top = max(top, at + int(size[i]))
+    for block, at in zip(blocks, offset.tolist(), strict=True):
+        block.offset = at
+    return top
+
+
+# Reuse --------------------------------------------------------------------------------------------------------------------------
+
+
+def _reuse(blocks: Sequence[Block]) -> set[tuple[int, int]]:
+    """(user of what lay in some bytes, first writer of what lies there next), over neighbours in time only: older ones are done before."""
+    edges: set[tuple[int, int]] = set()
+    rows: dict[str, tuple[list[int], list[tuple[int, int, Block]]]] = {}
+    for block in blocks:
+        if not block.nbytes:
+            continue
+        lows, row = rows.setdefault(block.node, ([], []))
+        low, high = block.offset, block.offset + block.nbytes
+        i = max(bisect_right(lows, low) - 1, 0)
+        j = bisect_left(lows, high)
+        if i < j and row[i][1] <= low:
+            i += 1
+        covered = row[i:j]
+        left = [(a, low, b) for a, _, b in covered[:1] if a < low]
+        right = [(high, z, b) for _, z, b in covered[-1:] if z > high]
+        row[i:j] = [*left, (low, high, block), *right]
+        lows[i:j] = [a for a, _, _ in row[i : i + len(left) + 1 + len(right)]]
+        for old in {id(b): b for _, _, b in covered}.values():
+            if not old.precedes(block):
+                raise InternalError(f"memory: two blocks of {block.node} share bytes {low} to {high} at the same time")
+            edges.update((user, block.first) for user in old.users)
+    return edges
+
+
+def _implied(plan: Timeline, edges: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Those of `edges` that hold anyway: the later span reads what the earlier one wrote, or both are on one stream, which is walked in order."""
+    streams = {d.id for d in plan.machine.devices if not d.shares_lanes}
+    spans = plan.spans
+    out = set()
+    for before, later in edges:
+        made = set(writes_of(spans[before]))
+        same_stream = any(lane in spans[later].lanes for lane in spans[before].lanes if lane.kind != "copy" and lane.owner in streams)
+        if same_stream or any(r in made for r in reads_of(spans[later])):
+            out.add((before, later))
+    return out
+
+
+# The rest -----------------------------------------------------------------------------------------------------------------------
+
+
+def _frees(plan: Timeline, layout: _Layout) -> list[tuple[Replica, float]]:
+    """(replica, when its bytes are free). What a launch wrote over, and what the caller owns, is not freed."""
+    out = [(r, b.finish) for b in layout.blocks for r in b.members]
+    outputs = set(plan.graph.outputs.values())
+    return out + [(r, finish) for r, (_, finish, _) in layout.loose.items() if r.value not in outputs]
+
+
+def _most(lives: Iterable[tuple[float, float, int]]) -> int:
+    """The most bytes alive at once of (start, finish, bytes)."""
+    moments: list[tuple[float, int]] = []
+    for start, finish, nbytes in lives:
+        moments += [(start, nbytes), (finish, -nbytes)]
+    now = most = 0
+    for _, change in sorted(moments):
+        now += change
+        most = max(most, now)
+    return most
+
+
+def _peaks(layout: _Layout) -> dict[str, int]:
+    lives: dict[str, list[tuple[float, float, int]]] = {}
+    for block in layout.blocks:
+        lives.setdefault(block.node, []).append((block.start, block.finish, block.nbytes))
+    for replica, life in layout.loose.items():
+        lives.setdefault(replica.node, []).append(life)
+    return {node: _most(rows) for node, rows in lives.items()}
+
+
+def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[Block], arena: int, limit: int, room: int) -> OutOfMemoryError:
+    """Names the first command that finds no room, what is free then, and what would help."""
+    graph = plan.graph
+    loose = _most(layout.loose.values()) if node == HOST else 0
+    culprit = next((b for b in blocks if b.offset + b.nbytes > room), None)
+    if culprit is None:
+        largest = max(layout.loose, key=lambda r: layout.loose[r][2], default=None)
+        name = graph.value_names[largest.value] if largest is not None else "?"
+        return OutOfMemoryError(
+            f"results and objects on the {node} need {loose} bytes, its limit is {limit}; the largest is {name!r}. "
+            f"Raise the limit of {node} to at least {loose} bytes, or process the data in smaller batches"
+        )
+    command = plan.spans[culprit.first].command
+    if isinstance(command, Launch):
+        what, task = f"task {graph.task_names[command.task]!r}", graph.task_names[command.task]
+    else:
+        assert isinstance(command, Copy)
+        reader = next(
+            (s.command.task for s in plan.spans if isinstance(s.command, Launch) and command.dst in s.command.reads),
+            int(graph.value_task[command.value]),
+        )
+        task = graph.task_names[reader] if reader >= 0 else graph.value_names[command.value]
+        what = f"task {task!r} (copy of {graph.value_names[command.value]!r} to {node})"
+    alive = sum(_padded(b.nbytes) for b in blocks if b is not culprit and b.first <= culprit.first and not b.precedes(culprit))
+    elsewhere = sorted({d.id for d in plan.machine.devices if d.memory != node})
+    move = f", or place {task!r} on another memory (device: {elsewhere[0]})" if elsewhere else ""
+    return OutOfMemoryError(
+        f"{what} needs {culprit.nbytes} bytes in {node}, where {max(0, room - alive)} of {limit} are free at {culprit.start:.6g} s. "
+        f"Raise the limit of {node} to at least {arena + loose} bytes{move}, or use smaller batches"
+    )
