@@ -210,7 +210,7 @@ def anneal(
             for key in sorted(found, key=found.__getitem__)[pool:]:
                 del found[key]
 
-    for i, seed in enumerate(seeds):
+    for seed in seeds:
         state = Balance(core, seed)
         now, b = cost(state, math.inf)
         note(state, b)

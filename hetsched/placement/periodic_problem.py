@@ -49,10 +49,11 @@ class Edge(NamedTuple):
 class LoopProblem:
     """A body to be planned.
 
-    durations: seconds of task t on device d; None: cannot. lanes, memory: of each device (memory nodes are numbered). nodes: how many memory nodes.
-    links: copy paths. producer, nbytes: of each value (in a benchmark's body value u is that of task u). edges: who reads what, how many turns later.
-    copy_seconds: of each value on each link, in place of its latency and bandwidth. holds: value -> (task, turns): a copy of the value has ended before
-    the task runs `turns` turns later (which reuses its bytes). max_in_flight: turns alive at once, at most. limits: bytes of each memory node for the rings, None: unbounded.
+    durations: seconds of task t on device d; None: cannot. lanes, memory: of each device (memory nodes are numbered). nodes: how many memory
+    nodes. links: copy paths. producer, nbytes: of each value (in a benchmark's body value u is that of task u). edges: who reads what, how many
+    turns later. copy_seconds: of each value on each link, in place of its latency and bandwidth. holds: value -> (task, turns): a copy of the
+    value has ended before the task runs `turns` turns later (which reuses its bytes). max_in_flight: turns alive at once, at most. limits: bytes
+    of each memory node for the rings, None: unbounded.
     """
 
     durations: Sequence[Sequence[float | None]]

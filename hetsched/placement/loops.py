@@ -1,0 +1,610 @@
+"""The plan of a loop: one turn of its body with a period.
+
+Two models of the machine are planned and the better is taken. On one device whose lanes are threads of the host, every thread is a place of its own
+and handing a value to another thread takes time on the thread that takes it: a body of tiny tasks ends up as one chain on one thread. With several
+devices, values are copied between memory nodes, and a device's threads are alike. Beside them stands the plain chain: one task after the other,
+with or without wide launches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from hetsched.errors import OutOfMemoryError
+from hetsched.graph.graph import Loop, Where
+from hetsched.machine import HOST, Machine
+from hetsched.placement.costs.estimate import CostModel
+from hetsched.placement.loops_body import Body
+from hetsched.placement.loops_memory import Memory, layout
+from hetsched.placement.periodic import Search, fastest, one_by_one
+from hetsched.placement.periodic_problem import NANOSECONDS, CopyPath, Core, Edge, LoopProblem, Ops, PeriodBound, whole
+from hetsched.placement.problem import Problem, loop_seconds, problem_of
+from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
+
+# A pipeline over threads is taken only where it promises this share of the chain's period or less: threads of one process share more than cores.
+_WORTH = 0.85
+# What handing a value to another thread costs a body of small tasks, over the bare wake-up that the device states.
+_HANDOVER = 2.5
+_MANY = 1 << 20
+# Threads that are planned one by one at most; more of them only slow the search down.
+_THREADS = 8
+
+
+class _Place(NamedTuple):
+    """Where ops of the body may run: like lanes of a device from `first` on. `device` -1: the host itself, for what is only there."""
+
+    device: int
+    kind: str
+    first: int
+    lanes: int
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A body as a problem of periods. Rows of the problem: the body's tasks, then sources (fresh inputs), then sinks (wanted on the host)."""
+
+    problem: LoopProblem
+    places: tuple[_Place, ...]
+    node_names: tuple[str, ...]
+    values: tuple[int, ...]
+    links: tuple[str, ...]
+    threads: bool
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A plan in whole nanoseconds: period, (place, start, length, width) of each task, (value, link, start, length) of each copy."""
+
+    model: _Model
+    period: int
+    tasks: tuple[tuple[int, int, int, int], ...]
+    copies: tuple[tuple[int, int, int, int], ...]
+    bound: PeriodBound
+
+
+def plan_loop(
+    loop: Loop,
+    machine: Machine,
+    costs: CostModel,
+    *,
+    only: str | None = None,
+    memory: Mapping[str, int] | None = None,
+    where: Where | None = None,
+    seed: int = 0,
+) -> Timeline:
+    """The plan of one turn of `loop`'s body on `machine`, repeated every `period` seconds.
+
+    costs: seconds of launches and copies. only: device pattern that limits the tasks which have a kernel on a matching device. memory: node -> bytes
+    for the arenas, instead of the machine's. where: devices for the loop as a whole, kept where a task can. The same arguments give the same plan.
+    Raises `PlacementError` where a task has no device, `OutOfMemoryError` where even turns one after another do not fit.
+    """
+    begin = time.perf_counter()
+    body = Body(loop)
+
+    def nested(inner: Loop, on: Machine, prices: CostModel, where: Where | None = where) -> Timeline:
+        return plan_loop(inner, on, prices, memory=memory, where=where, seed=seed)
+
+    problem = problem_of(loop.body, machine, costs, only=only, memory=memory, plan_loop=nested)
+    seconds = _durations(body, problem, machine, where)
+    drafts = _drafts(body, problem, seconds, costs, machine, seed)
+    plan = _fitting(body, problem, drafts, machine)
+    return replace(plan, plan_seconds=time.perf_counter() - begin, notes=problem.notes)
+
+
+# What may run where -----------------------------------------------------------------------------------------------------------
+
+
+def _durations(body: Body, problem: Problem, machine: Machine, where: Where | None) -> np.ndarray:
+    """float64[tasks, choices] seconds a turn (a task that runs every k turns counts for 1/k), inf where it may not run."""
+    seconds = problem.durations.copy()
+    devices = np.array([c.device for c in problem.choices])
+    if where is not None:
+        for t in range(len(seconds)):
+            able = np.isfinite(seconds[t]) & (devices >= 0)
+            kept = able & ~np.isin(devices, _matching(machine, where.exclude))
+            kept = kept if kept.any() else able
+            liked = next((m for p in where.allow if (m := kept & np.isin(devices, _matching(machine, (p,)))).any()), kept)
+            seconds[t, able & ~liked] = np.inf
+    for group in {id(g): g for g in problem.groups.values()}.values():
+        totals = {d: float(sum(seconds[t, devices == d].min(initial=np.inf) for t in group)) for d in set(devices.tolist()) if d >= 0}
+        best = min(totals, key=lambda d: (totals[d], d))
+        for t in group:
+            seconds[t, devices != best] = np.inf
+    hosted = np.array([c.device < 0 or machine.devices[c.device].memory == HOST for c in problem.choices])
+    for t, values in enumerate(body.reads):
+        # A carried input that is not made by a task (it is passed on as it came) stays on the host.
+        if any(v in body.carried and body.producer[body.source(v)[0]] < 0 for v in values):
+            seconds[t, ~hosted] = np.inf
+    floor = np.array([0.0 if body.is_view(t) else 1e-9 for t in range(len(seconds))])
+    turns: np.ndarray = np.maximum(seconds / np.array(body.every, dtype=np.float64).reshape(-1, 1), floor.reshape(-1, 1))
+    return turns
+
+
+def _matching(machine: Machine, patterns: Iterable[str]) -> list[int]:
+    return [i for i, d in enumerate(machine.devices) if any(d.matches(p) for p in patterns)]
+
+
+# Models -----------------------------------------------------------------------------------------------------------------------
+
+
+def _thread_model(body: Body, problem: Problem, seconds: np.ndarray, machine: Machine, device: int) -> _Model | None:
+    """Every thread of `device` a place of its own; None where some task cannot run on it."""
+    compute, io = _choices_of(problem, device)
+    columns = [c for c in (compute, io) if c >= 0]
+    if problem.loops or not np.isfinite(seconds[:, columns]).any(axis=1).all():
+        return None
+    d = machine.devices[device]
+    threads = min(d.lanes, _THREADS)
+    places = [_Place(device, "compute", i, 1) for i in range(threads)]
+    if d.io_lanes:
+        places.append(_Place(device, "io", 0, d.io_lanes))
+    table = seconds[:, [compute] * threads + ([io] if d.io_lanes else [])]
+    handover = max(d.crossing_seconds * _HANDOVER, 1e-9)
+    m = len(places)
+    links = [CopyPath(a, b, handover, lane_of=b) for a in range(m) for b in range(m) if a != b]
+    edges, values, producer = _edges(body, {})
+    return _Model(
+        LoopProblem(
+            durations=_rows(table),
+            lanes=[p.lanes for p in places],
+            memory=list(range(m)),
+            links=links,
+            producer=producer,
+            nbytes=[0] * len(values),
+            edges=edges,
+            nodes=m,
+            names=body.graph.task_names,
+            name=body.loop.name,
+        ),
+        tuple(places),
+        (HOST,) * m,
+        tuple(values),
+        (),
+        True,
+    )
+
+
+def _device_model(body: Body, problem: Problem, seconds: np.ndarray, costs: CostModel, machine: Machine) -> _Model:
+    """All devices with their memory nodes and links. Threads of a device are alike; a lane that is a stream is a place of its own."""
+    graph = body.graph
+    places, columns, memory = [_Place(-1, "host", 0, _MANY)], [-1], [problem.host]
+    for i, d in enumerate(machine.devices):
+        compute, io = _choices_of(problem, i)
+        rows = [_Place(i, "compute", 0, d.lanes)] if d.shares_lanes else [_Place(i, "compute", lane, 1) for lane in range(d.lanes)]
+        rows += [_Place(i, "io", 0, d.io_lanes)] if d.io_lanes else []
+        places += rows
+        columns += [io if p.kind == "io" else compute for p in rows]
+        memory += [problem.node_names.index(d.memory)] * len(rows)
+    loops = np.full((len(graph), 1), np.inf)
+    for t, plan in problem.loops.items():
+        loops[t] = loop_seconds(plan) / body.every[t]
+    table = np.concatenate((loops, seconds[:, columns[1:]]), axis=1)
+    fresh = sorted({s for values in body.reads for v in values if (s := body.source(v)[0]) in body.fresh})
+    source_of = {v: len(graph) + i for i, v in enumerate(fresh)}
+    edges, values, producer = _edges(body, source_of)
+    sinks = [body.source(v)[0] for v in body.wanted if body.producer[body.source(v)[0]] >= 0]
+    place_of = {v: i for i, v in enumerate(values)}
+    for i, v in enumerate(sinks):
+        if v not in place_of:
+            place_of[v] = len(values)
+            values.append(v)
+            producer.append(body.producer[v])
+        edges.append(Edge(place_of[v], body.producer[v], len(graph) + len(fresh) + i))
+    if body.loop.stop is not None:
+        stop = body.source(graph.outputs[body.loop.stop])[0]
+        last = len(graph) + len(fresh) + sinks.index(stop) if stop in sinks else -1
+        edges += [Edge(-1, last, t, 1) for t in range(len(graph) + len(fresh)) if last >= 0]
+    extra = np.full((len(fresh) + len(sinks), len(places)), np.inf)
+    extra[:, 0] = 0.0
+    links = [x for x in machine.links if x.src != x.dst]
+    engines = {x.id: (i if x.engines else None) for i, x in enumerate(links)}
+    nbytes = [int(graph.value_nbytes[v]) for v in values]
+    holds: dict[int, list[tuple[int, int]]] = {}
+    for i, v in enumerate(values):
+        root, distance = body.root(v)
+        if root in body.one_slot:
+            holds[i] = [(body.one_slot[root], 1 - distance)]
+    return _Model(
+        LoopProblem(
+            durations=_rows(np.concatenate((table, extra))),
+            lanes=[p.lanes for p in places],
+            memory=memory,
+            links=[
+                CopyPath(problem.node_names.index(x.src), problem.node_names.index(x.dst), x.latency_seconds, x.bytes_per_second, engines[x.id])
+                for x in links
+            ],
+            producer=producer,
+            nbytes=nbytes,
+            edges=edges,
+            nodes=len(problem.node_names),
+            copy_seconds=[[max(costs.copy(b, x).seconds, 1e-9) for x in links] for b in nbytes],
+            holds=holds,
+            names=[*graph.task_names, *(f"source {v}" for v in fresh), *(f"sink {v}" for v in sinks)],
+            name=body.loop.name,
+        ),
+        tuple(places),
+        problem.node_names,
+        tuple(values),
+        tuple(x.id for x in links),
+        False,
+    )
+
+
+def _choices_of(problem: Problem, device: int) -> tuple[int, int]:
+    """(the choice of one compute lane of `device`, that of its io lanes or -1)."""
+    compute = io = -1
+    for i, c in enumerate(problem.choices):
+        if c.device == device and c.width == 1:
+            if problem.pools[c.pool].kind == "io":
+                io = i
+            else:
+                compute = i
+    return compute, io
+
+
+def _rows(table: np.ndarray) -> list[list[float | None]]:
+    return [[x if np.isfinite(x) else None for x in row] for row in table.tolist()]
+
+
+def _edges(body: Body, source_of: Mapping[int, int]) -> tuple[list[Edge], list[int], list[int]]:
+    """(edges, body value of each value of the problem, its producing row): data through carried inputs, and the body's orders."""
+    place: dict[int, int] = {}
+    values: list[int] = []
+    producer: list[int] = []
+    edges: list[Edge] = []
+    for t, reads in enumerate(body.reads):
+        for v in dict.fromkeys(reads):
+            source, distance = body.source(v)
+            row = body.producer[source] if body.producer[source] >= 0 else source_of.get(source, -1)
+            if row < 0:
+                continue
+            if source not in place:
+                place[source] = len(values)
+                values.append(source)
+                producer.append(row)
+            edges.append(Edge(place[source], row, t, distance))
+    edges += [Edge(-1, o.before, o.later, o.turns) for o in body.orders]
+    if not source_of and body.loop.stop is not None:
+        stop = body.producer[body.source(body.graph.outputs[body.loop.stop])[0]]
+        edges += [Edge(-1, stop, t, 1) for t in range(len(body.graph)) if stop >= 0]
+    return list(dict.fromkeys(edges)), values, producer
+
+
+# Drafts -----------------------------------------------------------------------------------------------------------------------
+
+
+def _drafts(body: Body, problem: Problem, seconds: np.ndarray, costs: CostModel, machine: Machine, seed: int) -> list[_Draft]:
+    """Plans of the body, the one to prefer first; the last ones take less memory."""
+    found: list[_Draft] = []
+    hosts = [i for i, d in enumerate(machine.devices) if d.shares_lanes and d.memory == HOST]
+    for device in hosts:
+        model = _thread_model(body, problem, seconds, machine, device)
+        if model is not None:
+            found += _thread_drafts(body, problem, model, seconds, machine, seed)
+    if not found or len(machine.devices) > 1:
+        least = min((d.period for d in found), default=None)
+        drafts = _device_drafts(body, problem, _device_model(body, problem, seconds, costs, machine), machine, seed)
+        found += drafts if least is None else [d for d in drafts if d.period <= _WORTH * least]
+    return sorted(found, key=lambda d: d.period)
+
+
+def _thread_drafts(body: Body, problem: Problem, model: _Model, seconds: np.ndarray, machine: Machine, seed: int) -> list[_Draft]:
+    """On the threads of one device: the chain; the chain with wide launches; a pipeline, where it is worth it."""
+    core = Core(model.problem)
+    search = Search(core, seed, 24, None)
+    io = len(model.places) - 1 if model.places[-1].kind == "io" else -1
+    chain = [0 if core.durations[t][0] is not None else io for t in range(core.n)]
+    ops = Ops(core, chain)
+    if io in chain:
+        search.order(ops, max(1, search.cycles.ratio(chain, 1)))
+    else:
+        search.best.offer(*_chained(ops))
+    single = search.best.period
+    drafts = [_draft(model, search, None)]
+    if search.enough < _WORTH * single and sum(p.kind == "compute" for p in model.places) > 1:
+        wider = Search(core, seed, 40, None)
+        wider.run([chain])
+        if wider.best.period <= _WORTH * single:
+            drafts.append(_draft(model, wider, None))
+    widths = _wide(problem, seconds, machine, model.places[0].device, body)
+    if widths and io not in chain:
+        drafts.append(_widened(drafts[0], widths))
+        if drafts[-1].period > _WORTH * drafts[0].period:
+            drafts.pop()
+    return drafts
+
+
+def _chained(ops: Ops) -> tuple[int, Ops, list[int], list[int]]:
+    period, start = one_by_one(ops)
+    return period, ops, start, []
+
+
+def _wide(problem: Problem, seconds: np.ndarray, machine: Machine, device: int, body: Body) -> dict[int, tuple[int, int]]:
+    """Task -> (width, nanoseconds), for tasks that a wide launch makes shorter."""
+    narrow, _ = _choices_of(problem, device)
+    out = {}
+    for i, c in enumerate(problem.choices):
+        if c.device == device and c.width > 1:
+            out.update({t: (c.width, whole(seconds[t, i])) for t in range(len(body.graph)) if seconds[t, i] < seconds[t, narrow]})
+    return out
+
+
+def _widened(chain: _Draft, widths: Mapping[int, tuple[int, int]]) -> _Draft:
+    """The chain with some launches wide: shorter lengths in the same order."""
+    order = sorted(range(len(chain.tasks)), key=lambda t: (chain.tasks[t][1], chain.tasks[t][2], t))
+    tasks, at = list(chain.tasks), 0
+    for t in order:
+        place, _, length, _ = chain.tasks[t]
+        width, length = widths.get(t, (1, length))
+        tasks[t] = (place, at, length, width)
+        at += length
+    return replace(chain, period=max(1, at), tasks=tuple(tasks))
+
+
+def _device_drafts(body: Body, problem: Problem, model: _Model, machine: Machine, seed: int) -> list[_Draft]:
+    """On all devices: a pipeline, and its assignment with one op after another."""
+    core = Core(model.problem)
+    search = Search(core, seed, None if len(core.producer) else 1, None)
+    search.run([_hosted(core, problem.host)])
+    ops = search.best.ops
+    assert ops is not None
+    drafts = []
+    if not problem.loops:
+        draft = _draft(model, search, None)
+        if _lane_numbers(draft) is None:
+            draft = _laned(draft, seed)
+        if not _overtakes(draft, machine, problem):
+            drafts.append(draft)
+    for assignment in dict.fromkeys((tuple(ops.assignment), tuple(_hosted(core, problem.host)))):
+        drafts.append(_draft(model, search, Ops(core, assignment)))
+    return drafts
+
+
+def _hosted(core: Core, host: int) -> list[int]:
+    """Each task where it is fastest among the places of the host's memory, elsewhere only where it cannot run there."""
+    out = fastest(core)
+    for t, row in enumerate(core.allowed):
+        here = [d for d in row if core.memory[d] == host]
+        if here:
+            out[t] = min(here, key=lambda d, t=t: (core.durations[t][d], d))  # type: ignore[misc]
+    return out
+
+
+def _draft(model: _Model, search: Search, serial: Ops | None) -> _Draft:
+    """The search's best plan, or, for `serial`, these ops one after another."""
+    if serial is None:
+        best, ops = search.best, search.best.ops
+        assert ops is not None
+        period, start = best.period, best.start
+    else:
+        ops = serial
+        period, start = one_by_one(ops)
+    low = min(start)
+    n = len(model.problem.durations)
+    return _Draft(
+        model,
+        period,
+        tuple((ops.assignment[t], start[t] - low, ops.seconds[t], 1) for t in range(n)),
+        tuple((w, link, start[n + i] - low, ops.seconds[n + i]) for i, (w, link) in enumerate(ops.copies)) if not model.threads else (),
+        search.bound,
+    )
+
+
+def _overtakes(draft: _Draft, machine: Machine, problem: Problem) -> bool:
+    """True if some shared resource is taken above its capacity at some moment of the period."""
+    for name, capacity in zip(problem.resource_names, problem.resource_capacity.tolist(), strict=True):
+        moments: list[tuple[int, float]] = []
+        now = 0.0
+        for place, start, length, _ in draft.tasks:
+            p = draft.model.places[place]
+            amount = machine.devices[p.device].uses.get(name, 0.0) if p.device >= 0 and p.kind == "compute" else 0.0
+            full, rest = divmod(length, draft.period)
+            now += amount * full
+            if amount and rest:
+                a, b = start % draft.period, (start + rest) % draft.period
+                moments += [(a, amount), (b, -amount)]
+                now += amount if b < a else 0.0
+        if now > capacity * (1 + 1e-9):
+            return True
+        for _, change in sorted(moments):
+            now += change
+            if now > capacity * (1 + 1e-9):
+                return True
+    return False
+
+
+# Timelines --------------------------------------------------------------------------------------------------------------------
+
+
+def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Machine) -> Timeline:
+    """The first draft whose arenas fit, as a timeline; `OutOfMemoryError` with what the smallest wants."""
+    worst = ""
+    for draft in drafts:
+        spans, times = _spans(body, problem, draft)
+        prologue, epilogue = _once(body, spans, draft, problem, machine)
+        memory = layout(body, spans, times, draft.period, prologue, problem.loops)
+        worst = _excess(body, problem, memory)
+        if not worst:
+            return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
+    raise OutOfMemoryError(worst)
+
+
+def _excess(body: Body, problem: Problem, memory: Memory) -> str:
+    capacity = dict(zip(problem.node_names, problem.capacity, strict=True))
+    for node, nbytes in memory.arenas.items():
+        limit = capacity.get(node)
+        if limit is not None and nbytes > limit:
+            size, name = memory.largest[node]
+            return (
+                f"loop {body.loop.name!r} needs {nbytes} bytes of {node}, which has {limit} free; the largest piece is {name!r} with {size} bytes. "
+                "Use a smaller batch, or give it more memory"
+            )
+    return ""
+
+
+def _spans(body: Body, problem: Problem, draft: _Draft) -> tuple[list[Span], list[tuple[int, int]]]:
+    """The spans of turn 0 by start, and their times in whole nanoseconds."""
+    graph, model = body.graph, draft.model
+    lanes = _lane_numbers(draft)
+    assert lanes is not None
+    rows: list[tuple[int, int, int, Span]] = []
+    ns = 1.0 / NANOSECONDS
+    for t in range(len(graph)):
+        place, start, length, width = draft.tasks[t]
+        p = model.places[place]
+        if t in problem.loops:
+            node, held = HOST, problem.loop_lanes[t]
+        else:
+            device = problem.device_ids[p.device]
+            node = model.node_names[model.problem.memory[place]]
+            held = tuple(Lane(device, i, p.kind) for i in (range(width) if width > 1 else (lanes[t],)))
+        reads = tuple(Replica(v, 0, node) for v in body.reads[t])
+        writes = tuple(Replica(v, 0, node) for v in graph.writes(t))
+        span = Span(held, Launch(t, 0, reads, writes, width), start * ns, (start + length) * ns)
+        rows.append((start, start + length, t, span))
+    for i, (w, link, start, length) in enumerate(draft.copies):
+        path, value = model.problem.links[link], model.values[w]
+        src, dst = (Replica(value, 0, model.node_names[node]) for node in (path.src, path.dst))
+        span = Span((Lane(model.links[link], 0, "copy"),), Copy(value, 0, src, dst), start * ns, (start + length) * ns)
+        rows.append((start, start + length, len(graph) + i, span))
+    rows.sort(key=lambda r: r[:3])
+    return [r[3] for r in rows], [(r[0], r[1]) for r in rows]
+
+
+def _lane_numbers(draft: _Draft) -> list[int] | None:
+    """A lane of its place for each task, the first that is free at its phase; None where arcs around the period want more lanes than there are.
+
+    Where a task is longer than the period, turns rotate over the lanes of its place: numbers are then only names.
+    """
+    period = draft.period
+    out = [draft.model.places[place].first for place, *_ in draft.tasks]
+    for place, tasks in _shared_places(draft).items():
+        lanes = draft.model.places[place].lanes
+        taken: list[list[tuple[int, int]]] = [[] for _ in range(lanes)]
+        rotates = any(draft.tasks[t][2] > period for t in tasks)
+        for t in sorted(tasks, key=lambda t: (draft.tasks[t][1] % period, t)):
+            _, start, length, _ = draft.tasks[t]
+            at = start % period
+            free = [i for i, row in enumerate(taken) if all((s - at) % period >= length and (at - s) % period >= w for s, w in row)]
+            if not (free or rotates):
+                return None
+            out[t] = free[0] if free else min(range(lanes), key=lambda i: (sum(w for _, w in taken[i]), i))
+            if length:
+                taken[out[t]].append((at, length))
+    return out
+
+
+def _shared_places(draft: _Draft) -> dict[int, list[int]]:
+    """Place of several lanes -> its tasks."""
+    groups: dict[int, list[int]] = {}
+    for t, (place, *_) in enumerate(draft.tasks):
+        if 1 < draft.model.places[place].lanes < _MANY:
+            groups.setdefault(place, []).append(t)
+    return groups
+
+
+def _laned(draft: _Draft, seed: int) -> _Draft:
+    """The same devices with every lane a place of its own, tasks dealt out by load, scheduled anew (no shorter than `draft`)."""
+    model, problem = draft.model, draft.model.problem
+    columns, places = [], []
+    for i, p in enumerate(model.places):
+        alone = p.lanes == _MANY or p.lanes == 1
+        columns += [i] * (1 if alone else p.lanes)
+        places += [p] if alone else [_Place(p.device, p.kind, lane, 1) for lane in range(p.lanes)]
+    split = replace(
+        model,
+        problem=replace(
+            problem,
+            durations=[[row[i] for i in columns] for row in problem.durations],
+            lanes=[p.lanes for p in places],
+            memory=[problem.memory[i] for i in columns],
+        ),
+        places=tuple(places),
+    )
+    assignment = [columns.index(place) for place, *_ in draft.tasks]
+    for place, tasks in _shared_places(draft).items():
+        load = [0] * model.places[place].lanes
+        for t in sorted(tasks, key=lambda t: (-draft.tasks[t][2], t)):
+            lane = load.index(min(load))
+            load[lane] += draft.tasks[t][2]
+            assignment[t] += lane
+    search = Search(Core(split.problem), seed, None, None)
+    search.order(Ops(search.core, assignment), draft.period)
+    return _draft(split, search, None)
+
+
+def _once(body: Body, spans: Sequence[Span], draft: _Draft, problem: Problem, machine: Machine) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """(prologue, epilogue): what is copied once, before the first and after the last turn."""
+    if draft.model.threads:
+        return (), ()
+    graph = body.graph
+    fixed = set(body.fixed())
+    copied = {(s.command.value, s.command.dst.node) for s in spans if isinstance(s.command, Copy)}
+    made: dict[int, str] = {}
+    wanted: dict[tuple[int, str], None] = {}
+    for span in spans:
+        command = span.command
+        if isinstance(command, Launch):
+            made.update((r.value, r.node) for r in command.writes)
+            for r in command.reads:
+                if r.node != HOST and (r.value in fixed or r.value in body.carried):
+                    wanted[r.value, r.node] = None
+    before, after = [], []
+    for value, node in sorted(wanted):
+        before.append(Copy(value, 0, Replica(value, 0, HOST), Replica(value, 0, node)))
+    for value in dict.fromkeys(body.carried.values()):
+        node = made.get(value, HOST)
+        if node != HOST and (value, HOST) not in copied:
+            after.append(Copy(value, 0, Replica(value, 0, node), Replica(value, 0, HOST)))
+    return _in_line(before, graph.value_nbytes.tolist(), problem, machine), _in_line(after, graph.value_nbytes.tolist(), problem, machine)
+
+
+def _in_line(copies: Sequence[Copy], nbytes: Sequence[int], problem: Problem, machine: Machine) -> tuple[Span, ...]:
+    """Copies one after another on each link, from 0."""
+    free: dict[str, float] = {}
+    out = []
+    assert problem.costs is not None
+    for copy in copies:
+        link = machine.link(copy.src.node, copy.dst.node)
+        start = free.get(link.id, 0.0)
+        finish = start + problem.costs.copy(nbytes[copy.value], link).seconds
+        free[link.id] = finish
+        out.append(Span((Lane(link.id, 0, "copy"),), copy, start, finish))
+    return tuple(out)
+
+
+def _timeline(
+    body: Body,
+    problem: Problem,
+    draft: _Draft,
+    machine: Machine,
+    spans: Sequence[Span],
+    memory: Memory,
+    prologue: tuple[Span, ...],
+    epilogue: tuple[Span, ...],
+) -> Timeline:
+    return Timeline(
+        graph=body.graph,
+        machine=machine,
+        spans=tuple(spans),
+        after=memory.after,
+        offsets=memory.offsets,
+        arenas=memory.arenas,
+        period=draft.period / NANOSECONDS,
+        rings=memory.rings,
+        workspaces=memory.workspaces,
+        prologue=prologue,
+        epilogue=epilogue,
+        loops=problem.loops,
+        bodies=memory.bodies,
+        loop=body.loop,
+        turns=body.loop.turns,
+        peak=dict(memory.arenas),
+        bound=Bound(draft.bound.seconds, "period", draft.bound),
+        policy="period",
+    )

@@ -1,0 +1,158 @@
+"""Where the values of a loop's body lie: ring slots from lifetimes, reuse edges, offsets in one arena per memory node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from hetsched.errors import InternalError
+from hetsched.graph.ops.shape import view_offset
+from hetsched.machine import HOST
+from hetsched.placement.loops_body import Body, dense
+from hetsched.timeline import After, Copy, Launch, Replica, Span, Timeline
+
+ALIGNMENT = 64
+# Whole nanoseconds: (start, finish) of each span.
+Times: TypeAlias = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The parts of a timeline that say where values lie."""
+
+    offsets: Mapping[Replica, int]
+    arenas: Mapping[str, int]
+    rings: Mapping[Replica, int]
+    workspaces: Mapping[int, tuple[str, int, int]]
+    bodies: Mapping[int, Mapping[str, int]]
+    after: tuple[After, ...]
+    largest: Mapping[str, tuple[int, str]]
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to a multiple of 64."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def layout(body: Body, spans: Sequence[Span], times: Times, period: int, prologue: Iterable[Span], nested: Mapping[int, Timeline]) -> Memory:
+    """Rings, reuse edges and offsets for `spans` that repeat every `period` nanoseconds."""
+    graph = body.graph
+    maker: dict[tuple[int, str], int] = {}
+    launch_of: dict[int, int] = {}
+    node_of: dict[int, str] = {}
+    copied = {(s.command.value, s.command.dst.node) for s in spans if isinstance(s.command, Copy)}
+    still = {(s.command.value, s.command.dst.node) for s in prologue if isinstance(s.command, Copy) and s.command.value not in body.carried}
+    for i, span in enumerate(spans):
+        command = span.command
+        if isinstance(command, Launch):
+            launch_of[command.task] = i
+            writes = command.writes
+            node_of[command.task] = writes[0].node if writes else command.reads[0].node if command.reads else HOST
+            if not body.is_view(command.task):
+                maker.update(((r.value, r.node), i) for r in writes)
+        elif isinstance(command, Copy):
+            maker[command.dst.value, command.dst.node] = i
+
+    def root(value: int, node: str) -> tuple[tuple[int, str] | None, int]:
+        """(whose bytes a value uses on a node, from how many turns ago); None: borrowed from outside."""
+        distance = 0
+        while (value, node) not in copied and (value, node) not in still:
+            value, more = body.source(value)
+            distance += more
+            if more:
+                continue
+            task = body.producer[value]
+            if task < 0:
+                if node != HOST:
+                    raise InternalError(f"nothing brings {graph.value_names[value]!r} to {node}")
+                return None, distance
+            if not body.is_view(task):
+                break
+            value = body.reads[task][0]
+        return (value, node), distance
+
+    uses: dict[tuple[int, str], list[tuple[int, int]]] = {key: [] for key in maker}
+    for i, span in enumerate(spans):
+        command = span.command
+        if isinstance(command, Launch):
+            if body.is_view(command.task) and not any(r.value in body.wanted for r in command.writes):
+                continue
+            read: Iterable[Replica] = command.reads
+        elif isinstance(command, Copy):
+            read = (command.src,)
+        else:
+            continue
+        for replica in dict.fromkeys(read):
+            key, distance = root(replica.value, replica.node)
+            if key in uses and (i, distance) not in uses[key]:
+                uses[key].append((i, distance))
+
+    slots: dict[tuple[int, str], int] = {}
+    after: list[After] = []
+    for key, rows in uses.items():
+        made, value = maker[key], key[0]
+        command = spans[made].command
+        k = body.every[body.producer[value]] if body.producer[value] >= 0 else 1
+        alone = value in body.one_slot and isinstance(command, Launch)
+        rows = [(r, d) for r, d in rows if not (alone and r == made and d == 1)]
+        end = max([times[made][1], *(times[r][1] + (d + k - 1) * period for r, d in rows)])
+        n = max(1, -(-(end - times[made][0]) // (k * period)))
+        if alone and n != 1:
+            raise InternalError(f"the plan lets turns of {graph.value_names[value]!r} overlap, which is written in place")
+        slots[key] = n
+        after += [After(r, made, n * k - (k - 1) - d) for r, d in rows]
+        if not rows:
+            after.append(After(made, made, max(1, n * k - (k - 1))))
+        if k > 1:
+            after += [After(r, r, 1) for r, _ in rows]
+
+    offsets: dict[Replica, int] = {}
+    rings: dict[Replica, int] = {}
+    arenas: dict[str, int] = {}
+    largest: dict[str, tuple[int, str]] = {}
+
+    def take(node: str, nbytes: int, name: str) -> int:
+        at = arenas.get(node, 0)
+        arenas[node] = at + aligned(nbytes)
+        largest[node] = max(largest.get(node, (0, "")), (nbytes, name))
+        return at
+
+    for key in [*sorted(still), *maker]:
+        value, node = key
+        if dense(graph.spec(value)) is None:
+            continue
+        n = slots.get(key, 1)
+        nbytes = int(graph.value_nbytes[value])
+        offsets[Replica(value, 0, node)] = take(node, n * aligned(nbytes), graph.value_names[value])
+        rings[Replica(value, 0, node)] = n
+    _place_views(body, spans, offsets, rings)
+
+    workspaces: dict[int, tuple[str, int, int]] = {}
+    bodies: dict[int, dict[str, int]] = {}
+    for task in launch_of:
+        nbytes = body.scratch(task)
+        if nbytes > 0:
+            workspaces[task] = (node_of[task], take(node_of[task], nbytes, f"scratch of {graph.task_names[task]}"), nbytes)
+        if task in nested:
+            bodies[task] = {node: take(node, n, graph.task_names[task]) for node, n in nested[task].arenas.items()}
+    after += [After(launch_of[o.before], launch_of[o.later], o.turns) for o in body.orders if o.before == o.later]
+    return Memory(offsets, arenas, rings, workspaces, bodies, tuple(dict.fromkeys(after)), largest)
+
+
+def _place_views(body: Body, spans: Sequence[Span], offsets: dict[Replica, int], rings: dict[Replica, int]) -> None:
+    """A view's replica lies inside the replica of its input, where that lies in an arena."""
+    graph = body.graph
+    for span in spans:
+        command = span.command
+        if not isinstance(command, Launch) or not body.is_view(command.task):
+            continue
+        source, view = command.reads[0], command.writes[0]
+        base = source
+        if base not in offsets:
+            base = Replica(body.source(source.value)[0], 0, source.node)
+        if base in offsets and view not in offsets:
+            op = body.op(command.task)
+            assert op is not None
+            offsets[view] = offsets[base] + view_offset(op, graph.spec(source.value), graph.task_attributes[command.task])
+            rings[view] = rings[base]
