@@ -6,11 +6,14 @@ import json
 import shutil
 import sys
 import threading
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 # Plain progress is told at most this often over the whole run.
 PLAIN_LINES = 10
+# A bar is drawn anew no sooner than this.
+BAR_SECONDS = 0.05
 
 
 def write(text: str) -> None:
@@ -52,7 +55,8 @@ def is_ascii_only() -> bool:
 class Progress:
     """Tells how far a run is, on standard error: a bar on a terminal, a plain line every tenth elsewhere, nothing where `quiet`.
 
-    Called with (launches done, launches in all, task name), from any thread. Use it as a context manager: the bar is taken down at the end.
+    Called with (launches done, launches in all, task name), from any thread; most calls return at once, for a run may have a million launches.
+    Use it as a context manager: the bar is taken down at the end.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -61,19 +65,23 @@ class Progress:
         self._bar: Any = None
         self._line: Any = None
         self._told = 0
+        self._again = 0.0
         self._lock = threading.Lock()
 
     def __call__(self, done: int, total: int, task: str) -> None:
         if self._terminal:
+            if done < total and perf_counter() < self._again:
+                return
             with self._lock:
+                self._again = perf_counter() + BAR_SECONDS
                 self._draw(done, total, task)
-        elif not self._quiet and total > 0:
-            tenth = PLAIN_LINES * done // total
+        elif not self._quiet and PLAIN_LINES * done // max(total, 1) > self._told:
             with self._lock:
+                tenth = PLAIN_LINES * done // max(total, 1)
                 if tenth <= self._told:
                     return
                 self._told = tenth
-            print(f"{100 * done // total:3} %  {done} of {total} launches, {task}", file=sys.stderr, flush=True)
+                print(f"{100 * done // total:3} %  {done} of {total} launches, {task}", file=sys.stderr, flush=True)
 
     def _draw(self, done: int, total: int, task: str) -> None:
         if self._bar is None:
@@ -93,3 +101,21 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class ProgressLines:
+    """Progress as one JSON object a line on standard output, at most one a percent; goes on to `progress`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._told = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, total: int, task: str) -> None:
+        self._progress(done, total, task)
+        if 100 * done // max(total, 1) > self._told:
+            with self._lock:
+                if 100 * done // max(total, 1) <= self._told:
+                    return
+                self._told = 100 * done // max(total, 1)
+                write_json({"event": "progress", "done": done, "total": total, "task": task}, None)

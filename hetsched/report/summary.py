@@ -13,6 +13,8 @@ from hetsched.timeline import Copy, Launch, Timeline
 
 # Turns of a loop that are set out to find what part of its copies is hidden; a plan repeats itself, so more turns add nothing but time.
 SAMPLED_TURNS = 200
+# Bounds are rounded down by a little more than floating point may be off.
+ROUNDING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def time_line(plan: Timeline | None, trace: Timeline) -> str:
         return text
     text += f", {seconds_text(plan.makespan)} planned"
     if plan.makespan > 0:
-        text += f" (measured is {trace.makespan / plan.makespan:.2f} x the plan)"
+        text += f" (measured is {trace.makespan / plan.makespan:.3g} x the plan)"
     return text + (f"; by the costs assumed no plan is below {seconds_text(plan.bound.seconds)}" if plan.bound is not None else "")
 
 
@@ -178,14 +180,18 @@ def three_lines(plan: Timeline | None, trace: Timeline) -> list[str]:
 
 
 def bound_line(plan: Timeline) -> str:
-    """`makespan 1.2 s; lower bound 1.1 s: at most 9 % above the best possible`."""
+    """`makespan 1.2 s; lower bound 1.1 s (path): at most 9 % above the best possible`."""
     text = f"makespan {seconds_text(plan.makespan)}"
-    if plan.bound is None or plan.bound.seconds <= 0:
+    if plan.bound is None:
         return text
-    above = plan.makespan / plan.bound.seconds - 1
-    text += f"; lower bound {seconds_text(plan.bound.seconds)} ({plan.bound.kind})"
-    return (
-        f"{text}: at most {percent_text(above) if above < 1 else f'{100 * above:,.0f} %'} above the best possible"
-        if above > 1e-9
-        else f"{text}: the best possible"
-    )
+    return f"{text}; lower bound {seconds_text(plan.bound.seconds)} ({plan.bound.kind}): {above_text(plan.makespan, plan.bound.seconds)}"
+
+
+def above_text(seconds: float, bound: float) -> str:
+    """How far `seconds` is above a lower bound, in words."""
+    if bound <= 0:
+        return "how far above the best possible is not known"
+    above = seconds / bound - 1
+    if above <= ROUNDING:
+        return "the best possible"
+    return f"at most {percent_text(above) if above < 1 else f'{100 * above:,.0f} %'} above the best possible"

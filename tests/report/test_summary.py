@@ -77,7 +77,7 @@ def test_every_device_is_told_of_idle_ones_too():
 def test_the_three_lines():
     where, time, copies = three_lines(straight(), straight(measured=True))
     assert where == "ran: cpu 1 task in 1 launch, 17 % busy, gpu:0 2 tasks in 2 launches, 42 % busy, gpu:1 idle; nothing fell back"
-    assert time == "time: 12 s measured, 12 s planned (measured is 1.00 x the plan); by the costs assumed no plan is below 10 s"
+    assert time == "time: 12 s measured, 12 s planned (measured is 1 x the plan); by the costs assumed no plan is below 10 s"
     assert copies == "transfers: 3 copies, 11.7 KiB in 5 s, 40 % of it hidden behind compute"
 
 

@@ -95,20 +95,20 @@ def _costed(file: str, args: Any) -> tuple[dict[str, Any], str]:
 
 def _body(file: str, args: Any) -> tuple[dict[str, Any], str]:
     from hetsched.placement.periodic import plan_body_file
-    from hetsched.report.text import percent_text, plural, seconds_text
+    from hetsched.report.summary import above_text
+    from hetsched.report.text import plural, seconds_text
 
     seconds = duration(args.plan_time) if args.plan_time is not None else None
     record = plan_body_file(file, seconds=seconds)
-    above = record["period"] / record["lower_bound"] - 1 if record["lower_bound"] else 0.0
-    text = (
-        f"{record['name']}: period {seconds_text(record['period'])}; lower bound {seconds_text(record['lower_bound'])}: at most {percent_text(above)}"
-    )
-    return record, f"{text} above the best possible; {plural(len(record['plan']['tasks']), 'task')}, planned in {seconds_text(record['seconds'])}"
+    period, bound = record["period"], record["lower_bound"]
+    text = f"{record['name']}: period {seconds_text(period)}; lower bound {seconds_text(bound)}: {above_text(period, bound)}"
+    return record, f"{text}; {plural(len(record['plan']['tasks']), 'task')}, planned in {seconds_text(record['seconds'])}"
 
 
 def _costed_text(record: dict[str, Any]) -> str:
     from hetsched.report.gantt import ASCII_SHADES, SHADES, Piece, chart
-    from hetsched.report.text import percent_text, plural, seconds_text
+    from hetsched.report.summary import above_text
+    from hetsched.report.text import plural, seconds_text
 
     makespan, bound = record["makespan"], record["lower_bound"]
     rows: dict[tuple[int, int], list[Piece]] = {}
@@ -121,7 +121,6 @@ def _costed_text(record: dict[str, Any]) -> str:
     lines = chart(drawn, makespan, width(), ASCII_SHADES if is_ascii_only() else SHADES) if drawn else []
     if len(rows) > MOST_LANES:
         lines.append(f"... and {plural(len(rows) - MOST_LANES, 'more lane', 'more lanes')}")
-    above = f": at most {percent_text(makespan / bound - 1)} above the best possible" if bound else ""
-    lines.append(f"makespan {seconds_text(makespan)}; lower bound {seconds_text(bound)}{above}")
+    lines.append(f"makespan {seconds_text(makespan)}; lower bound {seconds_text(bound)}: {above_text(makespan, bound)}")
     lines.append(f"{plural(len(record['tasks']), 'task')} planned by {record['policy']} in {seconds_text(record['plan_seconds'])}")
     return "\n".join(lines)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
-from hetsched.cli.output import Progress, write, write_json
+from hetsched.cli.output import Progress, ProgressLines, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
 from hetsched.errors import TaskError
@@ -58,7 +57,7 @@ def _run(args: Any) -> int:
         write(f"{pipeline.name}: {plural(len(pipeline.tasks), 'task')}, planned by {planned.policy}: {bound_line(planned)}")
     progress = Progress(quiet=args.format != "text")
     with progress:
-        told = _Lines(progress) if args.format == "jsonl" else progress
+        told = ProgressLines(progress) if args.format == "jsonl" else progress
         result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told)
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
@@ -67,19 +66,6 @@ def _run(args: Any) -> int:
     for task, error in result.failed.items():
         raise TaskError(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
     return 0
-
-
-class _Lines:
-    """Progress as one JSON object a line, for `--format jsonl`."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-
-    def __call__(self, done: int, total: int, task: str) -> None:
-        self._progress(done, total, task)
-        with self._lock:
-            write_json({"event": "progress", "done": done, "total": total, "task": task}, None)
 
 
 def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> Mapping[str, str]:

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hetsched.cli import main
+from hetsched.cli.output import Progress, ProgressLines
+
+PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
+
+
+@pytest.fixture
+def matmul(tmp_path):
+    return shutil.copy(PIPELINES / "matmul_conv.yaml", tmp_path)
+
+
+def test_a_run_tells_where_when_and_what_was_copied_and_writes_its_outputs(matmul, tmp_path, capsys):
+    assert main(["run", str(matmul)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("matmul_conv: 6 tasks, planned by auto: makespan ")
+    assert out[1] == f"product -> {tmp_path}/out/product.npy"
+    assert [line.split(":")[0] for line in out[-3:]] == ["ran", "time", "transfers"]
+    assert np.load(tmp_path / "out" / "product.npy").shape == (256, 320)
+
+
+def test_plain_progress_goes_to_standard_error_and_is_short(matmul, capsys):
+    assert main(["run", str(matmul)]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert 1 <= len(err) <= 10
+    assert err[-1].startswith("100 %  6 of 6 launches, ")
+
+
+def test_outputs_go_where_they_are_told(matmul, tmp_path, capsys):
+    assert main(["run", str(matmul), "-o", str(tmp_path / "there"), "--format", "json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["outputs"]["product"] == str(tmp_path / "there" / "out" / "product.npy")
+    assert record["outputs"]["a"] is None
+    assert (tmp_path / "there" / "out" / "product.npy").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_is_one_object_with_all_its_keys_and_nothing_else_is_printed(matmul, capsys):
+    assert main(["run", str(matmul), "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    record = json.loads(captured.out)
+    assert captured.err == ""
+    assert {
+        "version", "status", "wall_seconds", "planned_seconds", "lower_bound_seconds", "policy", "objective", "devices", "transfers", "tasks",
+        "metrics", "outputs",
+    } <= set(record)  # fmt: skip
+    assert record["status"] == "done"
+    assert record["wall_seconds"] > 0
+    assert 0 < record["lower_bound_seconds"] <= record["planned_seconds"]
+    assert record["devices"]["cpu"]["tasks"] == 6
+    assert record["transfers"]["hidden_fraction"] is None
+    assert {t["name"]: (t["op"], t["device"]) for t in record["tasks"]}["product"] == ("tensor.matmul", "cpu")
+
+
+def test_jsonl_tells_progress_and_ends_with_the_object(matmul, capsys):
+    assert main(["run", str(matmul), "--format", "jsonl"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["progress"] * 6 + ["end"]
+    assert [line["done"] for line in lines[:-1]] == sorted(line["done"] for line in lines[:-1])
+    assert lines[-1]["status"] == "done"
+
+
+def test_a_parameter_and_the_seed_change_what_is_computed(matmul, tmp_path, capsys):
+    found = []
+    for i, option in enumerate((["--seed", "3"], ["-s", "seed=3"], ["-s", "seed=4"])):
+        assert main(["run", str(matmul), "-o", str(tmp_path / str(i)), *option]) == 0
+        found.append(np.load(tmp_path / str(i) / "out" / "product.npy"))
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
+def test_the_trace_of_a_run_is_written_with_a_track_a_lane(matmul, tmp_path, capsys):
+    assert main(["run", str(matmul), "--trace", str(tmp_path / "t.json")]) == 0
+    trace = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    assert trace["otherData"]["kind"] == "trace"
+    assert {e["name"] for e in trace["traceEvents"] if e["ph"] == "X"} == {"a", "b", "product", "images", "filters", "features"}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "hint"),
+    [
+        (["-d", "cuda:7"], 4, "cuda:7"),
+        (["--memory", "1KiB"], 5, "Raise the limit"),
+        (["--timeout", "1us"], 6, "raise --timeout"),
+        (["-o", "/dev/null/x"], 7, "/dev/null/x"),
+        (["--trace", "/dev/null/t.json"], 7, "/dev/null/t.json"),
+        (["--policy", "hft"], 2, "did you mean 'heft'"),
+        (["-s", "sed=3"], 2, "known: seed"),
+    ],
+)
+def test_every_way_to_fail_has_its_code_a_way_out_and_no_traceback(matmul, options, code, hint, capsys):
+    assert main(["run", str(matmul), *options]) == code
+    err = capsys.readouterr().err
+    assert hint in err
+    assert "Traceback" not in err
+    assert "internal bug" not in err
+
+
+def test_a_failed_run_is_an_object_too(matmul, capsys):
+    assert main(["run", str(matmul), "--memory", "1KiB", "--format", "json"]) == 5
+    record = json.loads(capsys.readouterr().out)
+    assert (record["status"], record["exit_code"]) == ("failed", 5)
+    assert "Raise the limit" in record["error"]
+
+
+def test_mistakes_end_with_3_and_stand_with_their_places(tmp_path, capsys):
+    file = tmp_path / "bad.yaml"
+    file.write_text("hetsched: 1\ntasks:\n  a: {op: random.norml, with: {shape: [2]}}\n  b: {op: tensor.exp, in: {x: c}}\n", encoding="utf-8")
+    assert main(["check", str(file)]) == 3
+    out = capsys.readouterr().out
+    assert f"{file}:3:11: error: " in out
+    assert "did you mean 'random.normal'" in out
+    assert f"{file}:4:" in out
+    assert out.splitlines()[-1] == "2 mistakes"
+    assert main(["run", str(file)]) == 3
+    captured = capsys.readouterr()
+    assert captured.err == out
+    assert main(["check", str(file), "--format", "json"]) == 3
+    assert [m["line"] for m in json.loads(capsys.readouterr().out)["mistakes"]] == [3, 4]
+
+
+def test_check_says_ok(matmul, capsys):
+    assert main(["check", str(matmul)]) == 0
+    assert capsys.readouterr().out == f"{matmul}: ok\n"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+    for command in ("run", "plan", "check", "graph", "trust"):
+        assert main([command, str(tmp_path / "no.yaml")]) == 7
+        assert "no.yaml" in capsys.readouterr().err
+
+
+def test_a_consent_is_asked_for_and_remembered(matmul, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    text = Path(matmul).read_text(encoding="utf-8").replace("out/product.npy", "../product.npy")
+    file = tmp_path / "deep" / "outside.yaml"
+    file.parent.mkdir()
+    file.write_text(text, encoding="utf-8")
+    assert main(["check", str(file)]) == 8
+    assert main(["run", str(file)]) == 8
+    assert "hetsched trust" in capsys.readouterr().err
+    assert main(["check", str(file), "--trust"]) == 0
+    assert main(["trust", str(file)]) == 0
+    assert main(["run", str(file)]) == 0
+    assert (tmp_path / "product.npy").exists()
+    file.write_text(text + "\n", encoding="utf-8")
+    assert main(["check", str(file)]) == 8
+
+
+def test_plan_shows_tasks_chart_and_bound_and_runs_nothing(matmul, tmp_path, capsys):
+    assert main(["plan", str(matmul), "--trace", str(tmp_path / "plan.json")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("task ")
+    assert "\nproduct" in out
+    assert "\ncpu/0" in out
+    assert "lower bound" in out
+    assert not (tmp_path / "out").exists()
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["otherData"]["kind"] == "plan"
+
+
+def test_plan_as_json(matmul, capsys):
+    assert main(["plan", str(matmul), "--policy", "heft", "--format", "json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["policy"], record["name"]) == ("heft", "matmul_conv")
+    assert 0 < record["lower_bound"] <= record["makespan"]
+    assert main(["plan", str(matmul), str(matmul), "--format", "json"]) == 2
+    assert "use --format jsonl" in capsys.readouterr().err
+
+
+COSTED = {
+    "format": "placement-bench/1", "name": "two", "family": "hand", "model": "unrelated", "machine": "m", "mem_nodes": ["host"],
+    "devices": [{"name": "cpu", "kind": "cpu", "lanes": 2, "mem": 0}], "links": [],
+    "durations": [[1.0], [2.0], [1.0]],
+    "edges": [[0, 1, 8], [0, 2, 8]],
+}  # fmt: skip
+BODY = {
+    "format": "period-bench/1", "name": "body", "family": "hand", "machine": "m", "mem_nodes": ["host"],
+    "devices": [{"name": "cpu", "kind": "cpu", "lanes": 2, "mem": 0}], "links": [], "tasks": ["a", "b"], "durations": [[0.001], [0.001]],
+    "edges": [[0, 1, 8]], "carried": [],
+}  # fmt: skip
+
+
+def test_costed_graphs_and_loop_bodies_are_planned_a_line_a_file(tmp_path, capsys):
+    files = []
+    for name, data in (("two", COSTED), ("body", BODY)):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(data), encoding="utf-8")
+    assert main(["plan", *map(str, files), "--format", "jsonl", "--plan-time", "1s"]) == 0
+    costed, body = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert {"file", "policy", "makespan", "lower_bound", "plan_seconds", "tasks"} <= set(costed)
+    assert costed["makespan"] == pytest.approx(3.0)
+    assert len(costed["tasks"]) == 3
+    assert {"file", "name", "period", "lower_bound", "seconds", "plan"} <= set(body)
+    assert body["period"] == pytest.approx(0.001)
+    assert main(["plan", *map(str, files)]) == 0
+    out = capsys.readouterr().out
+    assert "makespan 3 s; lower bound 3 s: the best possible" in out
+    assert "period 1 ms" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("[]", "not a JSON object"), ("{", "not a JSON object"), ('{"format": "placement-bench/2"}', "did you mean")]
+)
+def test_json_of_another_kind_is_told(tmp_path, text, hint, capsys):
+    file = tmp_path / "x.json"
+    file.write_text(text, encoding="utf-8")
+    assert main(["plan", str(file)]) == 7
+    assert hint in capsys.readouterr().err
+
+
+def test_graph_in_every_form(matmul, tmp_path, capsys):
+    assert main(["graph", str(matmul)]) == 0
+    assert "product: tensor.matmul(" in capsys.readouterr().out
+    assert main(["graph", str(matmul), "-o", str(tmp_path / "g.mmd")]) == 0
+    assert (tmp_path / "g.mmd").read_text(encoding="utf-8").startswith("flowchart TD\n")
+    assert main(["graph", str(matmul), "--format", "dot"]) == 0
+    assert capsys.readouterr().out.startswith('digraph "graph" {')
+
+
+def test_devices_are_listed(capsys):
+    assert main(["devices"]) == 0
+    assert "\ncpu " in capsys.readouterr().out
+    assert main(["devices", "--format", "json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert "cpu" in [d["id"] for d in record["devices"]]
+
+
+def test_progress_of_a_million_launches_is_ten_lines_or_a_hundred(capsys):
+    progress = Progress()
+    lines = ProgressLines(Progress(quiet=True))
+    for done in range(0, 1_000_001, 100):
+        progress(done, 1_000_000, "t")
+        lines(done, 1_000_000, "t")
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 10
+    assert len(captured.out.splitlines()) == 100
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_taken_down(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress() as progress:
+        progress(1, 2, "first")
+        progress(2, 2, "last")
+    assert "2/2" in capsys.readouterr().err
