@@ -77,7 +77,7 @@ def textbook_cross_entropy_grad(logits, labels, dloss, reduction):
 
 
 def labelled(rng, *, gradient=False):
-    for n, classes in [(1, 1), (4, 1), (5, 3), (32, 10), (0, 3)]:
+    for n, classes in [(1, 1), (4, 1), (5, 3), (32, 10), (0, 3), (3, 65)]:
         for reduction, integer in [("mean", np.int64), ("sum", np.int32), ("mean", np.uint8)]:
             dloss = (rng.normal(size=()),) if gradient else ()
             labels = rng.integers(0, classes, n).astype(integer)

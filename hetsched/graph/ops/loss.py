@@ -169,39 +169,66 @@ def _check_labels(xp: Any, labels: Any, classes: int) -> None:
         raise ValueError(f"labels[{row}] is {labels[row]}, outside the {classes} classes 0..{classes - 1} of the logits")
 
 
+# Classes up to which the losses lay them out as rows.
+_FEW = 64
+
+
 def _mean_over(n: int, reduction: str) -> float:
     """What a sum over n rows is divided by; no rows have the mean 0."""
     return float(max(n, 1)) if reduction == "mean" else 1.0
 
 
+def _exponentials(xp: Any, logits: Any, labels: Any, workspace: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """With z = logits - max(logits) by row: exp(z), its sums by row, z at the labels, the index of the labels in z, and exp(z) as [classes, n].
+
+    Of few classes the classes are laid out as rows: adding up ten long rows is one pass, adding up many rows of ten is a loop over the rows
+    (128 rows of 10: 10 us for all of the loss, 18 the other way).
+    """
+    n, classes = logits.shape
+    _check_labels(xp, labels, classes)
+    (flat,) = scratch(xp, workspace, logits.dtype, logits.size)
+    rows = xp.arange(n)
+    if classes <= _FEW:
+        z = flat.reshape(classes, n)
+        xp.copyto(z, logits.T)
+        xp.subtract(z, z.max(axis=0), out=z)
+        at, by_class, axis = (labels, rows), z, 0
+    else:
+        z = flat.reshape(n, classes)
+        xp.subtract(logits, logits.max(axis=1, keepdims=True), out=z)
+        at, by_class, axis = (rows, labels), z.T, 1
+    chosen = z[at]
+    xp.exp(z, out=z)
+    return z, z.sum(axis=axis), chosen, at, by_class
+
+
 def _cross_entropy(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     """loss = sum over rows of log(sum(exp(z))) - z[label], z = logits - max(logits)."""
     (logits, labels), loss = inputs, outputs[0]
-    n, classes = logits.shape
+    n = len(logits)
     if not n:
         loss.fill(0)
         return
-    _check_labels(xp, labels, classes)
-    z = scratch(xp, workspace, logits.dtype, logits.size)[0].reshape(logits.shape)
-    xp.subtract(logits, logits.max(axis=1, keepdims=True), out=z)
-    chosen = z[xp.arange(n), labels]
-    xp.exp(z, out=z)
-    losses = xp.subtract(xp.log(z.sum(axis=1)), chosen)
-    xp.sum(losses, out=loss)
+    _, sums, chosen, _, _ = _exponentials(xp, logits, labels, workspace)
+    xp.log(sums, out=sums)
+    xp.subtract(sums, chosen, out=sums)
+    sums.sum(out=loss)
     if a["reduction"] == "mean":
-        xp.divide(loss, n, out=loss)
+        xp.divide(loss, float(n), out=loss)
 
 
 def _cross_entropy_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     """dlogits = (softmax - one_hot) * dloss / n, without a mean * dloss."""
     (logits, labels, dloss), dlogits = inputs, outputs[0]
-    n, classes = logits.shape
+    n = len(logits)
     if not n:
         return
-    _check_labels(xp, labels, classes)
-    _softmax(xp, (logits,), (dlogits,), None, {"axis": 1})
-    dlogits[xp.arange(n), labels] -= 1
-    xp.multiply(dlogits, dloss / dlogits.dtype.type(_mean_over(n, a["reduction"])), out=dlogits)
+    e, sums, _, at, by_class = _exponentials(xp, logits, labels, workspace)
+    share = dloss / _mean_over(n, a["reduction"])
+    xp.divide(share, sums, out=sums)
+    xp.multiply(by_class, sums, out=by_class)
+    e[at] -= share
+    xp.copyto(dlogits, by_class.T)
 
 
 def _check_logits(specs: Sequence[AnySpec]) -> Spec:
@@ -267,6 +294,7 @@ CROSS_ENTROPY_GRAD = Op(
     kernels={"array": _cross_entropy_grad},
     attributes=_REDUCTION,
     inplace=((0, 0),),
+    workspace=_like_first,
     doc="The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.",
 )
 
