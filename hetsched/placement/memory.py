@@ -1,6 +1,7 @@
 """Where replicas lie: lifetimes, offsets in one arena per memory node, and the reuse edges that make sharing of bytes safe.
 
-A *block* is a stretch of an arena from the command that first writes it to the last that uses it. A view shares the block of what it views.
+A *block* is a stretch of an arena from the command that first writes it to the last that uses it. A view lies in the block of what it views;
+where it is a result, it is handed over after the last command, and its block is kept until then.
 An output written in place takes over the block of its input. Scratch of launches and arenas of loop bodies are blocks that live as long
 as their launch.
 
@@ -14,14 +15,17 @@ import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import numpy as np
 
 from hetsched.errors import InternalError, OutOfMemoryError
 from hetsched.graph.graph import Graph, Loop
-from hetsched.graph.spec import Spec
+from hetsched.graph.op import Op
+from hetsched.graph.ops.shape import view_offset
+from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
-from hetsched.timeline import After, Copy, Free, Launch, Replica, Span, Timeline
+from hetsched.timeline import After, Command, Copy, Free, Launch, Replica, Span, Timeline
 
 ALIGNMENT = 64
 # Above this many blocks in a node greedy packing (quadratic, though vectorised) is tried only if the plan would not fit otherwise.
@@ -32,7 +36,7 @@ GREEDY_BLOCKS = 400
 class Block:
     """Bytes of `node` in use from span `first` to the last of `users`.
 
-    members: the replicas that lie in it now; writing in place replaces them.
+    members: the replicas that lie in it now; writing in place replaces them. kept: in use until the end of the run.
     """
 
     node: str
@@ -44,6 +48,7 @@ class Block:
     users: list[int] = field(default_factory=list)
     members: list[Replica] = field(default_factory=list)
     offset: int = 0
+    kept: bool = False
 
     def use(self, event: int, finish: float) -> None:
         """Span number `event` uses the block until `finish`."""
@@ -51,9 +56,14 @@ class Block:
         self.last = max(self.last, event)
         self.finish = max(self.finish, finish)
 
+    @property
+    def until(self) -> float:
+        """When the bytes are free: `finish`, or never."""
+        return inf if self.kept else self.finish
+
     def precedes(self, other: Block) -> bool:
         """True if this block is done with before `other` is written, in time and in the order of the plan."""
-        return self.finish <= other.start and self.last < other.first
+        return not self.kept and self.finish <= other.start and self.last < other.first
 
 
 @dataclass
@@ -62,8 +72,12 @@ class _Layout:
 
     blocks: list[Block] = field(default_factory=list)
     block_of: dict[Replica, Block] = field(default_factory=dict)
+    # Replica -> bytes from the start of its block, where this is not 0: views that start further on.
+    inside: dict[Replica, int] = field(default_factory=dict)
     # Replicas without a place in an arena that still take memory of the host: (start, finish, bytes).
     loose: dict[Replica, tuple[float, float, int]] = field(default_factory=dict)
+    # Views of such replicas -> what they view.
+    loose_views: dict[Replica, Replica] = field(default_factory=dict)
     workspaces: dict[int, Block] = field(default_factory=dict)
     bodies: dict[int, dict[str, Block]] = field(default_factory=dict)
     edges: set[tuple[int, int]] = field(default_factory=set)
@@ -100,7 +114,7 @@ def lay_out(plan: Timeline, limits: Mapping[str, int | None], *, give_up: bool =
         plan,
         spans=tuple(spans[i] for i in order),
         after=tuple(sorted(After(number[a], number[b]) for a, b in edges)),
-        offsets={r: b.offset for r, b in layout.block_of.items()},
+        offsets={r: b.offset + layout.inside.get(r, 0) for r, b in layout.block_of.items()},
         arenas=arenas,
         workspaces={t: (b.node, b.offset, b.nbytes) for t, b in layout.workspaces.items()},
         bodies={t: {node: b.offset for node, b in nodes.items()} for t, nodes in layout.bodies.items()},
@@ -113,7 +127,7 @@ def lay_out(plan: Timeline, limits: Mapping[str, int | None], *, give_up: bool =
 
 def in_arena(graph: Graph, value: int, node: str, outputs: frozenset[int]) -> bool:
     """False for what is borrowed (inputs and constants on the host), owned by the caller (outputs on the host) or no array."""
-    if not isinstance(graph.value_specs[value], Spec):
+    if array_form(graph.value_specs[value]) is None:
         return False
     return node != HOST or (graph.value_task[value] >= 0 and value not in outputs)
 
@@ -135,22 +149,21 @@ def _blocks(plan: Timeline) -> _Layout:
             block = layout.block_of.get(replica)
             if block is not None:
                 block.use(i, span.finish)
-            elif replica in layout.loose and layout.loose[replica][1] < span.finish:
-                start, _, size = layout.loose[replica]
-                layout.loose[replica] = start, span.finish, size
+                continue
+            base = layout.loose_views.get(replica, replica)
+            if base in layout.loose and layout.loose[base][1] < span.finish:
+                start, _, size = layout.loose[base]
+                layout.loose[base] = start, span.finish, size
         op = graph.task_ops[command.task] if isinstance(command, Launch) else None
         taken: set[int] = set()
         for position, replica in enumerate(writes_of(span)):
             value, _, node = replica
+            if op is not None and not isinstance(op, Loop) and op.view:
+                _view(plan, layout, op, command, replica, kept=node == HOST and value in outputs)
+                continue
             if not in_arena(graph, value, node, outputs):
                 if node == HOST and graph.value_task[value] >= 0:
                     layout.loose[replica] = span.start, end if value in outputs else span.finish, nbytes[value]
-                continue
-            if op is not None and not isinstance(op, Loop) and op.view:
-                base = layout.block_of.get(reads[0])
-                if base is not None:
-                    base.members.append(replica)
-                    layout.block_of[replica] = base
                 continue
             heir = None
             if op is not None and not isinstance(op, Loop) and op.inplace:
@@ -165,6 +178,25 @@ def _blocks(plan: Timeline) -> _Layout:
         if isinstance(command, Launch) and op is not None:
             _private(plan, layout, i, span, command)
     return layout
+
+
+def _view(plan: Timeline, layout: _Layout, op: Op, command: Command, view: Replica, kept: bool) -> None:
+    """Let `view` lie in the block of what it views; of borrowed and owned values it has no place either."""
+    assert isinstance(command, Launch)
+    source = command.reads[0]
+    block = layout.block_of.get(source)
+    if block is None:
+        layout.loose_views[view] = layout.loose_views.get(source, source)
+        return
+    inside = layout.inside.get(source, 0) + view_offset(op, plan.graph.value_specs[source.value], plan.graph.task_attributes[command.task])
+    block.kept = block.kept or kept
+    if not kept:
+        block.members.append(view)
+        layout.block_of[view] = block
+        if inside:
+            layout.inside[view] = inside
+    else:
+        layout.loose_views[view] = source
 
 
 def _new(layout: _Layout, node: str, nbytes: int, event: int, span: Span, *members: Replica) -> Block:
@@ -184,7 +216,7 @@ def _donor(
         if out != position or into >= len(reads):
             continue
         block = layout.block_of.get(reads[into])
-        if block is None or id(block) in taken or block.nbytes != nbytes or int(plan.graph.value_nbytes[reads[into].value]) != nbytes:
+        if block is None or block.kept or id(block) in taken or block.nbytes != nbytes or int(plan.graph.value_nbytes[reads[into].value]) != nbytes:
             continue
         only_reading = sum(layout.block_of.get(r) is block for r in reads) == 1
         done = all(user == event or plan.spans[user].finish <= span.start for user in block.users)
@@ -233,7 +265,7 @@ def pack(blocks: Sequence[Block], limit: int | None = None) -> int:
     """Give every block (of one node, ascending by `first`) an offset, a multiple of 64. Returns the bytes of the arena."""
     best = _by_time(blocks)
     offsets = [b.offset for b in blocks]
-    alive = _most((b.start, b.finish, _padded(b.nbytes)) for b in blocks)
+    alive = _most((b.start, b.until, _padded(b.nbytes)) for b in blocks)
     too_big = limit is not None and best > limit
     if best > alive and (too_big or len(blocks) <= GREEDY_BLOCKS):
         other = _by_size(blocks)
@@ -306,13 +338,13 @@ def _by_time(blocks: Sequence[Block]) -> int:
             heapq.heappush(live, entry)
         if block.nbytes:
             block.offset = holes.take(_padded(block.nbytes))
-            heapq.heappush(live, (block.finish, block.last, number))
+            heapq.heappush(live, (block.until, block.last, number))
     return holes.top
 
 
 def _by_size(blocks: Sequence[Block]) -> int:
     n = len(blocks)
-    start, finish = np.array([b.start for b in blocks]), np.array([b.finish for b in blocks])
+    start, finish = np.array([b.start for b in blocks]), np.array([b.until for b in blocks])
     first, last = np.array([b.first for b in blocks]), np.array([b.last for b in blocks])
     size = np.array([_padded(b.nbytes) for b in blocks], dtype=np.int64)
     offset = np.zeros(n, dtype=np.int64)
@@ -382,7 +414,7 @@ def _implied(plan: Timeline, edges: set[tuple[int, int]]) -> set[tuple[int, int]
 
 def _frees(plan: Timeline, layout: _Layout) -> list[tuple[Replica, float]]:
     """(replica, when its bytes are free). What a launch wrote over, and what the caller owns, is not freed."""
-    out = [(r, b.finish) for b in layout.blocks for r in b.members]
+    out = [(r, b.finish) for b in layout.blocks for r in b.members if not b.kept]
     outputs = set(plan.graph.outputs.values())
     return out + [(r, finish) for r, (_, finish, _) in layout.loose.items() if r.value not in outputs]
 
@@ -402,7 +434,7 @@ def _most(lives: Iterable[tuple[float, float, int]]) -> int:
 def _peaks(layout: _Layout) -> dict[str, int]:
     lives: dict[str, list[tuple[float, float, int]]] = {}
     for block in layout.blocks:
-        lives.setdefault(block.node, []).append((block.start, block.finish, block.nbytes))
+        lives.setdefault(block.node, []).append((block.start, block.until, block.nbytes))
     for replica, life in layout.loose.items():
         lives.setdefault(replica.node, []).append(life)
     return {node: _most(rows) for node, rows in lives.items()}

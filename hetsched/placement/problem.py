@@ -197,6 +197,9 @@ def problem_of(
     pools, choices = _choices(machine, node_of)
     loops = _plan_loops(graph, machine, costs, only, plan_loop)
     rows, row_of = _duration_rows(graph, machine, costs, choices, pools)
+    resource_names, uses, resource_capacity = _resources(machine, choices, pools)
+    # What takes more of a resource than there is can never be launched.
+    rows[:, (uses > resource_capacity[None, :] * (1 + 1e-9)).any(axis=1)] = np.inf
     durations = rows[row_of]
     allowed, groups, notes = allowed_devices(graph, machine, _capable(graph, machine, rows, row_of, choices, loops), only)
     device_of_choice = np.array([c.device for c in choices], dtype=np.int64)
@@ -209,7 +212,8 @@ def problem_of(
             durations[task] = np.inf
             durations[task, -1] = loop_seconds(body)
     latency, per_byte, engines = _links(machine, costs, node_of)
-    resource_names, uses, resource_capacity = _resources(machine, choices, pools)
+    if loops:
+        uses = np.concatenate((uses, np.zeros((1, len(resource_names)))))
     pred_start, pred_task, pred_nbytes, pred_largest = _edges(graph)
     limits = memory or {}
     for name in limits:
@@ -338,10 +342,14 @@ def _capable(
 def _lacks(graph: Graph, task: int, machine: Machine) -> str:
     op = graph.task_ops[task]
     specs = [graph.value_specs[v] for v in (*graph.reads(task), *graph.writes(task))]
+    capacity = {r.name: r.capacity for r in machine.resources}
     hosted = next((s for s in specs if not isinstance(s, Spec)), None)
     parts = []
     for device in machine.devices:
-        if hosted is not None and device.memory != HOST:
+        short = next((r for r, amount in device.uses.items() if amount > capacity[r]), None)
+        if short is not None:
+            parts.append(f"a lane of {device.id} takes {device.uses[short]:g} of {short}, the machine has {capacity[short]:g}")
+        elif hosted is not None and device.memory != HOST:
             parts.append(f"{device.id} cannot hold {hosted!r}, which lives on the host")
         else:
             have = ", ".join(sorted(op.kernels)) if not isinstance(op, Loop) else ""
@@ -385,7 +393,7 @@ def _resources(machine: Machine, choices: Sequence[Choice], pools: Sequence[Pool
     uses = np.zeros((len(choices), len(scarce)))
     for i, choice in enumerate(choices):
         if choice.device >= 0 and pools[choice.pool].kind == "compute":
-            uses[i] = [min(choice.width * machine.devices[choice.device].uses.get(r.name, 0.0), r.capacity) for r in scarce]
+            uses[i] = [choice.width * machine.devices[choice.device].uses.get(r.name, 0.0) for r in scarce]
     return tuple(r.name for r in scarce), uses, np.array([r.capacity for r in scarce])
 
 
