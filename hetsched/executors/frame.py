@@ -22,7 +22,7 @@ from hetsched.executors.program import Program, Step, compile_plan
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
-from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo
+from hetsched.graph.spec import AnySpec, Spec, UpTo, array_form
 from hetsched.graph.spec import Sequence as SequenceSpec
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Launch, Timeline
@@ -48,15 +48,6 @@ def stride_of(nbytes: int) -> int:
 def typed(buffer: Bytes, spec: Spec) -> NDArray[Any]:
     """`buffer`'s first bytes as an array of `spec` (bounded dimensions at their bounds)."""
     return buffer[: spec.nbytes].view(spec.dtype).reshape(spec.bounds)
-
-
-def array_spec(spec: AnySpec) -> Spec | None:
-    """The dense array that holds a value of `spec`, or None where it is a Python object."""
-    if isinstance(spec, Spec):
-        return spec
-    if isinstance(spec, SequenceSpec) and isinstance(spec.element, Spec) and spec.length is not None and not spec.element.is_bounded:
-        return spec.array
-    return None
 
 
 class Frame:
@@ -102,13 +93,10 @@ class Frame:
         """Fresh arrays for the outputs that a task or a copy writes on the host."""
         out: dict[int, Any] = {}
         for value in self.graph.outputs.values():
-            spec = array_spec(self.graph.spec(value))
+            spec = array_form(self.graph.spec(value))
             task = int(self.graph.value_task[value])
             if spec is None or task < 0 or value in out:
                 continue
-            op = self.graph.task_ops[task]
-            if isinstance(op, Op) and op.view and (value, HOST) not in self._copied:
-                continue  # an alias of another replica: copied when the results are handed over
             out[value] = given[value] if given is not None and value in given else np.empty(spec.bounds, spec.dtype)
         return out
 
@@ -118,7 +106,7 @@ class Frame:
         if self._turn_value is not None:
             out.add(self._turn_value)
         for value, spec in enumerate(graph.value_specs):
-            form = array_spec(spec)
+            form = array_form(spec)
             if form is None or form.is_bounded:
                 out.add(value)
         for value in graph.inputs.values():
@@ -157,11 +145,12 @@ class Frame:
                 return self.locate(self.program.carried[value], node, turn - 1)
             if node == HOST and value in self.borrowed:
                 return self.borrowed[value]
-        if node == HOST and value in self.owned:
+        mine = node == HOST and value in self.owned
+        if mine and value not in self._dynamic:
             return self.owned[value]
         task = int(self.graph.value_task[value])
         spec = self._specs(turn)[value]
-        if task >= 0 and (value, node) not in self._copied:
+        if task >= 0 and (value, node) not in self._copied and not mine:
             op = self.graph.task_ops[task]
             if isinstance(op, Op) and op.view:
                 base = self.locate(self.graph.reads(task)[0], node, turn)
@@ -178,11 +167,11 @@ class Frame:
         """The planned memory of a replica, shaped at its bounds (for the turn's body)."""
         if node == HOST and value in self.owned:
             return self.owned[value]
-        spec = array_spec(self._specs(turn)[value])
+        spec = array_form(self._specs(turn)[value])
         place = self._offset.get((value, node))
         if spec is None or place is None:
             raise InternalError(f"the plan gives value {self.graph.value_names[value]!r} no memory on {node}")
-        full = array_spec(self.graph.spec(value))
+        full = array_form(self.graph.spec(value))
         assert full is not None
         start = place[0] + self._slot(value, node, turn) * stride_of(full.nbytes)
         return typed(self.arenas[node][start : start + spec.nbytes], spec)
@@ -273,9 +262,9 @@ class Frame:
                 if isinstance(op, Op) and not op.view:
                     reads = [x for r in command.reads if isinstance(x := self.locate(r.value, r.node, turn), np.ndarray)]
                     for r in command.writes:
-                        if array_spec(self.graph.spec(r.value)) is not None:
+                        if array_form(self.graph.spec(r.value)) is not None:
                             self._spoil(self.buffer(r.value, r.node, turn), reads)
-            elif isinstance(command, Copy) and array_spec(self.graph.spec(command.value)) is not None:
+            elif isinstance(command, Copy) and array_form(self.graph.spec(command.value)) is not None:
                 self._spoil(self.buffer(command.value, command.dst.node, turn), [])
 
     @staticmethod
@@ -332,8 +321,8 @@ class Frame:
         assert isinstance(op, Op)
         device = self.plan.machine.device(step.owner)
         specs = [graph.spec(r.value) for r in command.reads]
-        if op.view:
-            return None  # an alias: readers find it through its base
+        if op.view and not (device.memory == HOST and command.writes[0].value in self.owned):
+            return None  # an alias: readers find it through its base. What the caller shall own is copied.
         kernel = op.kernel_for(device, specs)
         if kernel is None:
             raise InternalError(f"the plan puts task {graph.task_names[task]!r} on {device.id}, which has no kernel for {op.name}")
@@ -361,7 +350,7 @@ class Frame:
                 seen = [Spec(a.shape, a.dtype) if isinstance(a, np.ndarray) else specs[r.value] for a, r in zip(reads, command.reads, strict=True)]
                 actual = list(op.infer(seen, attributes))
             for i, r in enumerate(command.writes):
-                if array_spec(specs[r.value]) is None:
+                if array_form(specs[r.value]) is None:
                     writes.append(None)  # the kernel puts the object there
                     continue
                 target = self.buffer(r.value, node, turn)
@@ -468,7 +457,7 @@ class Frame:
         outs = parent.graph.writes(task)
         self.targets = {}
         for name, value in zip(loop.collected, outs[len(loop.carried) :], strict=True):
-            if array_spec(parent.graph.spec(value)) is not None:
+            if array_form(parent.graph.spec(value)) is not None:
                 self.targets[self.graph.outputs[name]] = parent.buffer(value, HOST, turn)
 
     def end_loop(self, parent: Frame, task: int, turn: int) -> None:

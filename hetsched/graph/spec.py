@@ -127,6 +127,18 @@ class Sequence:
 AnySpec: TypeAlias = Spec | Opaque | Sequence
 
 
+def array_form(spec: AnySpec) -> Spec | None:
+    """The one array that holds a value of `spec`: the spec itself, the whole array of a sequence; None where it is a Python object.
+
+    Objects are opaque values and sequences of opaque or ragged elements or of unknown length.
+    """
+    if isinstance(spec, Spec):
+        return spec
+    if not isinstance(spec, Sequence) or not isinstance(spec.element, Spec) or spec.length is None:
+        return None
+    return spec.array if spec.rows is not None or not spec.element.is_bounded else None
+
+
 def spec_of(value: Any) -> Spec:
     """The spec of an array (anything with `shape` and `dtype`, or what `numpy.asarray` takes)."""
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
