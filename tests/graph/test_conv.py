@@ -189,7 +189,7 @@ def test_a_bounded_batch_stays_bounded():
             (4, 3, 3, 3),
             None,
             {},
-            "2 rows with padding 0 + 0 are fewer than the 3 a window covers; use a smaller window or more padding",
+            "2 rows with padding 0 + 0 are fewer than the 3 a kernel covers; use a smaller kernel or more padding",
         ),
         ((2, 3, 8, 8), (4, 3, 3, 3), None, {"padding": "sane"}, "padding wants 'same', 'valid', or whole numbers of at least 0, got 'sane'"),
         ((2, 3, 8, 8), (4, 3, 3, 3), None, {"padding": -1}, "padding wants"),

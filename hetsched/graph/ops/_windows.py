@@ -57,10 +57,10 @@ def want_images(spec: AnySpec, name: str, problems: list[str]) -> bool:
     return True
 
 
-def extents(size: Sequence[int], kernel: Sequence[int], a: Attributes, problems: list[str]) -> Pair | None:
-    """Rows and columns of the output for images of `size`, or None and what is wrong in `problems`."""
+def extents(size: Sequence[int], kernel: Sequence[int], a: Attributes, problems: list[str], word: str = "window") -> Pair | None:
+    """Rows and columns of the output for images of `size`, or None and what is wrong in `problems`. `word`: what errors call the window."""
     try:
-        window, stride, dilation = pair(kernel, "kernel"), pair(a["stride"], "stride"), pair(a.get("dilation", (1,)), "dilation")
+        window, stride, dilation = pair(kernel, word), pair(a["stride"], "stride"), pair(a.get("dilation", (1,)), "dilation")
         pads = paddings(a["padding"], window, stride, dilation)
     except GraphError as error:
         problems += error.problems
@@ -68,10 +68,10 @@ def extents(size: Sequence[int], kernel: Sequence[int], a: Attributes, problems:
     out, before = [], len(problems)
     for axis, extent, k, s, d, pad in zip(("rows", "columns"), size, window, stride, dilation, pads, strict=True):
         if k < 1:
-            problems.append(f"a window needs at least 1 of {axis}, got {window}")
+            problems.append(f"a {word} needs at least 1 of {axis}, got {window}")
             continue
         out.append(output_extent(extent, k, s, d, sum(pad)))
         if out[-1] < 1:
-            seen = f"{extent} {axis} with padding {pad[0]} + {pad[1]} are fewer than the {d * (k - 1) + 1} a window covers"
-            problems.append(f"{seen}; use a smaller window or more padding")
+            seen = f"{extent} {axis} with padding {pad[0]} + {pad[1]} are fewer than the {d * (k - 1) + 1} a {word} covers"
+            problems.append(f"{seen}; use a smaller {word} or more padding")
     return (out[0], out[1]) if len(problems) == before else None

@@ -243,7 +243,7 @@ def _infer(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
             problems.append(f"weight must have the dtype of x, {x.dtype.name}, got {w!r}")
         if len(specs) > 2 and specs[2] != Spec((o,), x.dtype):
             problems.append(f"bias must be {Spec((o,), x.dtype)!r}, got {specs[2]!r}")
-        found = extents(x.bounds[2:], w.bounds[2:], a, problems)
+        found = extents(x.bounds[2:], w.bounds[2:], a, problems, "kernel")
         if found is not None and not problems:
             return [Spec((x.shape[0], o, *found), x.dtype)]
     raise GraphError(problems)
@@ -251,7 +251,7 @@ def _infer(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
 
 def _check_dy(dy: Spec, wanted: tuple[Dim, int], size: Sequence[int], kernel: Sequence[int], a: Attributes, problems: list[str]) -> None:
     """`wanted`: the images and channels that dy must have."""
-    found = extents(size, kernel, a, problems)
+    found = extents(size, kernel, a, problems, "kernel")
     if found is not None and dy.shape != (*wanted, *found):
         problems.append(f"dy must be {Spec((*wanted, *found), dy.dtype)!r} for images of {size[0]} x {size[1]}, got {dy!r}")
 

@@ -23,9 +23,13 @@ _BLOCK = 1 << 16  # elements
 
 
 @lru_cache(maxsize=256)
+def _as_arrays(dtype: Any, values: tuple[float, ...]) -> tuple[Any, ...]:
+    return tuple(np.asarray(value, dtype=dtype) for value in values)
+
+
 def _scalars(xp: Any, dtype: Any, *values: float) -> tuple[Any, ...]:
-    """Numbers as scalar arrays of `dtype`: NumPy converts a Python number anew at every use, 0.25 us each."""
-    return tuple(xp.asarray(value, dtype=dtype) for value in values)
+    """Numbers to calculate with. NumPy converts a Python number anew at every use, 0.25 us each, so it gets scalar arrays."""
+    return _as_arrays(dtype, values) if xp is np else values
 
 
 def _blocks(arrays: Sequence[Any]) -> Iterator[list[Any]]:
