@@ -163,17 +163,26 @@ def _agrees(what: str, spec: AnySpec, result: Any, wanted: Any, limit: float, ex
     assert result.shape == wanted.shape, f"{what} has shape {result.shape}, the reference {wanted.shape}"
     if exact_dtype:
         assert wanted.dtype == spec.dtype, f"{what}: infer says {spec.dtype}, the reference {wanted.dtype}"
-    if spec.dtype.kind != "f":
-        assert np.array_equal(result, wanted), f"{what}: got\n{result}\nwanted\n{wanted}"
+    if not wanted.size:
         return
+    if spec.dtype.kind != "f":
+        _assert_all(result == wanted, what, "differs", result, wanted)
+        return
+    finite = np.isfinite(wanted)
+    alike = np.isfinite(result) == finite
     with np.errstate(all="ignore"):
-        finite = np.isfinite(wanted)
-        same = np.array_equal(np.where(finite, 0, result), np.where(finite, 0, wanted), equal_nan=True)
-        error = np.abs(result.astype(np.float64) - wanted)[finite]
-    scale = max(1.0, float(np.max(np.abs(wanted[finite]), initial=0.0)))
-    worst = float(np.max(error, initial=0.0)) / scale
-    assert same, f"{what} is not finite where it should be: got\n{result}\nwanted\n{wanted}"
-    assert worst <= limit, f"{what} is off by {worst:.3g} (limit {limit:g}): got\n{result}\nwanted\n{wanted}"
+        alike &= finite | (result == wanted) | (np.isnan(result) & np.isnan(wanted))
+        _assert_all(alike, what, "is not finite where it should be, or is where it should not", result, wanted)
+        error = np.where(finite, np.abs(result.astype(np.float64) - wanted), 0) / np.max(np.abs(wanted), where=finite, initial=1.0)
+    _assert_all(error <= limit, what, f"is off by {float(error.max()):.3g} of its magnitude (limit {limit:g})", result, wanted)
+
+
+def _assert_all(holds: Any, what: str, says: str, result: Any, wanted: Any) -> None:
+    """An error that shows the first element for which `holds` is False."""
+    wrong = np.argwhere(~np.asarray(holds))
+    if len(wrong):
+        at = tuple(wrong[0].tolist())
+        raise AssertionError(f"{what} {says}; {len(wrong)} elements, first at {at}: got {result[at]!r}, wanted {wanted[at]!r}")
 
 
 def _check_overwritten(
