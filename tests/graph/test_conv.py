@@ -237,3 +237,33 @@ def test_weight_and_bias_gradients_are_one_task_and_unwanted_ones_none():
     assert ops.count("nn.conv2d_grad_weight") == 1
     assert ops.count("nn.relu_grad") == 1
     assert "nn.conv2d_grad_input" not in ops
+
+
+def random_geometry(rng):
+    """Shape, outputs, window and options of a convolution in which at least one window fits."""
+    while True:
+        groups = int(rng.integers(1, 4))
+        n, c, h, w = (int(rng.integers(low, high)) for low, high in ((1, 4), (1, 3), (1, 9), (1, 9)))
+        window = tuple(map(int, rng.integers(1, 5, 2)))
+        options = {"groups": groups, **{k: tuple(map(int, rng.integers(low, 4, 2))) for k, low in (("stride", 1), ("padding", 0), ("dilation", 1))}}
+        if rng.random() < 0.5:
+            options["stride"] = (1, 1)
+        if all(e + 2 * p > d * (k - 1) for e, p, d, k in zip((h, w), options["padding"], options["dilation"], window, strict=True)):
+            return (n, c * groups, h, w), int(rng.integers(1, 4)) * groups, window, options
+
+
+@pytest.mark.parametrize("block_nbytes", [1, 2000, 1 << 20])
+def test_random_geometries_agree_with_the_loop(monkeypatch, block_nbytes):
+    monkeypatch.setattr(conv, "_BLOCK_NBYTES", block_nbytes)
+    conv._geometry.cache_clear()
+    rng = np.random.default_rng(block_nbytes)
+    try:
+        for _ in range(12):
+            shape, outputs, window, options = random_geometry(rng)
+            x, w, b = drawn(rng, shape, outputs, window, options)
+            dy = rng.normal(size=naive(x, w, **options).shape)
+            check_op(CONV2D, [Case((x, w, b), options)], reference=naive, dtypes=["float64"], gradient=False)
+            check_op(CONV2D_GRAD_WEIGHT, [Case((x, dy), {**options, "kernel": window})], reference=naive_grad_weight, dtypes=["float64"])
+            check_op(CONV2D_GRAD_INPUT, [Case((w, dy), {**options, "image": shape[2:]})], reference=naive_grad_input, dtypes=["float64"])
+    finally:
+        conv._geometry.cache_clear()

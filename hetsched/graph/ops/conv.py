@@ -105,7 +105,7 @@ class _Block(NamedTuple):
 
     images: slice
     inside: Any  # the images themselves in the padded buffer, [m, c, h, w]
-    source: Any  # the padded buffer as columns, [c, kh, kw, ...]; None where not wanted
+    source: Any  # the padded buffer seen as columns, [c, kh, kw, ...]
     columns: Any  # the columns, shaped as `source`
     matrix: Any  # the columns as matrices, [groups, patch, m * positions]
     product: Any  # the products as matrices, [groups, o / groups, m * positions]
