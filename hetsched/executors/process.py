@@ -28,6 +28,17 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
+def _take_control() -> None:
+    """Let this thread set limits. Since threadpoolctl 3.7 only the thread that set OpenBLAS's limit first may; others are ignored without a word,
+
+    but a wide launch runs on whichever thread is free, and the last run out may be another thread's than the first one in.
+    """
+    for library in _controller().lib_controllers:
+        clear = getattr(library, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
+
+
 @contextmanager
 def tuned() -> Iterator[None]:
     """Inside, BLAS runs one thread and threads switch quickly."""
@@ -35,6 +46,7 @@ def tuned() -> Iterator[None]:
     with _lock:
         _runs += 1
         if _runs == 1:
+            _take_control()
             limits = _controller().limit(limits=1, user_api="blas")
             _saved = (sys.getswitchinterval(), limits)
             sys.setswitchinterval(SWITCH_SECONDS)
@@ -47,14 +59,17 @@ def tuned() -> Iterator[None]:
                 interval, limits = _saved
                 _saved = None
                 sys.setswitchinterval(interval)
+                _take_control()
                 limits.restore_original_limits()
 
 
 @contextmanager
 def wide(width: int) -> Iterator[None]:
     """Inside, BLAS runs `width` threads; only while nothing else computes."""
+    _take_control()
     limits = _controller().limit(limits=width, user_api="blas")
     try:
         yield
     finally:
+        _take_control()
         limits.restore_original_limits()
