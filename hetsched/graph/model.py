@@ -269,7 +269,7 @@ def _read_layers(layers: Iterable[Any], shape: Shape | None, problems: list[tupl
             if any(p.size > MAX_PARAMETERS for p in parameters):
                 raise GraphError(f"{kind}: a parameter of {max(p.size for p in parameters)} elements is too large")
         except GraphError as error:
-            problems += [(("layers", i), p) for p in error.problems]
+            problems += [(("layers", i), p if p.startswith(kind) else f"{kind}: {p}") for p in error.problems]
             shape = None
             continue
         read.append(Layer(kind, name, options, shape, output, parameters))

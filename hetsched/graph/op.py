@@ -195,7 +195,10 @@ Expand: TypeAlias = Callable[["Builder", Mapping[str, Any], Attributes, Scene], 
 
 @dataclass(frozen=True, eq=False)
 class Composite:
-    """An op that expands to a graph of primitive ops, each placed by itself: `nn.train`, `data.split`. Same naming rules as `Op`."""
+    """An op that expands to a graph of primitive ops, each placed by itself: `nn.train`, `data.split`. Same naming rules as `Op`.
+
+    `pure` is False where one of them has an effect outside: then an attribute of kind "path" is a file that is written.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -203,5 +206,6 @@ class Composite:
     expand: Expand
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     doc: str = ""
+    pure: bool = True
 
     check_attributes = Op.check_attributes

@@ -168,4 +168,5 @@ SAVE = Composite(
     _expand_save,
     attributes={"path": _PATH},
     doc="Write a model to a safetensors file while the run goes on (`save:` of an output writes when it has ended). nbytes: the file's bytes, int64.",
+    pure=False,
 )

@@ -264,11 +264,11 @@ EVALUATE = Composite(
     ("metrics",),
     _expand_evaluate,
     attributes={
-        "metrics": Attribute("any", None, f"a list of {', '.join(METRICS)}; if not given, loss and, for labels, accuracy", optional=True),
+        "metrics": Attribute("any", None, f"a list of {', '.join(METRICS)}; loss and, for labels, accuracy", optional=True),
         "loss": Attribute(LOSSES, None, "what `loss` means; what the model was trained for if not given", optional=True),
         "batch": _BATCH,
     },
-    doc="""Metrics of a model over all rows, each a float64 scalar of the bundle `metrics`: the mean over rows (mse: over all numbers), whatever the batches.
+    doc="""Metrics of a model over all rows: float64 scalars in the bundle `metrics`, means over rows (mse: over all numbers), whatever the batches.
 
     x [n, ...], y [n] labels (accuracy, cross_entropy) or [n, ...] numbers (mse). 256 rows a batch where nothing says otherwise.""",
 )
@@ -317,7 +317,7 @@ PREDICT = Composite(
         "output": Attribute(
             ("label", "probabilities", "logits", "value"),
             None,
-            "the likeliest class, all probabilities, what comes before a last softmax, or what the model gives; label if not given (value after mse)",
+            "the likeliest class, all probabilities, what comes before a last softmax, or what the model gives; label, or value after mse",
             optional=True,
         ),
         "batch": _BATCH,
