@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from hetsched.errors import GraphError
 from hetsched.graph.graph import Bundle, Graph, Loop
@@ -61,6 +62,13 @@ def model_bundle(builder, description, arrays, loss="cross_entropy"):
 def softmax(z):
     e = np.exp(z - z.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a run: on a busy machine a second BLAS thread makes small products a hundred times slower."""
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 # Real data --------------------------------------------------------------------------------------------------------------------
