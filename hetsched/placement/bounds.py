@@ -18,11 +18,14 @@ import numpy as np
 
 from hetsched.errors import PlanError
 from hetsched.placement.problem import FloatArray, Problem
+from hetsched.placement.ranks import levels
 from hetsched.timeline import Bound
 
 # Steps of the search for prices; each costs one pass over durations. Big problems get fewer, so that a bound takes less time than a plan.
 _PRICE_STEPS, _PRICE_BUDGET = 200, 4_000_000
 _WINDOWS = 24
+# Floats of the largest array that is made in one go.
+_AT_ONCE = 200_000
 # A bound is a sum of many floats; it is lowered by this share so that rounding cannot lift it above a real plan.
 _ROUNDING = 1e-9
 
@@ -76,7 +79,8 @@ def _shortest_links(problem: Problem) -> tuple[FloatArray, FloatArray]:
             latency = np.minimum(latency, latency[:, k : k + 1] + latency[k : k + 1, :])
             # Bytes pass every link of a chain, one after the other.
             per_byte = np.minimum(per_byte, per_byte[:, k : k + 1] + per_byte[k : k + 1, :])
-    return latency, per_byte
+    # No link: the latency says so; 0 bytes * inf would be no number.
+    return latency, np.where(np.isinf(latency), 0.0, per_byte)
 
 
 def _fastest_by_node(problem: Problem) -> FloatArray:
@@ -106,23 +110,27 @@ def earliest_finishes(problem: Problem) -> FloatArray:
     fastest = _fastest_by_node(problem)
     start_at = _from_host(problem, latency, per_byte)
     finish = np.empty_like(fastest)
-    starts, preds = problem.pred_start.tolist(), problem.pred_task
-    largest = problem.pred_largest
-    # used[a, b]: only nodes with a device matter, the others have infinite entries.
-    for t in problem.order.tolist():
-        a, b = starts[t], starts[t + 1]
-        if a == b:
-            finish[t] = start_at[t] + fastest[t]
-            continue
-        rows = finish[preds[a:b]]
-        nbytes = largest[a:b]
-        if nbytes.min() >= 0:
-            step = latency[None, :, :] + nbytes[:, None, None] * per_byte[None, :, :]
-        else:
-            step = np.where(nbytes[:, None, None] < 0, 0.0, latency[None, :, :] + np.maximum(nbytes, 0.0)[:, None, None] * per_byte[None, :, :])
-        arrive = (rows[:, :, None] + step).min(axis=1).max(axis=0)
-        finish[t] = np.maximum(arrive, start_at[t]) + fastest[t]
+    for tasks, edges, groups in levels(len(problem), problem.pred_start, problem.pred_task):
+        ready = start_at[tasks]
+        if len(edges):
+            arrive = _arrivals(finish[problem.pred_task[edges]], problem.pred_largest[edges], latency, per_byte)
+            ready = np.maximum(ready, np.maximum.reduceat(arrive, groups))
+        finish[tasks] = ready + fastest[tasks]
     return finish
+
+
+def _arrivals(finish: FloatArray, nbytes: FloatArray, latency: FloatArray, per_byte: FloatArray) -> FloatArray:
+    """float64[edges, M]: when `nbytes` that are made at `finish[edge, node]` on whichever node is best can be in each node."""
+    if len(finish) * latency.size <= _AT_ONCE:
+        out: FloatArray = (finish[:, :, None] + (latency[None] + np.maximum(nbytes, 0.0)[:, None, None] * per_byte[None])).min(axis=1)
+    else:
+        out = np.full(finish.shape, np.inf)
+        for node in range(len(latency)):
+            np.minimum(out, finish[:, node, None] + (latency[node][None] + np.maximum(nbytes, 0.0)[:, None] * per_byte[node][None]), out=out)
+    order_only = nbytes < 0
+    if order_only.any():
+        out[order_only] = finish[order_only].min(axis=1)[:, None]
+    return out
 
 
 def _ends(problem: Problem, finish: FloatArray) -> FloatArray:

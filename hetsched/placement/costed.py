@@ -10,7 +10,7 @@ import json
 import math
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -247,6 +247,7 @@ class CostedDraft(Draft):
         self._node = problem.nodes.tolist()
         # From each node to every node: (latency, seconds per byte). Nodes without a device are never asked for.
         self._links = [list(zip(a, b, strict=True)) for a, b in zip(problem.latency.tolist(), problem.seconds_per_byte.tolist(), strict=True)]
+        self._nothing = [0.0] * len(problem.choices)
         self._zeros = [0.0] * len(problem.node_names)
         self._lanes = [[([0.0], [math.inf]) for _ in range(pool.lanes)] for pool in problem.pools]
         # Gaps shorter than any task on the device can hold nothing and are not kept.
@@ -255,16 +256,17 @@ class CostedDraft(Draft):
         self._lane_of = [0] * len(problem)
         self._found: tuple[int, int, float, int] | None = None
 
-    def earliest(self, task: int) -> int:
-        ready, seconds = self._ready(task), self._seconds[task]
+    def earliest(self, task: int, behind: Sequence[float] | None = None) -> int:
+        ready = self._ready(task)
         best, least, begin, number = -1, math.inf, 0.0, 0
-        for choice, node in enumerate(self._node):
-            duration = seconds[choice]
+        choice = -1
+        for node, duration, lanes, extra in zip(self._node, self._seconds[task], self._lanes, behind or self._nothing, strict=True):
+            choice += 1
             at = ready[node]
             soonest = at + duration
-            if soonest >= least:
+            if soonest + extra >= least:
                 continue
-            for lane, (starts, ends) in enumerate(self._lanes[choice]):
+            for lane, (starts, ends) in enumerate(lanes):
                 start = starts[-1]
                 if at >= start:
                     start = at
@@ -277,13 +279,13 @@ class CostedDraft(Draft):
                         if start + duration <= ends[i]:
                             break
                         i += 1
-                finish = start + duration
+                finish = start + duration + extra
                 if finish < least:
                     best, least, begin, number = choice, finish, start, lane
                     if start == at:
                         break
         if best < 0:
-            self._check(task, int(np.argmin(seconds)))
+            self._check(task, int(np.argmin(self._seconds[task])))
             raise self._refuse(task, "no device can run it")
         self._found = task, best, begin, number
         return best

@@ -10,7 +10,7 @@ Placement is by insertion: a task goes into the earliest gap that is long enough
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import inf
@@ -68,10 +68,12 @@ class Draft(ABC):
             device = self.problem.choices[choice].device
             yield Offer(task, choice, self.problem.device_ids[device] if device >= 0 else "loop", self.problem.choices[choice].width, start, finish)
 
-    def earliest(self, task: int) -> int:
-        """The choice with the least finish time; the first of equals."""
+    def earliest(self, task: int, behind: Sequence[float] | None = None) -> int:
+        """The choice with the least finish time, or with the least sum of finish time and `behind[choice]`; the first of equals."""
         best, least = -1, inf
         for choice, _, finish in self._options(task):
+            if behind is not None:
+                finish += behind[choice]
             if finish < least:
                 best, least = choice, finish
         if best < 0:

@@ -113,6 +113,10 @@ class Problem:
         """CSR of the tasks that wait for each task: (starts, tasks, bytes)."""
         return transpose(len(self), self.pred_start, self.pred_task, self.pred_nbytes)
 
+    def succ_of(self, edges: FloatArray) -> FloatArray:
+        """Numbers of the rows of `pred_task`, in the order of `succ`."""
+        return edges[np.argsort(self.pred_task, kind="stable")]
+
     @cached_property
     def mean_copy(self) -> tuple[float, float]:
         """(latency, seconds per byte) of a copy between two devices, averaged over all ordered pairs of different devices."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from hetsched.placement.problem import FloatArray, Problem
+from hetsched.placement.problem import FloatArray, IntArray, Problem, transpose
 
 
 def mean_durations(problem: Problem) -> FloatArray:
@@ -47,6 +49,38 @@ def downward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) ->
     for task in problem.order.tolist():
         rank[task] = max((rank[preds[k]] + own[preds[k]] + edge[k] for k in range(starts[task], starts[task + 1])), default=0.0)
     return rank
+
+
+def levels(n: int, start: IntArray, other: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+    """Tasks in groups, so that all of `other[start[t]:start[t + 1]]` stand in groups before that of t: (tasks, edges, groups).
+
+    `edges` are the positions of the tasks' edges in `other`, `groups` where each task's edges begin among them (for `reduceat`). Only the first
+    group has tasks without edges, and it has only these.
+    """
+    degree = np.diff(start)
+    depth = [0] * n
+    starts, others = start.tolist(), other.tolist()
+    # Depths by Kahn's algorithm over the reversed edges, which `transpose` gives.
+    back_start, back, _ = transpose(n, start, other, other.astype(np.float64))
+    waiting, back_starts, backs = degree.tolist(), back_start.tolist(), back.tolist()
+    queue = [t for t in range(n) if not waiting[t]]
+    for t in queue:
+        for v in backs[back_starts[t] : back_starts[t + 1]]:
+            waiting[v] -= 1
+            if not waiting[v]:
+                depth[v] = 1 + max([depth[u] for u in others[starts[v] : starts[v + 1]]])
+                queue.append(v)
+    by_depth = np.array(depth, dtype=np.int64)
+    tasks = np.argsort(by_depth, kind="stable")
+    edges = np.argsort(np.repeat(by_depth, degree), kind="stable")
+    count = np.bincount(by_depth, minlength=1)
+    task_ends = np.cumsum(count)
+    edge_ends = np.cumsum(np.bincount(by_depth, degree, minlength=1)).astype(np.int64)
+    first_edge = np.concatenate(([0], np.cumsum(degree[tasks])))
+    for level in range(len(count) if n else 0):
+        a, b = task_ends[level] - count[level], task_ends[level]
+        low = edge_ends[level - 1] if level else 0
+        yield tasks[a:b], edges[low : edge_ends[level]], first_edge[a:b] - low
 
 
 def by_rank(problem: Problem, rank: list[float]) -> list[int]:

@@ -29,6 +29,9 @@ def main_device(problem: Problem) -> int:
 
 def on_device(draft: Draft, task: int, device: int) -> int:
     """The choice of `device` on which the task finishes first; of all choices where it cannot run there."""
-    finish = draft.finish_times(task)
-    here = np.array([t if c.device == device else np.inf for t, c in zip(finish.tolist(), draft.problem.choices, strict=True)])
-    return int(np.argmin(here if np.isfinite(here).any() else finish))
+    problem = draft.problem
+    elsewhere = [0.0 if c.device == device else np.inf for c in problem.choices]
+    possible = np.isfinite(problem.durations[task] + elsewhere)
+    if possible.any() and draft.fits_group(task, int(np.argmax(possible))):
+        return draft.earliest(task, elsewhere)
+    return draft.earliest(task)
