@@ -362,7 +362,13 @@ class _Build:
                 self.findings.add(entry.inputs[first[1]][0].node, problem, "shape")
                 return
             words.insert(0, first[1])
-        node = next((n for n in (_mention(word, entry.option_items, body) for word in words) if n is not None), None)
+        items = entry.option_items
+        if option is not None and option[1] in items:
+            # The message names an option of the task; a part of its value may be named further on.
+            inner = {option[1]: items[option[1]]}
+            words = [*(w for w in _QUOTED.findall(body) if w != option[1]), option[1]]
+            items = inner
+        node = next((n for n in (_mention(word, items, body) for word in words) if n is not None), None)
         if node is not None:
             self.findings.add(node, f"{problem} (parameter ${node.parameter})" if node.parameter else problem, "option")
         else:

@@ -40,7 +40,7 @@ def form_problem(form: str, specs: Mapping[str, AnySpec], is_bundle: bool, kind:
     if opaque:
         return f"{', '.join(opaque)} is no array and cannot be saved; choose another output"
     arrays = {name: spec for name, spec in specs.items() if isinstance(spec, Spec)}
-    seen = f"it is {kind}" if is_bundle else f"it is {next(iter(arrays.values()))!r}"
+    seen = f"it is a {kind}" if is_bundle else f"it is {next(iter(arrays.values()))!r}"
     if form == ".npy" and is_bundle:
         return f".npy holds one array and {seen}; save it as .npz or .safetensors"
     if form == ".safetensors" and not is_bundle:

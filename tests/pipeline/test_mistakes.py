@@ -6,7 +6,6 @@ In the texts below the mark ¤ stands where a mistake is expected; it is taken o
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hetsched.errors import NotTrustedError, PipelineError
@@ -172,20 +171,6 @@ def places(text: str) -> tuple[str, list[tuple[int, int]]]:
         out.append(c)
         line, column = (line + 1, 1) if c == "\n" else (line, column + 1)
     return "".join(out), found
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with data, a link out of it and no consents."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    place = tmp_path / "work"
-    place.mkdir()
-    np.savez(place / "data.npz", x=np.zeros((20, 8), np.float32), y=np.arange(20) % 3)
-    np.savez(tmp_path / "data.npz", x=np.zeros((20, 8), np.float32))
-    (place / "damaged.npz").write_bytes(b"PK\3\4 not really")
-    (place / "folder").mkdir()
-    (place / "link").symlink_to(tmp_path)
-    return place
 
 
 def error_of(path: Path) -> PipelineError | NotTrustedError | OSError:

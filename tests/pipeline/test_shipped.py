@@ -1,0 +1,70 @@
+"""Every shipped pipeline loads, is run by the reference interpreter, and gives what it promises. (Runs by the executors are tests of the command.)"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hetsched.pipeline.build import check, load, publish
+from hetsched.testing.reference import interpret
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    """A copy of the shipped pipelines, without what runs have left there."""
+    return Path(shutil.copytree(PIPELINES, tmp_path / "pipelines", ignore=shutil.ignore_patterns("out")))
+
+
+def run(path: Path, **overrides: Any) -> dict[str, Any]:
+    pipeline = load(path, overrides)
+    results = interpret(pipeline.graph)
+    publish(pipeline, results)
+    return results
+
+
+def test_digits_mlp_learns_and_digits_predict_agrees_with_it(shipped: Path) -> None:
+    metrics = run(shipped / "digits_mlp.yaml")
+    assert metrics["metrics/accuracy"] >= 0.92
+    assert json.loads((shipped / "out" / "metrics.json").read_text()) == {k: float(metrics[f"metrics/{k}"]) for k in ("loss", "accuracy")}
+    results = run(shipped / "digits_predict.yaml")
+    rows = {n: [int(r[0]) for r in list(csv.reader((shipped / "out" / f"{n}.csv").read_text().splitlines()))[1:]] for n in ("predictions", "labels")}
+    assert rows["predictions"] == results["predictions"].tolist()
+    assert np.mean(np.equal(rows["predictions"], rows["labels"])) == metrics["metrics/accuracy"]
+
+
+def test_digits_predict_says_what_is_missing_before_the_model_is_there(shipped: Path) -> None:
+    (mistake,) = check(shipped / "digits_predict.yaml")
+    assert mistake.rule == "file"
+    assert "out/mlp.safetensors" in mistake.message
+
+
+def test_digits_mlp_is_the_designs_file() -> None:
+    pipeline = load(PIPELINES / "digits_mlp.yaml")
+    assert list(pipeline.tasks) == ["load", "split", "scale", "train", "evaluate"]
+    assert dict(pipeline.params) == {"epochs": 5, "batch": 16, "lr": 0.01, "seed": 7}
+
+
+def test_digits_cnn_trains(shipped: Path) -> None:
+    """One epoch, to keep the test short; the whole run reaches 0.96 and is tested with the command."""
+    assert run(shipped / "digits_cnn.yaml", epochs=1)["metrics/accuracy"] > 0.8
+    assert load(shipped / "digits_cnn.yaml").params["epochs"] > 1
+
+
+def test_mlp_784_trains_on_data_labelled_synthetic(shipped: Path) -> None:
+    assert "SYNTHETIC" in (shipped / "mlp_784.yaml").read_text()
+    assert run(shipped / "mlp_784.yaml", rows=500, epochs=3)["metrics/accuracy"] > 0.5
+
+
+def test_matmul_conv_agrees_with_numpy(shipped: Path) -> None:
+    found = run(shipped / "matmul_conv.yaml")
+    assert np.allclose(found["product"], found["a"].astype(np.float64) @ found["b"], atol=1e-4)
+    padded = np.pad(found["images"].astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    assert np.allclose(found["features"], np.einsum("nchwij,fcij->nfhw", windows, found["filters"]), atol=1e-4)
+    assert np.array_equal(np.load(shipped / "out" / "features.npy"), found["features"])
