@@ -21,8 +21,8 @@ from hetsched.errors import GraphError
 from hetsched.graph.gradient import pullback
 from hetsched.graph.graph import Graph, Value
 from hetsched.graph.op import Attributes, Kernel, Op
-from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, bound, spec_of
-from hetsched.testing.reference import array_form, empty, interpret, launch
+from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, array_form, bound, spec_of
+from hetsched.testing.reference import empty, interpret, launch
 
 Array: TypeAlias = NDArray[Any]
 # (kernel, inputs, specs of the outputs, bytes of workspace, attributes) -> outputs, NumPy arrays or objects.
@@ -308,15 +308,10 @@ def _run_numpy(
 def _run_cupy(kernel: Kernel, inputs: Sequence[Any], out_specs: Sequence[AnySpec], nbytes: int, attributes: Attributes) -> list[Any]:
     import cupy
 
-    outputs = [cupy.asarray(empty(s)) if array_form_of(s) is not None else None for s in out_specs]
+    outputs = [cupy.asarray(empty(s)) if array_form(s) is not None else None for s in out_specs]
     given = [cupy.asarray(x) if isinstance(x, np.ndarray) else x for x in inputs]
     written = kernel(cupy, given, outputs, cupy.full(nbytes, 0xFF, cupy.uint8) if nbytes else None, attributes)
     return _cropped([cupy.asnumpy(o) if isinstance(o, cupy.ndarray) else o for o in outputs], out_specs, written)
-
-
-def array_form_of(spec: AnySpec) -> Spec | None:
-    """The array that holds a value of `spec`, or None."""
-    return spec if isinstance(spec, Spec) else None if isinstance(spec, Opaque) else array_form(spec)
 
 
 def _cropped(outputs: list[Any], specs: Sequence[AnySpec], written: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from hetsched.errors import GraphError, InternalError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Attributes, Kernel, Op
-from hetsched.graph.spec import AnySpec, Spec, UpTo, bound, spec_of
+from hetsched.graph.spec import AnySpec, Spec, UpTo, array_form, bound, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
 
 
@@ -23,7 +23,7 @@ def interpret(graph: Graph, inputs: Mapping[str, Any] | None = None) -> dict[str
 
     `inputs` by name: arrays of the declared dtype and shape (at most the bound in bounded dimensions), objects for opaque inputs, an array
     (its leading axis, or its rows) or a list for sequences. They are never written. Outputs are read-only arrays; an output that is a sequence
-    is the array of `array_form`, or a list where there is none. Raises `GraphError` where inputs do not fit; what a kernel raises passes through
+    is the array of `spec.array_form`, or a list where there is none. Raises `GraphError` where inputs do not fit; what a kernel raises passes through
     with a note that names the task.
     """
     with np.errstate(all="ignore"):
@@ -116,13 +116,6 @@ def run_loop(loop: Loop, inputs: Sequence[Any], specs: Sequence[AnySpec]) -> lis
 # Sequences --------------------------------------------------------------------------------------------------------------------
 
 
-def array_form(spec: SequenceSpec) -> Spec | None:
-    """The one array that holds a sequence, or None: then it is a list (opaque or ragged elements, or an unknown length)."""
-    if not isinstance(spec.element, Spec) or spec.length is None or (spec.rows is None and spec.element.is_bounded):
-        return None
-    return spec.array
-
-
 def element(sequence: Any, spec: AnySpec, turn: int) -> Any:
     """Element `turn` of a sequence: an item of a list, the next rows of an array with `rows`, else a slice along the leading axis."""
     listed = isinstance(sequence, (list, tuple))
@@ -137,7 +130,7 @@ def element(sequence: Any, spec: AnySpec, turn: int) -> Any:
 
 
 def gather(elements: list[Any], spec: SequenceSpec) -> Any:
-    """The sequence made of `elements`: rows joined, arrays stacked along a new leading axis, or the list itself (see `array_form`)."""
+    """The sequence made of `elements`: rows joined, arrays stacked along a new leading axis, or the list itself (see `spec.array_form`)."""
     form = array_form(spec)
     if form is None:
         return elements
@@ -154,8 +147,8 @@ def gather(elements: list[Any], spec: SequenceSpec) -> Any:
 
 def empty(spec: AnySpec, other: bool = False) -> Any:
     """A fresh output: an array at its bounds, full of NaN or of the dtype's largest number (`other`: of 1 or 0), or None (see `op.Kernel`)."""
-    form = array_form(spec) if isinstance(spec, SequenceSpec) else spec
-    return np.full(form.bounds, poison(form.dtype, other), form.dtype) if isinstance(form, Spec) else None
+    form = array_form(spec)
+    return np.full(form.bounds, poison(form.dtype, other), form.dtype) if form is not None else None
 
 
 def poison(dtype: np.dtype[Any], other: bool = False) -> Any:

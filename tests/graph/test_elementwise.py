@@ -197,3 +197,8 @@ def test_bounded_dimensions_meet_their_like_and_one():
     assert find("tensor.add").infer([x, Spec((3,))], {}) == [x]
     assert find("tensor.add").infer([Spec((1, 3)), x], {}) == [x]
     assert find("nn.relu").infer([x], {}) == [x]
+
+
+@pytest.mark.parametrize("name", ["nn.sigmoid", "nn.tanh", "tensor.exp", "nn.relu"])
+def test_half_precision(name):
+    check_op(find(name), singles(), dtypes=("float16",))

@@ -127,3 +127,43 @@ def test_a_batch_of_unknown_extent():
     np.testing.assert_allclose(out["gw"], data.T @ mask, rtol=1e-5)
     np.testing.assert_allclose(out["gb"], mask.sum(0), rtol=1e-5)
     np.testing.assert_allclose(out["gx"], mask @ weights.T, rtol=1e-5)
+
+
+def test_half_precision():
+    def cases(rng):
+        yield Case((rng.normal(size=(4, 3)), rng.normal(size=(3, 2)), rng.normal(size=2)), {"activation": "relu"})
+
+    check_op(find("nn.dense"), cases, dtypes=("float16",), reference=lambda x, w, b, activation: np.maximum(x @ w + b, 0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gradients_of_random_graphs_against_central_differences(seed):
+    """Deep graphs with shared values: what single ops cannot show is how their gradients are put together."""
+    rng = np.random.default_rng(seed)
+    b = Graph.build()
+    x, w = b.input("x", (3, 4), "float64"), b.input("w", (4, 4), "float64")
+    made = [x]
+    for _ in range(12):
+        a, c = (made[i] for i in rng.integers(max(0, len(made) - 4), len(made), size=2))
+        choices = [
+            lambda a=a: b.op("nn.tanh", a),
+            lambda a=a, c=c: b.op("tensor.add", a, c),
+            lambda a=a, c=c: b.op("nn.tanh", b.op("tensor.mul", a, c)),
+            lambda a=a, c=c: b.op("tensor.sub", a, b.op("tensor.mean", c, axes=(1,), keepdims=True)),
+            lambda a=a: b.op("nn.dense", a, w, b.op("tensor.sum", w, axes=(0,))),
+            lambda a=a: b.op("tensor.matmul", a, w, transpose_b=True),
+            lambda a=a, c=c: b.op("tensor.concat", b.op("tensor.rows", a, start=0, stop=1), b.op("tensor.rows", c, start=1, stop=3)),
+            lambda a=a: b.op("tensor.reshape", b.op("tensor.transpose", b.op("tensor.reshape", a, shape=(4, 3))), shape=(3, 4)),
+            lambda a=a, c=c: b.op("tensor.where", b.op("tensor.less", x, a), a, c),
+        ]
+        made.append(choices[rng.integers(len(choices))]())
+    loss = b.op("tensor.mean", b.op("nn.sigmoid", made[-1]))
+    for name, g in zip(("gx", "gw"), gradient(b, loss, [x, w]), strict=True):
+        b.output(g, name)
+    graph = b.output(loss, "loss").freeze()
+    data = {"x": rng.normal(size=(3, 4)), "w": rng.normal(size=(4, 4)) / 4}
+    out = interpret(graph, data)
+    for name in data:
+        direction = rng.normal(size=data[name].shape)
+        up, down = (interpret(graph, {**data, name: data[name] + h * direction})["loss"] for h in (1e-6, -1e-6))
+        np.testing.assert_allclose((up - down) / 2e-6, np.sum(out[f"g{name}"] * direction), rtol=1e-5, atol=1e-8)
