@@ -15,6 +15,8 @@ from contextlib import ExitStack
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors.frame import Frame
 from hetsched.executors.process import tuned, wide
@@ -176,6 +178,10 @@ class Crew:
     # Threads ------------------------------------------------------------------------------------------------------------------
 
     def _work(self, kind: str, lane: int) -> None:
+        with np.errstate(all="ignore"):  # NaN and infinity are values; warnings from a thread in the middle of a run help nobody
+            self._serve(kind, lane)
+
+    def _serve(self, kind: str, lane: int) -> None:
         gate = threading.Lock()
         gate.acquire()
         main = kind == "compute" and lane == 0

@@ -334,7 +334,26 @@ class Frame:
             reads = tuple(self.locate(r.value, node, turn) for r in command.reads)
             writes = tuple(self.buffer(r.value, node, turn) for r in command.writes)
             return (kernel, reads, writes, workspace, attributes, task)
+        if not any(r.value in self._dynamic for r in command.writes):
+            return (None, self._launch_partly(command, kernel, node, workspace, attributes, turn), None, None, None, task)
         return (None, self._launch_later(command, op, kernel, node, workspace, attributes), None, None, None, task)
+
+    def _launch_partly(
+        self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int
+    ) -> Callable[[int], None]:
+        """A launch bound but for the inputs that only its turn knows."""
+        bound = [None if r.value in self._dynamic else self.locate(r.value, node, turn) for r in command.reads]
+        writes = tuple(self.buffer(r.value, node, turn) for r in command.writes)
+        later = [(i, r.value) for i, r in enumerate(command.reads) if r.value in self._dynamic]
+        number = self._turn_value
+
+        def launch(now: int) -> None:
+            reads = bound.copy()
+            for i, value in later:
+                reads[i] = np.array(now, np.int64) if value == number else self.locate(value, node, now)
+            kernel(np, reads, writes, workspace, attributes)
+
+        return launch
 
     def _launch_later(self, command: Launch, op: Op, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any]) -> Callable[[int], None]:
         """A launch that finds its arrays when it runs."""

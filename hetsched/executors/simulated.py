@@ -145,7 +145,8 @@ class Simulation:
             self.free[owner, kind].add(lane)
         frame = active.frame
         if self.compute:
-            frame.perform(step.index, turn)
+            with np.errstate(all="ignore"):
+                frame.perform(step.index, turn)
         self.log.append(Done(start, self.now, describe(frame.plan, frame.plan.spans[step.spans[0]]), turn))
         active.busy[step.owner] = active.busy.get(step.owner, 0.0) + (self.now - start) * max(len(step.lanes), 1)
         active.notes.append(Note(step.index, turn, lanes[0][2] if lanes else 0, start, self.now))

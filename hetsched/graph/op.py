@@ -127,6 +127,8 @@ class Op:
     `view`: the only output is the first input's bytes under another shape (no kernel runs). `waits`: blocks without computing
     (I/O). `random`: takes attributes `seed` and `key`; the builder fills `key` with the task's name. `pure` is False for ops with
     an effect outside (writing a file): they are never dropped or repeated. `workspace` gives bytes of scratch per launch.
+    `calls`: calls of the array library that a launch makes; each costs the device's `launch_seconds`. `wide`: worth several lanes at once,
+    because nearly all its time is one matrix product that the library spreads over threads.
     """
 
     name: str
@@ -143,6 +145,8 @@ class Op:
     random: bool = False
     pure: bool = True
     elementwise: bool = False
+    wide: bool = False
+    calls: int = 1
     workspace: Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], int] | None = None
     doc: str = ""
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from hetsched.executors.backends import Found
 from hetsched.executors.process import tuned
+from hetsched.graph.ops import find as find_op
 from hetsched.machine import HOST, Device, MemoryNode, Resource
 
 IO_LANES = 4
@@ -75,7 +76,7 @@ def _name() -> str:
 
 def _cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    mark = f"{_name()}|{cores()}|{np.__version__}|{platform.python_version()}|1"
+    mark = f"{_name()}|{cores()}|{np.__version__}|{platform.python_version()}|2"
     return Path(root) / "hetsched" / f"cpu-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
 
 
@@ -99,21 +100,23 @@ def _speeds() -> dict[str, float]:
 
 
 def measure() -> dict[str, float]:
-    """flops per second of one lane by dtype (matmul of 384), bytes per second of one lane (copy out of cache), launch and crossing seconds."""
+    """flops per second of one lane by dtype (matmul of 384), bytes per second of one lane (copy of 32 MiB), launch (one small
+    addition through its kernel) and crossing seconds."""
     out: dict[str, float] = {}
     with tuned():
         for dtype in (np.float32, np.float64):
             a = np.ones((384, 384), dtype)
             y = np.empty_like(a)
             out[np.dtype(dtype).name] = 2 * 384**3 / _best(lambda a=a, y=y: np.matmul(a, a, out=y), 6)  # type: ignore[misc]
-        src = np.ones(1 << 22, np.float32)
+        src = np.ones(1 << 23, np.float32)
         dst = np.empty_like(src)
-        out["bytes"] = 2 * src.nbytes / _best(lambda: np.copyto(dst, src), 4)
+        out["bytes"] = 2 * src.nbytes / _best(lambda: np.copyto(dst, src), 3)
         small, into = np.ones(8, np.float32), np.empty(8, np.float32)
+        kernel = find_op("tensor.add").kernels["array"]
 
         def hundred() -> None:
             for _ in range(100):
-                np.add(small, small, out=into)
+                kernel(np, (small, small), (into,), None, {})
 
         out["launch"] = _best(hundred, 5) / 100
         out["crossing"] = _crossing()

@@ -378,6 +378,7 @@ CONV2D = Op(
 
     x [n, c, h, w], weight [o, c / groups, kh, kw], bias [o], y [n, o, oh, ow] with oh = (h + 2 padding - dilation (kh - 1) - 1) // stride + 1;
     one floating dtype. Output o reads the channels of its group.""",
+    calls=32,
 )
 
 CONV2D_GRAD_INPUT = Op(
@@ -390,6 +391,7 @@ CONV2D_GRAD_INPUT = Op(
     attributes={"image": Attribute("ints", doc="rows and columns of x", low=0), **_GEOMETRY},
     workspace=_workspace_grad_input,
     doc="The gradient of `nn.conv2d` (without activation) with respect to x, [n, c, h, w]: the transposed convolution of dy.",
+    calls=54,
 )
 
 CONV2D_GRAD_WEIGHT = Op(
@@ -402,4 +404,5 @@ CONV2D_GRAD_WEIGHT = Op(
     attributes={"kernel": Attribute("ints", doc="rows and columns of a window", low=1), **_GEOMETRY},
     workspace=_workspace_grad_weight,
     doc="The gradients of `nn.conv2d` (without activation) with respect to weight, [o, c / groups, kh, kw], and bias, [o].",
+    calls=41,
 )

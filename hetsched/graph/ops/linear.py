@@ -117,6 +117,8 @@ matmul = Op(
         "transpose_b": Attribute(bool, False, "swap the last two axes of b first"),
     },
     doc="Matrix product a[..., m, k] b[..., k, n] -> [..., m, n]; the leading axes broadcast.",
+    calls=3,
+    wide=True,
 )
 
 
@@ -211,4 +213,6 @@ dense = Op(
     _dense_gradient,
     {"activation": Attribute(("none", "relu"), "none", "applied to the sum, in the same pass over memory")},
     doc="activation(x[..., k] w[k, n] + b[n]) -> [..., n].",
+    calls=5,
+    wide=True,
 )

@@ -113,6 +113,7 @@ SOFTMAX = Op(
     attributes=_AXIS,
     inplace=((0, 0),),
     doc="exp(x) / sum(exp(x)) along one axis; x of any shape and a floating dtype.",
+    calls=11,
 )
 
 LOG_SOFTMAX = Op(
@@ -127,6 +128,7 @@ LOG_SOFTMAX = Op(
     inplace=((0, 0),),
     workspace=_like_first,
     doc="log(softmax(x)) along one axis, exact where softmax itself is 0.",
+    calls=14,
 )
 
 SOFTMAX_GRAD = Op(
@@ -140,6 +142,7 @@ SOFTMAX_GRAD = Op(
     inplace=((0, 0), (0, 1)),
     workspace=_like_first,
     doc="The gradient of `nn.softmax`: y * (dy - sum(dy * y)).",
+    calls=8,
 )
 
 LOG_SOFTMAX_GRAD = Op(
@@ -153,6 +156,7 @@ LOG_SOFTMAX_GRAD = Op(
     inplace=((0, 0), (0, 1)),
     workspace=_like_first,
     doc="The gradient of `nn.log_softmax`: dy - exp(y) * sum(dy).",
+    calls=8,
 )
 
 
@@ -283,6 +287,7 @@ CROSS_ENTROPY = Op(
     attributes=_REDUCTION,
     workspace=_like_first,
     doc="-log(softmax(logits))[label] over the rows: logits [n, classes], labels [n] of an integer dtype, loss a scalar of the dtype of logits.",
+    calls=25,
 )
 
 CROSS_ENTROPY_GRAD = Op(
@@ -296,6 +301,7 @@ CROSS_ENTROPY_GRAD = Op(
     inplace=((0, 0),),
     workspace=_like_first,
     doc="The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.",
+    calls=30,
 )
 
 
@@ -353,6 +359,7 @@ MSE = Op(
     attributes=_ELEMENTS,
     workspace=_like_first,
     doc="The mean of (x - y) ** 2 over all elements: x, y of one shape and floating dtype, loss a scalar.",
+    calls=12,
 )
 
 MSE_GRAD = Op(
@@ -365,6 +372,7 @@ MSE_GRAD = Op(
     attributes=_ELEMENTS,
     inplace=((0, 0), (0, 1)),
     doc="The gradient of `nn.mse` with respect to x: 2 (x - y) * dloss, divided by the number of elements for a mean.",
+    calls=10,
 )
 
 
@@ -392,4 +400,5 @@ CORRECT = Op(
     per_input(1),
     kernels={"array": _correct},
     doc="How many rows have their largest logit (the first of equal ones) at their label: logits [n, classes], labels [n], count an int64 scalar.",
+    calls=6,
 )

@@ -189,6 +189,7 @@ SGD = Op(
     inplace=((0, 0),),
     workspace=_workspace(1),
     doc="w - lr * (g + weight_decay * w). w, g of one shape and floating dtype.",
+    calls=8,
 )
 
 MOMENTUM = Op(
@@ -208,6 +209,7 @@ MOMENTUM = Op(
     workspace=_workspace(2),
     doc="""Gradient descent with momentum. With h = g + weight_decay * w: velocity' = momentum * velocity + h, and w' = w - lr * velocity',
     or w - lr * (h + momentum * velocity') with nesterov. velocity starts at 0.""",
+    calls=11,
 )
 
 ADAM = _adam_op(

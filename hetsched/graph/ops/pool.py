@@ -238,6 +238,7 @@ MAX_POOL2D = Op(
     gradient=_max_gradient,
     attributes=_WINDOWS,
     doc="The largest element of each window: x [n, c, h, w] -> y [n, c, oh, ow], oh = (h + 2 padding - size) // stride + 1. Padding never wins.",
+    calls=12,
 )
 
 MAX_POOL2D_GRAD = Op(
@@ -250,6 +251,7 @@ MAX_POOL2D_GRAD = Op(
     attributes=_WINDOWS,
     workspace=_workspace_max_grad,
     doc="The gradient of `nn.max_pool2d`: dy goes to the largest element of its window, to the first (row by row) of equal ones.",
+    calls=40,
 )
 
 AVG_POOL2D = Op(
@@ -262,6 +264,7 @@ AVG_POOL2D = Op(
     gradient=_avg_gradient,
     attributes=_WINDOWS,
     doc="The mean of each window, zeros of the padding counted: x [n, c, h, w] -> y [n, c, oh, ow], oh = (h + 2 padding - size) // stride + 1.",
+    calls=17,
 )
 
 AVG_POOL2D_GRAD = Op(
@@ -274,4 +277,5 @@ AVG_POOL2D_GRAD = Op(
     attributes={"image": Attribute("ints", doc="rows and columns of x", low=0), **_WINDOWS},
     workspace=_workspace_avg_grad,
     doc="The gradient of `nn.avg_pool2d`: every element of a window gets its share of dy.",
+    calls=20,
 )

@@ -303,6 +303,7 @@ UNIFORM = Op(
     },
     random=True,
     doc="Numbers equally likely on [low, high): low + u * (high - low), rounded after each operation.",
+    calls=23,
 )
 
 NORMAL = Op(
@@ -316,6 +317,7 @@ NORMAL = Op(
     random=True,
     workspace=_workspace_normal,
     doc="Normally distributed numbers, calculated in float64 and rounded to dtype.",
+    calls=44,
 )
 
 PERMUTATION = Op(
@@ -328,6 +330,7 @@ PERMUTATION = Op(
     attributes={"n": Attribute(int, doc="how many", low=0), **_SEED},
     random=True,
     doc="The numbers 0..n-1 in random order, int64 [n]; every order is equally likely.",
+    calls=26,
 )
 
 DROPOUT = Op(
@@ -347,6 +350,7 @@ DROPOUT = Op(
     random=True,
     workspace=_workspace_dropout,
     doc="Element i becomes 0 where its float32 uniform is below rate, else x / (1 - rate) (Srivastava et al. 2014). Give `turn` in a loop.",
+    calls=33,
 )
 
 INIT = Op(
@@ -366,4 +370,5 @@ INIT = Op(
     workspace=_workspace_init,
     doc="""First weights: zeros, ones, or random with the deviation of the scheme: he sqrt(2 / fan_in), glorot sqrt(2 / (fan_in + fan_out)),
     uniform on +-1 / sqrt(fan_in). Without `fan` a shape of 2 axes is [inputs, outputs], one of more [outputs, inputs, rows, columns].""",
+    calls=45,
 )

@@ -5,6 +5,7 @@ Williams, Waterman, Patterson: Roofline, an insightful visual performance model 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hetsched.errors import InternalError
@@ -22,6 +23,8 @@ FALLBACK_FLOPS_PER_SECOND = 2e9
 # libraries spread over threads. Below it one lane already waits for memory.
 WIDE_EFFICIENCY = 0.85
 WIDE_FLOPS_PER_BYTE = 8.0
+# What it takes to stop the other lanes, raise the library's limit and wake its threads.
+WIDE_SECONDS = 200e-6
 # A roofline is an upper limit on speed; measured times scatter around twice its value.
 RELATIVE_SPREAD = 0.5
 
@@ -33,7 +36,10 @@ class RooflineCosts:
     machine: Machine
 
     def launch(self, graph: Graph, task: int, device: Device, width: int = 1) -> Estimate:
-        """`launch_seconds + max(flops / peak, bytes / bandwidth)`; 0 for a view, bytes / disk rate for an op that waits."""
+        """`calls * launch_seconds + max(flops / peak, bytes / bandwidth)`; 0 for a view, bytes / disk rate for an op that waits.
+
+        Infinite where a wide launch is asked of an op that is not `wide`.
+        """
         op = graph.task_ops[task]
         if isinstance(op, Loop):
             raise InternalError(f"loop {graph.task_names[task]!r} has no cost of its own; plan its body")
@@ -48,9 +54,11 @@ class RooflineCosts:
             return _estimate(device.launch_seconds + busy, device, 0)
         dtype = next((s.dtype.name for s in (*outs, *ins) if isinstance(s, Spec)), "float32")
         arithmetic, traffic = work.flops / peak(device, dtype), moved / device.bytes_per_second
-        start = device.launch_seconds
+        start = device.launch_seconds * op.calls
         if width > 1:
-            start += device.crossing_seconds
+            if not op.wide:
+                return _estimate(math.inf, device, width)
+            start += max(device.crossing_seconds, WIDE_SECONDS)
             if work.flops >= WIDE_FLOPS_PER_BYTE * moved:
                 gain = 1 + (width - 1) * WIDE_EFFICIENCY
                 arithmetic, traffic = arithmetic / gain, traffic / gain
