@@ -63,6 +63,8 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'hetsched' has no attribute {name!r}")
     value = getattr(import_module(home), name)
+    if name == "Machine":
+        import_module("hetsched.executors.backends")  # finds devices for Machine.here()
     globals()[name] = value
     return value
 

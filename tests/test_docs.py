@@ -65,3 +65,8 @@ def test_the_readme_has_both_commands_for_a_fresh_machine_and_the_library():
     assert "python" in found
     assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/hetsched run pipelines/digits_mlp.yaml" in text
     assert 'python3 -m venv .venv && .venv/bin/pip install ".[dev,opencl]" && .venv/bin/python -m pytest' in text
+
+
+def test_the_pipeline_of_the_readme_is_the_one_that_is_shipped():
+    shipped = (ROOT / "pipelines" / "digits_mlp.yaml").read_text(encoding="utf-8")
+    assert shipped in [text for language, _, text in blocks(ROOT / "README.md") if language == "yaml"]

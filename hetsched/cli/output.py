@@ -101,6 +101,9 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif error is None and not self._quiet and not self._terminal and self._told < PLAIN_LINES:
+            # A loop that stops early, or tasks that run every few turns, leave launches that were never needed.
+            print("100 %  done", file=sys.stderr, flush=True)
 
 
 class ProgressLines:

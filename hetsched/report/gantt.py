@@ -152,5 +152,7 @@ def _bar(row: Sequence[Piece], length: float, columns: int, shades: str) -> str:
         line[c] = shades[1] if line[c] == shades[0] else line[c]
     for left, room, piece in named:
         name = piece.name.rpartition("/")[2] if room - 2 < len(piece.name) else piece.name
+        if piece.fill.isdigit() and room - 2 > len(name):
+            name += " "  # or the turn would read as a part of the name
         line[left : left + room] = f"[{shorten(name, room - 2):{piece.fill}<{room - 2}}]"
     return "".join(line)

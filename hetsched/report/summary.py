@@ -194,4 +194,6 @@ def above_text(seconds: float, bound: float) -> str:
     above = seconds / bound - 1
     if above <= ROUNDING:
         return "the best possible"
+    if above < 0.005:
+        return "less than 1 % above the best possible"
     return f"at most {percent_text(above) if above < 1 else f'{100 * above:,.0f} %'} above the best possible"

@@ -36,9 +36,9 @@ def test_a_loop_is_drawn_with_its_period_and_a_few_turns():
     assert "loop train: 10 turns, period 2 s, one turn 5 s, 3 turns in flight; turns 0 to 1 drawn" in text
     inner = text[text.index("loop train") :].splitlines()
     cpu = next(line for line in inner if line.startswith("cpu/0"))
-    assert "[a000" in cpu
-    assert "[a111" in cpu
-    assert "a22" not in cpu
+    assert "[a 000" in cpu
+    assert "[a 111" in cpu
+    assert "a 22" not in cpu
     assert cpu.endswith("0 % idle")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
-from hetsched.cli.output import Progress, ProgressLines, write, write_json
+from hetsched.cli.output import Progress, ProgressLines, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
 from hetsched.errors import TaskError
@@ -25,6 +25,7 @@ def arguments(parser: Parser) -> None:
     placement_options(parser)
     parser.add_argument("-o", "--output", metavar="DIR", help="where outputs are written (default: beside the file, as it says)")
     parser.add_argument("--trace", metavar="F", help="write what happened as a Chrome/Perfetto trace, for ui.perfetto.dev")
+    parser.add_argument("--gantt", action="store_true", help="draw what happened as a chart (with --format text)")
     parser.add_argument("--keep-going", action="store_true", help="a task that fails stops only what needs it")
     parser.add_argument("--timeout", metavar="D", help="give up after this long: 30s, 2min")
     format_option(parser)
@@ -62,6 +63,10 @@ def _run(args: Any) -> int:
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
         write_trace(args.trace, result.trace)
+    if args.gantt and args.format == "text":
+        from hetsched.report.gantt import gantt
+
+        write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
     _tell(args.format, pipeline, result, written)
     for task, error in result.failed.items():
         raise TaskError(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
