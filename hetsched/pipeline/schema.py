@@ -93,7 +93,7 @@ def schema(registry: Mapping[str, Op | Composite] | None = None) -> dict[str, An
         from hetsched.graph.ops import registry as every_op
 
         registry = every_op()
-    out = _without_null_and_defaults(Pipeline.model_json_schema(by_alias=True))
+    out = _tidied(Pipeline.model_json_schema(by_alias=True))
     assert isinstance(out, dict)
     definitions = out["$defs"]
     definitions["Parameter"] = PARAMETER
@@ -107,17 +107,19 @@ def schema(registry: Mapping[str, Op | Composite] | None = None) -> dict[str, An
     return {"$schema": DIALECT, **out}
 
 
-def _without_null_and_defaults(node: Any) -> Any:
-    """Absent keys stand for None in pydantic; a pipeline has no null. Defaults of empty maps say nothing."""
+def _tidied(node: Any) -> Any:
+    """Without nulls (absent keys stand for None in pydantic) and defaults of empty maps; names that break the pattern are refused."""
     if isinstance(node, dict):
-        kept = {k: _without_null_and_defaults(v) for k, v in node.items() if k != "default" or not isinstance(v, (dict, list, type(None)))}
+        kept = {k: _tidied(v) for k, v in node.items() if k != "default" or not isinstance(v, (dict, list, type(None)))}
+        if "patternProperties" in kept:
+            kept.setdefault("additionalProperties", False)
         options = kept.get("anyOf")
         if isinstance(options, list) and {"type": "null"} in options:
             options = [o for o in options if o != {"type": "null"}]
             rest = {k: v for k, v in kept.items() if k != "anyOf"}
             return {**rest, **options[0]} if len(options) == 1 else {**rest, "anyOf": options}
         return kept
-    return [_without_null_and_defaults(v) for v in node] if isinstance(node, list) else node
+    return [_tidied(v) for v in node] if isinstance(node, list) else node
 
 
 def _set_patterns(node: Any, pattern: str) -> None:
