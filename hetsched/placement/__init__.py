@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from hetsched.errors import OutOfMemoryError
 from hetsched.graph.graph import Graph, Loop
@@ -43,10 +44,13 @@ def plan_graph(
     started = time.perf_counter()
     check_objective(objective)
     chosen = find(policy)
+    limits = dict(memory or {})
     plan_loop: PlanLoop | None = None
     if any(isinstance(op, Loop) for op in graph.task_ops):
-        from hetsched.placement.loops import plan_loop
-    limits = dict(memory or {})
+        # Loops plan their bodies with tools of this package: loaded only where there are some.
+        from hetsched.placement.loops import plan_loop as plan_body
+
+        plan_loop = partial(plan_body, only=only, memory=limits or None)
     problem = problem_of(graph, machine, costs or RooflineCosts(machine), only=only, memory=limits, plan_loop=plan_loop)
     draft = GraphDraft(problem)
     chosen(draft)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.errors import PlacementError
-from hetsched.graph.graph import Graph, Loop, Where
+from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, Machine
 from hetsched.placement.constraints import allowed_devices
@@ -193,13 +193,13 @@ def problem_of(
     """The problem of placing `graph` on `machine`.
 
     only: a device pattern; tasks that have a kernel on a matching device are limited to such devices. memory: node -> bytes, instead of the
-    machine's. plan_loop: plans the body of a loop (see `placement.loops`).
+    machine's. plan_loop(loop, machine, costs, where=...): plans the body of a loop (see `placement.loops`).
     Raises `PlacementError` with every task that no device can run and every constraint that cannot hold.
     """
     node_names = tuple(m.name for m in machine.memories)
     node_of = {name: i for i, name in enumerate(node_names)}
     pools, choices = _choices(machine, node_of)
-    loops = _plan_loops(graph, machine, costs, only, plan_loop)
+    loops = _plan_loops(graph, machine, costs, plan_loop)
     rows, row_of = _duration_rows(graph, machine, costs, choices, pools)
     resource_names, uses, resource_capacity = _resources(machine, choices, pools)
     # What takes more of a resource than there is can never be launched.
@@ -361,18 +361,14 @@ def _lacks(graph: Graph, task: int, machine: Machine) -> str:
     return f"task {graph.task_names[task]!r} ({op.name}): no device can run it: {'; '.join(parts)}"
 
 
-def _plan_loops(graph: Graph, machine: Machine, costs: CostModel, only: str | None, plan_loop: PlanLoop | None) -> dict[int, Timeline]:
+def _plan_loops(graph: Graph, machine: Machine, costs: CostModel, plan_loop: PlanLoop | None) -> dict[int, Timeline]:
     out = {}
     for task, op in enumerate(graph.task_ops):
         if isinstance(op, Loop):
             if plan_loop is None:
                 raise PlacementError(f"task {graph.task_names[task]!r} is a loop; give problem_of(plan_loop=...) what plans its body")
-            out[task] = plan_loop(op, machine, costs, where=_loop_where(graph.where.get(task), only))
+            out[task] = plan_loop(op, machine, costs, where=graph.where.get(task))
     return out
-
-
-def _loop_where(where: Where | None, only: str | None) -> Where | None:
-    return where if only is None else Where((only,), where.exclude if where else (), None)
 
 
 def _links(machine: Machine, costs: CostModel, node_of: Mapping[str, int]) -> tuple[FloatArray, FloatArray, IntArray]:
