@@ -25,7 +25,8 @@ Path: TypeAlias = tuple[str | int, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 MAX_LAYERS = 10_000
-MAX_PARAMETERS = 1 << 40
+# Elements of a parameter and of what a layer gives for one row: far beyond any memory, far below where 64-bit byte counts end.
+MAX_ELEMENTS = 1 << 32
 
 
 class ModelError(GraphError):
@@ -247,7 +248,9 @@ def _seen(value: Any) -> str:
 
 
 def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, (list, tuple)) and 0 < len(shape) <= 8 and all(type(n) is int and 0 < n < 1 << 31 for n in shape)
+    return (
+        isinstance(shape, (list, tuple)) and 0 < len(shape) <= 8 and all(type(n) is int and n > 0 for n in shape) and math.prod(shape) <= MAX_ELEMENTS
+    )
 
 
 def _read_layers(layers: Iterable[Any], shape: Shape | None, problems: list[tuple[Path, str]]) -> tuple[Layer, ...]:
@@ -266,8 +269,9 @@ def _read_layers(layers: Iterable[Any], shape: Shape | None, problems: list[tupl
             continue
         try:
             output, parameters = KINDS[kind].shape(name, shape, options)
-            if any(p.size > MAX_PARAMETERS for p in parameters):
-                raise GraphError(f"{kind}: a parameter of {max(p.size for p in parameters)} elements is too large")
+            largest = max(math.prod(output), *(p.size for p in parameters), 0)
+            if largest > MAX_ELEMENTS:
+                raise GraphError(f"{kind}: {largest} elements in one array are too many (at most {MAX_ELEMENTS})")
         except GraphError as error:
             problems += [(("layers", i), p if p.startswith(kind) else f"{kind}: {p}") for p in error.problems]
             shape = None

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,8 +21,21 @@ from hetsched.graph.op import Attributes, Op
 from hetsched.graph.spec import Sequence as SequenceSpec
 from hetsched.graph.spec import Spec, UpTo
 
-# Ops beyond those marked `elementwise` whose row i of the output depends on row i of the first input alone; other inputs (weights) serve all rows.
-ROW_WISE = frozenset({"nn.dense", "nn.conv2d", "nn.max_pool2d", "nn.avg_pool2d", "nn.softmax", "nn.log_softmax"})
+# Ops beyond those marked `elementwise` whose row i of the output depends on row i of the first input alone (other inputs, the weights, serve all
+# rows): name -> for which spec of a batch and which attributes that holds.
+ROW_WISE: Mapping[str, Callable[[Spec, Attributes], bool]] = {
+    **dict.fromkeys(("nn.dense", "nn.conv2d"), lambda x, a: x.ndim > 1),
+    **dict.fromkeys(("nn.max_pool2d", "nn.avg_pool2d", "tensor.one_hot"), lambda x, a: True),
+    **dict.fromkeys(("nn.softmax", "nn.log_softmax", "tensor.argmax"), lambda x, a: _spares_rows(a.get("axis", -1), x.ndim)),
+    **dict.fromkeys(("tensor.sum", "tensor.mean", "tensor.max"), lambda x, a: _spares_rows(a.get("axes"), x.ndim)),
+    "tensor.reshape": lambda x, a: tuple(a["shape"])[:1] == (-1,) and math.prod(a["shape"][1:]) == math.prod(x.bounds[1:]),
+}
+
+
+def _spares_rows(axes: Any, ndim: int) -> bool:
+    """True if none of `axes` is the leading one. What is no axis at all is left for the op to complain about."""
+    named = (axes,) if isinstance(axes, int) else axes
+    return isinstance(named, (tuple, list)) and all(isinstance(axis, int) and axis not in (0, -ndim) for axis in named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +157,14 @@ def apply(builder: Builder, op: Op, inputs: Sequence[Data], attributes: Attribut
 def _is_row_wise(op: Op, inputs: Sequence[Data], attributes: Attributes) -> bool:
     """True if row i of every output depends on row i of the recipes alone."""
     recipes = [x for x in inputs if isinstance(x, LazySequence)]
-    if len({x.rows for x in recipes}) > 1 or op.random or not op.pure or op.view or "*" in op.outputs[-1]:
+    if len({x.rows for x in recipes}) > 1 or op.random or not op.pure or "*" in op.outputs[-1]:
         return False
     most = max(len(x.element.shape) for x in recipes)
     if op.elementwise:
         # Broadcasting aligns from the last axis: a recipe of fewer axes has its rows along another axis than the result.
         return all(len(x.element.shape) == most if isinstance(x, LazySequence) else _same_for_all_rows(x, most) for x in inputs)
-    return op.name in ROW_WISE and isinstance(inputs[0], LazySequence) and len(recipes) == 1 and attributes.get("axis", -1) not in (0, -most)
+    first = inputs[0]
+    return op.name in ROW_WISE and isinstance(first, LazySequence) and len(recipes) == 1 and ROW_WISE[op.name](first.element, attributes)
 
 
 def _same_for_all_rows(value: Value, ndim: int) -> bool:
@@ -191,9 +206,10 @@ def materialize(builder: Builder, data: Data) -> Value:
         def write(body: Body) -> None:
             body.collect("rows", body.take(data), rows=data.rows)
 
-        name = data.source.name.rpartition("/")[2]
-        outputs = loop_over_batches(builder, write, rows=data.rows, batch=data.batch, name=f"{name}_collected")
-        data._whole[builder] = whole(builder, outputs["rows"], name=f"{name}_array")
+        # Named and placed after the recipe's own task, not after whoever asks first.
+        with _root(builder, data.source.where):
+            outputs = loop_over_batches(builder, write, rows=data.rows, batch=data.batch, name=f"{data.source.name}_collected")
+            data._whole[builder] = whole(builder, outputs["rows"], name=f"{data.source.name}_array")
     return data._whole[builder]
 
 
@@ -264,7 +280,7 @@ class Body:
             key: Any = (stage, order)
             if key not in self._taken:
                 inputs = [self.take(x, order) if isinstance(x, LazySequence) else self.bind(x) for x in stage.inputs]
-                with self.at_root():
+                with _root(self.builder):
                     found = self.builder.op(stage.op, *inputs, name=stage.name, where=stage.where, **stage.attributes)
                 self._taken[key] = found if isinstance(found, tuple) else (found,)
             return self._taken[key][data.output]
@@ -278,15 +294,20 @@ class Body:
             self._taken[key] = (rows,)
         return self._taken[key][0]
 
-    @contextmanager
-    def at_root(self) -> Iterator[None]:
-        """Inside, tasks are named and placed as given, without the scope of the loop: a stage keeps what its own task of the pipeline gave it."""
-        saved = self.builder._scope, self.builder._where
-        self.builder._scope, self.builder._where = "", None
-        try:
-            yield
-        finally:
-            self.builder._scope, self.builder._where = saved
+    def at_root(self) -> AbstractContextManager[None]:
+        """Inside, tasks of the body are named and placed as given, without the name and the place of the task that the loop belongs to."""
+        return _root(self.builder)
+
+
+@contextmanager
+def _root(builder: Builder, where: Where | None = None) -> Iterator[None]:
+    """Inside, tasks are named as given and run at `where`, whatever the scope."""
+    saved = builder._scope, builder._where, builder._after
+    builder._scope, builder._where, builder._after = "", where, ()
+    try:
+        yield
+    finally:
+        builder._scope, builder._where, builder._after = saved
 
 
 def _last_part(name: str) -> str:

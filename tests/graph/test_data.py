@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hetsched.errors import FileError, GraphError
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Loop, Where
 from hetsched.graph.op import Composite, Scene
 from hetsched.graph.ops import find, registry
 from hetsched.graph.ops.data import rows_for_test
@@ -297,6 +297,44 @@ def test_what_is_not_row_wise_gets_the_whole_array():
     graph = builder.output(total, "total").output(across, "across").freeze()
     assert len(graph) == 2
     np.testing.assert_allclose(interpret(graph, {"x": X})["total"], X.sum(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "flows"),
+    [
+        ("tensor.exp", {}, True),
+        ("tensor.transpose", {}, False),
+        ("nn.log_softmax", {}, True),
+        ("tensor.sum", {"axes": (1,)}, True),
+        ("tensor.sum", {"axes": (-2,)}, False),
+        ("tensor.mean", {}, False),
+        ("tensor.argmax", {"axis": 1}, True),
+        ("tensor.reshape", {"shape": (-1, 3, 1)}, True),
+        ("tensor.reshape", {"shape": (3, 11)}, False),
+        ("tensor.reshape", {"shape": (-1, 11)}, False),
+    ],
+)
+def test_a_stage_gives_what_the_op_gives_for_the_whole_array(op, attributes, flows):
+    builder = Graph.build()
+    x = builder.input("x", (11, 3))
+    out = apply(builder, find(op), [batched(x, 4)], attributes)
+    assert isinstance(out, LazySequence) == flows
+    graph = builder.output(materialize(builder, out), "stages").output(builder.op(op, x, **attributes), "array").freeze()
+    found = interpret(graph, {"x": X})
+    np.testing.assert_allclose(found["stages"], found["array"], rtol=1e-6)
+
+
+def test_what_is_collected_is_named_and_placed_after_its_own_task():
+    builder = Graph.build()
+    with builder.scope("half", Where(allow=("cpu",))):
+        half = apply(builder, find("tensor.scale"), [batched(builder.input("x", (11, 3)), 4)], {"factor": 0.5}, "x")
+    with builder.scope("total", Where(allow=("cuda",))):
+        builder.output(apply(builder, find("tensor.sum"), [half], {}), "total")
+    graph = builder.freeze()
+    assert [t.name for t in graph.tasks] == ["half/x_collected", "half/x_array", "total/sum"]
+    assert [t.where.allow for t in graph.tasks] == [("cpu",), ("cpu",), ("cuda",)]
+    (body,) = (t.op.body for t in graph.tasks if isinstance(t.op, Loop))
+    assert [(t.name, t.where.allow) for t in body.tasks] == [("take_x", ("cpu",)), ("half/x", ("cpu",))]
 
 
 def test_an_array_whose_rows_belong_to_the_recipes_rows_is_not_taken_for_a_weight():

@@ -55,6 +55,8 @@ def test_shapes_of_layers():
         ({**MLP, "inputs": 1}, {("inputs",): "did you mean 'input'"}),
         ({**MLP, "input": [0]}, {("input",): "got [0]"}),
         ({**MLP, "input": [True]}, {("input",): "got [True]"}),
+        ({**MLP, "input": [1 << 31, 1 << 31]}, {("input",): "whole numbers"}),
+        ({**MLP, "layers": [{"dense": {"units": 1 << 40}}]}, {("layers", 0): "too many"}),
         ({**MLP, "dtype": "int8"}, {("dtype",): "float32 or float64"}),
         ({**MLP, "layers": []}, {("layers",): "1 to"}),
         ({**MLP, "layers": "dense"}, {("layers",): "1 to"}),

@@ -264,6 +264,15 @@ def test_a_wrong_training_says_what_is_wrong(x, y, options, message):
         train(x, y, **options)
 
 
+def test_all_mistakes_of_a_training_are_told_at_once():
+    with pytest.raises(GraphError) as info:
+        train(X, X, model="classes", optimizer="adan", batch=5)
+    assert len(info.value.problems) == 2
+    with pytest.raises(GraphError) as info:
+        train(X[:, :2], LABELS[:3], model="clases", optimizer="adan")
+    assert len(info.value.problems) == 3
+
+
 def test_a_wrong_evaluation_says_what_is_wrong():
     builder = Graph.build()
     x, y = builder.input("x", X.shape, X.dtype), builder.input("y", LABELS.shape, LABELS.dtype)

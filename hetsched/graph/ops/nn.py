@@ -7,8 +7,8 @@ this one is computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hetsched.graph.graph import Builder, Bundle, Value
     from hetsched.graph.model import Model
     from hetsched.graph.sequence import Body, Data
+
+T = TypeVar("T")
 
 LOSSES = ("cross_entropy", "mse")
 METRICS = ("loss", "accuracy", "cross_entropy", "mse")
@@ -104,6 +106,15 @@ def _loss(builder: Builder, loss: str, output: Value, targets: Value, reduction:
     return value
 
 
+def _attempt(problems: list[str], rule: Callable[..., T], *arguments: Any) -> T | None:
+    """What `rule` gives; None where it finds mistakes, which are added to `problems`, so that all of a task's are told at once."""
+    try:
+        return rule(*arguments)
+    except GraphError as error:
+        problems += error.problems
+        return None
+
+
 def _any_unknown(inputs: Mapping[str, Any]) -> bool:
     from hetsched.graph.graph import Bundle
     from hetsched.graph.sequence import is_unknown
@@ -132,14 +143,19 @@ def _expand_train(builder: Builder, inputs: Mapping[str, Any], a: Attributes, sc
     from hetsched.graph.model import check_rows, forward, initial, meta
     from hetsched.graph.sequence import loop_over_batches, spec_of_rows, unknown, whole
 
-    model = _described(a, inputs, scene)
-    update, options = read_optimizer(a["optimizer"])
-    about = meta(model, loss=a["loss"])
-    if _any_unknown(inputs):
+    problems: list[str] = []
+    model, chosen = _attempt(problems, _described, a, inputs, scene), _attempt(problems, read_optimizer, a["optimizer"])
+    rows = _attempt(problems, _rows, inputs["x"], inputs["y"]) if not _any_unknown(inputs) else 0
+    x = y = None
+    if model is not None and rows:
+        _attempt(problems, check_rows, model, spec_of_rows(inputs["x"]))
+        x = _attempt(problems, as_float, builder, inputs["x"], model.dtype)
+        y = _attempt(problems, _targets, builder, model, a["loss"], inputs["y"])
+    if problems or model is None or chosen is None:
+        raise GraphError(problems)
+    (update, options), about = chosen, meta(model, loss=a["loss"])
+    if x is None or y is None or not rows:
         return {"model": Bundle({p.name: unknown(builder, p.name) for p in model.parameters}, "model", about), "losses": unknown(builder, "losses")}
-    rows = _rows(inputs["x"], inputs["y"])
-    check_rows(model, spec_of_rows(inputs["x"]))
-    x, y = as_float(builder, inputs["x"], model.dtype), _targets(builder, model, a["loss"], inputs["y"])
     first = _model_input(inputs) if "model" in inputs else initial(builder, model, a["seed"])
     slots = {
         (p.name, slot): builder.op("tensor.full", name=f"zeros/{p.name}.{slot}", shape=p.shape, value=0.0, dtype=model.dtype.name)
@@ -220,15 +236,22 @@ def _expand_evaluate(builder: Builder, inputs: Mapping[str, Any], a: Attributes,
 
     bundle = _model_input(inputs)
     model = model_of(bundle)
+    problems: list[str] = []
     loss = a["loss"] or str(bundle.meta.get("loss", LOSSES[0]))
-    names = _metrics(a["metrics"]) if a["metrics"] is not None else ("loss", "accuracy") if loss == "cross_entropy" else ("loss",)
-    if _any_unknown(inputs):
-        return {"metrics": Bundle({name: unknown(builder, name) for name in names}, "metrics")}
-    rows = _rows(inputs["x"], inputs["y"])
-    check_rows(model, spec_of_rows(inputs["x"]))
-    x = as_float(builder, inputs["x"], model.dtype)
+    default = ("loss", "accuracy") if loss == "cross_entropy" else ("loss",)
+    names = default if a["metrics"] is None else _attempt(problems, _metrics, a["metrics"]) or ()
     kinds = {name: loss if name == "loss" else "cross_entropy" if name == "accuracy" else name for name in names}
-    targets = {kind: _targets(builder, model, kind, inputs["y"]) for kind in dict.fromkeys(kinds.values())}
+    targets: dict[str, Data] = {}
+    rows = _attempt(problems, _rows, inputs["x"], inputs["y"]) if not _any_unknown(inputs) else 0
+    if rows:
+        _attempt(problems, check_rows, model, spec_of_rows(inputs["x"]))
+        found = {kind: _attempt(problems, _targets, builder, model, kind, inputs["y"]) for kind in dict.fromkeys(kinds.values())}
+        targets = {kind: y for kind, y in found.items() if y is not None}
+    if problems:
+        raise GraphError(problems)
+    if not rows:
+        return {"metrics": Bundle({name: unknown(builder, name) for name in names}, "metrics")}
+    x = as_float(builder, inputs["x"], model.dtype)
 
     def write(body: Body) -> None:
         b = body.builder
