@@ -156,14 +156,6 @@ class Problem:
         """Seconds of one copy from node `src` to `dst`, queues not counted; 0 within a node."""
         return 0.0 if src == dst else float(self.latency[src, dst] + nbytes * self.seconds_per_byte[src, dst])
 
-    def narrow(self) -> Problem:
-        """The same without wide launches."""
-        wide = np.array([c.width > 1 for c in self.choices])
-        useful = np.isfinite(self.durations[:, ~wide]).any(axis=1)
-        durations = self.durations.copy()
-        durations[np.ix_(useful, wide)] = np.inf
-        return replace(self, durations=durations)
-
     @property
     def has_wide(self) -> bool:
         """True if some task may be launched wide."""

@@ -62,10 +62,10 @@ def _flat(inputs: Sequence[AnySpec], attributes: Mapping[str, Any]) -> list[AnyS
     return [Spec((first.size,), first.dtype)]
 
 
-mix = Op("test.mix", ("values*",), ("out",), lambda s, a: [s[0]], _work, {"array": _mix}, attributes=_FLOPS, inplace=((0, 0),))
+mix = Op("test.mix", ("values*",), ("out",), lambda s, a: [s[0]], _work, {"array": _mix}, attributes=_FLOPS, inplace=((0, 0),), wide=True)
 scratch = Op(
     "test.scratch", ("values*",), ("out",), lambda s, a: [s[0]], _work, {"array": _mix}, attributes=_FLOPS,
-    workspace=lambda ins, outs, a: 2 * outs[0].nbytes,
+    workspace=lambda ins, outs, a: 2 * outs[0].nbytes, wide=True,
 )  # fmt: skip
 split = Op("test.split", ("values*",), ("low", "high"), lambda s, a: [s[0], s[0]], _work, {"array": _mix}, attributes=_FLOPS)
 flat = Op("test.flat", ("x",), ("out",), _flat, lambda s, o, a: Work(0, 0, 0), {"array": _reshape}, view=True)

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from hetsched.placement.draft import Draft
-from hetsched.placement.policies import earliest_finish, heft, one_device, peft
+import math
 
-PORTFOLIO = (heft.policy, peft.policy, earliest_finish.policy, one_device.policy)
+from hetsched.placement.draft import Draft, Policy
+from hetsched.placement.policies import earliest_finish, heft, one_device, peft
+from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upward_ranks
+
 # Above this many tasks planning time counts for more than what the weaker members of the portfolio win.
 LARGE = 2_000
 
 
 def policy(draft: Draft) -> None:
     """Book every task of the draft as the best of the portfolio does."""
-    tried: list[Draft] = []
-    for member in PORTFOLIO[: 2 if len(draft.problem) > LARGE else None]:
-        own = type(draft)(draft.problem)
-        member(own)
-        tried.append(own)
-    draft.adopt(min(tried, key=lambda d: d.finish()))
+    problem = draft.problem
+    members: dict[str, Policy] = {"heft": heft.policy, "peft": peft.policy}
+    if problem.has_wide:
+        members["heft without wide launches"] = narrow_heft
+    if len(problem) <= LARGE:
+        members |= {"earliest_finish": earliest_finish.policy, "one_device": one_device.policy}
+    tried: dict[str, Draft] = {}
+    for name, member in members.items():
+        tried[name] = type(draft)(problem)
+        member(tried[name])
+    best = min(tried, key=lambda name: tried[name].finish())
+    draft.adopt(tried[best])
+    draft.notes.append(f"auto took the plan of {best}")
+
+
+def narrow_heft(draft: Draft) -> None:
+    """HEFT that launches nothing wide: greedy choice gives a device's lanes to one task even where others could use them at the same time."""
+    problem = draft.problem
+    wide = [math.inf if choice.width > 1 else 0.0 for choice in problem.choices]
+    for task in by_rank(problem, upward_ranks(problem, mean_durations(problem), mean_copies(problem))):
+        draft.place(task, draft.earliest(task, wide))
