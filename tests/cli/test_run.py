@@ -250,3 +250,28 @@ def test_a_bar_is_drawn_on_a_terminal_and_taken_down(monkeypatch, capsys):
         progress(1, 2, "first")
         progress(2, 2, "last")
     assert "2/2" in capsys.readouterr().err
+
+
+def test_explain_tells_what_a_task_waits_for_and_what_each_device_would_take(matmul, capsys):
+    assert main(["explain", str(matmul), "product"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("product: tensor.matmul on cpu/")
+    assert "a launch, copies not counted (chosen)" in out
+    assert main(["explain", str(matmul), "prodct"]) == 2
+    assert "did you mean 'product'" in capsys.readouterr().err
+
+
+def test_the_chart_of_a_run_is_drawn_when_asked_for(matmul, capsys):
+    assert main(["run", str(matmul), "--gantt"]) == 0
+    assert "\ncpu/0" in capsys.readouterr().out
+
+
+def test_the_schema_accepts_the_shipped_pipelines(capsys):
+    import yaml
+    from jsonschema import Draft202012Validator
+
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    Draft202012Validator.check_schema(schema)
+    for file in PIPELINES.glob("*.yaml"):
+        Draft202012Validator(schema).validate(yaml.safe_load(file.read_text(encoding="utf-8").replace("1e-", "1.0e-")))

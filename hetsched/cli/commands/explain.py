@@ -1,0 +1,33 @@
+"""explain where and when a task runs: what it waits for, and what it would take on each device"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hetsched.cli.options import overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.output import write
+from hetsched.cli.parser import Parser
+
+
+def arguments(parser: Parser) -> None:
+    """The arguments of `hetsched explain`."""
+    parser.add_argument("file", metavar="FILE", help="a pipeline")
+    parser.add_argument(
+        "task", metavar="TASK", help="a task, a task inside a loop (train/steps/train/loss, or train/loss), or a group of tasks (split)"
+    )
+    pipeline_options(parser)
+    placement_options(parser)
+
+
+def execute(args: Any) -> int:
+    """Plan the file and explain the task; touches no device."""
+    given = overrides(args)
+    from hetsched.pipeline.build import load
+    from hetsched.placement.costs import RooflineCosts
+    from hetsched.report.explain import explain
+    from hetsched.run import plan
+
+    pipeline = load(args.file, given, trust=args.trust)
+    planned = plan(pipeline.graph, **placement_arguments(args, pipeline.objective))
+    write(explain(planned, args.task, RooflineCosts(planned.machine)))
+    return 0
