@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hetsched.errors import GraphError
+from hetsched.graph.graph import Builder, Value
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
+from hetsched.graph.ops import find
 from hetsched.graph.ops._rules import arrays, nbytes, per_input
+from hetsched.graph.sequence import Data, LazySequence, apply, batched, is_unknown, materialize, row_count, spec_of_rows, unknown
 from hetsched.graph.spec import AnySpec, Spec, UpTo
 from hetsched.graph.spec import Sequence as SequenceSpec
-
-if TYPE_CHECKING:
-    from hetsched.graph.graph import Builder, Value
-    from hetsched.graph.sequence import Data
 
 SEED = Attribute(int, 0, "of the random numbers", low=0)
 # Rows handled at once where a kernel needs wider numbers than its input's.
@@ -92,6 +91,7 @@ BATCH_ROWS = Op(
     doc="""The rows of batch number turn % cycle: x[s : s + count] with s = (turn % cycle) * batch, or x[order[s : s + count]].
 
     x [n, ...], turn int64 [], order int64 [n], a permutation of the row numbers (not checked).""",
+    calls=6,
 )
 
 
@@ -148,6 +148,7 @@ MOMENTS = Op(
     doc="""Mean and standard deviation (of the population) of every column: x [n, ...] -> mean, scale [1, ...], in x's dtype (float32 for integers).
 
     Computed in float64. The scale of a constant column is 1, so that dividing by it is harmless.""",
+    calls=20,
 )
 
 
@@ -179,8 +180,6 @@ EXTENT = Op(
 
 def _same_rows(inputs: Mapping[str, Any]) -> int | None:
     """The common number of rows of the inputs; None where one of them is unknown. An error where they differ."""
-    from hetsched.graph.sequence import is_unknown, row_count
-
     if any(is_unknown(x) for x in inputs.values()):
         return None
     counts = {name: row_count(x) for name, x in inputs.items()}
@@ -254,8 +253,6 @@ STRATIFIED = Op(
 
 
 def _expand_split(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Value]:
-    from hetsched.graph.sequence import materialize, unknown
-
     rows = _same_rows(inputs)
     names = [f"{name}_{part}" for name in inputs for part in ("train", "test")]
     if rows is None:
@@ -305,8 +302,6 @@ SPLIT = Composite(
 
 
 def _expand_shuffle(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Value]:
-    from hetsched.graph.sequence import materialize, unknown
-
     rows = _same_rows(inputs)
     if rows is None:
         return {name: unknown(builder, name) for name in inputs}
@@ -325,8 +320,6 @@ SHUFFLE = Composite(
 
 
 def _expand_batch(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
-    from hetsched.graph.sequence import LazySequence, batched, is_unknown
-
     if _same_rows(inputs) is None:
         return dict(inputs)
     if any(isinstance(x, LazySequence) for x in inputs.values()):
@@ -349,16 +342,11 @@ BATCH = Composite(
 
 
 def _apply(builder: Builder, op: str, inputs: Iterable[Data], name: str | None = None, **attributes: Any) -> Any:
-    from hetsched.graph.ops import find
-    from hetsched.graph.sequence import apply
-
     return apply(builder, find(op), list(inputs), attributes, name)
 
 
 def as_float(builder: Builder, x: Data, dtype: Any = np.float32) -> Data:
     """Rows of numbers or booleans as `dtype`."""
-    from hetsched.graph.sequence import spec_of_rows
-
     spec = spec_of_rows(x)
     if spec.dtype.kind not in "biuf":
         raise GraphError(f"numbers are wanted, got {spec!r}")
@@ -368,14 +356,10 @@ def as_float(builder: Builder, x: Data, dtype: Any = np.float32) -> Data:
 
 
 def _floating(builder: Builder, x: Data) -> Data:
-    from hetsched.graph.sequence import spec_of_rows
-
     return x if spec_of_rows(x).dtype.kind == "f" else as_float(builder, x)
 
 
 def _fitted(builder: Builder, op: Op, x: Data) -> tuple[Value, Value]:
-    from hetsched.graph.sequence import materialize
-
     pair: tuple[Value, Value] = builder.op(op, materialize(builder, x), name=op.name.rpartition(".")[2])
     return pair
 
@@ -388,16 +372,12 @@ def _rescaled(builder: Builder, x: Data, shift: Value, scale: Value, name: str) 
 
 def _check_columns(inputs: Mapping[str, Any], dtype: bool = True) -> None:
     """An error unless all inputs have rows of one shape."""
-    from hetsched.graph.sequence import spec_of_rows
-
     shapes = {name: spec_of_rows(x).shape[1:] for name, x in inputs.items()}
     if len(set(shapes.values())) > 1:
         raise GraphError("rows must have one shape: " + ", ".join(f"those of {name} are {list(s)}" for name, s in shapes.items()))
 
 
 def _expand_standardize(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
-    from hetsched.graph.sequence import is_unknown, unknown
-
     if any(is_unknown(x) for x in inputs.values()):
         return {name: unknown(builder, name) for name in (*inputs, "mean", "scale")}
     _check_columns(inputs)
@@ -422,8 +402,6 @@ STANDARDIZE = Composite(
 
 
 def _expand_rescale(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
-    from hetsched.graph.sequence import is_unknown, materialize, unknown
-
     if any(is_unknown(x) for x in inputs.values()):
         return {"x": unknown(builder, "x")}
     mean, scale = (materialize(builder, inputs[name]) for name in ("mean", "scale"))
@@ -442,8 +420,6 @@ RESCALE = Composite(
 
 
 def _expand_normalize(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
-    from hetsched.graph.sequence import is_unknown, unknown
-
     if any(is_unknown(x) for x in inputs.values()):
         return {name: unknown(builder, name) for name in inputs}
     by_range, by_numbers = a["range"] is not None, a["scale"] is not None or a["offset"] is not None
@@ -475,8 +451,6 @@ def _range(value: Any) -> tuple[float, float]:
 
 def _affine(builder: Builder, x: Data, scale: float, offset: float, name: str) -> Data:
     """x * scale + offset, without the steps that change nothing."""
-    from hetsched.graph.sequence import spec_of_rows
-
     if scale != 1.0:
         x = _apply(builder, "tensor.scale", [x], name if offset == 0.0 else f"{name}_scaled", factor=scale)
     if offset != 0.0:

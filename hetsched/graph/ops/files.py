@@ -6,16 +6,14 @@ The tasks that read (`data.npy`, `data.read_npz`, `data.read_csv`) wait on a dis
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hetsched.errors import GraphError, did_you_mean
 from hetsched.graph import formats, table
+from hetsched.graph.graph import Builder, Value
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
 from hetsched.graph.ops._rules import nbytes
 from hetsched.graph.spec import AnySpec, Spec
-
-if TYPE_CHECKING:
-    from hetsched.graph.graph import Builder, Value
 
 PATH = Attribute("path", doc="the file, relative to the pipeline's folder")
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hetsched.errors import FileError, GraphError, did_you_mean
 from hetsched.graph import formats
+from hetsched.graph.graph import Builder, Bundle, Value
+from hetsched.graph.model import ModelError, parse
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
 from hetsched.graph.ops._rules import arrays, nbytes
 from hetsched.graph.spec import AnySpec, Spec
-
-if TYPE_CHECKING:
-    from hetsched.graph.graph import Builder, Bundle, Value
 
 LAYOUT = "1"
 _PATH = Attribute("path", doc="the file, relative to the pipeline's folder")
@@ -79,9 +78,6 @@ READ = Op(
 
 
 def _expand_load(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Bundle]:
-    from hetsched.graph.graph import Bundle
-    from hetsched.graph.model import ModelError, parse
-
     path = a["path"]
     header = formats.safetensors_header(path)
     meta = meta_of(header.metadata, path)
@@ -152,8 +148,6 @@ WRITE = Op(
 
 
 def _expand_save(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Value]:
-    from hetsched.graph.graph import Bundle
-
     model = inputs["model"]
     if not isinstance(model, Bundle):
         raise GraphError(f"model must be a model, as nn.train or model.load give it, got {model!r}")

@@ -8,19 +8,18 @@ this one is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from hetsched.errors import GraphError, did_you_mean
+from hetsched.graph.gradient import pullback
+from hetsched.graph.graph import Builder, Bundle, Value
+from hetsched.graph.model import Model, check_rows, forward, initial, meta, model_of, parse
 from hetsched.graph.op import Attribute, Attributes, Composite, Scene
 from hetsched.graph.ops.data import as_float
 from hetsched.graph.ops.optimizer import Optimizer, optimizer
-
-if TYPE_CHECKING:
-    from hetsched.graph.graph import Builder, Bundle, Value
-    from hetsched.graph.model import Model
-    from hetsched.graph.sequence import Body, Data
+from hetsched.graph.sequence import Body, Data, LazySequence, is_unknown, loop_over_batches, row_count, spec_of_rows, unknown, whole
 
 T = TypeVar("T")
 
@@ -32,8 +31,6 @@ EVALUATE_BATCH = 256
 
 
 def _model_input(inputs: Mapping[str, Any]) -> Bundle:
-    from hetsched.graph.graph import Bundle
-
     model = inputs["model"]
     if not isinstance(model, Bundle):
         raise GraphError(f"model must be a model, as nn.train or model.load give it, got {model!r}")
@@ -42,8 +39,6 @@ def _model_input(inputs: Mapping[str, Any]) -> Bundle:
 
 def _described(a: Attributes, inputs: Mapping[str, Any], scene: Scene) -> Model:
     """The model to train: of the input `model`, or described under `models:`, or both where they agree."""
-    from hetsched.graph.model import model_of, parse
-
     found = None
     if a["model"] is not None:
         if isinstance(a["model"], str) and a["model"] not in scene.models:
@@ -60,16 +55,12 @@ def _described(a: Attributes, inputs: Mapping[str, Any], scene: Scene) -> Model:
 
 
 def _batch(a: Attributes, x: Data, default: int) -> int:
-    from hetsched.graph.sequence import LazySequence
-
     if a["batch"] is not None:
         return int(a["batch"])
     return x.batch if isinstance(x, LazySequence) else default
 
 
 def _rows(x: Data, y: Data) -> int:
-    from hetsched.graph.sequence import row_count
-
     n, m = row_count(x), row_count(y)
     if n != m:
         raise GraphError(f"x and y must have equally many rows: x has {n}, y has {m}")
@@ -78,8 +69,6 @@ def _rows(x: Data, y: Data) -> int:
 
 def _targets(builder: Builder, model: Model, loss: str, y: Data) -> Data:
     """`y` as the loss wants it: whole-number labels, or numbers of the model's dtype, as many a row as the model gives."""
-    from hetsched.graph.sequence import spec_of_rows
-
     spec = spec_of_rows(y)
     if loss == "mse":
         size, wanted = int(np.prod(spec.bounds[1:])), int(np.prod(model.output))
@@ -116,9 +105,6 @@ def _attempt(problems: list[str], rule: Callable[..., T], *arguments: Any) -> T 
 
 
 def _any_unknown(inputs: Mapping[str, Any]) -> bool:
-    from hetsched.graph.graph import Bundle
-    from hetsched.graph.sequence import is_unknown
-
     flat = [v for x in inputs.values() for v in (x.values() if isinstance(x, Bundle) else [x])]
     return any(is_unknown(v) for v in flat)
 
@@ -138,11 +124,6 @@ def read_optimizer(value: Any) -> tuple[Optimizer, dict[str, Any]]:
 
 
 def _expand_train(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
-    from hetsched.graph.gradient import pullback
-    from hetsched.graph.graph import Bundle
-    from hetsched.graph.model import check_rows, forward, initial, meta
-    from hetsched.graph.sequence import loop_over_batches, spec_of_rows, unknown, whole
-
     problems: list[str] = []
     model, chosen = _attempt(problems, _described, a, inputs, scene), _attempt(problems, read_optimizer, a["optimizer"])
     rows = _attempt(problems, _rows, inputs["x"], inputs["y"]) if not _any_unknown(inputs) else 0
@@ -230,10 +211,6 @@ def _metrics(value: Any) -> tuple[str, ...]:
 
 
 def _expand_evaluate(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
-    from hetsched.graph.graph import Bundle
-    from hetsched.graph.model import check_rows, forward, model_of
-    from hetsched.graph.sequence import loop_over_batches, spec_of_rows, unknown
-
     bundle = _model_input(inputs)
     model = model_of(bundle)
     problems: list[str] = []
@@ -273,8 +250,6 @@ def _expand_evaluate(builder: Builder, inputs: Mapping[str, Any], a: Attributes,
 
 def _mean(builder: Builder, sums: Value, count: int, name: str) -> Value:
     """The sum of a sequence of scalars over `count`, in float64: exact over batches of any sizes."""
-    from hetsched.graph.sequence import whole
-
     wide = builder.op("tensor.cast", whole(builder, sums, name=f"{name}_sums"), name=f"{name}_wide", dtype="float64")
     total = builder.op("tensor.sum", wide, name=f"{name}_total")
     mean: Value = builder.op("tensor.div", total, builder.constant(np.float64(count), "count"), name=name)
@@ -301,9 +276,6 @@ EVALUATE = Composite(
 
 
 def _expand_predict(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Any]:
-    from hetsched.graph.model import check_rows, forward, model_of
-    from hetsched.graph.sequence import loop_over_batches, row_count, spec_of_rows, unknown, whole
-
     bundle = _model_input(inputs)
     model = model_of(bundle)
     wanted = a["output"] or ("value" if bundle.meta.get("loss") == "mse" else "label")
