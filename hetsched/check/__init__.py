@@ -33,7 +33,7 @@ RULES: Mapping[str, str] = {
     "written-once": "a replica is produced once a turn",
     "early-start": "a span starts when all it reads has arrived",
     "copy": "a copy brings one value from one memory node to another over the link between them",
-    "order": "order-only edges of the graph and reuse edges of the plan are kept in time",
+    "order": "order-only edges of the graph, reuse edges of the plan and the stop value of a loop are kept in time",
     "resource": "shared resources are never taken above their capacity",
     "arena": "every replica has its place inside the arena of its memory node, and arenas fit their memory nodes",
     "alias": "a view lies inside what it views; an output written in place is one that the op declares",

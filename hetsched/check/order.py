@@ -36,13 +36,20 @@ def data(sheet: Sheet) -> None:
 
 
 def edges(sheet: Sheet) -> None:
-    """Order-only edges of the graph and reuse edges of the plan."""
+    """Order-only edges of the graph, reuse edges of the plan, the stop value of a loop."""
     pairs: list[tuple[int | None, int | None, str]] = []
     for turn in range(sheet.turns):
         for first, second in sheet.plan.graph.after:
             since = turn - turn % sheet.every.get(first, 1)
             pairs.append((sheet.launch.get((first, since)), sheet.launch.get((second, turn)), "an order-only edge of the graph"))
         pairs += [(sheet.at.get((edge.before, turn)), sheet.at.get((edge.later, turn + edge.turns)), "a reuse edge") for edge in sheet.plan.after]
+    stop = sheet.plan.loop.stop if sheet.plan.loop is not None else None
+    if stop is not None:
+        # The stop value decides whether there is a next turn: nothing of it starts before.
+        for turn in range(1, sheet.turns):
+            source, _ = sheet.source(sheet.plan.graph.outputs[stop], turn - 1, HOST)
+            if source >= 0:
+                pairs += [(source, event, "the loop's stop value") for (_, t), event in sheet.at.items() if t == turn and sheet.spans[event].lanes]
     for a, b, why in pairs:
         if a is None or b is None:
             continue

@@ -475,7 +475,8 @@ def _carry(body: _Growth, name: str, most: float) -> str:
     """The body output that follows the carried input `name`: of its spec, and no larger than its bound."""
     state = next(v for v in body.pool if v.name == name)
     like = [v for v in body.pool if v.spec == state.spec and v != state]
-    found = [v for v in like if body.most[v.id] <= max(most, 1.0)]
+    # Something must give the state a new value: states that only change places are no loop to plan.
+    found = [v for v in like if body.most[v.id] <= max(most, 1.0) and not v.name.startswith("state")]
     if found and body.rng.random() < 0.5:
         value = body.rng.choice(found)
     else:
