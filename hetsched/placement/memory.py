@@ -61,6 +61,11 @@ class Block:
         """When the bytes are free: `finish`, or never."""
         return inf if self.kept else self.finish
 
+    @property
+    def closing(self) -> list[int]:
+        """The users that must be done before the bytes are written again. The writer comes before every reader, so it counts only alone."""
+        return self.users[1:] or self.users
+
     def precedes(self, other: Block) -> bool:
         """True if this block is done with before `other` is written, in time and in the order of the plan."""
         return not self.kept and self.finish <= other.start and self.last < other.first
@@ -170,7 +175,7 @@ def _blocks(plan: Timeline) -> _Layout:
                 heir = _donor(plan, layout, i, op.inplace, position, nbytes[value], last_reader, taken)
             if heir is not None:
                 taken.add(id(heir))
-                layout.edges.update((user, i) for user in heir.users if user != i)
+                layout.edges.update((user, i) for user in heir.closing if user != i)
                 heir.users, heir.members = [i], [replica]
                 layout.block_of[replica] = heir
             else:
@@ -392,7 +397,7 @@ def _reuse(blocks: Sequence[Block]) -> set[tuple[int, int]]:
         for old in {id(b): b for _, _, b in covered}.values():
             if not old.precedes(block):
                 raise InternalError(f"memory: two blocks of {block.node} share bytes {low} to {high} at the same time")
-            edges.update((user, block.first) for user in old.users)
+            edges.update((user, block.first) for user in old.closing)
     return edges
 
 

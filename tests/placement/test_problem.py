@@ -91,7 +91,7 @@ def test_preferences_are_taken_in_order_and_passing_one_over_is_noted():
 def test_exclusion_and_its_failure():
     p = problem(chain(mix, t0=Where(exclude=("cpu",))))
     assert {d for d, _, _ in possible(p, 0)} == {"cuda:0"}
-    with pytest.raises(PlacementError, match="task 't0' .*no device satisfies `not: cpu`; it can run on cpu"):
+    with pytest.raises(PlacementError, match=r"task 't0' .*no device satisfies `not: cpu`; it can run on cpu"):
         problem(chain(hold, t0=Where(exclude=("cpu",))))
 
 
