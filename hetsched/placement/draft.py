@@ -238,14 +238,21 @@ class GraphDraft(Draft):
             raise self._refuse(task, "the draft is finished")
         if not (0 <= choice < len(self.problem.choices) and self._seconds[task][choice] != inf and self.fits_group(task, choice)):
             raise self._refuse(task, f"choice {choice} is not possible; possible: {self._possible[task]}")
-        waits = [self._producer[v] for v in self._reads[task] if self._producer[v] >= 0] + self._after.get(task, [])
-        first = next((p for p in waits if self.choice_of[p] < 0), -1)
-        if first >= 0:
-            raise self._refuse(task, f"it needs {self.problem.name(first)!r}, which is not booked yet")
+        self._check_waits(task)
+
+    def _check_waits(self, task: int) -> None:
+        choice_of = self.choice_of
+        for value in self._reads[task]:
+            if self._producer[value] >= 0 and choice_of[self._producer[value]] < 0:
+                raise self._refuse(task, f"it needs {self.problem.name(self._producer[value])!r}, which is not booked yet")
+        for before in self._after.get(task, ()):
+            if choice_of[before] < 0:
+                raise self._refuse(task, f"it needs {self.problem.name(before)!r}, which is not booked yet")
 
     # Searching ------------------------------------------------------------------------------------------------------------------
 
     def _options(self, task: int) -> Iterator[tuple[int, float, float]]:
+        self._check_waits(task)
         ready: dict[int, float] = {}
         for choice in self._possible[task]:
             if task in self.problem.groups and not self.fits_group(task, choice):
