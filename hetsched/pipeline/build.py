@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from hetsched.errors import FileError, GraphError, HetschedError, InternalError, did_you_mean
+from hetsched.errors import FileError, GraphError, HetschedError, InternalError
 from hetsched.graph.formats import reading
 from hetsched.graph.graph import UNKNOWN, Builder, Bundle, Graph, Loop, Value, Where
 from hetsched.graph.model import ModelError, parse
@@ -22,7 +22,7 @@ from hetsched.graph.spec import AnySpec
 from hetsched.graph.spec import Sequence as SequenceSpec
 from hetsched.pipeline import document, paths
 from hetsched.pipeline.document import Document, Edge, OutputEntry, TaskEntry
-from hetsched.pipeline.mistakes import Findings, Mistake, error_for
+from hetsched.pipeline.mistakes import Findings, Mistake, TooManyMistakesError, error_for, hint
 from hetsched.pipeline.publish import form_problem, write
 from hetsched.pipeline.reader import BROKEN, MAX_BYTES, Item, Node, read
 from hetsched.pipeline.trust import is_trusted
@@ -119,13 +119,21 @@ def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.Pat
 def _read(path: str, overrides: Mapping[str, Any], trust: bool) -> tuple[Pipeline | None, Findings]:
     findings = Findings(path)
     data = _bytes_of(path)
+    try:
+        return _built(path, data, overrides, trust, findings), findings
+    except TooManyMistakesError:
+        return None, findings
+
+
+def _built(path: str, data: bytes, overrides: Mapping[str, Any], trust: bool, findings: Findings) -> Pipeline | None:
+    """The pipeline in a file's bytes, or None: then `findings` say why."""
     digest = hashlib.sha256(data).hexdigest()
     root = read(data, findings)
     if root is None:
-        return None, findings
+        return None
     checked = document.check(root, overrides, registry(), findings)
     if checked is None:
-        return None, findings
+        return None
     folder = os.path.dirname(os.path.abspath(path))
     consent = trust or is_trusted(path, digest)
     _kernels(checked.kernels, consent, findings)
@@ -137,18 +145,18 @@ def _read(path: str, overrides: Mapping[str, Any], trust: bool) -> tuple[Pipelin
     outputs = {name: output for name, entry in checked.outputs.items() if (output := build.output(entry, os.path.abspath(path))) is not None}
     build.join_same_as()
     if findings.found:
-        return None, findings
+        return None
     try:
         graph = builder.freeze()
     except GraphError as error:
         for problem in error.problems:
             findings.add(checked.place, problem, "graph")
-        return None, findings
+        return None
     tasks = {name: entry.op.name for name, entry in checked.tasks.items() if entry.op is not None}
     return Pipeline(
         builder.name, path, folder, graph, MappingProxyType(outputs), MappingProxyType(tasks), MappingProxyType(checked.params.values),
         checked.objective, MappingProxyType(dict(checked.constraints)), digest,
-    ), findings  # fmt: skip
+    )  # fmt: skip
 
 
 def _bytes_of(path: str) -> bytes:
@@ -163,7 +171,7 @@ def _bytes_of(path: str) -> bytes:
                 others = [os.path.join(folder, n) for n in os.listdir(folder or ".") if n.endswith((".yaml", ".yml"))]
             except OSError:
                 others = []
-            raise FileError(f"{path}: there is no such pipeline file{did_you_mean(path, others)}") from error
+            raise FileError(f"{path}: there is no such pipeline file{hint(path, others)}") from error
         raise
 
 
@@ -215,7 +223,7 @@ class _Build:
             return True
         models = self.document.models
         if name not in models:
-            known = did_you_mean(name, models) or "; add it to a section `models:`"
+            known = hint(name, models) or "; add it to a section `models:`"
             self.findings.add(entry.option_items["model"].value, f"unknown model {name!r}{known}", "model")
         return name in models and name not in self.broken_models
 
@@ -253,6 +261,8 @@ class _Build:
         except HetschedError:
             raise
         except Exception as error:
+            if self._blame_bundles(entry, inputs) or self._blame_free_options(entry, error):
+                return
             what = f"task {entry.name!r} ({entry.op.name}): {type(error).__name__}: {error}"
             raise InternalError(f"{what}; this is a bug in the op: please report it") from error
         problems = builder.problems[known:] + problems
@@ -284,10 +294,31 @@ class _Build:
             if isinstance(entry.op, Op):
                 for found, value in zip(edges, values, strict=True):
                     if isinstance(value, Bundle):
-                        parts = ", ".join(value)
-                        self.findings.add(found.node, f"input {name!r} of op {entry.op.name} takes an array, not a {value.kind} of {parts}", "shape")
+                        self._no_bundle(entry, name, found, value)
                         fine = False
         return out if fine else None
+
+    def _no_bundle(self, entry: TaskEntry, name: str, found: Edge, value: Bundle) -> None:
+        assert entry.op is not None
+        message = f"input {name!r} of op {entry.op.name} takes an array, not a {value.kind} of {', '.join(list(value)[:5])}"
+        self.findings.add(found.node, message, "shape")
+
+    def _blame_bundles(self, entry: TaskEntry, inputs: Mapping[str, Any]) -> bool:
+        """True, and noted, where a composite stumbled over a bundle (a model, say) at an input that is not called like it."""
+        wrong = [(name, value) for name, value in inputs.items() if isinstance(value, Bundle) and value.kind != name]
+        for name, value in wrong:
+            self._no_bundle(entry, name, entry.inputs[name][0], value)
+        return bool(wrong)
+
+    def _blame_free_options(self, entry: TaskEntry, error: Exception) -> bool:
+        """True, and noted, where an op stumbled over the type of an option that its attributes leave free (kind "any")."""
+        assert entry.op is not None
+        free = [name for name in entry.option_items if entry.op.attributes[name].kind == "any"]
+        if not free or not isinstance(error, (TypeError, ValueError, LookupError, AttributeError)):
+            return False
+        message = f"op {entry.op.name} cannot take option {free[0]!r} as it is ({error}); `hetsched ops {entry.op.name}` describes what it wants"
+        self.findings.add(entry.option_items[free[0]].value, message, "option")
+        return True
 
     def _value(self, found: Edge) -> Any:
         """The value of an edge; None where its task was not built, or gives no such output (noted)."""
@@ -302,7 +333,7 @@ class _Build:
         if found.output is None:
             self.findings.add(found.node, f"task {found.task!r} has {len(results)} outputs; name one: {choices}", "output")
         else:
-            self.findings.add(found.node, f"task {found.task!r} has no output {found.output!r}{did_you_mean(found.output, results)}", "output")
+            self.findings.add(found.node, f"task {found.task!r} has no output {found.output!r}{hint(found.output, results)}", "output")
         return None
 
     def _expand(self, entry: TaskEntry, inputs: Mapping[str, Any], after: list[int]) -> Mapping[str, Any]:

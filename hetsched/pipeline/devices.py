@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from hetsched.errors import did_you_mean
 from hetsched.graph.graph import Where
-from hetsched.pipeline.mistakes import Findings
+from hetsched.pipeline.mistakes import Findings, hint
 from hetsched.pipeline.reader import BROKEN, Node
 from hetsched.pipeline.values import known_keys
 
@@ -33,7 +32,7 @@ def pattern_problem(pattern: str) -> str | None:
     match = _PATTERN.match(pattern)
     kind = pattern.partition(":")[0]
     if kind not in KINDS and kind not in kinds():
-        return f"unknown device {pattern!r}{did_you_mean(kind, kinds())}"
+        return f"unknown device {pattern!r}{hint(kind, kinds())}"
     if match is None or (match[2] is not None and kind in ("any", "gpu")):
         return f"device {pattern!r} is not understood; write a kind ({kind}), or one device of a kind (cuda:0)"
     if match[2] is not None and kind in ("cpu", "cuda", "opencl") and not match[2].isdecimal():

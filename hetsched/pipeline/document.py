@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hetsched.errors import did_you_mean
 from hetsched.graph.graph import Where
 from hetsched.graph.op import REQUIRED, Composite, Op
 from hetsched.pipeline import devices, values
-from hetsched.pipeline.mistakes import Findings, nearest
+from hetsched.pipeline.mistakes import Findings, hint, nearest
 from hetsched.pipeline.reader import BROKEN, Item, Node
 from hetsched.pipeline.values import Parameters
 
@@ -186,8 +185,8 @@ def _inputs(entry: TaskEntry, node: Node | None, findings: Findings) -> None:
     items: dict[str, Item] = node.value if node is not None else {}
     for name, (key, value) in items.items():
         if known is not None and op is not None and name not in known:
-            hint = did_you_mean(name, known) or "; remove it: the op takes none"
-            findings.add(key, f"op {op.name} has no input {name!r}{hint}", "input")
+            tail = hint(name, known) or "; remove it: the op takes none"
+            findings.add(key, f"op {op.name} has no input {name!r}{tail}", "input")
             continue
         nodes = [value]
         if isinstance(value.value, list):
@@ -220,8 +219,8 @@ def _options(entry: TaskEntry, node: Node | None, findings: Findings) -> None:
     known = {name: a for name, a in op.attributes.items() if name not in hidden}
     for name, (key, value) in items.items():
         if name not in known:
-            hint = did_you_mean(name, known) or "; remove it: the op takes none"
-            findings.add(key, f"op {op.name} has no option {name!r}{hint}", "option")
+            tail = hint(name, known) or "; remove it: the op takes none"
+            findings.add(key, f"op {op.name} has no option {name!r}{tail}", "option")
             continue
         data = values.plain(value, findings)
         if data is BROKEN:
@@ -260,16 +259,11 @@ def output_names(op: Op | Composite) -> tuple[str, ...] | None:
     return None if any(name.endswith("*") for name in op.outputs) else tuple(name.rstrip("?") for name in op.outputs)
 
 
-def _some(entries: Mapping[str, TaskEntry]) -> str:
-    """The first few tasks, for a message."""
-    return "known: " + ", ".join(list(entries)[:8]) + (", ..." if len(entries) > 8 else "")
-
-
 def resolve(found: Edge, entries: Mapping[str, TaskEntry], findings: Findings) -> bool:
     """True if an edge names a task and, where its outputs are known, one of them; else notes why not."""
     source = entries.get(found.task)
     if source is None:
-        findings.add(found.node, f"unknown task {found.task!r}{nearest(found.task, entries, _some(entries))}", "task")
+        findings.add(found.node, f"unknown task {found.task!r}{hint(found.task, entries)}", "task")
         return False
     if source.op is None:
         return False
@@ -285,8 +279,8 @@ def resolve(found: Edge, entries: Mapping[str, TaskEntry], findings: Findings) -
         findings.add(found.node, f"task {found.task!r} has {len(names)} outputs; name one: {choices}", "output")
         return False
     if found.output is not None and found.output not in names:
-        hint = did_you_mean(found.output, names)
-        findings.add(found.node, f"task {found.task!r} ({source.op.name}) has no output {found.output!r}{hint}", "output")
+        tail = hint(found.output, names)
+        findings.add(found.node, f"task {found.task!r} ({source.op.name}) has no output {found.output!r}{tail}", "output")
         return False
     return True
 
@@ -303,25 +297,32 @@ def _edges(entries: Mapping[str, TaskEntry], findings: Findings) -> None:
             named.append((*entry.same_as, "same_as"))
         for name, node, key in named:
             if name not in entries:
-                hint = nearest(name, entries, _some(entries))
-                findings.add(node, f"{key}: unknown task {name!r}{hint}", "task")
+                tail = hint(name, entries)
+                findings.add(node, f"{key}: unknown task {name!r}{tail}", "task")
                 entry.broken = True
     _same_as(entries, findings)
 
 
 def _same_as(entries: Mapping[str, TaskEntry], findings: Findings) -> None:
-    """A chain of `same_as` must end at a task that says where it runs itself."""
-    for entry in entries.values():
-        seen, at = [entry.name], entry
-        while at.same_as is not None and at.same_as[0] in entries:
-            at = entries[at.same_as[0]]
-            if at.name in seen:
-                if at is entry and entry.same_as is not None:
-                    path = " -> ".join([*seen, at.name])
-                    findings.add(entry.same_as[1], f"same_as goes in a circle: {path}; give one of them a device", "device")
-                    entry.broken = True
+    """Note every circle of `same_as`: one of its tasks must say where it runs."""
+    done: set[str] = set()
+    for name in entries:
+        path: dict[str, None] = {}
+        while name not in done and name not in path:
+            path[name] = None
+            same_as = entries[name].same_as
+            if same_as is None or same_as[0] not in entries:
                 break
-            seen.append(at.name)
+            name = same_as[0]
+        else:
+            if name in path:
+                circle = list(path)[list(path).index(name) :]
+                target = entries[circle[0]].same_as
+                assert target is not None
+                findings.add(target[1], f"same_as goes in a circle: {' -> '.join([*circle, circle[0]])}; give one of them a device", "device")
+                for one in circle:
+                    entries[one].broken = True
+        done |= path.keys()
 
 
 def _outputs(items: Mapping[str, Item], root: Node, entries: Mapping[str, TaskEntry], findings: Findings) -> dict[str, OutputEntry]:
@@ -377,7 +378,10 @@ def _ordered(entries: Mapping[str, TaskEntry], findings: Findings) -> dict[str, 
     rest = set(range(len(names))) - set(order)
     if rest:
         for cycle in _cycles(sorted(rest), before, after):
-            path = " -> ".join(names[i] for i in [*cycle, cycle[0]])
+            shown = [names[i] for i in [*cycle, cycle[0]]]
+            if len(shown) > 24:
+                shown[12:-8] = [f"({len(shown) - 20} more)"]
+            path = " -> ".join(shown)
             why = "a task cannot wait for itself; name another task" if len(cycle) == 1 else "remove one of these edges (`in` or `after`)"
             findings.add(entries[names[cycle[0]]].key, f"cycle: {path}; {why}", "cycle")
         for i in rest:

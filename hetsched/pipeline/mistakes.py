@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from typing import Protocol
 
 from hetsched.errors import FileError, NotTrustedError, PipelineError
@@ -13,7 +14,12 @@ from hetsched.errors import FileError, NotTrustedError, PipelineError
 # Rules whose mistakes a user may consent to (exit 8); every other mistake must be mended (exit 3).
 CONSENT = frozenset({"path", "trust"})
 SHOWN = 100
+# One more mistake than this ends the search: a file of 1 MiB could hold a hundred thousand.
+MOST = 500
+# Words that a hint compares with, and that it lists.
+COMPARED, LISTED = 500, 20
 WIDEST = 160
+LONGEST = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,10 @@ class Place(Protocol):
     def column(self) -> int: ...
 
 
+class TooManyMistakesError(Exception):
+    """A file has more mistakes than are worth telling; what was found is in its `Findings`."""
+
+
 @dataclass
 class Findings:
     """The mistakes found in one file so far. `lines` is the file's text by lines."""
@@ -125,20 +135,37 @@ class Findings:
         self.at(place.line, place.column, message, rule)
 
     def at(self, line: int, column: int, message: str, rule: str) -> None:
-        """Note a mistake at `line` and `column`, both from 1. The same message at the same place is noted once."""
+        """Note a mistake at `line` and `column`, both from 1; the same one at the same place once. Past MOST `TooManyMistakesError`."""
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST * 2 // 3]} ... {message[-LONGEST // 3 :]}"
         source = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
         mistake = Mistake(self.path, line, column, message, rule, source)
-        if mistake not in self.found[-50:]:
-            self.found.append(mistake)
+        if mistake in self.found[-50:]:
+            return
+        self.found.append(mistake)
+        if len(self.found) > MOST:
+            raise TooManyMistakesError
 
     def sorted(self) -> list[Mistake]:
         """Every mistake in the order of the file."""
         return sorted(self.found, key=lambda m: (m.line, m.column))
 
 
-def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The tail of an error about a word out of a long list: the nearest known ones, else `otherwise`."""
-    near = get_close_matches(word, list(known), 3, 0.6)
-    if not near:
-        return f"; {otherwise}" if otherwise else ""
-    return f"; did you mean {' or '.join(repr(n) for n in near)}?" + (f" ({otherwise})" if otherwise else "")
+def hint(word: str, known: Iterable[str]) -> str:
+    """The tail of an error about an unknown word: the nearest known one, and those there are.
+
+    >>> hint("relo", ["relu", "tanh"])
+    "; did you mean 'relu'? known: relu, tanh"
+    """
+    words = list(islice(known, COMPARED))
+    if not words:
+        return ""
+    near = get_close_matches(word[:100], words, 1, 0.6)
+    more = ", ..." if len(words) > LISTED else ""
+    return (f"; did you mean {near[0]!r}? known: " if near else "; known: ") + ", ".join(sorted(words)[:LISTED]) + more
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The tail of an error about a word out of a list too long to show: the nearest known ones; `otherwise` says where to look."""
+    near = get_close_matches(word[:100], list(islice(known, COMPARED)), 3, 0.6)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}? ({otherwise})" if near else f"; {otherwise}"

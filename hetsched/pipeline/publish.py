@@ -19,9 +19,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.errors import FileError, HetschedError, did_you_mean
+from hetsched.errors import FileError, HetschedError
 from hetsched.graph.formats import publishing, write_safetensors
 from hetsched.graph.spec import AnySpec, Spec
+from hetsched.pipeline.mistakes import hint
 
 FORMS = (".safetensors", ".json", ".csv", ".npz", ".npy")
 MAX_JSON_ELEMENTS = 100_000
@@ -35,7 +36,7 @@ Arrays = Mapping[str, NDArray[Any]]
 def form_problem(form: str, specs: Mapping[str, AnySpec], is_bundle: bool, kind: str) -> str | None:
     """Why a value of `specs` (by part; one part where it is no bundle) cannot be saved in `form`, or None. `kind` names the value."""
     if form not in FORMS:
-        return f"files of extension {form or '(none)'!r} are not written{did_you_mean(form, FORMS)}"
+        return f"files of extension {form or '(none)'!r} are not written{hint(form, FORMS)}"
     opaque = [f"{name} ({spec!r})" for name, spec in specs.items() if not isinstance(spec, Spec)]
     if opaque:
         return f"{', '.join(opaque)} is no array and cannot be saved; choose another output"
@@ -135,7 +136,7 @@ def write(path: str, value: Any, *, name: str = "value", metadata: Mapping[str, 
     form = os.path.splitext(path)[1]
     arrays = {k: np.asarray(v) for k, v in value.items()} if isinstance(value, Mapping) else {name: np.asarray(value)}
     if form not in FORMS:
-        raise FileError(f"{path}: files of extension {form!r} are not written{did_you_mean(form, FORMS)}")
+        raise FileError(f"{path}: files of extension {form!r} are not written{hint(form, FORMS)}")
     with _naming(path):
         if form == ".safetensors":
             write_safetensors(path, arrays, metadata or {})

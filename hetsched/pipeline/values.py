@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hetsched.errors import CommandLineError, did_you_mean
-from hetsched.pipeline.mistakes import Findings
+from hetsched.errors import CommandLineError
+from hetsched.pipeline.mistakes import Findings, hint
 from hetsched.pipeline.reader import BROKEN, Item, Node, NumberError, scalar
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
@@ -75,7 +75,7 @@ def parameters(section: Node | None, overrides: Mapping[str, Any], findings: Fin
         if name in broken:
             continue
         if name not in found.values:
-            known = did_you_mean(name, found.values) or "; the file has no params"
+            known = hint(name, found.values) or "; the file has no params"
             raise CommandLineError(f"-s {name}={text}: the pipeline has no parameter {name!r}{known}")
         found.values[name] = override(name, text, found.values[name])
     found.overridden = frozenset(overrides)
@@ -106,8 +106,8 @@ def substitute(node: Node, known: Parameters, findings: Findings) -> None:
         else:
             node.value = BROKEN
             if match[1] not in known.broken:
-                hint = did_you_mean(match[1], known.values) or "; add a section `params:`"
-                findings.add(node, f"unknown parameter ${match[1]}{hint}", "parameter")
+                tail = hint(match[1], known.values) or "; add a section `params:`"
+                findings.add(node, f"unknown parameter ${match[1]}{tail}", "parameter")
 
 
 def plain(node: Node, findings: Findings) -> Any:
@@ -151,7 +151,7 @@ def known_keys(items: Mapping[str, Item], known: Iterable[str], what: str, findi
     words = tuple(known)
     for name, (key, _) in items.items():
         if name not in words:
-            findings.add(key, f"{what} has no key {name!r}{did_you_mean(name, words)}", "unknown-key")
+            findings.add(key, f"{what} has no key {name!r}{hint(name, words)}", "unknown-key")
 
 
 def check_name(name: str, key: Node, what: str, findings: Findings) -> bool:
@@ -196,5 +196,5 @@ def _goal(node: Node, findings: Findings) -> str:
     if node.value is BROKEN or node.value in OBJECTIVES:
         return node.value if node.value is not BROKEN else "time"
     shown = node.value if isinstance(node.value, str) else ""
-    findings.add(node, f"unknown objective {node.kind}{did_you_mean(shown, OBJECTIVES)}", "objective")
+    findings.add(node, f"unknown objective {node.kind}{hint(shown, OBJECTIVES)}", "objective")
     return "time"

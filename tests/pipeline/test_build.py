@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hetsched.errors import CommandLineError, FileError, PipelineError
+from hetsched.errors import CommandLineError, FileError, InternalError, PipelineError
 from hetsched.graph.graph import Graph, Where
 from hetsched.pipeline.build import Pipeline, check, load
 from hetsched.pipeline.mistakes import InvalidPipelineError, render
@@ -195,6 +195,34 @@ def test_a_mistake_found_while_a_task_expands_is_told_at_what_it_names(old: str,
     path.write_text(TRAIN.replace(old, new))
     mistakes = check(path)
     assert [(m.line, m.column) for m in mistakes] == [place], render(mistakes)
+
+
+def test_a_model_where_an_array_is_wanted(folder: Path) -> None:
+    path = folder / "p.yaml"
+    for task, place in (
+        ("{op: nn.relu, in: {x: t.model}}", (11, 26)),
+        ("{op: data.rescale, in: {x: load.x, mean: t.model, scale: load.x}}", (11, 45)),
+    ):
+        path.write_text(TRAIN.replace("outputs:", f"  # x\n  b: {task}\noutputs:"))
+        mistakes = check(path)
+        assert [(m.line, m.column) for m in mistakes] == [place], render(mistakes)
+        assert "takes an array, not a model of dense1.weight" in mistakes[0].message
+
+
+def test_an_option_of_a_type_that_an_op_stumbles_over_is_the_users_mistake(folder: Path) -> None:
+    path = folder / "p.yaml"
+    path.write_text(f"{HEAD}tasks:\n{LOAD}  w: {{op: model.write, in: {{tensors: [load.x]}}, with: {{path: m.safetensors, tensors: 5}}}}\n")
+    (mistake,) = check(path)
+    assert (mistake.line, mistake.column, mistake.rule) == (4, 86, "option")
+
+
+def test_a_bug_of_an_op_is_no_mistake_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("hetsched.pipeline.build.apply", broken)
+    with pytest.raises(InternalError, match=r"task 'a' \(nn\.relu\): ZeroDivisionError: oops"):
+        pipeline(folder, "  a: {op: nn.relu, in: {x: load.x}}\n")
 
 
 def test_shapes_too_large_to_count_are_a_mistake(folder: Path) -> None:

@@ -286,3 +286,37 @@ def test_two_cycles_are_both_named_with_their_paths(folder: Path) -> None:
     relu = "  {}: {{op: nn.relu, in: {{x: {}}}}}\n"
     path.write_text(tasks("".join(relu.format(a, b) for a, b in ["ab", "bc", "ca", "de", "ed", "fa"]), outputs="outputs: {r: {from: load.x}}\n"))
     assert [(m.line, m.message.partition(";")[0]) for m in check(path)] == [(4, "cycle: a -> c -> b -> a"), (7, "cycle: d -> e -> d")]
+
+
+def test_a_long_cycle_is_told_by_its_ends(folder: Path) -> None:
+    path = folder / "p.yaml"
+    path.write_text(
+        tasks("".join(f"  t{i}: {{op: nn.relu, in: {{x: t{(i + 1) % 5000}}}}}\n" for i in range(5000)), outputs="outputs: {r: {from: load.x}}\n")
+    )
+    (mistake,) = check(path)
+    assert (mistake.line, mistake.rule) == (4, "cycle")
+    assert mistake.message.startswith("cycle: t0 -> t4999 -> t4998")
+    assert "-> (4981 more) ->" in mistake.message
+
+
+def test_a_hopeless_file_is_given_up_after_500_mistakes(folder: Path) -> None:
+    path = folder / "p.yaml"
+    path.write_text("".join(f"k{i}: 1\n" for i in range(2000)))
+    assert len(check(path)) == 501
+    assert str(error_of(path)).endswith("... and 401 more\n501 mistakes")
+
+
+def test_a_huge_word_does_not_fill_the_screen(folder: Path) -> None:
+    path = folder / "p.yaml"
+    path.write_text(f"hetsched: 1\ntasks: {{a: {{op: {'x' * 500_000}}}}}\n")
+    assert len(render(check(path))) < 3000
+
+
+def test_circles_of_same_as_are_told_once_each(folder: Path) -> None:
+    path = folder / "p.yaml"
+    normal = "  {}: {{op: random.normal, with: {{shape: 2}}, device: {{same_as: {}}}}}\n"
+    path.write_text(tasks("".join(normal.format(a, b) for a, b in ["ab", "bc", "cb", "dd"]), outputs="outputs: {r: {from: load.x}}\n"))
+    assert [(m.line, m.message.partition(";")[0]) for m in check(path)] == [
+        (5, "same_as goes in a circle: b -> c -> b"),
+        (7, "same_as goes in a circle: d -> d"),
+    ]
