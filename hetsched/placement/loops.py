@@ -356,8 +356,6 @@ def _device_drafts(body: Body, problem: Problem, model: _Model, machine: Machine
     drafts = []
     if not problem.loops:
         draft = _draft(model, search, None)
-        if _lane_numbers(draft) is None:
-            draft = _laned(draft, seed)
         if not _overtakes(draft, machine, problem):
             drafts.append(draft)
     for assignment in dict.fromkeys((tuple(ops.assignment), tuple(_hosted(core, problem.host)))):
@@ -386,13 +384,14 @@ def _draft(model: _Model, search: Search, serial: Ops | None) -> _Draft:
         period, start = one_by_one(ops)
     low = min(start)
     n = len(model.problem.durations)
-    return _Draft(
+    draft = _Draft(
         model,
         period,
         tuple((ops.assignment[t], start[t] - low, ops.seconds[t], 1) for t in range(n)),
         tuple((w, link, start[n + i] - low, ops.seconds[n + i]) for i, (w, link) in enumerate(ops.copies)) if not model.threads else (),
         search.bound,
     )
+    return draft if _lane_numbers(draft) is not None else _laned(draft)
 
 
 def _overtakes(draft: _Draft, machine: Machine, problem: Problem) -> bool:
@@ -508,7 +507,7 @@ def _shared_places(draft: _Draft) -> dict[int, list[int]]:
     return groups
 
 
-def _laned(draft: _Draft, seed: int) -> _Draft:
+def _laned(draft: _Draft) -> _Draft:
     """The same devices with every lane a place of its own, tasks dealt out by load, scheduled anew (no shorter than `draft`)."""
     model, problem = draft.model, draft.model.problem
     columns, places = [], []
@@ -533,7 +532,7 @@ def _laned(draft: _Draft, seed: int) -> _Draft:
             lane = load.index(min(load))
             load[lane] += draft.tasks[t][2]
             assignment[t] += lane
-    search = Search(Core(split.problem), seed, None, None)
+    search = Search(Core(split.problem), 0, None, None)
     search.order(Ops(search.core, assignment), draft.period)
     return _draft(split, search, None)
 

@@ -110,7 +110,7 @@ class Search:
                 if self.best.ops is not None and self.over:
                     return
                 self.spent += 1
-                start = modulo_starts(ops, period, priority, abut, 6 * ops.count)
+                start = modulo_starts(ops, period, priority, abut, 40 + 6 * ops.count)
                 if start is not None:
                     found, start, cycle, _ = tighten(ops, start, period, least)
                     self.best.offer(found, ops, start, cycle)

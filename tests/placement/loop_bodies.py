@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 
+from hetsched.errors import GraphError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op, Work
 from hetsched.graph.spec import Opaque, Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement.costs.estimate import Estimate
-from hetsched.timeline import Copy, Launch
+from hetsched.placement.loops_body import Body
+from hetsched.timeline import Copy, Launch, Replica
 
 
 def same(specs, attributes):
@@ -79,6 +82,16 @@ class Costs:
 
 def random_loop(rng: random.Random, tasks: int, turns: int = 9, *, stop: bool = False, every: bool = True) -> Loop:
     """A body with invariants, sequences, carried state updated in place or not, views, waits, opaque values, scratch, tasks every k turns."""
+    while True:
+        loop = _any_loop(rng, tasks, turns, stop, every)
+        try:
+            Body(loop)
+        except GraphError:  # a state that only views itself
+            continue
+        return loop
+
+
+def _any_loop(rng: random.Random, tasks: int, turns: int, stop: bool, every: bool) -> Loop:
     b = Graph.build()
     spec = Spec((4, 4))
     sequences = [b.input(f"s{i}", spec) for i in range(rng.randint(1, 2))]
@@ -177,7 +190,7 @@ class Run:
                     rows[lane] += [(s.start + t * plan.period, s.finish + t * plan.period, (i, t)) for t in range(turns)]
         for row in rows.values():
             row.sort()
-            for a, b in zip(row, row[1:], strict=False):
+            for a, b in pairwise(row):
                 self.waits[b[2]].add(a[2])
         if loop.stop is not None:
             at = self.copy_of.get((self.graph.outputs[loop.stop], HOST))
@@ -227,8 +240,6 @@ class Run:
         if isinstance(self.graph.spec(value), Opaque):
             place = (f"{node}#{value}", 0, 1)
         else:
-            from hetsched.timeline import Replica
-
             replica = Replica(value, 0, node)
             nbytes = int(self.graph.value_nbytes[value])
             k = self.every.get(int(self.graph.value_task[value]), 1)
