@@ -200,8 +200,8 @@ def test_a_mistake_found_while_a_task_expands_is_told_at_what_it_names(old: str,
 def test_a_model_where_an_array_is_wanted(folder: Path) -> None:
     path = folder / "p.yaml"
     for task, place in (
-        ("{op: nn.relu, in: {x: t.model}}", (11, 26)),
-        ("{op: data.rescale, in: {x: load.x, mean: t.model, scale: load.x}}", (11, 45)),
+        ("{op: nn.relu, in: {x: t.model}}", (11, 28)),
+        ("{op: data.rescale, in: {x: load.x, mean: t.model, scale: load.x}}", (11, 47)),
     ):
         path.write_text(TRAIN.replace("outputs:", f"  # x\n  b: {task}\noutputs:"))
         mistakes = check(path)
