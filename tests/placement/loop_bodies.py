@@ -10,7 +10,7 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.graph import Graph, Loop
-from hetsched.graph.op import Op, Work
+from hetsched.graph.op import Attribute, Op, Work
 from hetsched.graph.spec import Opaque, Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement.costs.estimate import Estimate
@@ -31,15 +31,17 @@ def kernel(xp, inputs, outputs, workspace, attributes):
 
 
 EVERYWHERE = {"array": kernel, "cuda": kernel}
-MIX = Op("test.mix", ("x*",), ("y",), same, nothing, EVERYWHERE)
-STEP = Op("test.step", ("w", "g"), ("w",), same, nothing, EVERYWHERE, inplace=((0, 0),))
-PAIR = Op("test.pair", ("x", "z"), ("a", "b"), lambda s, a: [s[0], s[1]], nothing, EVERYWHERE)
+# A cost model is asked once for tasks that are equal in op, attributes and specs: this tells them apart.
+KIND = {"kind": Attribute(int, 0)}
+MIX = Op("test.mix", ("x*",), ("y",), same, nothing, EVERYWHERE, attributes=KIND)
+STEP = Op("test.step", ("w", "g"), ("w",), same, nothing, EVERYWHERE, inplace=((0, 0),), attributes=KIND)
+PAIR = Op("test.pair", ("x", "z"), ("a", "b"), lambda s, a: [s[0], s[1]], nothing, EVERYWHERE, attributes=KIND)
 FLAT = Op("test.flat", ("x",), ("y",), lambda s, a: [Spec((s[0].size,), s[0].dtype)], nothing, {}, view=True)
 SQUARE = Op("test.square", ("x",), ("y",), lambda s, a: [Spec((4, s[0].size // 4), s[0].dtype)], nothing, {}, view=True)
-WAIT = Op("test.wait", ("x",), ("y",), same, nothing, {"array": kernel}, waits=True)
-SCRATCH = Op("test.scratch", ("x*",), ("y",), same, nothing, EVERYWHERE, workspace=lambda i, o, a: 100)
-TABLE = Op("test.table", ("x",), ("t",), lambda s, a: [Opaque("table")], nothing, {"array": kernel})
-LOOKUP = Op("test.lookup", ("t", "x"), ("y",), lambda s, a: [s[1]], nothing, {"array": kernel})
+WAIT = Op("test.wait", ("x",), ("y",), same, nothing, {"array": kernel}, waits=True, attributes=KIND)
+SCRATCH = Op("test.scratch", ("x*",), ("y",), same, nothing, EVERYWHERE, workspace=lambda i, o, a: 100, attributes=KIND)
+TABLE = Op("test.table", ("x",), ("t",), lambda s, a: [Opaque("table")], nothing, {"array": kernel}, attributes=KIND)
+LOOKUP = Op("test.lookup", ("t", "x"), ("y",), lambda s, a: [s[1]], nothing, {"array": kernel}, attributes=KIND)
 DONE = Op("test.done", ("x",), ("stop",), lambda s, a: [Spec((), np.bool_)], nothing, EVERYWHERE)
 
 CPU = Device("cpu", "cpu", lanes=4, io_lanes=2, crossing_seconds=8e-6, shares_lanes=True, widths=(1, 4))
@@ -70,7 +72,7 @@ class Costs:
     def launch(self, graph, task, device, width=1):
         if graph.task_ops[task].view:
             return Estimate(0.0)
-        key = graph.task_names[task], device.kind
+        key = graph.task_attributes[task].get("kind", 0), device.kind
         if key not in self.table:
             speed = self.gpu_speed if device.kind == "cuda" else 1.0
             self.table[key] = self.scale * self.rng.uniform(0.1, 2.0) / speed
@@ -93,6 +95,10 @@ def random_loop(rng: random.Random, tasks: int, turns: int = 9, *, stop: bool = 
 
 def _any_loop(rng: random.Random, tasks: int, turns: int, stop: bool, every: bool) -> Loop:
     b = Graph.build()
+
+    def op(kind, *inputs, **options):
+        return b.op(kind, *inputs, kind=rng.randrange(1 << 30), **options)
+
     spec = Spec((4, 4))
     sequences = [b.input(f"s{i}", spec) for i in range(rng.randint(1, 2))]
     fixed = [b.input(f"c{i}", spec) for i in range(rng.randint(0, 2))]
@@ -106,34 +112,34 @@ def _any_loop(rng: random.Random, tasks: int, turns: int, stop: bool, every: boo
         if kind < 0.1:
             values.append(b.op(SQUARE, b.op(FLAT, x, name=f"flat{i}"), name=f"square{i}"))
         elif kind < 0.18:
-            values.append(b.op(WAIT, x, name=f"wait{i}"))
+            values.append(op(WAIT, x, name=f"wait{i}"))
         elif kind < 0.24:
-            tables.append(b.op(TABLE, x, name=f"table{i}"))
+            tables.append(op(TABLE, x, name=f"table{i}"))
         elif kind < 0.3 and tables:
-            values.append(b.op(LOOKUP, rng.choice(tables), x, name=f"lookup{i}"))
+            values.append(op(LOOKUP, rng.choice(tables), x, name=f"lookup{i}"))
         elif kind < 0.4:
-            values.append(b.op(SCRATCH, x, rng.choice(values), name=f"scratch{i}"))
+            values.append(op(SCRATCH, x, rng.choice(values), name=f"scratch{i}"))
         elif kind < 0.5:
-            values += b.op(PAIR, x, rng.choice(values), name=f"pair{i}")
+            values += op(PAIR, x, rng.choice(values), name=f"pair{i}")
         else:
-            values.append(b.op(MIX, *(rng.choice(values) for _ in range(rng.randint(1, 3))), name=f"mix{i}"))
+            values.append(op(MIX, *(rng.choice(values) for _ in range(rng.randint(1, 3))), name=f"mix{i}"))
     made = [v for v in values if v not in (*sequences, *fixed, *state)]
     carried = []
     for i, w in enumerate(state):
-        new = b.op(STEP, w, rng.choice(values), name=f"step{i}") if rng.random() < 0.7 or not made else rng.choice(made)
+        new = op(STEP, w, rng.choice(values), name=f"step{i}") if rng.random() < 0.7 or not made else rng.choice(made)
         b.output(new, f"n{i}")
         carried.append((f"w{i}", f"n{i}"))
         values.append(new)
     for i in range(rng.randint(0, 3)):
-        values.append(b.op(MIX, rng.choice(values), rng.choice(values), name=f"late{i}"))
+        values.append(op(MIX, rng.choice(values), rng.choice(values), name=f"late{i}"))
     collected = []
     for i in range(rng.randint(0, 2)):
-        b.output(rng.choice([v for v in values if v not in (*sequences, *fixed, *state)] or [b.op(MIX, values[0])]), f"o{i}")
+        b.output(rng.choice([v for v in values if v not in (*sequences, *fixed, *state)] or [op(MIX, values[0])]), f"o{i}")
         collected.append(f"o{i}")
     if stop:
         b.output(b.op(DONE, values[-1], name="done"), "done")
     if turn is not None:
-        b.op(MIX, turn, name="clock")
+        op(MIX, turn, name="clock")
     graph = b.freeze()
     mixes = [n for n in graph.task_names if n.startswith("mix")]
     slow = {n: rng.randint(2, 3) for n in mixes if every and rng.random() < 0.1}

@@ -38,11 +38,11 @@ def training(readers: int = 1, turns: int = 6) -> Loop:
     """load -> forward(w) -> backward(w) -> w' = step(w, gradient), and readers of the old weights."""
     b = Graph.build()
     x, w = b.input("x", (8, 8)), b.input("w", (8, 8))
-    loaded = b.op(MIX, x, name="load")
-    forward = b.op(MIX, loaded, w, name="forward")
+    loaded = b.op(MIX, x, name="load", kind=3)
+    forward = b.op(MIX, loaded, w, name="forward", kind=1)
     for i in range(readers):
         b.op(MIX, w, name=f"look{i}")
-    b.output(b.op(STEP, w, b.op(MIX, forward, w, name="backward"), name="step"), "w_next")
+    b.output(b.op(STEP, w, b.op(MIX, forward, w, name="backward", kind=2), name="step"), "w_next")
     b.output(forward, "loss")
     return Loop(b.freeze(), turns, sequences=("x",), carried=(("w", "w_next"),), collected=("loss",))
 
@@ -151,7 +151,7 @@ def test_a_task_every_k_turns_counts_for_its_share():
     b = Graph.build()
     x = b.input("x", (8, 8))
     slow = b.op(MIX, x, name="slow")
-    b.output(b.op(MIX, slow, x, name="quick"), "y")
+    b.output(b.op(MIX, slow, x, name="quick", kind=1), "y")
     graph = b.freeze()
     loop = Loop(graph, 8, sequences=("x",), collected=("y",), every={"slow": 4})
     plan = plan_loop(loop, MACHINES["one thread"], Table({"slow": 4e-3, "quick": 1e-3}))
@@ -198,7 +198,7 @@ def test_a_nested_loop_holds_its_lanes_and_its_arena():
 
 def test_little_memory_makes_the_plan_slower_and_less_memory_is_an_error():
     loop = training(0)
-    costs = Table({}, 1e-3)
+    costs = Table({"load": 1e-3, "forward": 6e-4, "backward": 3e-4, "step": 1e-4})
     roomy = plan_loop(loop, MACHINES["four threads"], costs)
     tight = plan_loop(loop, MACHINES["four threads"], costs, memory={HOST: roomy.arenas[HOST] - 1})
     assert tight.arenas[HOST] < roomy.arenas[HOST]
@@ -219,7 +219,7 @@ def test_tasks_tied_together_share_a_device():
     b = Graph.build()
     x = b.input("x", (8, 8))
     y = b.op(MIX, x, name="one")
-    b.output(b.op(MIX, y, name="two", where=Where(same_as="one")), "y")
+    b.output(b.op(MIX, y, name="two", kind=1, where=Where(same_as="one")), "y")
     costs = Table({("one", "cpu"): 5e-3, ("one", "cuda"): 1e-4, ("two", "cpu"): 1e-3, ("two", "cuda"): 4e-3})
     plan = plan_loop(Loop(b.freeze(), 5, sequences=("x",), collected=("y",)), MACHINES["a stream"], costs)
     assert plan.device_of(0) == plan.device_of(1) == "cuda:0"
