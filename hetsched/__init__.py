@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hetsched.check import check
     from hetsched.errors import HetschedError
+    from hetsched.executors.result import Result
     from hetsched.graph.graph import Builder, Bundle, Graph, Loop, Value, Where
     from hetsched.graph.op import Attribute, Composite, Op, Work
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
     from hetsched.machine.machine import Machine
-    from hetsched.run import Result, plan, run
+    from hetsched.run import plan, run
     from hetsched.timeline import Timeline
 
 __version__ = "0.1.0"
@@ -33,7 +34,7 @@ _HOME = {
     "Machine": "hetsched.machine.machine",
     "Op": "hetsched.graph.op",
     "Opaque": "hetsched.graph.spec",
-    "Result": "hetsched.run",
+    "Result": "hetsched.executors.result",
     "Sequence": "hetsched.graph.spec",
     "Spec": "hetsched.graph.spec",
     "Timeline": "hetsched.timeline",

@@ -15,6 +15,7 @@ from hetsched.timeline import Copy, Launch, Timeline
 SAMPLED_TURNS = 200
 # Bounds are rounded down by a little more than floating point may be off.
 ROUNDING = 1e-7
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,33 @@ def where_line(trace: Timeline) -> str:
         lanes = trace.machine.device(name).lanes
         share = f", {percent_text(min(use.busy_seconds / (trace.makespan * lanes), 1.0))} busy" if trace.makespan > 0 and use.tasks else ""
         parts.append(f"{name} {plural(use.tasks, 'task')} in {plural(use.launches, 'launch', 'launches')}{share}" if use.tasks else f"{name} idle")
-    remarks = "; ".join(trace.notes) if trace.notes else "nothing fell back"
-    return f"ran: {', '.join(parts)}; {remarks}"
+    moved = fallbacks(trace)
+    fell = (
+        f"{plural(len(moved), 'task')} fell back: {', '.join(moved[:MOST_NAMED])}{' ...' if len(moved) > MOST_NAMED else ''}"
+        if moved
+        else "nothing fell back"
+    )
+    return "; ".join([f"ran: {', '.join(parts)}", fell, *trace.notes])
+
+
+def fallbacks(timeline: Timeline, prefix: str = "") -> list[str]:
+    """`task to device` for each task that did not run on the device it prefers (the first of its `device:` list)."""
+    out: list[str] = []
+    seen: set[int] = set()
+    for span in timeline.spans:
+        command = span.command
+        if not isinstance(command, Launch) or command.task in seen:
+            continue
+        seen.add(command.task)
+        name = prefix + timeline.graph.task_names[command.task]
+        if command.task in timeline.loops:
+            out += fallbacks(timeline.loops[command.task], name + "/")
+            continue
+        where = timeline.graph.where.get(command.task)
+        devices = dict.fromkeys(lane.owner for lane in span.lanes)
+        if where is not None and where.allow and not all(timeline.machine.device(d).matches(where.allow[0]) for d in devices):
+            out.append(f"{name} to {'+'.join(devices)}")
+    return out
 
 
 def time_line(plan: Timeline | None, trace: Timeline) -> str:

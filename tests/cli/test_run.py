@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +278,15 @@ def test_the_schema_accepts_the_shipped_pipelines(capsys):
     Draft202012Validator.check_schema(schema)
     for file in PIPELINES.glob("*.yaml"):
         Draft202012Validator(schema).validate(yaml.safe_load(file.read_text(encoding="utf-8").replace("1e-", "1.0e-")))
+
+
+def test_ctrl_c_ends_a_run_with_130(tmp_path):
+    argv = [sys.executable, "-m", "hetsched", "run", str(PIPELINES / "mlp_784.yaml"), "-s", "epochs=20000", "-o", str(tmp_path), "--format", "jsonl"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "progress"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "\nhetsched: interrupted\n"
+    assert list(tmp_path.iterdir()) == []

@@ -3,8 +3,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from report_samples import CPU0, GPU, MACHINE, UP, chain, gpu, host, looped, straight, traced
+from report_samples import CPU0, GPU, MACHINE, UP, chain, gpu, host, looped, same, straight, traced
 
+from hetsched.graph.graph import Graph, Where
 from hetsched.report.events import events
 from hetsched.report.summary import bound_line, device_use, hidden_seconds, three_lines, transfers
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
@@ -79,6 +80,17 @@ def test_the_three_lines():
     assert where == "ran: cpu 1 task in 1 launch, 17 % busy, gpu:0 2 tasks in 2 launches, 42 % busy, gpu:1 idle; nothing fell back"
     assert time == "time: 12 s measured, 12 s planned (measured is 1 x the plan); by the costs assumed no plan is below 10 s"
     assert copies == "transfers: 3 copies, 11.7 KiB in 5 s, 40 % of it hidden behind compute"
+
+
+def test_a_task_that_did_not_get_the_device_it_prefers_fell_back():
+    b = Graph.build()
+    value = b.input("x", (1000,))
+    for name, allow in (("first", ("gpu:1", "cpu")), ("second", ("gpu:0",)), ("third", ("gpu", "cpu"))):
+        value = b.op(same, value, name=name, where=Where(allow=allow))
+    graph = b.output(value, "y").freeze()
+    spans = tuple(Span((lane,), Launch(t, 0, (), ()), t, t + 1.0) for t, lane in enumerate((CPU0, GPU, CPU0)))
+    line = three_lines(None, Timeline(graph, MACHINE, spans, measured=True, notes=("a remark",)))[0]
+    assert line.endswith("; 2 tasks fell back: first to cpu, third to cpu; a remark")
 
 
 def test_the_bound_stands_beside_the_makespan():
