@@ -16,6 +16,7 @@ from hetsched.placement.costs.objective import check_objective
 from hetsched.placement.draft import GraphDraft
 from hetsched.placement.policies import find
 from hetsched.placement.problem import PlanLoop, Problem, problem_of
+from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import improve
 from hetsched.timeline import Timeline
 
@@ -51,27 +52,23 @@ def plan_graph(
         from hetsched.placement.loops import plan_loop as plan_body
 
         plan_loop = partial(plan_body, only=only, memory=limits or None)
-    problem = problem_of(graph, machine, costs or RooflineCosts(machine), only=only, memory=limits, plan_loop=plan_loop)
-    draft = GraphDraft(problem)
-    chosen(draft)
-    if plan_seconds > 0:
-        improve(draft, started + plan_seconds)
-    try:
-        plan = draft.plan()
-    except OutOfMemoryError as error:
-        if policy != "auto":
-            raise
-        plan = _frugal_plan(problem, error)
+    with no_garbage_collection():
+        problem = problem_of(graph, machine, costs or RooflineCosts(machine), only=only, memory=limits, plan_loop=plan_loop)
+        draft = GraphDraft(problem)
+        chosen(draft)
+        if plan_seconds > 0:
+            improve(draft, started + plan_seconds)
+        try:
+            plan = draft.plan()
+        except OutOfMemoryError as error:
+            if policy != "auto":
+                raise
+            plan = _frugal_plan(problem, error)
+        bound = lower_bound(problem)
     if limits:
         machine = replace(machine, memories=tuple(replace(m, nbytes=limits.get(m.name, m.nbytes)) for m in machine.memories))
-    return replace(
-        plan,
-        machine=machine,
-        policy=policy,
-        objective=objective,
-        bound=lower_bound(problem),
-        plan_seconds=time.perf_counter() - started,
-    )
+    seconds = time.perf_counter() - started
+    return replace(plan, machine=machine, policy=policy, objective=objective, bound=bound, plan_seconds=seconds)
 
 
 def _frugal_plan(problem: Problem, error: OutOfMemoryError) -> Timeline:

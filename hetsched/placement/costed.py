@@ -22,6 +22,7 @@ from hetsched.placement.bounds import lower_bound
 from hetsched.placement.draft import Draft
 from hetsched.placement.policies import find
 from hetsched.placement.problem import Choice, FloatArray, IntArray, Pool, Problem
+from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import improve
 
 FORMAT = "placement-bench/1"
@@ -34,15 +35,16 @@ def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.
     per task of the file. Raises `FileError` for a file that cannot be read or is no costed graph, `CommandLineError` for an unknown policy.
     """
     chosen = find(policy)
-    problem = read_costed(path)
-    started = time.perf_counter()
-    draft = CostedDraft(problem)
-    chosen(draft)
-    if plan_seconds > 0:
-        improve(draft, started + plan_seconds)
-    makespan = draft.finish()
-    bound = lower_bound(problem)
-    seconds = time.perf_counter() - started
+    with no_garbage_collection():
+        problem = read_costed(path)
+        started = time.perf_counter()
+        draft = CostedDraft(problem)
+        chosen(draft)
+        if plan_seconds > 0:
+            improve(draft, started + plan_seconds)
+        makespan = draft.finish()
+        bound = lower_bound(problem)
+        seconds = time.perf_counter() - started
     return {
         "file": str(path),
         "policy": policy,

@@ -298,14 +298,14 @@ class _Holes:
         i = bisect_left(self.by_size, (nbytes, -1))
         if i < len(self.by_size):
             size, offset = self.by_size.pop(i)
-            self.by_place.remove((offset, size))
+            _drop(self.by_place, (offset, size))
             if size > nbytes:
                 self._add(offset + nbytes, size - nbytes)
             return offset
         offset = self.top
         if self.by_place and sum(self.by_place[-1]) == self.top:
             offset, size = self.by_place.pop()
-            self.by_size.remove((size, offset))
+            _drop(self.by_size, (size, offset))
         self.top = offset + nbytes
         return offset
 
@@ -314,17 +314,21 @@ class _Holes:
         i = bisect_left(self.by_place, (offset, 0))
         if i < len(self.by_place) and self.by_place[i][0] == offset + nbytes:
             size = self.by_place.pop(i)[1]
-            self.by_size.remove((size, offset + nbytes))
+            _drop(self.by_size, (size, offset + nbytes))
             nbytes += size
         if i and sum(self.by_place[i - 1]) == offset:
             offset, size = self.by_place.pop(i - 1)
-            self.by_size.remove((size, offset))
+            _drop(self.by_size, (size, offset))
             nbytes += size
         self._add(offset, nbytes)
 
     def _add(self, offset: int, nbytes: int) -> None:
         insort(self.by_place, (offset, nbytes))
         insort(self.by_size, (nbytes, offset))
+
+
+def _drop(rows: list[tuple[int, int]], row: tuple[int, int]) -> None:
+    del rows[bisect_left(rows, row)]
 
 
 def _by_time(blocks: Sequence[Block]) -> int:
