@@ -32,7 +32,7 @@ def test_rows_of_a_class_lie_around_one_center() -> None:
 
 
 def test_equal_seeds_give_equal_rows() -> None:
-    first, again, other = made(rows=9, shape=[2], seed=1), made(rows=9, shape=[2], seed=1), made(rows=9, shape=[2], seed=2)
+    first, again, other = made(rows=30, shape=[2], seed=1), made(rows=30, shape=[2], seed=1), made(rows=30, shape=[2], seed=2)
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
     assert not np.array_equal(first[0], other[0])
