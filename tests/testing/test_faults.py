@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from hetsched.check import RULES, problems
+from hetsched.placement import plan_graph
+from hetsched.testing.faults import FAULTS, broken, rule_of
+from hetsched.testing.graphs import random_graph, random_machine
+
+POLICIES = ("heft", "earliest_finish", "one_device", "round_robin")
+
+
+def test_every_fault_breaks_a_rule_that_there_is() -> None:
+    assert {fault.rule for fault in FAULTS.values()} <= set(RULES)
+    assert rule_of("loop/loop/early start") == rule_of("early start") == "early-start"
+
+
+def test_check_rejects_every_kind_of_broken_plan_and_names_the_rule() -> None:
+    seen: Counter[str] = Counter()
+    valid = 0
+    for seed in range(30):
+        graph, _ = random_graph(seed)
+        plan = plan_graph(graph, random_machine(seed), policy=random.Random(seed).choice(POLICIES))
+        if problems(plan):
+            continue
+        valid += 1
+        for name, wrong in broken(plan):
+            found = problems(wrong)
+            rule = rule_of(name)
+            assert any(text.startswith(f"{rule}: ") or f": {rule}: " in text for text in found), (seed, name, found)
+            seen[name.rpartition("/")[2]] += 1
+            seen["in a body"] += "/" in name
+    assert valid >= 25
+    assert set(FAULTS) - set(seen) == set()
+    assert seen["in a body"] > 100
