@@ -70,22 +70,38 @@ class Frame:
         self.targets: dict[int, Any] = {}  # collected value -> the array of the whole sequence, in the frame around this one
         self._tables: list[dict[Any, list[Call]]] = [{} for _ in program.steps]
         self._cells: dict[tuple[int, str, int], Any] = {}
-        self._collected: dict[int, list[Any]] = {}
+        self._collected: dict[int, dict[int, Any]] = {}
+        self._by_rows = {self.graph.outputs[n] for n in self.loop.rows} if self.loop is not None else set()
         self._programs: dict[int, Program] = {}
         self._offset: dict[tuple[int, str], tuple[int, int]] = {}
         for replica, offset in self.plan.offsets.items():
             self._offset[replica.value, replica.node] = (offset, self.plan.rings.get(replica, 1))
-        self._copied = {(s.command.value, s.command.dst.node) for s in (*self.plan.spans, *self.plan.prologue) if isinstance(s.command, Copy)}
+        self._copied = {(s.command.value, s.command.dst.node) for s in self.plan.spans if isinstance(s.command, Copy)}
+        for span in self.plan.prologue:  # a first carried value has no bytes of its own: it lies where its carried output would have been
+            if isinstance(span.command, Copy) and span.command.value not in program.carried:
+                self._copied.add((span.command.value, span.command.dst.node))
         self._every = program.every
         self._turn_value = self.graph.inputs[self.loop.turn] if self.loop is not None and self.loop.turn else None
         self._sequences = {self.graph.inputs[name] for name in self.loop.sequences} if self.loop is not None else set()
         self.owned: dict[int, Any] = self._own(outputs) if self.loop is None else {}
+        self._first: dict[int, Any] = {}
+        self._passed = {a for a, b in program.carried.items() if int(self.graph.value_task[self._base(b)]) < 0}
         self._dynamic = self._find_dynamic()
         self._keys = [self._key_rule(step) for step in program.steps]
-        if self.loop is not None:
-            self._gather = {self.graph.outputs[name]: name for name in self.loop.collected}
-        else:
-            self._gather = {}
+        # What is gathered when a value is made: (gathered value, turns from the making to the turn it belongs to); and what is only read.
+        self._gathered_with: dict[int, list[tuple[int, int]]] = {}
+        self._gathered_last: list[int] = []
+        for name in dict.fromkeys(self.loop.collected if self.loop is not None else ()):
+            value, shift = self.graph.outputs[name], 0
+            maker = value
+            while (base := self._base(maker)) in program.carried:
+                maker, shift = program.carried[base], shift + 1
+                if shift > len(program.carried):
+                    break
+            if int(self.graph.value_task[self._base(maker)]) >= 0:
+                self._gathered_with.setdefault(maker, []).append((value, shift))
+            else:
+                self._gathered_last.append(value)
 
     # Where values lie ---------------------------------------------------------------------------------------------------------
 
@@ -103,6 +119,7 @@ class Frame:
     def _find_dynamic(self) -> set[int]:
         """Values whose arrays cannot be bound ahead."""
         graph, out = self.graph, set(self._sequences)
+        out |= self._passed
         if self._turn_value is not None:
             out.add(self._turn_value)
         for value, spec in enumerate(graph.value_specs):
@@ -118,6 +135,12 @@ class Frame:
             if isinstance(op, Op) and op.view and graph.reads(task)[0] in out:
                 out.update(graph.writes(task))
         return out
+
+    def _base(self, value: int) -> int:
+        """The value whose bytes a value is a view of."""
+        while (task := int(self.graph.value_task[value])) >= 0 and isinstance(op := self.graph.task_ops[task], Op) and op.view:
+            value = self.graph.reads(task)[0]
+        return value
 
     def _every_k(self, value: int) -> int:
         return self._every.get(int(self.graph.value_task[value]), 1) if self._every else 1
@@ -142,6 +165,8 @@ class Frame:
                 if value in self.graph.constants:
                     return self.graph.constants[value]
             if value in self.program.carried:
+                if turn == 0 and value in self._passed:
+                    return self._first[value]
                 return self.locate(self.program.carried[value], node, turn - 1)
             if node == HOST and value in self.borrowed:
                 return self.borrowed[value]
@@ -285,17 +310,15 @@ class Frame:
                 task = -1
             elif isinstance(command, Launch):
                 task = command.task
-                if turn % self._every.get(task, 1):
-                    continue
-                call = self._bind_launch(command, step, turn)
+                call = self._bind_launch(command, step, turn) if turn % self._every.get(task, 1) == 0 else None
                 if call is not None:
                     calls.append(call)
                 made = [(r.value, r.node) for r in command.writes]
             else:
                 continue
             for value, node in made:
-                if value in self._gather and node == HOST:
-                    calls.append((None, self._collector(value), None, None, None, task))
+                if node == HOST:
+                    calls += [(None, self._collector(v, shift), None, None, None, task) for v, shift in self._gathered_with.get(value, ())]
         return calls
 
     def _bind_copy(self, command: Copy, turn: int) -> Call:
@@ -426,7 +449,7 @@ class Frame:
 
     def _begin_loop(self, first: Mapping[int, Any]) -> None:
         assert self.loop is not None
-        self._first = dict(first)
+        self._first.update(first)
         for span in self.plan.prologue:
             command = span.command
             if isinstance(command, Copy):
@@ -438,6 +461,8 @@ class Frame:
                     np.copyto(self.buffer(value, command.dst.node, 0), source)
         for value, found in first.items():
             result = self.program.carried[value]
+            if value in self._passed:
+                continue
             made_at = {node for v, node in self._offset if v == result} or {HOST}
             if HOST in made_at or result in self._dynamic:
                 self._set_carried(value, HOST, found)
@@ -451,19 +476,19 @@ class Frame:
         root = self._root(result, node)
         np.copyto(self.buffer(root, node, -1).reshape(found.shape), found)
 
-    def _collector(self, value: int) -> Callable[[int], None]:
-        store = self._collected.setdefault(value, [])
-        spec = self.graph.spec(value)
-        assert self.loop is not None
-        rows = self.loop.rows.get(self._gather[value])
+    def _collector(self, value: int, shift: int = 0) -> Callable[[int], None]:
+        """Gathers `value` of turn i + `shift`, called in turn i."""
 
         def collect(turn: int) -> None:
+            turn += shift
+            if turn >= self.turns:
+                return
             found = self.locate(value, HOST, turn)
             target = self.targets.get(value)
             if target is None:
-                store.append((turn, found.copy() if isinstance(found, np.ndarray) else found))
-            elif rows is not None:
-                n = cast(Spec, spec).bounds[0]
+                self._collected.setdefault(value, {})[turn] = found.copy() if isinstance(found, np.ndarray) else found
+            elif value in self._by_rows:
+                n = cast(Spec, self.graph.spec(value)).bounds[0]
                 target[turn * n : turn * n + found.shape[0]] = found
             else:
                 target[turn] = found
@@ -478,6 +503,9 @@ class Frame:
         for name, value in zip(loop.collected, outs[len(loop.carried) :], strict=True):
             if array_form(parent.graph.spec(value)) is not None:
                 self.targets[self.graph.outputs[name]] = parent.buffer(value, HOST, turn)
+        for gathered, shift in [row for rows in self._gathered_with.values() for row in rows]:
+            for i in range(min(shift, self.turns)):  # what the first turns took from outside
+                self._collector(gathered)(i)
 
     def end_loop(self, parent: Frame, task: int, turn: int) -> None:
         """Write last carried and collected values into the parent's replicas on the host."""
@@ -486,26 +514,26 @@ class Frame:
         ran = self.stopped_at + 1 if self.stopped_at is not None else self.turns
         for (name, _), value in zip(loop.carried, outs[: len(loop.carried)], strict=True):
             inner = self.graph.inputs[name]
-            if ran:
-                node = next((n for v, n in self._offset if v == self.program.carried[inner] and n == HOST), None)
-                found = self.locate(self.program.carried[inner], node or self._node_of(self.program.carried[inner]), ran - 1)
-            else:
-                found = self._first[inner]
+            found = self.locate(self.program.carried[inner], self._node_of(self.program.carried[inner]), ran - 1) if ran else self._first[inner]
             parent._store(value, turn, found)
+        for inner in self._gathered_last:
+            for i in range(ran):
+                self._collector(inner)(i)
         for name, value in zip(loop.collected, outs[len(loop.carried) :], strict=True):
             spec = cast(SequenceSpec, parent.graph.spec(value))
             inner = self.graph.outputs[name]
             if inner not in self.targets:
-                found = [x for _, x in sorted(self._collected.get(inner, []), key=lambda row: row[0])]
+                found = [x for i, x in sorted(self._collected.get(inner, {}).items()) if i < ran]
                 parent._cells[value, HOST, parent._slot(value, HOST, turn)] = found
             elif isinstance(spec.length, UpTo):
                 n = ran * cast(Spec, spec.element).bounds[0] if spec.rows is not None else ran
                 parent._cells[value, HOST, parent._slot(value, HOST, turn)] = self.targets[inner][:n]
 
     def _node_of(self, value: int) -> str:
+        """A memory node that holds a value: the host if it does."""
         root = self._root(value, HOST)
         nodes = [n for v, n in self._offset if v == root]
-        return nodes[0] if nodes else HOST
+        return nodes[0] if nodes and HOST not in nodes else HOST
 
     def _store(self, value: int, turn: int, found: Any) -> None:
         if value in self._dynamic:
