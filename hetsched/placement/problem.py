@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,6 +151,11 @@ class Problem:
                 lanes[lane] = None
             out[task] = tuple(sorted(lanes))
         return out
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What policies have worked out about this problem, for the others of a portfolio."""
+        return {}
 
     def copy_seconds(self, src: int, dst: int, nbytes: float) -> float:
         """Seconds of one copy from node `src` to `dst`, queues not counted; 0 within a node."""

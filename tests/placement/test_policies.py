@@ -9,6 +9,7 @@ from hetsched.errors import CommandLineError
 from hetsched.placement.costed import CostedDraft, costed_problem
 from hetsched.placement.draft import GraphDraft
 from hetsched.placement.policies import find
+from hetsched.placement.policies.cpop import critical_path
 from hetsched.placement.policies.peft import optimistic_costs
 from hetsched.placement.ranks import by_rank, downward_ranks, levels, mean_copies, mean_durations, upward_ranks
 from hetsched.testing.policy import check_policy, random_costed, random_problem
@@ -144,3 +145,14 @@ def test_outsiders_policies_come_by_entry_points(monkeypatch):
     assert "backwards" in policies.names()
     with pytest.raises(CommandLineError, match="unknown policy 'backward'; did you mean 'backwards'"):
         find("backward")
+
+
+def test_cpop_keeps_the_critical_path_on_one_device():
+    problem = costed_problem(PAPER)
+    weights, copies = mean_durations(problem), mean_copies(problem)
+    through = [a + b for a, b in zip(upward_ranks(problem, weights, copies), downward_ranks(problem, weights, copies), strict=True)]
+    assert critical_path(problem, through) == [0, 1, 8, 9], "as published"
+    draft = CostedDraft(problem)
+    find("cpop")(draft)
+    assert draft.finish() == 86.0, "as published"
+    assert {draft.choice_of[t] for t in (0, 1, 8, 9)} == {1}

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 
 from hetsched.placement.draft import Draft, Policy
-from hetsched.placement.policies import earliest_finish, heft, one_device, peft
+from hetsched.placement.policies import earliest_finish, hedge, heft, one_device, peft
 from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upward_ranks
 
-# Above this many tasks planning time counts for more than what the weaker members of the portfolio win.
-LARGE = 2_000
+# Up to this many tasks the weaker members are tried too: they win on small graphs where copies are dear, and take no time there.
+SMALL = 300
 
 
 def policy(draft: Draft) -> None:
     """Book every task of the draft as the best of the portfolio does."""
     problem = draft.problem
-    members: dict[str, Policy] = {"heft": heft.policy, "peft": peft.policy}
+    members: dict[str, Policy] = {"heft": heft.policy, "peft": peft.policy, "hedge": hedge.policy}
     if problem.has_wide:
         members["heft without wide launches"] = narrow_heft
-    if len(problem) <= LARGE:
+    if len(problem) <= SMALL:
         members |= {"earliest_finish": earliest_finish.policy, "one_device": one_device.policy}
     tried: dict[str, Draft] = {}
     for name, member in members.items():

@@ -37,6 +37,13 @@ def policy(draft: Draft) -> None:
 
 def optimistic_costs(problem: Problem) -> FloatArray:
     """float64[n, C]: seconds from the finish of a task on a choice to the end, if every successor went where that is least (equation 2)."""
+    if "optimistic_costs" not in problem.memo:
+        problem.memo["optimistic_costs"] = _optimistic_costs(problem)
+    table: FloatArray = problem.memo["optimistic_costs"]
+    return table
+
+
+def _optimistic_costs(problem: Problem) -> FloatArray:
     n, c = problem.durations.shape
     table = np.zeros((n, c))
     through, least = np.empty((n, c)), np.empty(n)
