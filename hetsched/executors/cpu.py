@@ -247,7 +247,11 @@ class Crew:
         command = plan.spans[step.spans[0]].command
         start = perf_counter() - self.zero
         if isinstance(command, Launch) and isinstance(loop := frame.graph.task_ops[command.task], Loop):
-            self._begin_loop(item, command.task, loop, start)
+            if frame.fires(command.task, turn):
+                self._begin_loop(item, command.task, loop, start)
+            else:
+                frame.collect_loop(command.task, turn)
+                self._finish(item, start, perf_counter() - self.zero, lane)
             return
         if len(step.lanes) > 1:
             with wide(len(step.lanes)):

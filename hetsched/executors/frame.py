@@ -282,7 +282,7 @@ class Frame:
         """Overwrite what a step is about to write, where it does not also read it: a replica reused too early is then seen to be wrong."""
         for i in self.program.steps[step].spans:
             command = self.plan.spans[i].command
-            if isinstance(command, Launch) and turn % self._every.get(command.task, 1) == 0:
+            if isinstance(command, Launch) and self.fires(command.task, turn):
                 op = self.graph.task_ops[command.task]
                 if isinstance(op, Op) and not op.view:
                     reads = [x for r in command.reads if isinstance(x := self.locate(r.value, r.node, turn), np.ndarray)]
@@ -310,7 +310,7 @@ class Frame:
                 task = -1
             elif isinstance(command, Launch):
                 task = command.task
-                call = self._bind_launch(command, step, turn) if turn % self._every.get(task, 1) == 0 else None
+                call = self._bind_launch(command, step, turn) if self.fires(task, turn) else None
                 if call is not None:
                     calls.append(call)
                 made = [(r.value, r.node) for r in command.writes]
@@ -528,6 +528,7 @@ class Frame:
             elif isinstance(spec.length, UpTo):
                 n = ran * cast(Spec, spec.element).bounds[0] if spec.rows is not None else ran
                 parent._cells[value, HOST, parent._slot(value, HOST, turn)] = self.targets[inner][:n]
+        parent.collect_loop(task, turn)
 
     def _node_of(self, value: int) -> str:
         """A memory node that holds a value: the host if it does."""
@@ -542,6 +543,16 @@ class Frame:
             self._cells[value, HOST, self._slot(value, HOST, turn)] = found
         else:
             np.copyto(self.buffer(value, HOST, turn), found)
+
+    def fires(self, task: int, turn: int) -> bool:
+        """False in the turns that a task of `every` leaves out."""
+        return turn % self._every.get(task, 1) == 0
+
+    def collect_loop(self, task: int, turn: int) -> None:
+        """Gather what loop task `task` has made, or made in an earlier turn."""
+        for value in self.graph.writes(task):
+            for gathered, shift in self._gathered_with.get(value, ()):
+                self._collector(gathered, shift)(turn)
 
     def stop_value(self, turn: int) -> bool:
         """The loop's stop value after `turn`."""

@@ -105,7 +105,11 @@ class Simulation:
             _, number, active, step, turn = item
             command = active.frame.plan.spans[step.spans[0]].command
             if isinstance(command, Launch) and isinstance(active.frame.graph.task_ops[command.task], Loop):
-                self._begin_loop(active, step, turn, command.task)
+                if active.frame.fires(command.task, turn):
+                    self._begin_loop(active, step, turn, command.task)
+                else:
+                    active.frame.collect_loop(command.task, turn)
+                    heapq.heappush(self.running, (self.now, number, active, step, turn, self.now, ()))
                 continue
             lanes = self._lanes(step)
             if lanes is None:
@@ -144,7 +148,9 @@ class Simulation:
         for owner, kind, lane in lanes:
             self.free[owner, kind].add(lane)
         frame = active.frame
-        if self.compute:
+        command = frame.plan.spans[step.spans[0]].command
+        looped = isinstance(command, Launch) and isinstance(frame.graph.task_ops[command.task], Loop)
+        if self.compute and not looped:
             with np.errstate(all="ignore"):
                 frame.perform(step.index, turn)
         self.log.append(Done(start, self.now, describe(frame.plan, frame.plan.spans[step.spans[0]]), turn))
