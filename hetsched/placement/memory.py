@@ -172,7 +172,7 @@ def _blocks(plan: Timeline) -> _Layout:
                 continue
             heir = None
             if op is not None and not isinstance(op, Loop) and op.inplace:
-                heir = _donor(plan, layout, i, op.inplace, position, nbytes[value], last_reader, taken)
+                heir = _donor(plan, layout, i, op, position, last_reader, taken)
             if heir is not None:
                 taken.add(id(heir))
                 layout.edges.update((user, i) for user in heir.closing if user != i)
@@ -210,23 +210,22 @@ def _new(layout: _Layout, node: str, nbytes: int, event: int, span: Span, *membe
     return block
 
 
-def _donor(
-    plan: Timeline, layout: _Layout, event: int, inplace: Iterable[tuple[int, int]], position: int, nbytes: int,
-    last_reader: Mapping[Replica, int], taken: set[int],
-) -> Block | None:  # fmt: skip
+def _donor(plan: Timeline, layout: _Layout, event: int, op: Op, position: int, last_reader: Mapping[Replica, int], taken: set[int]) -> Block | None:
     """The block whose bytes output `position` of a launch may overwrite: that of an input which nothing else uses at the same time or later."""
-    span = plan.spans[event]
-    reads = reads_of(span)
-    for out, into in inplace:
-        if out != position or into >= len(reads):
+    span, specs = plan.spans[event], plan.graph.value_specs
+    reads, written = reads_of(span), writes_of(span)[position]
+    for out, into in op.inplace:
+        if out != position or into >= len(reads) or specs[reads[into].value] != specs[written.value]:
             continue
         block = layout.block_of.get(reads[into])
-        if block is None or block.kept or id(block) in taken or block.nbytes != nbytes or int(plan.graph.value_nbytes[reads[into].value]) != nbytes:
+        if block is None or block.kept or id(block) in taken or block.node != written.node:
             continue
-        only_reading = sum(layout.block_of.get(r) is block for r in reads) == 1
+        # A view of a part must not give its bytes away, nor may another input lie in the same block.
+        whole = block.nbytes == int(plan.graph.value_nbytes[written.value])
+        alone = sum(layout.block_of.get(r) is block for r in reads) == 1
         done = all(user == event or plan.spans[user].finish <= span.start for user in block.users)
         last = all(last_reader.get(r, -1) <= event for r in block.members)
-        if only_reading and done and last and block.node == (span.command.writes[position].node if isinstance(span.command, Launch) else ""):
+        if whole and alone and done and last:
             return block
     return None
 

@@ -76,7 +76,7 @@ gpu_only = Op("test.gpu_only", ("values*",), ("out",), lambda s, a: [s[0]], _wor
 # Problems -----------------------------------------------------------------------------------------------------------------------
 
 
-def random_machine(rng: random.Random) -> Machine:
+def stress_machine(rng: random.Random) -> Machine:
     """A CPU and up to three more devices in one to three memory nodes; queueing and contention-free links; sometimes shared cores."""
     lanes = rng.randint(1, 4)
     cores = rng.random() < 0.5
@@ -124,7 +124,7 @@ def random_machine(rng: random.Random) -> Machine:
     return Machine(tuple(devices), tuple(links), tuple(memories), resources)
 
 
-def random_graph(rng: random.Random, n: int, machine: Machine) -> Graph:
+def stress_graph(rng: random.Random, n: int, machine: Machine) -> Graph:
     """`n` tasks with views, scratch, outputs written in place, host objects, files, two outputs, constraints and order-only edges."""
     b = Graph.build("random")
     arrays: list[Value] = [b.input(f"in{i}", (rng.randint(1, 64), rng.randint(1, 8))) for i in range(rng.randint(1, 3))]
@@ -165,8 +165,8 @@ def random_graph(rng: random.Random, n: int, machine: Machine) -> Graph:
 def random_problem(seed: int, n: int = 30) -> Problem:
     """A random graph on a random machine."""
     rng = random.Random(seed)
-    machine = random_machine(rng)
-    graph = random_graph(rng, n, machine)
+    machine = stress_machine(rng)
+    graph = stress_graph(rng, n, machine)
     return problem_of(graph, machine, RooflineCosts(machine))
 
 

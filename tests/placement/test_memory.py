@@ -104,6 +104,20 @@ def test_an_input_given_twice_is_not_written_over():
     assert place(plan, "a") != place(plan, "twice")
 
 
+def test_bytes_of_another_shape_are_not_written_over():
+    b = Graph.build()
+    row = b.op(split, b.input("x", (1, 16)), name="row")[0]
+    column = b.op("tensor.reshape", row, shape=(16, 1), name="column")
+    b.output(b.op(split, b.op("tensor.add", column, b.input("y", (1, 1)), name="same"), name="end")[0])
+    plan = planned(b)
+    assert place(plan, "same") == place(plan, "column") == place(plan, "row.low"), "a view of all the bytes may give them away"
+    b = Graph.build()
+    row = b.op(split, b.input("x", (1, 16)), name="row")[0]
+    b.output(b.op(split, b.op("tensor.add", row, b.input("y", (1, 1, 1)), name="deeper"), name="end")[0])
+    plan = planned(b)
+    assert place(plan, "deeper") != place(plan, "row.low"), "equal bytes, unequal shapes: the op has not promised this"
+
+
 def test_a_view_lies_in_what_it_views_and_keeps_it_alive():
     b = Graph.build()
     a = b.op(split, b.input("x", (4, 4)), name="a")[0]

@@ -9,7 +9,7 @@ from hetsched.placement.costs import Estimate, RooflineCosts
 from hetsched.placement.costs.objective import score
 from hetsched.placement.costs.roofline import DISK_BYTES_PER_SECOND, peak
 from hetsched.placement.problem import loop_seconds, problem_of
-from hetsched.testing.policy import flat, gpu_only, hold, mix, random_graph, random_machine, unpack
+from hetsched.testing.policy import flat, gpu_only, hold, mix, stress_graph, stress_machine, unpack
 
 CPU = Device(
     "cpu", "cpu", 2, io_lanes=1, languages=("array", "host"), flops_per_second={"float32": 1e9, "float64": 5e8}, bytes_per_second=1e9,
@@ -42,8 +42,8 @@ def test_a_plan_says_what_it_is():
 def test_time_to_search_gives_no_worse_plan():
     import random
 
-    machine = random_machine(random.Random(5))
-    graph = random_graph(random.Random(5), 40, machine)
+    machine = stress_machine(random.Random(5))
+    graph = stress_graph(random.Random(5), 40, machine)
     instant, searched = plan_graph(graph, machine), plan_graph(graph, machine, plan_seconds=0.15)
     assert searched.makespan <= instant.makespan
     assert problems(searched) == []

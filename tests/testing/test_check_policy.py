@@ -4,7 +4,7 @@ import pytest
 
 from hetsched.errors import InternalError, PlanError
 from hetsched.placement.policies import find
-from hetsched.testing.policy import check_policy, costed_faults, random_costed, random_graph, random_machine, random_problem
+from hetsched.testing.policy import check_policy, costed_faults, random_costed, random_problem, stress_graph, stress_machine
 
 
 def test_a_good_policy_passes():
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_graph():
     graphs = []
     for _ in range(2):
         rng = random.Random(9)
-        graphs.append(random_graph(rng, 20, random_machine(rng)))
+        graphs.append(stress_graph(rng, 20, stress_machine(rng)))
     assert graphs[0].task_names == graphs[1].task_names
     assert graphs[0].value_nbytes.tolist() == graphs[1].value_nbytes.tolist()
     assert random_costed(9, 20) == random_costed(9, 20)
