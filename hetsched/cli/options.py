@@ -65,11 +65,11 @@ def machine_of(text: str | None) -> Machine | None:
     """The machine that `--machine` names: a file if it looks like one or exists, else a name of the catalog. None: the one found here."""
     if text is None:
         return None
-    from hetsched.machine import described
+    from hetsched.machine.described import machine_named, read_machine
 
     if os.path.exists(text) or os.sep in text or text.endswith((".yaml", ".yml")):
-        return described.read_machine(text)
-    return described.machine_named(text)
+        return read_machine(text)
+    return machine_named(text)
 
 
 def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:

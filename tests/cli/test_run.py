@@ -290,3 +290,23 @@ def test_ctrl_c_ends_a_run_with_130(tmp_path):
     assert process.returncode == 130
     assert err == "\nhetsched: interrupted\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_described_machine_is_planned_for_by_name_or_by_file(matmul, tmp_path, capsys):
+    from hetsched.machine.described import machine_named, machine_names, write_machine
+
+    assert main(["machines"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == machine_names()
+    write_machine(machine_named("workstation"), tmp_path / "mine.yaml")
+    makespans = []
+    for text in ("workstation", str(tmp_path / "mine.yaml")):
+        assert main(["plan", str(matmul), "--machine", text, "--format", "json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert "cuda:0" in record["devices"]
+        makespans.append(record["makespan"])
+    assert makespans[0] == makespans[1]
+    assert main(["devices", "--machine", "workstation"]) == 0
+    assert "\ncuda:0 " in capsys.readouterr().out
+    assert main(["devices", "--machine", "wrkstation"]) == 3
+    assert "did you mean 'workstation'" in capsys.readouterr().err
+    assert main(["plan", str(matmul), "--machine", str(tmp_path / "no.yaml")]) == 7
