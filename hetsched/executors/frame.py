@@ -85,7 +85,7 @@ class Frame:
         self._sequences = {self.graph.inputs[name] for name in self.loop.sequences} if self.loop is not None else set()
         self.owned: dict[int, Any] = self._own(outputs) if self.loop is None else {}
         self._first: dict[int, Any] = {}
-        self._passed = {a for a, b in program.carried.items() if int(self.graph.value_task[self._base(b)]) < 0}
+        self._passed = {a for a, b in program.carried.items() if int(self.graph.value_task[self.graph.base(b)]) < 0}
         self._dynamic = self._find_dynamic()
         self._keys = [self._key_rule(step) for step in program.steps]
         # What is gathered when a value is made: (gathered value, turns from the making to the turn it belongs to); and what is only read.
@@ -94,11 +94,11 @@ class Frame:
         for name in dict.fromkeys(self.loop.collected if self.loop is not None else ()):
             value, shift = self.graph.outputs[name], 0
             maker = value
-            while (base := self._base(maker)) in program.carried:
+            while (base := self.graph.base(maker)) in program.carried:
                 maker, shift = program.carried[base], shift + 1
                 if shift > len(program.carried):
                     break
-            if int(self.graph.value_task[self._base(maker)]) >= 0:
+            if int(self.graph.value_task[self.graph.base(maker)]) >= 0:
                 self._gathered_with.setdefault(maker, []).append((value, shift))
             else:
                 self._gathered_last.append(value)
@@ -135,12 +135,6 @@ class Frame:
             if isinstance(op, Op) and op.view and graph.reads(task)[0] in out:
                 out.update(graph.writes(task))
         return out
-
-    def _base(self, value: int) -> int:
-        """The value whose bytes a value is a view of."""
-        while (task := int(self.graph.value_task[value])) >= 0 and isinstance(op := self.graph.task_ops[task], Op) and op.view:
-            value = self.graph.reads(task)[0]
-        return value
 
     def _every_k(self, value: int) -> int:
         return self._every.get(int(self.graph.value_task[value]), 1) if self._every else 1

@@ -166,6 +166,7 @@ class Loop:
                 out.append(f"turn input {self.turn!r} must be {TURN!r}, not {body.spec(body.inputs[self.turn])!r}")
             if self.stop is not None and body.spec(body.outputs[self.stop]) != Spec((), np.bool_):
                 out.append(f"stop output {self.stop!r} must be bool[], not {body.spec(body.outputs[self.stop])!r}")
+            out += self._carried_problems()
         for name, k in self.every.items():
             if name not in body.task_index:
                 out.append(f"every: the body has no task {name!r}{did_you_mean(name, body.task_index)}")
@@ -182,9 +183,28 @@ class Loop:
             if rest.task_names != body.task_names:
                 out.append("the remainder body must have the tasks of the body, in the same order")
             else:
-                for name, result in self.carried:
+                for name, _ in self.carried:
                     if name in body.inputs and body.spec(body.inputs[name]) != rest.spec(rest.inputs[name]):
                         out.append(f"carried {name!r} differs between body and remainder")
+        return out
+
+    def _carried_problems(self) -> list[str]:
+        """Each carried input needs a value of its own, which something gives anew: its bytes are those of the carried output."""
+        body, out = self.body, []
+        carried = {body.inputs[a]: body.outputs[b] for a, b in self.carried}
+        owner: dict[int, str] = {}
+        for name, result in self.carried:
+            value = body.base(body.outputs[result])
+            if value in owner:
+                both = f"carried {owner[value]!r} and {name!r}"
+                out.append(f"{both} become the same value; carry it once, or give one of them a copy (tensor.scale by 1)")
+            owner[value] = name
+            seen = {body.inputs[name]}
+            while value in carried and value not in seen:
+                seen.add(value)
+                value = body.base(carried[value])
+            if value in carried:
+                out.append(f"no task ever gives carried {name!r} a new value; make it an invariant")
         return out
 
     def infer(self, specs: Sequence[AnySpec]) -> list[AnySpec]:
@@ -339,6 +359,12 @@ class Graph:
         """Value ids that task number `task` writes."""
         return range(int(self.output_start[task]), int(self.output_start[task + 1]))
 
+    def base(self, value: int) -> int:
+        """The value whose bytes a value shows: itself, or what the view ops that lead to it started from."""
+        while (task := int(self.value_task[value])) >= 0 and isinstance(op := self.task_ops[task], Op) and op.view:
+            value = self.reads(task)[0]
+        return value
+
     def readers(self) -> list[list[int]]:
         """For each value the tasks that read it, each once, ascending."""
         out: list[list[int]] = [[] for _ in self.value_specs]
@@ -376,7 +402,8 @@ class Graph:
         return graph
 
     def __repr__(self) -> str:
-        return f"<Graph: {len(self)} tasks, {len(self.value_specs)} values, inputs {', '.join(self.inputs) or '-'}, outputs {', '.join(self.outputs) or '-'}>"
+        ends = f"inputs {', '.join(self.inputs) or '-'}, outputs {', '.join(self.outputs) or '-'}"
+        return f"<Graph: {len(self)} tasks, {len(self.value_specs)} values, {ends}>"
 
 
 class Builder:

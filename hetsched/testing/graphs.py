@@ -425,7 +425,8 @@ def _loop(g: _Growth) -> None:
     if not body.pool:
         return
     body.steps(rng.randint(2, 7))
-    carried = [(name, _carry(body, name, most=g.most[v.id])) for name, v in zip(carried_in, starts, strict=True)]
+    taken: list[Value] = []
+    carried = [(name, _carry(body, name, g.most[v.id], taken)) for name, v in zip(carried_in, starts, strict=True)]
     if len(carried) == 2 and starts[0].spec == starts[1].spec and g.most[starts[0].id] == g.most[starts[1].id] and rng.random() < 0.3:
         carried = [(carried[0][0], carried[1][1]), (carried[1][0], carried[0][1])]
     collected = []
@@ -471,20 +472,26 @@ def _sequences(g: _Growth, turns: int, n: int) -> list[tuple[Value, Spec, float]
     return out
 
 
-def _carry(body: _Growth, name: str, most: float) -> str:
-    """The body output that follows the carried input `name`: of its spec, and no larger than its bound."""
+def _carry(body: _Growth, name: str, most: float, taken: list[Value]) -> str:
+    """The body output that follows the carried input `name`: of its spec, and no larger than its bound. `taken`: what other states become."""
     state = next(v for v in body.pool if v.name == name)
     like = [v for v in body.pool if v.spec == state.spec and v != state]
     # Something must give the state a new value: states that only change places are no loop to plan.
-    found = [v for v in like if body.most[v.id] <= max(most, 1.0) and not v.name.startswith("state")]
+    found = [v for v in like if body.most[v.id] <= max(most, 1.0) and v not in taken and not _is_view(body.b, v) and not v.name.startswith("state")]
     if found and body.rng.random() < 0.5:
         value = body.rng.choice(found)
     else:
         other = body.rng.choice(like) if like else state
         value = body.op("nn.tanh", body.op("tensor.add", state, other, most=0.0), most=1.0)
         body.most[body.pool[-2].id] = body.most[state.id] + body.most[other.id]
+    taken.append(value)
     body.b.output(value, f"next_{name}")
     return f"next_{name}"
+
+
+def _is_view(builder: Builder, value: Value) -> bool:
+    task = builder.value_producers[value.id]
+    return task >= 0 and isinstance(op := builder.task_ops[task], Op) and op.view
 
 
 def _stop(body: _Growth, turns: int) -> str | None:
