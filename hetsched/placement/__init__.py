@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from hetsched.errors import OutOfMemoryError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Machine
 from hetsched.placement.bounds import lower_bound
 from hetsched.placement.costs import CostModel, RooflineCosts
 from hetsched.placement.costs.objective import check_objective
-from hetsched.placement.draft import GraphDraft
-from hetsched.placement.policies import find
+from hetsched.placement.draft import GraphDraft, Policy
+from hetsched.placement.memory import PlanTooLargeError
+from hetsched.placement.policies import earliest_finish, find, one_device, serial
 from hetsched.placement.problem import PlanLoop, Problem, problem_of
 from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import improve
 from hetsched.timeline import Timeline
-
-# Tried in this order where the plan of `auto` does not fit the memory: each holds less at once than the one before, as a rule.
-_FRUGAL = ("earliest_finish", "one_device", "serial")
 
 
 def plan_graph(
@@ -60,7 +57,7 @@ def plan_graph(
             improve(draft, started + plan_seconds)
         try:
             plan = draft.plan()
-        except OutOfMemoryError as error:
+        except PlanTooLargeError as error:
             if policy != "auto":
                 raise
             plan = _frugal_plan(problem, error)
@@ -71,17 +68,25 @@ def plan_graph(
     return replace(plan, machine=machine, policy=policy, objective=objective, bound=bound, plan_seconds=seconds)
 
 
-def _frugal_plan(problem: Problem, error: OutOfMemoryError) -> Timeline:
-    """The first plan of the policies that take less memory that fits; `error` where none does."""
-    for name in _FRUGAL:
+def _frugal_plan(problem: Problem, error: PlanTooLargeError) -> Timeline:
+    """A plan that fits, by ways that hold less at once, as a rule; where none does, the error of the one that came nearest."""
+    errors = [error]
+    for name, book in _frugal(problem):
         draft = GraphDraft(problem)
-        find(name)(draft)
-        draft.notes.append(f"the fastest plan does not fit the memory; this is the one of policy {name}")
+        book(draft)
+        draft.notes.append(f"the fastest plan does not fit the memory; this is the one of {name}")
         try:
             return draft.plan()
-        except OutOfMemoryError:
-            continue
-    raise error
+        except PlanTooLargeError as other:
+            errors.append(other)
+    raise min(errors, key=lambda e: e.missing)
+
+
+def _frugal(problem: Problem) -> Iterator[tuple[str, Policy]]:
+    yield "earliest_finish", earliest_finish.policy
+    yield "one_device", one_device.policy
+    for number, device in enumerate(problem.device_ids):
+        yield f"one task at a time, on {device} where it can be", partial(serial.one_at_a_time, device=number)
 
 
 __all__ = ["plan_graph"]

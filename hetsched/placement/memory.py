@@ -32,6 +32,14 @@ ALIGNMENT = 64
 GREEDY_BLOCKS = 400
 
 
+class PlanTooLargeError(OutOfMemoryError):
+    """A plan does not fit a memory node by `missing` bytes."""
+
+    def __init__(self, missing: int, message: str) -> None:
+        self.missing = missing
+        super().__init__(message)
+
+
 @dataclass(eq=False)
 class Block:
     """Bytes of `node` in use from span `first` to the last of `users`.
@@ -448,7 +456,7 @@ def _peaks(layout: _Layout) -> dict[str, int]:
     return {node: _most(rows) for node, rows in lives.items()}
 
 
-def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[Block], arena: int, limit: int, room: int) -> OutOfMemoryError:
+def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[Block], arena: int, limit: int, room: int) -> PlanTooLargeError:
     """Names the first command that finds no room, what is free then, and what would help."""
     graph = plan.graph
     loose = _most(layout.loose.values()) if node == HOST else 0
@@ -456,9 +464,10 @@ def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[
     if culprit is None:
         largest = max(layout.loose, key=lambda r: layout.loose[r][2], default=None)
         name = graph.value_names[largest.value] if largest is not None else "?"
-        return OutOfMemoryError(
+        return PlanTooLargeError(
+            loose - limit,
             f"results and objects on the {node} need {loose} bytes, its limit is {limit}; the largest is {name!r}. "
-            f"Raise the limit of {node} to at least {loose} bytes, or process the data in smaller batches"
+            f"Raise the limit of {node} to at least {loose} bytes, or process the data in smaller batches",
         )
     command = plan.spans[culprit.first].command
     if isinstance(command, Launch):
@@ -474,7 +483,10 @@ def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[
     alive = sum(_padded(b.nbytes) for b in blocks if b is not culprit and b.first <= culprit.first and not b.precedes(culprit))
     elsewhere = sorted({d.id for d in plan.machine.devices if d.memory != node})
     move = f", or place {task!r} on another memory (device: {elsewhere[0]})" if elsewhere else ""
-    return OutOfMemoryError(
-        f"{what} needs {culprit.nbytes} bytes in {node}, where {max(0, room - alive)} of {limit} are free at {culprit.start:.6g} s. "
-        f"Raise the limit of {node} to at least {arena + loose} bytes{move}, or use smaller batches"
+    free = max(0, room - alive)
+    pieces = " (in pieces)" if free >= culprit.nbytes else ""
+    return PlanTooLargeError(
+        arena - room,
+        f"{what} needs {culprit.nbytes} bytes in {node}, where {free} of {limit} are free{pieces} at {culprit.start:.6g} s. "
+        f"Raise the limit of {node} to at least {arena + loose} bytes{move}, or use smaller batches",
     )

@@ -295,7 +295,7 @@ def test_auto_takes_a_slower_plan_where_the_fastest_does_not_fit():
     tight = plan_graph(graph, machine, memory={HOST: limit})
     assert tight.arenas[HOST] <= limit
     assert tight.makespan > free.makespan
-    assert "does not fit the memory; this is the one of policy serial" in tight.notes[-1]
+    assert "does not fit the memory; this is the one of one task at a time, on cpu" in tight.notes[-1]
     assert problems(tight) == []
 
 

@@ -8,7 +8,11 @@ from hetsched.placement.policies.one_device import main_device, on_device
 
 def policy(draft: Draft) -> None:
     """Book every task of the draft."""
-    chosen = main_device(draft.problem)
+    one_at_a_time(draft, main_device(draft.problem))
+
+
+def one_at_a_time(draft: Draft, device: int) -> None:
+    """Book every task of the draft, each after the one before has finished, on the device of number `device` where it can run there."""
     done = 0.0
     for task in draft.problem.order.tolist():
-        done = max(done, draft.place(task, on_device(draft, task, chosen), done))
+        done = max(done, draft.place(task, on_device(draft, task, device), done))
