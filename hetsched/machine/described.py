@@ -1,0 +1,314 @@
+"""Machines described in YAML: read, written, and a small catalog.
+
+A file is one map with the keys of `Machine`: `name`, `memories`, `resources`, `devices`, `links`, each of the last four a list of maps with the
+fields of `MemoryNode`, `Resource`, `Device` and `Link`, and `hetsched_machine: 1`, the version of the format. What is left out has the default of
+the class. Units are in the names: seconds, bytes, bytes per second, floating-point operations per second, watts; prices are per hour in a
+currency of your own. Bytes may carry a unit: `24 GiB` (2**30) or `24 GB` (10**9). Figures of a device are those of one lane.
+Every item may have `sources`, field -> where the figure comes from; it is for readers and not kept in the `Machine`.
+
+    hetsched_machine: 1
+    name: small
+    memories: [{name: host, nbytes: 16 GiB}]
+    devices:
+      - {id: cpu, kind: cpu, lanes: 4, languages: [host, array], flops_per_second: {float32: 9e10}, bytes_per_second: 1e10}
+
+Mistakes raise `MachineError`, all at once, each with file, line, key, the value seen and the words allowed. Aliases, tags, duplicate keys and
+several documents are refused. Importing this module loads pydantic and PyYAML; nothing else of hetsched does so for machines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from hetsched.errors import FileError, MachineError, did_you_mean
+from hetsched.machine.machine import Device, Link, Machine, MemoryNode, Resource
+
+VERSION = 1
+MOST_BYTES = 1 << 20
+MOST_DEPTH = 12
+CATALOG = Path(__file__).with_name("catalog")
+
+Where: TypeAlias = tuple[str | int, ...]  # keys and positions from the top of the file
+
+_UNITS = {"": 1, "b": 1, **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}, **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}}
+
+
+def read_machine(path: str | Path) -> Machine:
+    """The machine that the file describes. Raises `FileError` where it cannot be read, `MachineError` with every mistake."""
+    path = Path(path)
+    try:
+        text = path.read_bytes()[: MOST_BYTES + 1]
+    except OSError as error:
+        raise FileError(f"cannot read the machine {path}: {error.strerror or error}") from error
+    if len(text) > MOST_BYTES:
+        raise MachineError(f"{path}: a machine takes at most {MOST_BYTES} bytes")
+    data, lines = _parsed(text, path)
+    try:
+        model = _MachineModel.model_validate(data)
+    except ValidationError as error:
+        raise MachineError("\n".join(_told(path, lines, data, dict(e)) for e in error.errors(include_url=False))) from error
+    try:
+        return Machine(
+            tuple(Device(**_given(d)) for d in model.devices),
+            tuple(Link(**_given(x)) for x in model.links),
+            tuple(MemoryNode(**_given(m)) for m in model.memories),
+            tuple(Resource(**_given(r)) for r in model.resources),
+            model.name,
+        )
+    except MachineError as error:
+        raise MachineError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+
+
+def write_machine(machine: Machine, path: str | Path) -> None:
+    """Write `machine` so that `read_machine` gives it back, equal. Defaults are left out. Raises `FileError` where the file cannot be written."""
+    data: dict[str, Any] = {"hetsched_machine": VERSION, "name": machine.name}
+    for key, items in (("memories", machine.memories), ("resources", machine.resources), ("devices", machine.devices), ("links", machine.links)):
+        data[key] = [_plain(item) for item in items]
+    try:
+        Path(path).write_text(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=150), encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"cannot write the machine {path}: {error.strerror or error}") from error
+
+
+def machine_names() -> list[str]:
+    """The machines of the catalog."""
+    return sorted(p.stem for p in CATALOG.glob("*.yaml"))
+
+
+def machine_named(name: str) -> Machine:
+    """A machine of the catalog; an error with the nearest name where there is none."""
+    if name not in machine_names():
+        raise MachineError(f"no machine {name!r} in the catalog{did_you_mean(name, machine_names())}; or give the path of a .yaml file")
+    return read_machine(CATALOG / f"{name}.yaml")
+
+
+# The shape of a file --------------------------------------------------------------------------------------------------------------------
+
+
+def _bytes(value: object) -> object:
+    """`24 GiB` as a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", value.strip()) if isinstance(value, str) else None
+    if found is None:
+        return value
+    scale = _UNITS.get(found[2].lower())
+    if scale is None:
+        raise ValueError(f"unknown unit {found[2]!r}{did_you_mean(found[2].lower(), [u for u in _UNITS if u])}")
+    return int(float(found[1]) * scale)
+
+
+def _dtypes(value: dict[str, float]) -> dict[str, float]:
+    known = [np.dtype(kind).name for kind in "?bBhHiIlLefdFD"]
+    for name in value:
+        if name not in known:
+            raise ValueError(f"unknown dtype {name!r}{did_you_mean(name, known)}")
+    return value
+
+
+Bytes: TypeAlias = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Rate: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name: TypeAlias = Annotated[str, Field(min_length=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Sourced(_Model):
+    sources: dict[str, str] = {}
+
+
+class _MemoryModel(_Sourced):
+    name: Name
+    nbytes: Bytes | None = None
+
+
+class _ResourceModel(_Sourced):
+    name: Name
+    capacity: Amount
+
+
+class _LinkModel(_Sourced):
+    src: Name
+    dst: Name
+    latency_seconds: Amount = 10e-6
+    bytes_per_second: Rate = 10e9
+    engines: Annotated[int, Field(ge=0)] = 1
+
+
+class _DeviceModel(_Sourced):
+    id: Name
+    kind: Name
+    lanes: Annotated[int, Field(ge=1)] = 1
+    io_lanes: Annotated[int, Field(ge=0)] = 0
+    memory: Name = "host"
+    name: str = ""
+    hardware: Literal["cpu", "gpu", "accelerator"] = "cpu"
+    languages: tuple[Literal["host", "array", "cuda", "opencl"], ...] = ("array",)
+    flops_per_second: Annotated[dict[str, Rate], AfterValidator(_dtypes)] = {}
+    bytes_per_second: Rate = 10e9
+    launch_seconds: Amount = 2e-6
+    crossing_seconds: Amount = 0.0
+    shares_lanes: bool = False
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    uses: dict[str, Amount] = {}
+    busy_watts: Amount | None = None
+    idle_watts: Amount | None = None
+    price_per_hour: Amount | None = None
+    unified: bool = False
+
+
+class _MachineModel(_Model):
+    hetsched_machine: Literal[1]
+    name: Name = "machine"
+    memories: tuple[_MemoryModel, ...] = (_MemoryModel(name="host"),)
+    resources: tuple[_ResourceModel, ...] = ()
+    devices: tuple[_DeviceModel, ...]
+    links: tuple[_LinkModel, ...] = ()
+
+
+_ITEMS: Mapping[str, type[BaseModel]] = {"memories": _MemoryModel, "resources": _ResourceModel, "devices": _DeviceModel, "links": _LinkModel}
+
+
+def _given(model: _Sourced) -> dict[str, Any]:
+    return model.model_dump(exclude={"sources"}, exclude_unset=True)
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    """The fields of a part of a machine that differ from their defaults, as YAML can write them."""
+    out: dict[str, Any] = {}
+    for f in fields(item):
+        value = getattr(item, f.name)
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if value != default:
+            out[f.name] = dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def _told(path: Path, lines: Mapping[Where, int], data: Any, error: dict[str, Any]) -> str:
+    """One mistake that pydantic found, as a sentence with its place."""
+    where: Where = tuple(k for k in error["loc"] if k != "[key]")
+    at = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
+    key = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in where).lstrip(".")
+    kind, context = error["type"], error.get("ctx", {})
+    seen = error.get("input")
+    if kind == "extra_forbidden":
+        model: type[BaseModel] = _ITEMS.get(str(where[0]), _MachineModel) if len(where) > 1 else _MachineModel
+        text = f"unknown key {str(where[-1])!r}{did_you_mean(str(where[-1]), model.model_fields)}"
+    elif kind == "missing":
+        text = f"{key!r} is missing; give it"
+    elif kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context.get("expected", "")) or [str(context.get("expected", ""))]
+        text = f"{key}: {seen!r} is not allowed{did_you_mean(str(seen), allowed)}"
+    elif kind == "value_error":
+        text = f"{key}: {context.get('error')}"
+    else:
+        wanted = error["msg"][0].lower() + error["msg"][1:]
+        text = f"{key}: {wanted}, got {seen!r}"
+    return f"{path}:{at}: {text}"
+
+
+# YAML -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _parsed(text: bytes, path: Path) -> tuple[Any, dict[Where, int]]:
+    """The data of a file and the line of every key and item. Works on events, so that neither depth nor aliases can hurt."""
+    lines: dict[Where, int] = {}
+    try:
+        events = _Events(yaml.parse(text, Loader=yaml.SafeLoader), path)
+        data = _node(events, (), lines)
+        after = events.take()
+        if after is not None:
+            raise MachineError(f"{path}:{_line(after)}: a machine is one document; remove what follows '---'")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 1
+        raise MachineError(f"{path}:{line}: not YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MachineError(f"{path}: not a text in UTF-8 that YAML allows: {' '.join(str(error).split())}") from error
+    return data, lines
+
+
+class _Events:
+    """The events of one document."""
+
+    def __init__(self, events: Iterator[Any], path: Path) -> None:
+        self.events, self.path = events, path
+
+    def take(self) -> Any:
+        """The next event that says something, None at the end; refuses aliases and tags."""
+        silent = (yaml.StreamStartEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent, yaml.StreamEndEvent)
+        event = next((e for e in self.events if not isinstance(e, silent)), None)
+        if event is None:
+            return None
+        at = f"{self.path}:{_line(event)}"
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise MachineError(f"{at}: anchors and aliases are not allowed; write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise MachineError(f"{at}: tags are not allowed, got {event.tag!r}; remove it")
+        return event
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _node(events: _Events, where: Where, lines: dict[Where, int], event: Any = None) -> Any:
+    event = event if event is not None else events.take()
+    if event is None:
+        return None  # an empty file
+    line = _line(event)
+    lines.setdefault(where, line)
+    if len(where) > MOST_DEPTH:
+        raise MachineError(f"{events.path}:{line}: nested more than {MOST_DEPTH} deep; a machine is flatter")
+    if isinstance(event, yaml.ScalarEvent):
+        return _scalar(event.value) if event.implicit[0] else event.value
+    if isinstance(event, yaml.SequenceStartEvent):
+        items: list[Any] = []
+        while not isinstance(event := events.take(), yaml.SequenceEndEvent):
+            items.append(_node(events, (*where, len(items)), lines, event))
+        return items
+    if isinstance(event, yaml.MappingStartEvent):
+        found: dict[str, Any] = {}
+        while not isinstance(event := events.take(), yaml.MappingEndEvent):
+            at = f"{events.path}:{_line(event)}"
+            if not isinstance(event, yaml.ScalarEvent):
+                raise MachineError(f"{at}: a key must be a word, not a list or a map")
+            if event.value in found:
+                raise MachineError(f"{at}: key {event.value!r} stands twice; remove one")
+            lines[(*where, event.value)] = _line(event)
+            found[event.value] = _node(events, (*where, event.value), lines)
+        return found
+    raise MachineError(f"{events.path}:{line}: a map, a list or a value was expected")
+
+
+def _scalar(text: str) -> Any:
+    """A plain scalar by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema): `1e-3` is a number, `no` a text."""
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text[0] in "tT"
+    if re.fullmatch(r"[-+]?[0-9]+", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
+        return float(text)
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that would be read as something else by YAML 1.2, which PyYAML does not follow (`1e3`)."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if isinstance(_scalar(text), str) else '"')
+
+
+_Dumper.add_representer(str, _text)

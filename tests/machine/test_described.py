@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hetsched.errors import FileError, MachineError
+from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
+from hetsched.machine.described import CATALOG, machine_named, machine_names, read_machine, write_machine
+from hetsched.testing.graphs import random_machine
+
+SMALL = """\
+hetsched_machine: 1
+name: small
+memories: [{name: host, nbytes: 16 GiB}]
+devices:
+  - {id: cpu, kind: cpu, lanes: 4, languages: [host, array], flops_per_second: {float32: 9e10}, bytes_per_second: 1e10}
+"""
+
+
+def read(tmp_path: Path, text: str | bytes) -> Machine:
+    file = tmp_path / "m.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_machine(file)
+
+
+def refused(tmp_path: Path, text: str | bytes) -> list[str]:
+    with pytest.raises(MachineError) as caught:
+        read(tmp_path, text)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{tmp_path / 'm.yaml'}:") for line in lines), lines
+    return [line.removeprefix(f"{tmp_path / 'm.yaml'}:") for line in lines]
+
+
+def test_a_small_machine(tmp_path: Path) -> None:
+    machine = read(tmp_path, SMALL)
+    device = Device("cpu", "cpu", lanes=4, languages=("host", "array"), flops_per_second={"float32": 9e10}, bytes_per_second=1e10)
+    assert machine == Machine((device,), memories=(MemoryNode(HOST, 16 << 30),), name="small")
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("123", 123), ("24 GB", 24 * 10**9), ("1.5 KiB", 1536), ("2MiB", 2 << 20), ("1 tb", 10**12), ("~", None)]
+)
+def test_bytes_may_carry_a_unit(tmp_path: Path, text: str, nbytes: int | None) -> None:
+    assert read(tmp_path, SMALL.replace("16 GiB", text)).memory(HOST).nbytes == nbytes
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    full = Machine(
+        (
+            Device("cpu", "cpu", 4, 2, HOST, "a: b # ü", "cpu", ("host", "array"), {"float32": 1e9 / 3, "int64": 5e8}, 7e9, 1e-7, 3e-6, True,
+                   (1, 2, 4), {"cores": 1.0}, 10.5, 3.0, 0.25),
+            Device("no", "opencl", memory="opencl:0", hardware="gpu", languages=("opencl",), unified=True),
+        ),
+        (Link(HOST, "opencl:0", 0.0, 1e9, 0), Link("opencl:0", HOST, engines=2)),
+        (MemoryNode(HOST), MemoryNode("opencl:0", 5)),
+        (Resource("cores", 3.5),),
+        "1e3",
+    )  # fmt: skip
+    for machine in [full, *(random_machine(seed) for seed in range(25))]:
+        write_machine(machine, tmp_path / "m.yaml")
+        assert read_machine(tmp_path / "m.yaml") == machine
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "kind: cpu",
+            "knid: cpu",
+            ["5: 'devices[0].kind' is missing; give it", "5: unknown key 'knid'; did you mean 'kind'? known: busy_watts, "],
+        ),
+        ("name: small", "nmae: small", ["2: unknown key 'nmae'; did you mean 'name'? known: devices, "]),
+        (
+            "kind: cpu",
+            "kind: cpu, hardware: gpuu",
+            ["5: devices[0].hardware: 'gpuu' is not allowed; did you mean 'gpu'? known: accelerator, cpu, gpu"],
+        ),
+        (
+            "[host, array]",
+            "[host, arrays]",
+            ["5: devices[0].languages[1]: 'arrays' is not allowed; did you mean 'array'? known: array, cuda, host, opencl"],
+        ),
+        ("{float32: 9e10}", "{flaot32: 9e10}", ["5: devices[0].flops_per_second: unknown dtype 'flaot32'; did you mean 'float32'? known: "]),
+        ("{float32: 9e10}", "{float32: -1}", ["5: devices[0].flops_per_second.float32: input should be greater than 0, got -1"]),
+        ("bytes_per_second: 1e10", "bytes_per_second: fast", ["5: devices[0].bytes_per_second: input should be a valid number"]),
+        ("lanes: 4", "lanes: 0", ["5: devices[0].lanes: input should be greater than or equal to 1, got 0"]),
+        ("lanes: 4", "lanes: 2.5", ["5: devices[0].lanes: input should be a valid integer"]),
+        ("lanes: 4", "memory: hsot", [" device 'cpu': no memory node 'hsot'; did you mean 'host'? known: host"]),
+        ("lanes: 4", "uses: {cores: 1}", [" device 'cpu': no resource 'cores'"]),
+        ("16 GiB", "16 GaB", ["3: memories[0].nbytes: unknown unit 'GaB'; did you mean 'gb'? known: "]),
+        ("hetsched_machine: 1", "hetsched_machine: 2", ["1: hetsched_machine: 2 is not allowed; known: 1"]),
+        ("hetsched_machine: 1\n", "", ["1: 'hetsched_machine' is missing; give it"]),
+        ("name: small", "name: small\nname: big", ["3: key 'name' stands twice; remove one"]),
+        ("name: small", "name: &a small", ["2: anchors and aliases are not allowed"]),
+        ("name: small", "name: !!str small", ["2: tags are not allowed, got 'tag:yaml.org,2002:str'; remove it"]),
+        ("name: small", "name: [small", ["3: not YAML: "]),
+        ("name: small", "name: small\n---\na: 1", ["4: a machine is one document"]),
+        ("name: small", "[name]: small", ["2: a key must be a word, not a list or a map"]),
+        ("name: small", "name: " + "[" * 50 + "]" * 50, ["2: nested more than 12 deep; a machine is flatter"]),
+    ],
+)
+def test_mistakes_name_file_line_key_value_and_the_words_allowed(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
+    assert old in SMALL
+    found = refused(tmp_path, SMALL.replace(old, new, 1))
+    assert len(found) >= len(told)
+    for text in told:
+        assert any(line.startswith(text) for line in found), found
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    found = refused(tmp_path, SMALL.replace("lanes: 4", "lanes: none").replace("16 GiB", "-1").replace("small", "{}"))
+    assert [line.split(":")[0] for line in found] == ["2", "3", "5"]
+
+
+@pytest.mark.parametrize("text", [b"", b"- 1\n", b"just words", b"\xff\xfe\x00", b"\x00", b"a: \xc3\x28"])
+def test_what_is_no_map_or_no_text_is_refused(tmp_path: Path, text: bytes) -> None:
+    assert refused(tmp_path, text)
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"cannot read the machine .*none\.yaml: No such file"):
+        read_machine(tmp_path / "none.yaml")
+    with pytest.raises(FileError, match=r"cannot write the machine .*: No such file"):
+        write_machine(random_machine(0), tmp_path / "no" / "m.yaml")
+    assert refused(tmp_path, b" " * (1 << 21)) == [" a machine takes at most 1048576 bytes"]
+
+
+@pytest.mark.parametrize("name", machine_names())
+def test_every_figure_of_the_catalog_has_a_source_or_says_that_it_has_none(name: str) -> None:
+    data = yaml.safe_load((CATALOG / f"{name}.yaml").read_text(encoding="utf-8"))
+    figures = {
+        "memories": {"nbytes"},
+        "resources": {"capacity"},
+        "devices": {"lanes", "io_lanes", "flops_per_second", "bytes_per_second", "launch_seconds", "crossing_seconds", "widths", "uses", "busy_watts",
+                    "idle_watts", "price_per_hour"},
+        "links": {"latency_seconds", "bytes_per_second", "engines"},
+    }  # fmt: skip
+    for part, keys in figures.items():
+        for item in data[part]:
+            assert keys & set(item) == set(item["sources"]), (part, item)
+            for text in item["sources"].values():
+                assert "https://" in text or text.startswith(("computed", "unverified", "assumed", "chosen", "measured", "as ", "a lane"))
+
+
+def test_the_catalog_is_found_by_name() -> None:
+    assert {"laptop", "server", "workstation"} <= set(machine_names())
+    assert all(machine_named(name).name == name for name in machine_names())
+    assert sum(d.hardware == "gpu" for d in machine_named("server").devices) == 2
+    with pytest.raises(
+        MachineError, match=r"no machine 'servre' in the catalog; did you mean 'server'\? known: laptop, server, workstation; or give"
+    ):
+        machine_named("servre")
