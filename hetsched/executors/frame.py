@@ -94,11 +94,11 @@ class Frame:
         for name in dict.fromkeys(self.loop.collected if self.loop is not None else ()):
             value, shift = self.graph.outputs[name], 0
             maker = value
-            while (base := self.graph.base(maker)) in program.carried:
+            while (value, HOST) not in self._copied and (base := self.graph.base(maker)) in program.carried:
                 maker, shift = program.carried[base], shift + 1
                 if shift > len(program.carried):
                     break
-            if int(self.graph.value_task[self.graph.base(maker)]) >= 0:
+            if (maker, HOST) in self._copied or int(self.graph.value_task[self.graph.base(maker)]) >= 0:
                 self._gathered_with.setdefault(maker, []).append((value, shift))
             else:
                 self._gathered_last.append(value)
@@ -218,6 +218,8 @@ class Frame:
                     fires.add(self._every[command.task])
             else:
                 touched = [command.src, command.dst] if isinstance(command, Copy) else []
+                if isinstance(command, Copy) and self._every_k(command.value) > 1:
+                    fires.add(self._every_k(command.value))
             for replica in touched:
                 value = self._root(replica.value, replica.node)
                 slots = self._offset.get((value, replica.node), (0, 1))[1]
@@ -283,7 +285,7 @@ class Frame:
                     for r in command.writes:
                         if array_form(self.graph.spec(r.value)) is not None:
                             self._spoil(self.buffer(r.value, r.node, turn), reads)
-            elif isinstance(command, Copy) and array_form(self.graph.spec(command.value)) is not None:
+            elif isinstance(command, Copy) and turn % self._every_k(command.value) == 0 and array_form(self.graph.spec(command.value)) is not None:
                 self._spoil(self.buffer(command.value, command.dst.node, turn), [])
 
     @staticmethod
@@ -299,7 +301,8 @@ class Frame:
         for i in step.spans:
             command = self.plan.spans[i].command
             if isinstance(command, Copy):
-                calls.append(self._bind_copy(command, turn))
+                if turn % self._every_k(command.value) == 0:
+                    calls.append(self._bind_copy(command, turn))
                 made = [(command.dst.value, command.dst.node)]
                 task = -1
             elif isinstance(command, Launch):

@@ -31,8 +31,10 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
         step = program.steps[note.step]
         lanes = step.lanes if len(step.lanes) > 1 else (Lane(step.owner, note.lane, step.kind),)
         planned = [plan.spans[i] for i in step.spans]
-        if plan.loop is not None and program.every:
-            planned = [s for s in planned if not (isinstance(s.command, Launch) and note.turn % program.every.get(s.command.task, 1))]
+        if program.every:
+            planned = [s for s in planned if note.turn % _every(program, s.command) == 0]
+            if not planned:
+                continue
         total = sum(s.finish - s.start for s in planned)
         at = note.start
         for k, span in enumerate(planned):
@@ -51,6 +53,14 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
     return replace(
         plan, spans=tuple(spans), after=(), period=period, turns=turns, loops=dict(loops), measured=True, totals=dict(busy), prologue=(), epilogue=()
     )
+
+
+def _every(program: Program, command: object) -> int:
+    """In every how many turns a command runs: that of its task, or of the task that made what it copies."""
+    if isinstance(command, Launch):
+        return program.every.get(command.task, 1)
+    assert isinstance(command, Copy)
+    return program.every.get(int(program.plan.graph.value_task[command.value]), 1)
 
 
 def _of_turn(command: Launch | Copy | object, turn: int) -> Launch | Copy:
