@@ -89,7 +89,7 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
 def _costed(file: str, args: Any) -> tuple[dict[str, Any], str]:
     from hetsched.placement.costed import plan_costed
 
-    record = plan_costed(file, args.policy)
+    record = plan_costed(file, args.policy, duration(args.plan_time) if args.plan_time is not None else 0.0)
     return record, _costed_text(record) if args.format == "text" else ""
 
 
