@@ -289,7 +289,7 @@ def test_bytes_are_reused_only_behind_an_edge_from_every_reader() -> None:
     shared = p.done({"a": 0, "b": 64, "c": 128, "d": 0})  # d over a: b read it before, but nothing makes d wait for c
     found = problems(shared)
     assert len(found) == 1
-    assert found[0].startswith("reuse-edge: launch of 'd' on cpu/0 (2 to 3 s) writes over 'a', and nothing makes it wait for launch of 'c'")
+    assert found[0].startswith("reuse-edge: launch of 'd' on cpu/0 (2 to 3 s) writes 'd' over 'a', and nothing makes it wait for launch of 'c'")
     assert rules(replace(shared, after=(After(spans["c"], spans["d"]),))) == set()
 
 

@@ -195,12 +195,12 @@ def reuse(sheet: Sheet, order: list[int]) -> None:
                 elif sheet.start[new.writer] < sheet.finish[user] - sheet.tolerance:
                     sheet.say("reuse", key, f"{text} while {sheet.name(user)} uses it")
                 else:
-                    questions.append((user, new.writer, old.name))
+                    questions.append((user, new.writer, f"{new.name} over {old.name}"))
     absent = without_path(sheet.before, order, position, {(a, b) for a, b, _ in questions})
-    for user, writer, name in questions:
+    for user, writer, what in questions:
         if (user, writer) in absent:
-            text = f"{sheet.name(writer)} writes over {name}, and nothing makes it wait for {sheet.name(user)}; a reuse edge is missing"
-            sheet.say("reuse-edge", (sheet.span[user], sheet.span[writer], name), text)
+            text = f"{sheet.name(writer)} writes {what}, and nothing makes it wait for {sheet.name(user)}; a reuse edge is missing"
+            sheet.say("reuse-edge", (sheet.span[user], sheet.span[writer], what), text)
 
 
 def _kept(sheet: Sheet, places: Mapping[Instance, _Place]) -> set[int]:
