@@ -53,13 +53,7 @@ class _Active:
         self.notes: list[Note] = []
         self.busy: dict[str, float] = {}
         self.loops: dict[int, Timeline] = {}
-        program = frame.program
-        self.stop_step = -1
-        if frame.loop is not None and frame.loop.stop is not None:
-            maker = int(frame.graph.value_task[frame.graph.outputs[frame.loop.stop]])
-            self.stop_step = next(
-                program.step_of_span[i] for i, s in enumerate(program.plan.spans) if isinstance(s.command, Launch) and s.command.task == maker
-            )
+        self.stop_step = frame.program.stop_step
 
     def priority(self, step: Step, turn: int) -> float:
         """The planned start: what is meant to begin earlier goes first."""
@@ -269,7 +263,7 @@ class Crew:
                 active.notes.append(Note(step.index, turn, lane, start, finish))
             if stop:
                 active.frame.stopped_at = turn
-                active.walk.stop_after(turn)
+                self._push(active, active.walk.stop_after(turn))
             self._push(active, active.walk.finish(step.index, turn))
             ended = active.walk.done
             self.done += len(step.spans)

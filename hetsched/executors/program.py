@@ -48,7 +48,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A plan ready to be walked: `steps`, `arcs` between them, `window`: turns in flight. `carried`: body input value -> carried output value."""
+    """A plan ready to be walked: `steps`, `arcs` between them, `window`: turns in flight.
+
+    carried: body input value -> carried output value. every: task -> k > 1. stop_step: the step that brings the stop value to the host, or -1.
+    """
 
     plan: Timeline
     steps: tuple[Step, ...]
@@ -56,7 +59,7 @@ class Program:
     window: int
     carried: dict[int, int]
     every: dict[int, int]
-    step_of_span: dict[int, int]
+    stop_step: int = -1
 
 
 def carried_values(loop: Loop | None) -> dict[int, int]:
@@ -114,9 +117,22 @@ def span_arcs(plan: Timeline) -> list[Arc]:
     arcs += _stream_arcs(plan)
     if plan.loop is not None and plan.loop.stop is not None:
         # The stop value decides whether the next turn exists at all: nothing of it may begin before.
-        stop = maker[graph.outputs[plan.loop.stop], HOST]
+        stop = stop_span(plan)
         arcs += [Arc(stop, i, 1) for i, s in enumerate(plan.spans) if s.lanes]
     return list(dict.fromkeys(arcs))
+
+
+def stop_span(plan: Timeline) -> int:
+    """The span that brings a loop's stop value to the host, -1 where there is none."""
+    if plan.loop is None or plan.loop.stop is None:
+        return -1
+    value = plan.graph.outputs[plan.loop.stop]
+    for i, span in enumerate(plan.spans):
+        command = span.command
+        made = command.writes if isinstance(command, Launch) else (command.dst,) if isinstance(command, Copy) else ()
+        if any(r.value == value and r.node == HOST for r in made):
+            return i
+    raise InternalError(f"the plan never brings the stop value {plan.graph.value_names[value]!r} to the host")
 
 
 def _stream_arcs(plan: Timeline) -> Iterable[Arc]:
@@ -159,7 +175,7 @@ def compile_plan(plan: Timeline, join: bool = True) -> Program:
         window = 2 + int(longest / plan.period) + 1 if plan.period else 2
         # Turns may run ahead of the plan when predictions were wrong; the rings still bound what is alive.
         window = min(max(window, 4), 64)
-    return Program(plan, tuple(steps), tuple(joined), window, carried_values(plan.loop), every_of(plan.loop), of)
+    return Program(plan, tuple(steps), tuple(joined), window, carried_values(plan.loop), every_of(plan.loop), of.get(stop_span(plan), -1))
 
 
 def _segments(plan: Timeline, arcs: list[Arc]) -> list[list[int]]:

@@ -156,12 +156,9 @@ class Simulation:
         self.log.append(Done(start, self.now, describe(frame.plan, frame.plan.spans[step.spans[0]]), turn))
         active.busy[step.owner] = active.busy.get(step.owner, 0.0) + (self.now - start) * max(len(step.lanes), 1)
         active.notes.append(Note(step.index, turn, lanes[0][2] if lanes else 0, start, self.now))
-        if frame.loop is not None and frame.loop.stop is not None and self.compute:
-            maker = int(frame.graph.value_task[frame.graph.outputs[frame.loop.stop]])
-            made = any(isinstance(c := frame.plan.spans[i].command, Launch) and c.task == maker for i in step.spans)
-            if made and frame.stop_value(turn):
-                frame.stopped_at = turn
-                active.walk.stop_after(turn)
+        if step.index == frame.program.stop_step and self.compute and frame.stop_value(turn):
+            frame.stopped_at = turn
+            self._push(active, active.walk.stop_after(turn))
         self._push(active, active.walk.finish(step.index, turn))
         if active.walk.done and active.around is not None:
             self._end_loop(active)

@@ -95,14 +95,27 @@ class Walk:
             ready += self._admit()
         return ready
 
-    def stop_after(self, turn: int) -> None:
-        """No turn after `turn` begins; none may have begun (the stop value's step precedes every step of the next turn)."""
+    def stop_after(self, turn: int) -> list[tuple[int, int]]:
+        """No turn after `turn` begins; what may start because it no longer waits for one of those.
+
+        None of them may have begun (the stop value's step precedes every step of the next turn).
+        """
         if self._open > turn + 1 and any(self._left[t] < self.steps for t in range(turn + 1, self._open)):
             raise InternalError(f"turn {turn} stops the loop, but a later turn has begun")
+        ready: list[tuple[int, int]] = []
+        before, self.turns = self.turns, turn + 1
+        for step in range(self.steps):
+            for later, distance in self._far[step]:
+                for source in range(turn + 1, min(before, turn + 1 - distance)):
+                    counters = self._waiting.get(source + distance)
+                    if source + distance <= turn and counters is not None:
+                        counters[later] -= 1
+                        if counters[later] == 0 and source + distance < self._open:
+                            ready.append((later, source + distance))
         for t in range(turn + 1, self._open):
             del self._waiting[t], self._left[t]
         self._open = min(self._open, turn + 1)
-        self.turns = turn + 1
+        return ready
 
     def _fresh(self, turn: int) -> list[int]:
         if self._deepest <= turn < self.turns - max(self._ahead, 0):

@@ -65,6 +65,21 @@ def test_stop_ends_the_loop_after_the_turn() -> None:
     assert sorted(log) == [(s, t) for s in range(2) for t in range(4)]
 
 
+def test_stop_frees_what_waits_for_turns_that_never_come() -> None:
+    # Step 0 stops the loop; step 2 of turn i stands behind step 1 of turn i + 2 on its stream.
+    arcs = [Arc(0, 1), Arc(0, 2), Arc(1, 2, -2), *(Arc(0, s, 1) for s in range(3))]
+    walk = Walk(3, arcs, turns=10, window=4)
+    ready, log = walk.begin(), []
+    while ready:
+        step, turn = ready.pop(0)
+        log.append((step, turn))
+        if (step, turn) == (0, 1):
+            ready += walk.stop_after(1)
+        ready += walk.finish(step, turn)
+    assert walk.done
+    assert sorted(log) == [(s, t) for s in range(3) for t in range(2)]
+
+
 def test_stop_after_a_turn_that_others_have_passed_is_a_bug() -> None:
     walk = Walk(1, [], turns=5, window=3)
     walk.begin()
