@@ -116,7 +116,7 @@ def measure() -> dict[str, float]:
 
         def hundred() -> None:
             for _ in range(100):
-                kernel(np, (small, small), (into,), None, {})
+                kernel(np, [small, small], [into], None, {})
 
         out["launch"] = _best(hundred, 5) / 100
         out["crossing"] = _crossing()

@@ -1,0 +1,103 @@
+"""What ran against what was planned: the rule that every executor keeps.
+
+A run does what the plan says: equal as multisets of (task, turn, device) and (value, turn, from, to); lane and time are free within a device whose
+lanes share their tasks. And it keeps the plan's order: data, reuse, order-only edges, stream order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TypeAlias
+
+from hetsched.executors.program import every_of, span_arcs
+from hetsched.graph.graph import Loop
+from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
+
+Done: TypeAlias = Counter[tuple[object, ...]]
+SLACK_SECONDS = 1e-9
+
+
+def run_problems(plan: Timeline, trace: Timeline) -> list[str]:
+    """Every difference between a plan and the trace of its run, loops included. Loops must be short enough for the trace to hold every turn."""
+    return list(_differences(plan, trace, ""))
+
+
+def done(timeline: Timeline) -> Done:
+    """(task, turn, devices) of every launch and (value, turn, from, to) of every copy of a trace."""
+    return Counter(_key(s, s.command.turn) for s in timeline.spans if isinstance(s.command, (Launch, Copy)))
+
+
+def planned(plan: Timeline, turns: int) -> Done:
+    """What a plan says shall be done in `turns` turns: tasks of `every` only in their turns."""
+    every = every_of(plan.loop)
+    out: Done = Counter()
+    for span in plan.spans:
+        if isinstance(span.command, (Launch, Copy)):
+            k = every.get(_maker(plan, span), 1)
+            out.update(_key(span, turn) for turn in range(0, turns, k))
+    return out
+
+
+def _maker(plan: Timeline, span: Span) -> int:
+    command = span.command
+    if isinstance(command, Launch):
+        return command.task
+    assert isinstance(command, Copy)
+    return int(plan.graph.value_task[command.value])
+
+
+def _key(span: Span, turn: int) -> tuple[object, ...]:
+    command = span.command
+    if isinstance(command, Launch):
+        return ("launch", command.task, turn, tuple(sorted({lane.owner for lane in span.lanes})))
+    assert isinstance(command, Copy)
+    return ("copy", command.value, turn, command.src.node, command.dst.node)
+
+
+def _differences(plan: Timeline, trace: Timeline, where: str) -> Iterator[str]:
+    turns = trace.turns
+    wanted, seen = planned(plan, turns), done(trace)
+    for key, n in (wanted - seen).items():
+        yield f"{where}planned, but did not run ({n} times): {_words(plan, key)}"
+    for key, n in (seen - wanted).items():
+        yield f"{where}ran, but was not planned ({n} times): {_words(plan, key)}"
+    at = {_key(s, s.command.turn): s for s in trace.spans if isinstance(s.command, (Launch, Copy))}
+    every = every_of(plan.loop)
+    for before, later, distance in span_arcs(plan):
+        first, second = plan.spans[before], plan.spans[later]
+        k = every.get(_maker(plan, first), 1)
+        for turn in range(turns):
+            source = turn - distance
+            if not 0 <= source < turns:
+                continue
+            a, b = at.get(_key(first, source - source % k)), at.get(_key(second, turn))
+            if a is not None and b is not None and b.start < a.finish - SLACK_SECONDS:
+                yield (
+                    f"{where}{_words(plan, _key(second, turn))} began at {b.start:.9g} s, before {_words(plan, _key(first, source))} "
+                    f"ended at {a.finish:.9g} s"
+                )
+    # A loop holds lanes in the plan; in the trace its body's spans are on them.
+    looped = {t for t, op in enumerate(plan.graph.task_ops) if isinstance(op, Loop)}
+    plain = [s for s in trace.spans if not (isinstance(s.command, Launch) and s.command.task in looped)]
+    lanes: dict[Lane, list[Span]] = {}
+    for span in plain:
+        for lane in span.lanes:
+            lanes.setdefault(lane, []).append(span)
+    endless = {link.id for link in plan.machine.links if link.engines == 0}
+    for lane, spans in lanes.items():
+        spans.sort(key=lambda s: (s.start, s.finish))
+        for x, y in pairwise(spans):
+            if y.start < x.finish - SLACK_SECONDS and lane.owner not in endless:
+                yield f"{where}two spans overlap on {lane}: {x.start:.9g}-{x.finish:.9g} and {y.start:.9g}-{y.finish:.9g}"
+    for task, body in trace.loops.items():
+        if plan.loop is None:  # the trace keeps one run of a nested loop
+            yield from _differences(plan.loops[task], body, f"{where}loop {plan.graph.task_names[task]!r}: ")
+
+
+def _words(plan: Timeline, key: tuple[object, ...]) -> str:
+    kind, what, turn, *rest = key
+    assert isinstance(what, int)
+    name = plan.graph.task_names[what] if kind == "launch" else plan.graph.value_names[what]
+    return f"{kind} of {name!r} in turn {turn} ({', '.join(map(str, rest))})"
