@@ -11,7 +11,7 @@ from hetsched.check import RULES, check, problems
 from hetsched.errors import PlanError
 from hetsched.graph.graph import Graph, Loop, Where
 from hetsched.graph.op import Op, Work
-from hetsched.graph.spec import Spec
+from hetsched.graph.spec import Opaque, Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.timeline import After, Copy, Free, Lane, Launch, Replica, Span, Timeline
 
@@ -446,8 +446,8 @@ def body_plan(*, period: float = 2.0, turns: int = 10, slots: int = 2, after: bo
     p.launch("load", 0, 2, CPU0)
     p.launch("new", 2, 3, CPU1)
     p.launch("y", 3, 4, CPU1)
-    edges = (After(1, 0, slots), After(2, 0, slots)) if after else ()
-    plan = p.done({"load": 0, "new": 256}, period=period, turns=turns, loop=loop, after=edges, rings={p.at("load"): slots}, **more)
+    edges = ((After(1, 0, slots), After(2, 0, slots)) if after else ()) + (After(2, 2, 1),)  # y has one slot
+    plan = p.done({"load": 0, "new": 256, "y": 320}, period=period, turns=turns, loop=loop, after=edges, rings={p.at("load"): slots}, **more)
     return plan
 
 
@@ -518,8 +518,8 @@ def test_what_is_carried_is_not_overwritten_after_the_last_turn() -> None:
     p.launch("a", 1, 2, CPU0)
     p.launch("y", 2, 3, CPU0)
     edges = (After(1, 0, 1), After(2, 1, 1))
-    assert rules(p.done({"new": 0, "a": 128}, loop=loop, turns=4, period=3.0, rings={p.at("new"): 2}, after=edges)) == set()
-    over = p.done({"new": 0, "a": 0}, loop=loop, turns=4, period=3.0, after=(*edges, After(2, 0, 1)))
+    assert rules(p.done({"new": 0, "a": 128, "y": 192}, loop=loop, turns=4, period=3.0, rings={p.at("new"): 2}, after=edges)) == set()
+    over = p.done({"new": 0, "a": 0, "y": 192}, loop=loop, turns=4, period=3.0, after=(*edges, After(2, 0, 1)))
     assert "needed to the end" in "\n".join(problems(over))
 
 
@@ -561,13 +561,16 @@ def test_a_task_that_runs_every_k_turns_serves_the_turns_between() -> None:
     p = Plan(graph)
     p.launch("slow", 0, 1, CPU0)
     p.launch("y", 1, 2, CPU1)
-    plan = p.done({"slow": 0}, loop=loop, turns=12, period=1.0)
+    plan = p.done({"slow": 0, "y": 128}, loop=loop, turns=12, period=1.0, after=(After(1, 1, 1),))
     # With one slot, slow of turn 3 [3, 4) runs while y of turn 2 [3, 4) still reads slow of turn 0.
     assert rules(plan) == {"reuse", "reuse-edge"}
     ring = replace(plan, rings={p.at("slow"): 2}, after=tuple(After(1, 0, d) for d in (4, 5, 6)))
-    assert rules(ring) == set()
-    # y of turns 0, 1 and 2 read slot 0, which slow of turn 6 writes again: an edge from the last of them alone is not enough.
-    assert rules(replace(ring, after=(After(1, 0, 4),))) == {"reuse-edge"}
+    assert rules(ring) == {"reuse-edge"}  # y itself has one slot, too
+    # y of turns 0, 1 and 2 read slot 0, which slow of turn 6 writes again: an edge from the last of them is enough where they are in order.
+    assert rules(replace(ring, after=(After(1, 0, 4), After(1, 1, 1)))) == set()
+    two = {p.at("slow"): 2, p.at("y"): 2}
+    assert rules(replace(ring, rings=two, after=(After(1, 0, 4), After(1, 1, 2)))) == {"reuse-edge"}
+    assert rules(replace(ring, rings=two, after=(*ring.after, After(1, 1, 2)))) == set()
 
 
 def outer(body: Timeline, *lanes: Lane, **more: Any) -> Timeline:
@@ -631,6 +634,26 @@ def test_ten_thousand_spans_of_tangled_bytes() -> None:
     gone = After(spans[249, 13], spans[250, 0])  # t249.13 reads t248.0 (13 + 7 = 20); t250.0 reads t249.0 and t249.7 only
     assert gone in after
     assert rules(replace(plan, after=tuple(e for e in after if e != gone))) == {"reuse-edge"}
+
+
+def test_an_object_of_a_body_has_one_cell_for_all_turns() -> None:
+    def infer(specs: Any, attributes: Any) -> list[Any]:
+        return [Opaque("table")]
+
+    def count(specs: Any, attributes: Any) -> list[Any]:
+        return [Spec((), np.int64)]
+
+    make, use = replace(_op("test.make"), infer=infer), replace(_op("test.use"), infer=count)
+    b = Graph.build("body")
+    graph = b.output(b.op(use, b.op(make, b.input("x", (N,)), name="make"), name="use"), "n").freeze()
+    loop = Loop(graph, 5, sequences=("x",), collected=("n",))
+    p = Plan(graph)
+    p.launch("make", 0, 1, CPU0)
+    p.launch("use", 1, 2, CPU1)
+    plan = p.done({"use": 0}, loop=loop, turns=5, period=2.0, after=(After(1, 0, 1), After(1, 1, 1)))
+    assert rules(plan) == set()
+    assert rules(replace(plan, after=(After(1, 1, 1),))) == {"reuse-edge"}
+    assert "reuse" in rules(replace(plan, period=1.0))
 
 
 def test_dtypes_of_values_decide_alignment() -> None:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from hetsched.check.order import without_path
-from hetsched.check.sheet import FIRST, MISSING, Instance, Sheet
+from hetsched.check.sheet import EPILOGUE, FIRST, MISSING, Instance, Sheet
 from hetsched.graph.op import Op
-from hetsched.graph.spec import Opaque, Spec
+from hetsched.graph.spec import AnySpec, Sequence, Spec
 from hetsched.machine import HOST
 from hetsched.timeline import Free, Launch, Replica
+
+OBJECTS = "objects"  # instead of a memory node: Python objects on the host, which have no bytes in an arena
 
 
 class _Slot(NamedTuple):
@@ -108,7 +110,11 @@ def _storages(sheet: Sheet) -> tuple[list[_Storage], dict[Instance, _Place]]:
         slot = _slot(sheet, key)
         if _is_view(sheet, event):
             views[key] = event
-        elif slot is None and not _homeless(sheet, key):
+        elif sheet.plan.loop is not None and _is_object(graph.spec(key[0])):
+            # One cell holds an object of all turns.
+            storages.append(_Storage(OBJECTS, key[0], key[0] + 1, event, {event}, sheet.value(key[0])))
+            places[key] = _Place(storages[-1], key[0], key[0] + 1)
+        elif slot is None and not _homeless(sheet, key, event):
             sheet.say("arena", (key[0], key[2]), f"{sheet.value(key[0])} has no offset in the arena of {key[2]} ({sheet.name(event)})")
         elif slot is not None and slot.nbytes > 0:
             storage = _Storage(key[2], slot.low, slot.low + slot.nbytes, event, {event}, sheet.value(key[0]))
@@ -165,12 +171,23 @@ def _viewed(sheet: Sheet, key: Instance, event: int, places: Mapping[Instance, _
     return _Place(base.storage, low, low + slot.nbytes)
 
 
-def _homeless(sheet: Sheet, key: Instance) -> bool:
-    """True where a replica needs no place in an arena: opaque, empty, or a result on the host, which the caller owns."""
+def _homeless(sheet: Sheet, key: Instance, event: int) -> bool:
+    """True where a replica needs no place in an arena: an object, an empty array, or a result on the host, which the caller owns.
+
+    In the body of a loop, only what the epilogue brings goes to the caller at once; what is collected is copied to it turn by turn.
+    """
     graph, (value, _, node) = sheet.plan.graph, key
-    if isinstance(graph.spec(value), Opaque) or graph.value_nbytes[value] == 0:
+    if _is_object(graph.spec(value)) or graph.value_nbytes[value] == 0:
         return True
-    return node == HOST and (not isinstance(graph.spec(value), Spec) or value in sheet.results)
+    owned = value in sheet.results and sheet.plan.loop is None
+    return node == HOST and (owned or sheet.span[event] == EPILOGUE)
+
+
+def _is_object(spec: AnySpec) -> bool:
+    """True for what is no array: opaque values, and sequences that have no array form."""
+    if isinstance(spec, Sequence):
+        return not isinstance(spec.element, Spec) or spec.length is None or spec.element.is_bounded
+    return not isinstance(spec, Spec)
 
 
 def reuse(sheet: Sheet, order: list[int]) -> None:
@@ -190,7 +207,7 @@ def reuse(sheet: Sheet, order: list[int]) -> None:
             for user in old.users:
                 key = (sheet.span[user], sheet.span[new.writer], old.name)
                 if user == new.writer:
-                    if not _in_place(sheet, user, old, new, places):
+                    if new.node != OBJECTS and not _in_place(sheet, user, old, new, places):
                         sheet.say("alias", key, f"{text}, which it uses itself; its op does not allow that")
                 elif sheet.start[new.writer] < sheet.finish[user] - sheet.tolerance:
                     sheet.say("reuse", key, f"{text} while {sheet.name(user)} uses it")
