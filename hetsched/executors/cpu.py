@@ -20,7 +20,7 @@ import numpy as np
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors.frame import Frame
 from hetsched.executors.process import tuned, wide
-from hetsched.executors.program import Program, Step, compile_plan, describe
+from hetsched.executors.program import Program, Step, compile_plan, describe, is_chain
 from hetsched.executors.result import Result
 from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
 from hetsched.executors.walk import Walk
@@ -29,6 +29,9 @@ from hetsched.timeline import Launch, Timeline
 
 # Below this much ready work a thread keeps it to itself: waking another one takes 7-10 us, and the interpreter lock changes hands.
 WAKE_SECONDS = 20e-6
+
+# A chain of turns tells of its progress this often.
+TELL_SECONDS = 0.05
 
 Progress = Callable[[int, int, str], None]
 
@@ -54,6 +57,7 @@ class _Active:
         self.busy: dict[str, float] = {}
         self.loops: dict[int, Timeline] = {}
         self.stop_step = frame.program.stop_step
+        self.is_chain = is_chain(frame.program)
 
     def priority(self, step: Step, turn: int) -> float:
         """The planned start: what is meant to begin earlier goes first."""
@@ -247,12 +251,48 @@ class Crew:
                 frame.collect_loop(command.task, turn)
                 self._finish(item, start, perf_counter() - self.zero, lane)
             return
+        if active.is_chain and len(step.lanes) == 1:
+            self._follow(item, lane)
+            return
         if len(step.lanes) > 1:
             with wide(len(step.lanes)):
                 frame.perform(step.index, turn)
         else:
             frame.perform(step.index, turn)
         self._finish(item, start, perf_counter() - self.zero, lane)
+
+    def _follow(self, item: _Item, lane: int) -> None:
+        """Turn after turn of a chain, until it ends or something of higher priority is ready."""
+        active, step, turn = item.active, item.step, item.turn
+        perform, turns, zero = active.frame.perform, active.walk.turns, self.zero
+        others, period = self.ready[step.kind], active.frame.plan.period or 0.0
+        notes: list[Note] = []
+        busy, told, priority = 0.0, 0.0, item.priority
+        name = active.frame.graph.task_names[_task_of(active.frame.plan, step)]
+        while True:
+            start = perf_counter() - zero
+            perform(step.index, turn)
+            finish = perf_counter() - zero
+            busy += finish - start
+            if self.trace and (turn < KEPT_TURNS or turn >= turns - KEPT_TURNS):
+                notes.append(Note(step.index, turn, lane, start, finish))
+            turn += 1
+            priority += period
+            if self.progress is not None and finish - told > TELL_SECONDS:
+                told = finish
+                self.progress(self.done + (turn - item.turn) * len(step.spans), self.total, name)
+            if turn >= turns or self.error is not None or any(x.priority < priority for x in others[:1]):
+                break
+            if self.deadline is not None and finish + zero > self.deadline:
+                break
+        with self.lock:
+            active.busy[step.owner] = active.busy.get(step.owner, 0.0) + busy
+            active.notes += notes
+            self._push(active, active.walk.skip_to(turn))
+            self.done += (turn - item.turn) * len(step.spans)
+            ended = active.walk.done
+        if ended and active.around is not None:
+            self._end_loop(active)
 
     def _finish(self, item: _Item, start: float, finish: float, lane: int) -> None:
         active, step, turn = item.active, item.step, item.turn

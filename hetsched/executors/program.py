@@ -62,6 +62,11 @@ class Program:
     stop_step: int = -1
 
 
+def is_chain(program: Program) -> bool:
+    """True for a body that is one segment which waits for itself: its turns follow each other, with nothing to ask in between."""
+    return program.plan.loop is not None and program.arcs == (Arc(0, 0, 1),) and len(program.steps) == 1 and program.stop_step < 0
+
+
 def carried_values(loop: Loop | None) -> dict[int, int]:
     """Body input value -> the body's output value that becomes it in the next turn."""
     if loop is None:
@@ -165,6 +170,12 @@ def compile_plan(plan: Timeline, join: bool = True) -> Program:
         spans = [plan.spans[i] for i in group]
         steps.append(Step(g, tuple(group), spans[0].lanes, min(s.start for s in spans), sum(s.finish - s.start for s in spans)))
     joined = list(dict.fromkeys(Arc(of[a], of[b], d) for a, b, d in arcs if of[a] != of[b] or d > 0))
+    # A step that waits for itself one turn ago need not wait for itself two turns ago.
+    nearest: dict[int, int] = {}
+    for a, b, d in joined:
+        if a == b:
+            nearest[a] = min(d, nearest.get(a, d))
+    joined = [arc for arc in joined if arc.before != arc.later or arc.turns == nearest[arc.before]]
     cycle = find_cycle(len(steps), joined)
     if cycle is not None:
         names = " -> ".join(describe(plan, plan.spans[steps[s].spans[0]]) for s in cycle)
