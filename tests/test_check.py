@@ -665,3 +665,20 @@ def test_dtypes_of_values_decide_alignment() -> None:
     assert p.graph.spec(p.ids["a"]) == Spec((N,), np.float64)
     assert rules(p.done({"a": 4})) == {"arena"}
     assert rules(p.done({"a": 8})) == set()
+
+
+def test_the_first_carried_value_lies_on_the_host_before_the_first_turn() -> None:
+    b = Graph.build("body")
+    s = b.input("s", (N,))
+    graph = b.output(b.op(F, b.input("x", (N,)), name="new"), "new").output(b.op(F, s, name="y"), "y").freeze()
+    loop = Loop(graph, 6, sequences=("x",), carried=(("s", "new"),), collected=("y",))
+    p = Plan(graph)
+    p.launch("y", 0, 1, CPU0)
+    p.launch("new", 1, 2, CPU1)
+    ring = {"rings": {p.at("new"): 3}, "loop": loop, "turns": 6, "period": 2.0}
+    plan = p.done({"new": 0, "y": 256}, after=(After(0, 1, 2), After(0, 0, 1)), **ring)
+    assert rules(plan) == set()
+    # y of turn 0 reads the first value where turn 2 writes; from turn 1 on y follows new of the turn before, which is then far enough behind.
+    chained = p.done({"new": 0, "y": 256}, after=(After(1, 0, 1), After(0, 0, 1), After(1, 1, 1)), **ring)
+    assert rules(chained) == {"reuse-edge"}
+    assert "writes 'new' over 's'" in "\n".join(problems(chained))

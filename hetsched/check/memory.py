@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from hetsched.check.order import without_path
-from hetsched.check.sheet import EPILOGUE, FIRST, MISSING, Instance, Sheet
+from hetsched.check.sheet import EPILOGUE, FIRST, MISSING, PROLOGUE, Instance, Sheet
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, Sequence, Spec
 from hetsched.machine import HOST
@@ -174,13 +174,13 @@ def _viewed(sheet: Sheet, key: Instance, event: int, places: Mapping[Instance, _
 def _homeless(sheet: Sheet, key: Instance, event: int) -> bool:
     """True where a replica needs no place in an arena: an object, an empty array, or a result on the host, which the caller owns.
 
-    In the body of a loop, only what the epilogue brings goes to the caller at once; what is collected is copied to it turn by turn.
+    In the body of a loop, what prologue and epilogue bring to the host is the caller's; what is collected is copied to it turn by turn.
     """
     graph, (value, _, node) = sheet.plan.graph, key
     if _is_object(graph.spec(value)) or graph.value_nbytes[value] == 0:
         return True
     owned = value in sheet.results and sheet.plan.loop is None
-    return node == HOST and (owned or sheet.span[event] == EPILOGUE)
+    return node == HOST and (owned or sheet.span[event] in (PROLOGUE, EPILOGUE))
 
 
 def _is_object(spec: AnySpec) -> bool:

@@ -130,9 +130,17 @@ def lay_out(sheet: Sheet) -> None:
     before = max((s.finish for s in plan.prologue), default=0.0)
     for span in plan.prologue:
         _event(sheet, span, PROLOGUE, FIRST, -before)
+    first = -1
+    if sheet.carried:
+        # On the host the first carried values are laid where turn -1 of the carried outputs would be, before anything else.
+        source = Replica(next(iter(sheet.carried)), 0, HOST)
+        first = _event(sheet, Span((), Copy(source.value, 0, source, source), 0.0, 0.0), PROLOGUE, FIRST, -before)
+        sheet.produced.update({(value, FIRST, HOST): first for value in sheet.carried})
     for turn in range(sheet.turns):
         for i, span in enumerate(plan.spans):
             sheet.at[i, turn] = _event(sheet, span, i, turn, turn * period)
+    for event in range(first + 1, len(sheet.spans) if first >= 0 else 0):
+        sheet.before[event].append(first)
     after = max(sheet.finish, default=0.0)
     for span in plan.epilogue:
         last = max(sheet.turns - 1, 0)
@@ -157,7 +165,7 @@ def _event(sheet: Sheet, span: Span, number: int, turn: int, shift: float) -> in
         return event
     for made in command.writes if isinstance(command, Launch) else (command.dst,) if isinstance(command, Copy) else ():
         known = sheet.produced.setdefault((made.value, turn, made.node), event)
-        borrowed = made.node == HOST and sheet.is_source(made.value)
+        borrowed = made.node == HOST and sheet.is_source(made.value) and span.lanes
         if known != event or borrowed:
             other = sheet.name(known) if known != event else "the caller"
             sheet.say("written-once", (made, number), f"{sheet.value(made.value)} in {made.node} is written by {other} and by {sheet.name(event)}")
