@@ -206,9 +206,9 @@ class Frame:
 
     # Steps --------------------------------------------------------------------------------------------------------------------
 
-    def _key_rule(self, step: Step) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
-        """What of the turn's number a step's bindings depend on: (k, slots) pairs and the k of tasks that do not run every turn."""
-        rings: set[tuple[int, int]] = set()
+    def _key_rule(self, step: Step) -> tuple[tuple[tuple[int, int, int], ...], tuple[int, ...]]:
+        """What of the turn's number a step's bindings depend on: (k, slots, turns ago) of the rings and the k of tasks that do not run every turn."""
+        rings: set[tuple[int, int, int]] = set()
         fires: set[int] = set()
         for i in step.spans:
             command = self.plan.spans[i].command
@@ -221,19 +221,20 @@ class Frame:
                 if isinstance(command, Copy) and self._every_k(command.value) > 1:
                     fires.add(self._every_k(command.value))
             for replica in touched:
-                value = self._root(replica.value, replica.node)
+                value, ago = self._root(replica.value, replica.node)
                 slots = self._offset.get((value, replica.node), (0, 1))[1]
                 if slots > 1:
-                    rings.add((self._every_k(value), slots))
+                    k = self._every_k(value)
+                    rings.add((k, slots, ago if k > 1 else 0))  # every turn: the slot of turn i - 1 follows from that of turn i
         return tuple(sorted(rings)), tuple(sorted(fires))
 
-    def _root(self, value: int, node: str) -> int:
-        """The value whose replica's bytes a value uses: through views and carried inputs."""
-        seen = 0
+    def _root(self, value: int, node: str) -> tuple[int, int]:
+        """The value whose replica's bytes a value uses, through views and carried inputs, and from how many turns ago."""
+        seen = ago = 0
         while (value, node) not in self._copied:
             task = int(self.graph.value_task[value])
             if value in self.program.carried:
-                value = self.program.carried[value]
+                value, ago = self.program.carried[value], ago + 1
             elif task >= 0 and isinstance(op := self.graph.task_ops[task], Op) and op.view:
                 value = self.graph.reads(task)[0]
             else:
@@ -241,14 +242,14 @@ class Frame:
             seen += 1
             if seen > len(self.graph.value_specs):
                 raise InternalError(f"value {self.graph.value_names[value]!r} is carried into itself")
-        return value
+        return value, ago
 
     def calls(self, step: int, turn: int) -> list[Call]:
         """The bound calls of a step in a turn."""
         rings, fires = self._keys[step]
         rest = self.loop is not None and self.loop.is_remainder(turn)
         if rings or fires:
-            key: Any = (rest, *[(turn // k) % n for k, n in rings], *[turn % k == 0 for k in fires])
+            key: Any = (rest, *[((turn - ago) // k) % n for k, n, ago in rings], *[turn % k == 0 for k in fires])
         else:
             key = rest
         table = self._tables[step]
@@ -470,7 +471,7 @@ class Frame:
         if result in self._dynamic:
             self._cells[result, node, self._slot(result, node, -1)] = found
             return
-        root = self._root(result, node)
+        root, _ = self._root(result, node)
         np.copyto(self.buffer(root, node, -1).reshape(found.shape), found)
 
     def _collector(self, value: int, shift: int = 0) -> Callable[[int], None]:
@@ -529,7 +530,7 @@ class Frame:
 
     def _node_of(self, value: int) -> str:
         """A memory node that holds a value: the host if it does."""
-        root = self._root(value, HOST)
+        root, _ = self._root(value, HOST)
         nodes = [n for v, n in self._offset if v == root]
         return nodes[0] if nodes and HOST not in nodes else HOST
 
