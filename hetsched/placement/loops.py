@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hetsched.errors import OutOfMemoryError
+from hetsched.errors import GraphError, OutOfMemoryError
 from hetsched.graph.graph import Loop, Where
 from hetsched.machine import HOST, Machine
 from hetsched.placement.costs.estimate import CostModel
 from hetsched.placement.loops_body import Body
 from hetsched.placement.loops_memory import Memory, layout
 from hetsched.placement.periodic import Search, fastest, one_by_one
+from hetsched.placement.periodic_assign import least_period
 from hetsched.placement.periodic_problem import NANOSECONDS, CopyPath, Core, Edge, LoopProblem, Ops, PeriodBound, whole
 from hetsched.placement.problem import Problem, loop_seconds, problem_of
 from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
@@ -81,9 +82,13 @@ def plan_loop(
 
     costs: seconds of launches and copies. only: device pattern that limits the tasks which have a kernel on a matching device. memory: node -> bytes
     for the arenas, instead of the machine's. where: devices for the loop as a whole, kept where a task can. The same arguments give the same plan.
-    Raises `PlacementError` where a task has no device, `OutOfMemoryError` where even turns one after another do not fit.
+    Raises `GraphError` where the loop itself is wrong, `PlacementError` where a task has no device, `OutOfMemoryError` where even turns one after
+    another do not fit.
     """
     begin = time.perf_counter()
+    problems = loop.problems()
+    if problems:
+        raise GraphError([f"loop {loop.name!r}: {p}" for p in problems])
     body = Body(loop)
 
     def nested(inner: Loop, on: Machine, prices: CostModel, where: Where | None = where) -> Timeline:
@@ -300,10 +305,10 @@ def _thread_drafts(body: Body, problem: Problem, model: _Model, seconds: np.ndar
     io = len(model.places) - 1 if model.places[-1].kind == "io" else -1
     chain = [0 if core.durations[t][0] is not None else io for t in range(core.n)]
     ops = Ops(core, chain)
+    period, start = one_by_one(ops)
+    search.best.offer(period, ops, start)
     if io in chain:
-        search.order(ops, max(1, search.cycles.ratio(chain, 1)))
-    else:
-        search.best.offer(*_chained(ops))
+        search.order(ops, least_period(core, search.cycles, chain))
     single = search.best.period
     drafts = [_draft(model, search, None)]
     if search.enough < _WORTH * single and sum(p.kind == "compute" for p in model.places) > 1:
@@ -317,11 +322,6 @@ def _thread_drafts(body: Body, problem: Problem, model: _Model, seconds: np.ndar
         if drafts[-1].period > _WORTH * drafts[0].period:
             drafts.pop()
     return drafts
-
-
-def _chained(ops: Ops) -> tuple[int, Ops, list[int], list[int]]:
-    period, start = one_by_one(ops)
-    return period, ops, start, []
 
 
 def _wide(problem: Problem, seconds: np.ndarray, machine: Machine, device: int, body: Body) -> dict[int, tuple[int, int]]:
@@ -533,7 +533,8 @@ def _laned(draft: _Draft) -> _Draft:
             load[lane] += draft.tasks[t][2]
             assignment[t] += lane
     search = Search(Core(split.problem), 0, None, None)
-    search.order(Ops(search.core, assignment), draft.period)
+    ops = Ops(search.core, assignment)
+    search.start(ops, max(draft.period, least_period(search.core, search.cycles, assignment)), draft.period)
     return _draft(split, search, None)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from hetsched.errors import GraphError
 from hetsched.graph.graph import Loop
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, Spec
@@ -29,7 +28,7 @@ class Order(NamedTuple):
 
 
 class Body:
-    """A loop's body, its values followed through carried inputs and views. `GraphError` where a carried value is passed on as it is for ever."""
+    """A loop's body (of a loop without `problems()`), its values followed through carried inputs and views."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.graph = loop, loop.body
@@ -40,23 +39,6 @@ class Body:
         # Inputs that are another value every turn; all others stay the same for the whole loop.
         self.fresh = {graph.inputs[name] for name in (*loop.sequences, *([loop.turn] if loop.turn else []))}
         self.reads = [graph.reads(t) for t in range(len(graph))]
-        still = [name for name, _ in loop.carried if self._never_made(graph.inputs[name])]
-        if still:
-            raise GraphError(
-                f"loop {loop.name!r}: no task ever gives {', '.join(map(repr, still))} a new value; make it an invariant instead of carried state"
-            )
-
-    def _never_made(self, value: int) -> bool:
-        seen = set()
-        while value not in seen:
-            seen.add(value)
-            if value in self.carried:
-                value = self.carried[value]
-            elif self.producer[value] >= 0 and self.is_view(self.producer[value]):
-                value = self.reads[self.producer[value]][0]
-            else:
-                return False
-        return True
 
     def op(self, task: int) -> Op | None:
         """The task's op, None for a nested loop."""

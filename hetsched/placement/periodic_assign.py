@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from hetsched.placement.periodic_modulo import components, topological
 from hetsched.placement.periodic_problem import Core
 
+# A search for the cycle ratio takes as long as this many other steps for each task on a cycle.
+TASK_STEPS = 0.2
+
 
 class Balance:
     """An assignment with the load of every resource, kept up while single tasks move. Loads are nanoseconds a lane."""
@@ -91,7 +94,9 @@ class Cycles:
                 self.rows[self.place[u]].append((-1, self.place[v], k))
         self.touches = [m >= 0 for m in self.mark]
         # Every arc from a task that is kept: a single state arc needs no search.
-        self.known: dict[tuple[int, ...], int] = {}
+        # Devices of the inner tasks -> (ratio, True) or (an upper limit of it, False).
+        self.known: dict[tuple[int, ...], tuple[int, bool]] = {}
+        self.work = 0.0
 
     def ratio(self, assignment: Sequence[int], least: int) -> int:
         """The least period >= `least` that the dependence cycles of this assignment allow, copies included."""
@@ -101,8 +106,8 @@ class Cycles:
         devices = [assignment[t] for t in inner]
         key = tuple(devices)
         found = self.known.get(key)
-        if found is not None:
-            return max(found, least)
+        if found is not None and (found[1] or found[0] <= least):
+            return max(found[0], least)
         seconds = [core.durations[t][d] for t, d in zip(inner, devices, strict=True)]
         nodes = [core.memory[d] for d in devices]
         weights: list[list[tuple[int, int, int]]] = []
@@ -112,9 +117,9 @@ class Cycles:
             weights.append(
                 [(j, base + (core.copy[w][links[nodes[j]]] if w >= 0 and nodes[j] != home else 0), k) for w, j, k in row]  # type: ignore[operator]
             )
+        self.work += len(inner) * TASK_STEPS
         ratio = weighted_ratio(weights, least)
-        if ratio > least:
-            self.known[key] = ratio
+        self.known[key] = ratio, ratio > least
         return ratio
 
 
@@ -216,12 +221,11 @@ def anneal(
         note(state, b)
         if not movable:
             break
-        share = steps // len(seeds)
-        best = b
-        for step in range(share):
-            if best <= enough:
-                break
-            temperature = 0.02 * (0.05 ** (step / share)) * best
+        share = steps / len(seeds)
+        best, step, before = b, 0, cycles.work
+        while (spent := step + cycles.work - before) < share and best > enough:
+            step += 1
+            temperature = 0.02 * (0.05 ** (spent / share)) * best
             t = movable[int(rng.random() * len(movable))]
             options = core.allowed[t]
             device = options[int(rng.random() * len(options))]

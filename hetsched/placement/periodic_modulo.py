@@ -43,12 +43,12 @@ def relax(seconds: Sequence[int], out: Arcs, period: int, start: list[int], orde
             return None
         passes += 1
         if passes > 1:
-            cycle = _parent_cycle(parent)
+            cycle = parent_cycle(parent)
             if cycle is not None:
                 return cycle
 
 
-def _parent_cycle(parent: list[int]) -> list[int] | None:
+def parent_cycle(parent: list[int]) -> list[int] | None:
     """A cycle among the parents (in the order of its arcs), or None."""
     seen = [0] * len(parent)
     for s in range(len(parent)):
@@ -373,8 +373,8 @@ def lane_arcs(ops: Ops, start: Sequence[int], period: int) -> list[tuple[int, in
     return arcs
 
 
-def tighten(ops: Ops, start: Sequence[int], period: int, least: int = 1) -> tuple[int, list[int], list[int], list[tuple[int, int, int]]]:
-    """(period, starts, critical cycle, lane arcs) of the same order run as fast as its cycles allow, not below `least`. Stages stay as they are."""
+def tighten(ops: Ops, start: Sequence[int], period: int, least: int = 1) -> tuple[int, list[int]]:
+    """(period, starts) of the same order run as fast as its cycles allow, not below `least`. Stages stay as they are."""
     arcs = lane_arcs(ops, start, period)
     stage = [s // period for s in start]
     out: list[list[tuple[int, int]]] = [[] for _ in range(ops.count)]
@@ -384,5 +384,5 @@ def tighten(ops: Ops, start: Sequence[int], period: int, least: int = 1) -> tupl
     for u, v, k in arcs:
         out[u].append((v, k + stage[v] - stage[u]))
     order = sorted(range(ops.count), key=lambda u: (start[u] % period, ops.seconds[u]))
-    least, offsets, cycle = cycle_ratio(ops.seconds, out, order, least)
-    return least, [offsets[u] + stage[u] * least for u in range(ops.count)], cycle, arcs
+    least, offsets, _ = cycle_ratio(ops.seconds, out, order, least)
+    return least, [offsets[u] + stage[u] * least for u in range(ops.count)]

@@ -8,13 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from hetsched.errors import GraphError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Attribute, Op, Work
 from hetsched.graph.spec import Opaque, Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement.costs.estimate import Estimate
-from hetsched.placement.loops_body import Body
 from hetsched.timeline import Copy, Launch, Replica
 
 
@@ -86,11 +84,8 @@ def random_loop(rng: random.Random, tasks: int, turns: int = 9, *, stop: bool = 
     """A body with invariants, sequences, carried state updated in place or not, views, waits, opaque values, scratch, tasks every k turns."""
     while True:
         loop = _any_loop(rng, tasks, turns, stop, every)
-        try:
-            Body(loop)
-        except GraphError:  # a state that only views itself
-            continue
-        return loop
+        if not loop.problems():  # a state may only view itself, or two of them become one value
+            return loop
 
 
 def _any_loop(rng: random.Random, tasks: int, turns: int, stop: bool, every: bool) -> Loop:
@@ -147,7 +142,6 @@ def _any_loop(rng: random.Random, tasks: int, turns: int, stop: bool, every: boo
         graph, turns, tuple(v.name for v in fixed), tuple(v.name for v in sequences), tuple(carried), tuple(collected),
         turn="turn" if turn is not None else None, stop="done" if stop else None, every=slow,
     )  # fmt: skip
-    assert loop.problems() == []
     return loop
 
 

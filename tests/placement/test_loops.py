@@ -230,7 +230,7 @@ def test_mistakes_are_named():
     w = b.input("w", (8, 8))
     b.output(b.op(SQUARE, w, name="square"), "w_next")
     graph = b.freeze()
-    with pytest.raises(GraphError, match="no task ever gives 'w' a new value; make it an invariant"):
+    with pytest.raises(GraphError, match="no task ever gives carried 'w' a new value; make it an invariant"):
         plan_loop(Loop(graph, 5, carried=(("w", "w_next"),)), MACHINES["one thread"], Table({}))
     nowhere = Op("t.nowhere", ("x",), ("y",), lambda s, a: [s[0]], lambda i, o, a: Work(0, 0, 0), {"opencl": kernel})
     b = Graph.build()
