@@ -48,6 +48,33 @@ class Speaks(Protocol):
     def languages(self) -> tuple[str, ...]: ...
 
 
+class OpenCL(Protocol):
+    """The first argument of a kernel in OpenCL C: where to enqueue it. Arrays are handles with `shape`, `dtype`, `size` and `nbytes`.
+
+    is_cpu: the device is a processor (registers, no local memory); else a GPU (tiles in local memory). has_fp64: it computes in float64.
+    """
+
+    is_cpu: bool
+    has_fp64: bool
+
+    def run(self, source: str, function: str, global_size: tuple[int, ...], *args: Any, local_size: tuple[int, ...] | None = None) -> None:
+        """Enqueue `function` of `source` over `global_size` work items, without waiting. `source` is built once for a device and kept.
+
+        An array is passed as two arguments, base and first element; the parameter list writes `IN(float, x)` or `OUT(float, y)` for them and the
+        body begins with `LET_IN(float, x)` or `LET_OUT(float, y)`, after which `x` and `y` are pointers. Numbers are passed as NumPy scalars
+        (`np.int64(n)` for `const long n`). Sizes are rounded up to `local_size` where it is given: the source checks its bounds.
+        """
+
+    def fill(self, array: Any, value: Any) -> None:
+        """Enqueue: every element of `array` becomes `value`."""
+
+    def copy(self, src: Any, dst: Any) -> None:
+        """Enqueue: the bytes of `src` to `dst`, of the same number of bytes."""
+
+    def part(self, array: Any, start: int, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        """The `shape` elements of `array` from element `start` on (of `dtype`, if given: a workspace is bytes), as an array; nothing is copied."""
+
+
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
 
 
