@@ -2,7 +2,8 @@
 
 A straight plan is checked as it stands. The plan of a loop's body is checked as the straight plan of its first turns: turn i of a span starts i
 periods after turn 0, so wrap-around on lanes, ring slots, carried state and `every` tasks need no rules of their own, and the real first and last
-turns are seen too. As many turns are laid out as the pipeline has stages, plus two rounds of the longest ring (or the loop's turns, if fewer).
+turns are seen too. The prologue is over before turn 0 starts, the epilogue starts after the last turn. As many turns are laid out as the pipeline
+has stages, plus two rounds of the longest ring (or the loop's turns, if fewer).
 
 What holds at run time is order, not the planned times. The order is: data edges; the graph's order-only edges; the plan's reuse edges; the
 order of the spans on a lane of a stream device (`shares_lanes` False) or of a copy engine. Threads that share a device's tasks give no order.

@@ -130,17 +130,19 @@ def lay_out(sheet: Sheet) -> None:
     before = max((s.finish for s in plan.prologue), default=0.0)
     for span in plan.prologue:
         _event(sheet, span, PROLOGUE, FIRST, -before)
-    first = -1
-    if sheet.carried:
-        # On the host the first carried values are laid where turn -1 of the carried outputs would be, before anything else.
-        source = Replica(next(iter(sheet.carried)), 0, HOST)
-        first = _event(sheet, Span((), Copy(source.value, 0, source, source), 0.0, 0.0), PROLOGUE, FIRST, -before)
-        sheet.produced.update({(value, FIRST, HOST): first for value in sheet.carried})
+    opening = -1
+    if plan.prologue or sheet.carried:
+        # One event for the end of the prologue; with it the first carried values lie on the host, where turn -1 of the carried outputs would.
+        source = Replica(next(iter(sheet.carried), 0), 0, HOST)
+        opening = _event(sheet, Span((), Copy(source.value, 0, source, source), 0.0, 0.0), PROLOGUE, FIRST, 0.0)
+        sheet.before[opening] = list(range(opening))
+        sheet.produced.update({(value, FIRST, HOST): opening for value in sheet.carried})
     for turn in range(sheet.turns):
         for i, span in enumerate(plan.spans):
             sheet.at[i, turn] = _event(sheet, span, i, turn, turn * period)
-    for event in range(first + 1, len(sheet.spans) if first >= 0 else 0):
-        sheet.before[event].append(first)
+    if opening >= 0:
+        for event in range(opening + 1, len(sheet.spans)):
+            sheet.before[event].append(opening)
     after = max(sheet.finish, default=0.0)
     for span in plan.epilogue:
         last = max(sheet.turns - 1, 0)
