@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hetsched.check import check
-    from hetsched.errors import HetschedError
+    from hetsched.errors import GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
     from hetsched.executors.result import Result
     from hetsched.graph.graph import Builder, Bundle, Graph, Loop, Value, Where
     from hetsched.graph.op import Attribute, Composite, Op, Work
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
     from hetsched.machine.machine import Machine
-    from hetsched.run import plan, run
+    from hetsched.run import plan, run, run_async
     from hetsched.timeline import Timeline
 
 __version__ = "0.1.0"
@@ -30,6 +30,11 @@ _HOME = {
     "Composite": "hetsched.graph.op",
     "Graph": "hetsched.graph.graph",
     "HetschedError": "hetsched.errors",
+    "TaskError": "hetsched.errors",
+    "PlanError": "hetsched.errors",
+    "PlacementError": "hetsched.errors",
+    "OutOfMemoryError": "hetsched.errors",
+    "GraphError": "hetsched.errors",
     "Loop": "hetsched.graph.graph",
     "Machine": "hetsched.machine.machine",
     "Op": "hetsched.graph.op",
@@ -45,6 +50,7 @@ _HOME = {
     "check": "hetsched.check",
     "plan": "hetsched.run",
     "run": "hetsched.run",
+    "run_async": "hetsched.run",
 }
 
 
@@ -80,14 +86,19 @@ __all__ = [
     "Bundle",
     "Composite",
     "Graph",
+    "GraphError",
     "HetschedError",
     "Loop",
     "Machine",
     "Op",
     "Opaque",
+    "OutOfMemoryError",
+    "PlacementError",
+    "PlanError",
     "Result",
     "Sequence",
     "Spec",
+    "TaskError",
     "Timeline",
     "UpTo",
     "Value",
@@ -97,4 +108,5 @@ __all__ = [
     "check",
     "plan",
     "run",
+    "run_async",
 ]

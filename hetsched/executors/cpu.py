@@ -20,7 +20,7 @@ import numpy as np
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors.frame import Frame
 from hetsched.executors.process import tuned, wide
-from hetsched.executors.program import Program, Step, compile_plan, describe, is_chain
+from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain
 from hetsched.executors.result import Result
 from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
 from hetsched.executors.walk import Walk
@@ -214,7 +214,7 @@ class Crew:
                 except BaseException as error:
                     with self.lock:
                         self._fail(item, error)
-                    if not isinstance(error, Exception):
+                    if main and not isinstance(error, Exception):
                         raise
                 finally:
                     self.lock.acquire()
@@ -381,9 +381,13 @@ def _lanes_needed(plan: Timeline) -> dict[str, int]:
 
 
 def _launches(plan: Timeline) -> int:
-    """Launches of a run, loops unrolled: for the progress."""
-    inner = sum(_launches(body) for body in plan.loops.values())
-    return (len(plan.spans) + inner) * (plan.loop.turns if plan.loop is not None else 1)
+    """Spans of a run, loops unrolled: for the progress."""
+    every = every_of(plan.loop)
+    turns = plan.loop.turns if plan.loop is not None else 1
+    total = sum(bool(span.lanes) for span in plan.spans) * turns
+    for task, body in plan.loops.items():
+        total += _launches(body) * -(-turns // every.get(task, 1))
+    return total
 
 
 def run_plan(

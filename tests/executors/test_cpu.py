@@ -1,0 +1,296 @@
+"""The threads: who runs what, wide launches, io lanes, failure, time limits, what is given back to the process."""
+
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+import hetsched as hs
+from hetsched.errors import CommandLineError, GraphError, PlacementError, RunTimeoutError, TaskError
+from hetsched.graph.graph import Builder, Graph, Loop, Value
+from hetsched.graph.op import Op, Work
+from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
+from hetsched.testing.plans import plain_plan
+from hetsched.timeline import Lane, Launch, Replica, Span, Timeline
+
+Body = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], None]
+
+
+def op_of(body: Body, waits: bool = False, inputs: tuple[str, ...] = ("values*",)) -> Op:
+    """An op with one float32[] output whose kernel is `body(inputs, outputs)`."""
+
+    def kernel(xp: Any, ins: Sequence[Any], outs: Sequence[Any], workspace: Any, attributes: Mapping[str, Any]) -> None:
+        body(ins, outs)
+
+    spec = hs.Spec((), np.float32)
+    return Op("test.op", inputs, ("out",), lambda s, a: [spec], lambda i, o, a: Work(1, 4, 4), kernels={"array": kernel}, waits=waits)
+
+
+def machine(lanes: int = 2, io_lanes: int = 2) -> Machine:
+    return Machine((Device("cpu", "cpu", lanes=lanes, io_lanes=io_lanes, languages=("host", "array"), shares_lanes=True, widths=(1, lanes)),))
+
+
+def meeting(parties: int) -> Body:
+    """A kernel that ends only when `parties` of its kind run at once."""
+    barrier = threading.Barrier(parties)
+
+    def body(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+        barrier.wait(timeout=20)
+        outs[0][...] = 1
+
+    return body
+
+
+def outputs_of(builder: Builder, values: Sequence[Value]) -> Graph:
+    for i, value in enumerate(values):
+        builder.output(value, f"out{i}")
+    return builder.freeze()
+
+
+def on_lanes(graph: Graph, where: Machine, lanes: Sequence[tuple[Lane, ...]]) -> Timeline:
+    """A plan that starts task i at second i on `lanes[i]`."""
+    spans = []
+    for task in range(len(graph)):
+        reads = tuple(Replica(v, 0, HOST) for v in graph.reads(task))
+        writes = tuple(Replica(v, 0, HOST) for v in graph.writes(task))
+        spans.append(Span(lanes[task], Launch(task, 0, reads, writes, len(lanes[task])), float(task), task + 1.0))
+    offsets = {Replica(v, 0, HOST): 64 * v for t in range(len(graph)) for v in graph.writes(t) if v not in graph.outputs.values()}
+    return Timeline(graph, where, tuple(spans), offsets=offsets, arenas={HOST: 64 * len(graph.value_specs)})
+
+
+def test_two_lanes_run_at_once() -> None:
+    b = Graph.build()
+    op = op_of(meeting(2))
+    graph = outputs_of(b, [b.op(op), b.op(op)])
+    result = hs.run(on_lanes(graph, machine(), [(Lane("cpu", 0),), (Lane("cpu", 1),)]))
+    assert [float(x) for x in result.values()] == [1, 1]
+    assert len(result.trace.lanes) == 2
+
+
+def test_tasks_that_wait_have_lanes_of_their_own() -> None:
+    """Two that wait and two that compute, all at once, on two cores."""
+    b = Graph.build()
+    shared = meeting(4)
+    compute, waits = op_of(shared), op_of(shared, waits=True)
+    graph = outputs_of(b, [b.op(compute), b.op(compute), b.op(waits), b.op(waits)])
+    lanes = [(Lane("cpu", 0),), (Lane("cpu", 1),), (Lane("cpu", 0, "io"),), (Lane("cpu", 1, "io"),)]
+    assert len(hs.run(on_lanes(graph, machine(), lanes))) == 4
+
+
+def test_a_thread_goes_on_with_the_ready_task_of_highest_priority() -> None:
+    """Lane 1 is planned to run three tasks, but lane 0's first task holds its thread; the other thread does the rest, in planned order."""
+    order: list[int] = []
+    release = threading.Event()
+
+    def blocked(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+        assert release.wait(20)
+        outs[0][...] = 0
+
+    def numbered(i: int) -> Op:
+        def body(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+            order.append(i)
+            outs[0][...] = i
+            if len(order) == 3:
+                release.set()
+
+        return op_of(body)
+
+    b = Graph.build()
+    graph = outputs_of(b, [b.op(op_of(blocked)), b.op(numbered(1)), b.op(numbered(2)), b.op(numbered(3))])
+    plan = on_lanes(graph, machine(), [(Lane("cpu", 0),), (Lane("cpu", 1),), (Lane("cpu", 0),), (Lane("cpu", 1),)])
+    hs.run(plan)
+    assert order == [1, 2, 3]
+
+
+def test_a_wide_launch_runs_alone_with_blas_at_its_width() -> None:
+    running = []
+    seen: dict[str, Any] = {}
+    lock = threading.Lock()
+
+    def narrow(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+        with lock:
+            running.append(1)
+        seen.setdefault("narrow", {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"})
+        outs[0][...] = 1
+        with lock:
+            running.pop()
+
+    def wide(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+        seen["alone"] = not running
+        seen["wide"] = {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"}
+        outs[0][...] = 2
+
+    b = Graph.build()
+    graph = outputs_of(b, [b.op(op_of(narrow)), b.op(op_of(narrow)), b.op(op_of(wide)), b.op(op_of(narrow))])
+    both = (Lane("cpu", 0), Lane("cpu", 1))
+    plan = on_lanes(graph, machine(), [(Lane("cpu", 0),), (Lane("cpu", 1),), both, (Lane("cpu", 0),)])
+    before = {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"}
+    for _ in range(20):
+        result = hs.run(plan)
+    assert [float(x) for x in result.values()] == [1, 1, 2, 1]
+    assert seen == {"narrow": {1}, "alone": True, "wide": {2}}
+    assert {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"} == before
+
+
+def failing(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+    raise ZeroDivisionError("no such luck")
+
+
+def test_a_failed_task_is_named_and_nothing_is_left_running() -> None:
+    threads, interval = threading.active_count(), sys.getswitchinterval()
+    b = Graph.build()
+    bad = b.op(op_of(failing), name="bad")
+    graph = outputs_of(b, [b.op(op_of(lambda i, o: o[0].fill(1))), b.op(op_of(lambda i, o: o[0].fill(2)), bad)])
+    with pytest.raises(TaskError, match=r"task 'bad' failed: ZeroDivisionError: no such luck") as caught:
+        hs.run(plain_plan(graph, machine()))
+    assert caught.value.task == "bad"
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert threading.active_count() == threads
+    assert sys.getswitchinterval() == interval
+
+
+def test_a_failure_in_a_loop_names_the_turn() -> None:
+    def third(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+        if int(ins[0]) == 3:
+            raise ValueError("enough")
+        outs[0][...] = 0
+
+    body = Graph.build()
+    body.output(body.op(op_of(third), body.input("turn", (), np.int64), name="step"), "y")
+    b = Graph.build()
+    (y,) = b.loop(Loop(body.freeze(), turns=8, collected=("y",), turn="turn"))
+    b.output(y, "y")
+    with pytest.raises(TaskError, match=r"task 'step' failed in turn 3: ValueError: enough"):
+        hs.run(b.freeze(), machine=machine())
+
+
+def test_keep_going_runs_what_does_not_need_the_failed_task() -> None:
+    b = Graph.build()
+    bad = b.op(op_of(failing), name="bad")
+    needs = b.op(op_of(lambda i, o: o[0].fill(2)), bad)
+    fine = b.op(op_of(lambda i, o: o[0].fill(3)))
+    graph = outputs_of(b, [needs, fine, b.op(op_of(lambda i, o: o[0].fill(float(i[0]) + 1)), fine)])
+    result = hs.run(plain_plan(graph, machine()), keep_going=True)
+    assert {k: float(v) for k, v in result.items()} == {"out1": 3, "out2": 4}
+    assert list(result.failed) == ["bad"]
+
+
+def test_a_time_limit_ends_the_run_between_steps() -> None:
+    body = Graph.build()
+    state = body.input("s", ())
+    body.output(body.op(op_of(lambda i, o: o[0].fill(1), inputs=("s",)), state), "s2")
+    b = Graph.build()
+    (last,) = b.loop(Loop(body.freeze(), turns=100_000_000, carried=(("s", "s2"),)), b.input("s0", ()))
+    b.output(last, "last")
+    with pytest.raises(RunTimeoutError, match=r"longer than 0\.05 s"):
+        hs.run(b.freeze(), {"s0": 0}, machine=machine(), timeout=0.05)
+
+
+def test_ctrl_c_ends_the_run() -> None:
+    threads = threading.active_count()
+
+    def interrupt(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+        raise KeyboardInterrupt
+
+    b = Graph.build()
+    graph = outputs_of(b, [b.op(op_of(interrupt)), b.op(op_of(lambda i, o: o[0].fill(1)))])
+    with pytest.raises(KeyboardInterrupt):
+        hs.run(plain_plan(graph, machine()))
+    assert threading.active_count() == threads
+
+
+def test_progress_reaches_its_total() -> None:
+    body = Graph.build()
+    body.output(body.op("tensor.neg", body.input("s", ())), "s2")
+    b = Graph.build()
+    (last,) = b.loop(Loop(body.freeze(), turns=7, carried=(("s", "s2"),)), b.op("tensor.neg", b.input("s0", ())))
+    b.output(b.op("tensor.neg", last), "y")
+    told: list[tuple[int, int, str]] = []
+    hs.run(b.freeze(), {"s0": 1}, machine=machine(), progress=lambda *row: told.append(row))
+    assert told[-1][0] == told[-1][1] == 3 + 7
+    assert [row[0] for row in told] == sorted(row[0] for row in told)
+
+
+def test_no_trace_where_none_is_wanted() -> None:
+    b = Graph.build()
+    b.output(b.op("tensor.neg", b.input("x", (3,))), "y")
+    result = hs.run(b.freeze(), {"x": [1, 2, 3]}, trace=False)
+    assert result.trace.spans == ()
+    np.testing.assert_array_equal(result["y"], [-1, -2, -3])
+
+
+def test_a_long_loop_keeps_its_first_and_last_turns_and_the_sums() -> None:
+    body = Graph.build()
+    body.output(body.op("tensor.neg", body.input("s", ()), name="neg"), "s2")
+    b = Graph.build()
+    (last,) = b.loop(Loop(body.freeze(), turns=5000, carried=(("s", "s2"),)), b.input("s0", ()))
+    b.output(last, "y")
+    result = hs.run(b.freeze(), {"s0": 1}, machine=machine())
+    assert float(result["y"]) == 1
+    trace = result.trace.loops[0]
+    turns = sorted({s.command.turn for s in trace.launches if isinstance(s.command, Launch)})
+    assert turns == [*range(100), *range(4900, 5000)]
+    assert trace.turns == 5000
+    assert trace.totals["cpu"] > sum(s.finish - s.start for s in trace.spans)
+
+
+def test_a_plan_for_another_machine_is_refused() -> None:
+    where = Machine((Device("gpu:0", "cuda", memory="gpu:0"),), (Link(HOST, "gpu:0"), Link("gpu:0", HOST)), (MemoryNode(HOST), MemoryNode("gpu:0")))
+    b = Graph.build()
+    b.output(b.op("tensor.neg", b.input("x", (3,))), "y")
+    with pytest.raises(PlacementError, match="gpu:0"):
+        hs.run(hs.plan(b.freeze(), where), {"x": np.zeros(3, np.float32)})
+
+
+def test_many_runs_at_once_from_threads() -> None:
+    b = Graph.build()
+    x = b.input("x", (64, 64))
+    b.output(b.op("tensor.matmul", x, b.op("nn.relu", x)), "y")
+    plan = hs.plan(b.freeze())
+    found: dict[int, np.ndarray] = {}
+    inputs = {i: np.full((64, 64), i, np.float32) for i in range(8)}
+    interval = sys.getswitchinterval()
+
+    def one(i: int) -> None:
+        found[i] = hs.run(plan, {"x": inputs[i]})["y"]
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in inputs]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for i in inputs:
+        np.testing.assert_array_equal(found[i], np.full((64, 64), 64.0 * i * i))
+    assert sys.getswitchinterval() == interval
+
+
+def test_no_thread_is_left_after_a_thousand_runs() -> None:
+    b = Graph.build()
+    x = b.input("x", (4,))
+    b.output(b.op("tensor.add", b.op("tensor.neg", x), b.op("tensor.exp", x)), "y")
+    plan = plain_plan(b.freeze(), machine())
+    threads = threading.active_count()
+    for _ in range(1000):
+        hs.run(plan, {"x": [0, 0, 0, 0]}, trace=False)
+    assert threading.active_count() == threads
+
+
+def test_wrong_arguments_say_what_to_do() -> None:
+    b = Graph.build()
+    b.output(b.op("tensor.neg", b.input("x", (3,))), "y")
+    graph = b.freeze()
+    with pytest.raises(CommandLineError, match="finish a builder with freeze"):
+        hs.run(b, {})  # type: ignore[arg-type]
+    with pytest.raises(CommandLineError, match="unknown executor"):
+        hs.run(graph, {"x": [1, 2, 3]}, executor="gpu")
+    with pytest.raises(CommandLineError, match="a trace of what has run"):
+        hs.run(hs.run(graph, {"x": [1, 2, 3]}).trace, {"x": [1, 2, 3]})
+    with pytest.raises(GraphError) as caught:
+        hs.run(graph, {"z": 1})
+    assert len(caught.value.problems) == 2
+    with pytest.raises(GraphError, match=r"wants float32\[3\], got float64\[3\]; convert it with .astype"):
+        hs.run(graph, {"x": np.zeros(3)})

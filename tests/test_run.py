@@ -1,0 +1,114 @@
+"""plan() and run() as an embedding program uses them."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import hetsched as hs
+from hetsched.errors import CommandLineError, OutOfMemoryError
+from hetsched.graph.spec import UpTo
+
+
+def product() -> hs.Graph:
+    g = hs.Graph.build()
+    a, b = g.input("a", (64, 32)), g.input("b", (32, 16))
+    c = g.op("tensor.matmul", a, b, name="c")
+    g.output(c)
+    g.output(g.op("nn.relu", c), "positive")
+    g.output(g.op("tensor.reshape", c, shape=[1024]), "flat")
+    g.output(a, "same")
+    return g.freeze()
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {"a": rng.normal(size=(64, 32)).astype(np.float32), "b": rng.normal(size=(32, 16)).astype(np.float32)}
+
+
+def test_a_graph_built_in_python_gives_numpys_values(arrays: dict[str, np.ndarray]) -> None:
+    result = hs.run(product(), arrays)
+    wanted = arrays["a"] @ arrays["b"]
+    np.testing.assert_allclose(result["c"], wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(result["positive"], np.maximum(result["c"], 0))
+    np.testing.assert_array_equal(result["flat"], result["c"].ravel())
+    assert result.trace.makespan > 0
+    assert result.plan.device_of(result.plan.graph.task_index["c"]) == "cpu"
+
+
+def test_inputs_stay_as_they_were_and_results_are_the_callers_own(arrays: dict[str, np.ndarray]) -> None:
+    before = {k: v.copy() for k, v in arrays.items()}
+    plan = hs.plan(product())
+    first, second = hs.run(plan, arrays), hs.run(plan, arrays)
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(x, before[name])
+        assert x.flags.writeable
+    for name in first:
+        assert first[name].flags.writeable
+        assert first[name].flags.c_contiguous
+        assert not np.may_share_memory(first[name], second[name])
+        assert not any(np.may_share_memory(first[name], x) for x in arrays.values())
+    assert not np.may_share_memory(first["c"], first["flat"])
+    kept = second["c"].copy()
+    first["c"][...] = 0
+    np.testing.assert_array_equal(second["c"], kept)
+
+
+def test_inputs_may_be_lists_strided_arrays_or_speak_dlpack(arrays: dict[str, np.ndarray]) -> None:
+    graph = product()
+
+    class Foreign:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array = array
+
+        def __dlpack__(self, **options: object) -> object:
+            return self.array.__dlpack__(**options)  # type: ignore[call-overload]
+
+        def __dlpack_device__(self) -> object:
+            return self.array.__dlpack_device__()
+
+    wanted = hs.run(graph, arrays)["c"]
+    strided = np.repeat(arrays["b"], 2, axis=1)[:, ::2]
+    assert not strided.flags.c_contiguous
+    np.testing.assert_array_equal(hs.run(graph, {"a": Foreign(arrays["a"]), "b": strided})["c"], wanted)
+    np.testing.assert_array_equal(hs.run(graph, {"a": arrays["a"].tolist(), "b": arrays["b"]})["c"], wanted)
+
+
+def test_a_bounded_dimension_carries_its_extent() -> None:
+    g = hs.Graph.build()
+    x = g.input("x", (UpTo(10), 3))
+    g.output(g.op("tensor.sum", g.op("nn.relu", x), axes=[1]), "y")
+    graph = g.freeze()
+    for n in (0, 4, 10):
+        array = np.arange(n * 3, dtype=np.float32).reshape(n, 3) - 2
+        np.testing.assert_array_equal(hs.run(graph, {"x": array})["y"], np.maximum(array, 0).sum(axis=1))
+    with pytest.raises(hs.GraphError, match=r"wants float32\[<=10, 3\], got float32\[11, 3\]"):
+        hs.run(graph, {"x": np.zeros((11, 3), np.float32)})
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_anything_runs(arrays: dict[str, np.ndarray]) -> None:
+    with pytest.raises(OutOfMemoryError, match="bytes"):
+        hs.run(product(), arrays, memory={"host": 100})
+
+
+def test_an_empty_graph_runs() -> None:
+    assert dict(hs.run(hs.Graph.build().freeze())) == {}
+
+
+def test_runs_can_be_awaited(arrays: dict[str, np.ndarray]) -> None:
+    plan = hs.plan(product())
+
+    async def several() -> list[hs.Result]:
+        return await asyncio.gather(*(hs.run_async(plan, arrays) for _ in range(3)))
+
+    results = asyncio.run(several())
+    for result in results:
+        np.testing.assert_array_equal(result["c"], results[0]["c"])
+
+
+def test_unknown_names_are_answered_with_the_known_ones(arrays: dict[str, np.ndarray]) -> None:
+    with pytest.raises(CommandLineError, match="heft"):
+        hs.plan(product(), policy="hefty")
+    with pytest.raises(KeyError, match="positive"):
+        hs.run(product(), arrays)["positiv"]
