@@ -15,46 +15,32 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hetsched.errors import HetschedError, InternalError, TaskError
+from hetsched.executors.memory import HERE, Doer, HostMemory, Memory, alias, shaped, stride_of
 from hetsched.executors.program import Program, Step, compile_plan
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
-from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import AnySpec, Spec, UpTo, array_form
 from hetsched.graph.spec import Sequence as SequenceSpec
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Launch, Timeline
 
-Bytes: TypeAlias = NDArray[np.uint8]
-# (kernel, inputs, outputs, workspace, attributes, task); kernel None: `inputs` is a function of the turn that does it all.
+# (kernel, inputs, outputs, workspace, attributes, task). Kernel `MOVE`: a copy from inputs[0] to outputs[0]; `LATER`: `inputs` is a function of
+# the turn and of who does it; `GATHER`: `inputs` is a function of the turn, called when the step is done.
 Call: TypeAlias = tuple[Any, Any, Any, Any, Any, int]
-ALIGNMENT = 64
-
-
-def aligned_bytes(nbytes: int) -> Bytes:
-    """An uninitialised buffer whose address is a multiple of 64 (JAX then takes it without a copy; vector loads like it)."""
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes]
-
-
-def stride_of(nbytes: int) -> int:
-    """Bytes from one ring slot to the next."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def typed(buffer: Bytes, spec: Spec) -> NDArray[Any]:
-    """`buffer`'s first bytes as an array of `spec` (bounded dimensions at their bounds)."""
-    return buffer[: spec.nbytes].view(spec.dtype).reshape(spec.bounds)
+MOVE, LATER, GATHER = "move", "later", "gather"
+Later: TypeAlias = Callable[[int, Doer], None]
 
 
 class Frame:
-    """One run of `program`. `borrowed`: value -> array or object on the host, for inputs; `arenas`: memory node -> bytes (made where absent)."""
+    """One run of `program`.
+
+    borrowed: value -> array or object on the host, for inputs. memories: memory node -> arena (made on the host where absent).
+    """
 
     def __init__(
-        self, program: Program, borrowed: Mapping[int, Any], outputs: Mapping[int, Any] | None = None, arenas: Mapping[str, Bytes] | None = None
+        self, program: Program, borrowed: Mapping[int, Any], outputs: Mapping[int, Any] | None = None, memories: Mapping[str, Memory] | None = None
     ) -> None:
         self.program = program
         self.plan: Timeline = program.plan
@@ -62,9 +48,10 @@ class Frame:
         self.loop: Loop | None = program.plan.loop
         self.turns = self.loop.turns if self.loop is not None else 1
         self.borrowed = dict(borrowed)
-        self.arenas: dict[str, Bytes] = {
-            node: arenas[node] if arenas is not None and node in arenas else aligned_bytes(n) for node, n in self.plan.arenas.items()
-        }
+        given = memories or {}
+        self.memories: dict[str, Memory] = {n: given[n] if n in given else HostMemory.of(nbytes) for n, nbytes in self.plan.arenas.items()}
+        # How bytes get from one memory node to another before the first turn and after the last: now, and waiting for it.
+        self.transfer: Callable[[Any, Any], None] = HERE.move
         self.stopped_at: int | None = None
         self.rows_of: dict[int, int] = {}  # sequence input -> rows of its array, where its elements are rows
         self.targets: dict[int, Any] = {}  # collected value -> the array of the whole sequence, in the frame around this one
@@ -193,7 +180,7 @@ class Frame:
         full = array_form(self.graph.spec(value))
         assert full is not None
         start = place[0] + self._slot(value, node, turn) * stride_of(full.nbytes)
-        return typed(self.arenas[node][start : start + spec.nbytes], spec)
+        return self.memories[node].array(start, spec)
 
     def _element(self, value: int, turn: int) -> Any:
         whole = self.borrowed[value]
@@ -202,7 +189,7 @@ class Frame:
         if rows is not None:
             n = cast(Spec, spec).bounds[0]
             return whole[turn * n : min((turn + 1) * n, rows)]
-        return whole[turn]
+        return whole[turn, ...] if isinstance(whole, np.ndarray) else whole[turn]
 
     # Steps --------------------------------------------------------------------------------------------------------------------
 
@@ -259,21 +246,49 @@ class Frame:
         return found
 
     def perform(self, step: int, turn: int) -> None:
-        """Do a step: every launch or copy of it. Raises `TaskError` with the task's name."""
+        """Do a step here and now: every launch or copy of it. Raises `TaskError` with the task's name."""
         task = -1
         try:
             for kernel, inputs, outputs, workspace, attributes, task in self.calls(step, turn):  # noqa: B007 (read in the handler)
-                if kernel is not None:
+                if callable(kernel):
                     kernel(np, inputs, outputs, workspace, attributes)
+                elif kernel is LATER:
+                    inputs(turn, HERE)
+                elif kernel is MOVE:
+                    np.copyto(outputs[0], inputs[0])
                 else:
                     inputs(turn)
-        except HetschedError:
-            raise
-        except MemoryError as error:
-            raise TaskError(self._name(task), f"task {self._name(task)!r} ran out of host memory: {error}") from error
         except Exception as error:
-            where = f" in turn {turn}" if self.loop is not None else ""
-            raise TaskError(self._name(task), f"task {self._name(task)!r} failed{where}: {type(error).__name__}: {error}") from error
+            raise self.failure(error, task, turn) from error
+
+    def issue(self, step: int, turn: int, doer: Doer) -> None:
+        """Hand the launches and copies of a step to a stream. `gather` follows when they are done."""
+        task = -1
+        try:
+            for kernel, inputs, outputs, workspace, attributes, task in self.calls(step, turn):  # noqa: B007 (read in the handler)
+                if callable(kernel):
+                    doer.launch(kernel, inputs, outputs, workspace, attributes)
+                elif kernel is LATER:
+                    inputs(turn, doer)
+                elif kernel is MOVE:
+                    doer.move(inputs[0], outputs[0])
+        except Exception as error:
+            raise self.failure(error, task, turn) from error
+
+    def gather(self, step: int, turn: int) -> None:
+        """Gather what a step that a stream has done has brought to the host."""
+        for kernel, inputs, *_ in self.calls(step, turn):
+            if kernel is GATHER:
+                inputs(turn)
+
+    def failure(self, error: Exception, task: int, turn: int) -> Exception:
+        """The error that tells which task failed, and in which turn."""
+        if isinstance(error, HetschedError):
+            return error
+        if isinstance(error, MemoryError):
+            return TaskError(self._name(task), f"task {self._name(task)!r} ran out of memory: {error}")
+        where = f" in turn {turn}" if self.loop is not None else ""
+        return TaskError(self._name(task), f"task {self._name(task)!r} failed{where}: {type(error).__name__}: {error}")
 
     def poison(self, step: int, turn: int) -> None:
         """Overwrite what a step is about to write, where it does not also read it: a replica reused too early is then seen to be wrong."""
@@ -316,25 +331,23 @@ class Frame:
                 continue
             for value, node in made:
                 if node == HOST:
-                    calls += [(None, self._collector(v, shift), None, None, None, task) for v, shift in self._gathered_with.get(value, ())]
+                    calls += [(GATHER, self._collector(v, shift), None, None, None, task) for v, shift in self._gathered_with.get(value, ())]
         return calls
 
     def _bind_copy(self, command: Copy, turn: int) -> Call:
         value, src, dst = command.value, command.src.node, command.dst.node
         if value in self._dynamic:
 
-            def move(now: int) -> None:
+            def move(now: int, doer: Doer) -> None:
                 found = self.locate(value, src, now)
-                if isinstance(self.graph.spec(value), Spec):
-                    target = self.buffer(value, dst, now)
-                    target = target.reshape(-1)[: found.size].reshape(found.shape)
-                    np.copyto(target, found)
+                if array_form(self.graph.spec(value)) is not None:
+                    target = shaped(self.buffer(value, dst, now), tuple(found.shape))
+                    doer.move(found, target)
                     found = target
                 self._cells[value, dst, self._slot(value, dst, now)] = found
 
-            return (None, move, None, None, None, -1)
-        source, target = self.locate(value, src, turn), self.buffer(value, dst, turn)
-        return (_copy, (source,), (target,), None, None, -1)
+            return (LATER, move, None, None, None, -1)
+        return (MOVE, (self.locate(value, src, turn),), (self.buffer(value, dst, turn),), None, None, -1)
 
     def _bind_launch(self, command: Launch, step: Step, turn: int) -> Call | None:
         graph, task = self.graph, command.task
@@ -356,38 +369,38 @@ class Frame:
             writes = tuple(self.buffer(r.value, node, turn) for r in command.writes)
             return (kernel, reads, writes, workspace, attributes, task)
         if not any(r.value in self._dynamic for r in command.writes):
-            return (None, self._launch_partly(command, kernel, node, workspace, attributes, turn), None, None, None, task)
-        return (None, self._launch_later(command, op, kernel, node, workspace, attributes), None, None, None, task)
+            return (LATER, self._launch_partly(command, kernel, node, workspace, attributes, turn), None, None, None, task)
+        return (LATER, self._launch_later(command, op, kernel, node, workspace, attributes), None, None, None, task)
 
     def _launch_partly(
         self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int
-    ) -> Callable[[int], None]:
+    ) -> Later:
         """A launch bound but for the inputs that only its turn knows."""
         bound = [None if r.value in self._dynamic else self.locate(r.value, node, turn) for r in command.reads]
         writes = tuple(self.buffer(r.value, node, turn) for r in command.writes)
         later = [(i, r.value) for i, r in enumerate(command.reads) if r.value in self._dynamic]
-        number = self._turn_value
+        number = self._turn_value if node == HOST else None
 
-        def launch(now: int) -> None:
+        def launch(now: int, doer: Doer) -> None:
             reads = bound.copy()
             for i, value in later:
                 reads[i] = np.array(now, np.int64) if value == number else self.locate(value, node, now)
-            kernel(np, reads, writes, workspace, attributes)
+            doer.launch(kernel, reads, writes, workspace, attributes)
 
         return launch
 
-    def _launch_later(self, command: Launch, op: Op, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any]) -> Callable[[int], None]:
+    def _launch_later(self, command: Launch, op: Op, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any]) -> Later:
         """A launch that finds its arrays when it runs."""
         graph = self.graph
         bounded = any(isinstance(s := graph.spec(r.value), Spec) and s.is_bounded for r in command.writes)
 
-        def launch(turn: int) -> None:
+        def launch(turn: int, doer: Doer) -> None:
             reads = [self.locate(r.value, node, turn) for r in command.reads]
             specs = self._specs(turn)
             writes: list[Any] = []
             actual: list[AnySpec] | None = None
             if bounded:
-                seen = [Spec(a.shape, a.dtype) if isinstance(a, np.ndarray) else specs[r.value] for a, r in zip(reads, command.reads, strict=True)]
+                seen = [Spec(a.shape, a.dtype) if hasattr(a, "shape") else specs[r.value] for a, r in zip(reads, command.reads, strict=True)]
                 actual = list(op.infer(seen, attributes))
             for i, r in enumerate(command.writes):
                 if array_form(specs[r.value]) is None:
@@ -395,9 +408,9 @@ class Frame:
                     continue
                 target = self.buffer(r.value, node, turn)
                 if actual is not None and isinstance(a := actual[i], Spec):
-                    target = target.reshape(-1)[: a.size].reshape(a.bounds)
+                    target = shaped(target, a.bounds)
                 writes.append(target)
-            shapes = kernel(np, reads, writes, workspace, attributes)
+            shapes = doer.launch(kernel, reads, writes, workspace, attributes)
             for i, r in enumerate(command.writes):
                 if r.value not in self._dynamic:
                     continue
@@ -413,7 +426,7 @@ class Frame:
         if place is None:
             return None
         node, offset, nbytes = place
-        return self.arenas[node][offset : offset + nbytes]
+        return self.memories[node].array(offset, Spec((nbytes,), np.uint8))
 
     # Loops --------------------------------------------------------------------------------------------------------------------
 
@@ -439,8 +452,10 @@ class Frame:
                 if name in loop.sequences and isinstance(spec, SequenceSpec) and spec.rows is not None:
                     rows[body.inputs[name]] = spec.rows
         places = self.plan.bodies.get(task, {})
-        room = {node: self.arenas[node][start : start + program.plan.arenas[node]] for node, start in places.items() if node in program.plan.arenas}
-        frame = Frame(program, borrowed, arenas=room)
+        needed = program.plan.arenas
+        room = {node: self.memories[node].inside(start, needed[node]) for node, start in places.items() if node in needed}
+        frame = Frame(program, borrowed, memories=room)
+        frame.transfer = self.transfer
         frame.rows_of = rows
         frame._begin_loop(first)
         return frame
@@ -456,7 +471,7 @@ class Frame:
                 if value in self.program.carried:
                     self._set_carried(value, command.dst.node, source)
                 else:
-                    np.copyto(self.buffer(value, command.dst.node, 0), source)
+                    self.transfer(source, self.buffer(value, command.dst.node, 0))
         for value, found in first.items():
             result = self.program.carried[value]
             if value in self._passed:
@@ -471,8 +486,7 @@ class Frame:
         if result in self._dynamic:
             self._cells[result, node, self._slot(result, node, -1)] = found
             return
-        root, _ = self._root(result, node)
-        np.copyto(self.buffer(root, node, -1).reshape(found.shape), found)
+        self.transfer(found, shaped(self.locate(result, node, -1), tuple(found.shape)))
 
     def _collector(self, value: int, shift: int = 0) -> Callable[[int], None]:
         """Gathers `value` of turn i + `shift`, called in turn i."""
@@ -540,7 +554,7 @@ class Frame:
                 found = found.copy()
             self._cells[value, HOST, self._slot(value, HOST, turn)] = found
         else:
-            np.copyto(self.buffer(value, HOST, turn), found)
+            self.transfer(found, self.buffer(value, HOST, turn))
 
     def fires(self, task: int, turn: int) -> bool:
         """False in the turns that a task of `every` leaves out."""
@@ -573,20 +587,3 @@ class Frame:
             handed.add(value)
             out[name] = found
         return out
-
-
-def alias(op: Op, base: Any, attributes: Mapping[str, Any], spec: AnySpec) -> Any:
-    """What a view op gives: `base`'s own bytes under another shape."""
-    if not isinstance(spec, Spec):
-        return base
-    source = Spec(base.shape, base.dtype)
-    if spec.is_bounded:
-        (found,) = op.infer([source], attributes)
-        assert isinstance(found, Spec)
-        spec = found
-    first = view_offset(op, source, attributes) // spec.dtype.itemsize
-    return base.reshape(-1)[first : first + spec.size].reshape(spec.bounds)
-
-
-def _copy(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
-    np.copyto(outputs[0], inputs[0])
