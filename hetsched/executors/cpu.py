@@ -25,7 +25,7 @@ from hetsched.executors.result import Result
 from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
 from hetsched.executors.walk import Walk
 from hetsched.graph.graph import Loop
-from hetsched.timeline import Launch, Timeline
+from hetsched.timeline import Free, Launch, Timeline
 
 # Below this much ready work a thread keeps it to itself: waking another one takes 7-10 us, and the interpreter lock changes hands.
 WAKE_SECONDS = 20e-6
@@ -384,7 +384,7 @@ def _launches(plan: Timeline) -> int:
     """Spans of a run, loops unrolled: for the progress."""
     every = every_of(plan.loop)
     turns = plan.loop.turns if plan.loop is not None else 1
-    total = sum(bool(span.lanes) for span in plan.spans) * turns
+    total = sum(not isinstance(span.command, Free) for span in plan.spans) * turns
     for task, body in plan.loops.items():
         total += _launches(body) * -(-turns // every.get(task, 1))
     return total

@@ -19,7 +19,7 @@ from hetsched.errors import InternalError
 from hetsched.executors.walk import Arc, find_cycle
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import HOST
-from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
+from hetsched.timeline import Copy, Free, Lane, Launch, Replica, Span, Timeline
 
 # Joining tasks delays the readers on other lanes by at most this much; below, a hand-over between threads costs more than it gains.
 LONG_SECONDS = 50e-6
@@ -37,13 +37,13 @@ class Step:
 
     @property
     def owner(self) -> str:
-        """The device (or link) that the step runs on; of a loop, its first."""
-        return self.lanes[0].owner
+        """The device (or link) that the step runs on; of a loop, its first (none where its body is empty)."""
+        return self.lanes[0].owner if self.lanes else ""
 
     @property
     def kind(self) -> str:
         """Kind of its lanes: compute, io or copy."""
-        return self.lanes[0].kind
+        return self.lanes[0].kind if self.lanes else "compute"
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def span_arcs(plan: Timeline) -> list[Arc]:
     if plan.loop is not None and plan.loop.stop is not None:
         # The stop value decides whether the next turn exists at all: nothing of it may begin before.
         stop = stop_span(plan)
-        arcs += [Arc(stop, i, 1) for i, s in enumerate(plan.spans) if s.lanes]
+        arcs += [Arc(stop, i, 1) for i, s in enumerate(plan.spans) if not isinstance(s.command, Free)]
     return list(dict.fromkeys(arcs))
 
 
@@ -161,7 +161,7 @@ def _stream_arcs(plan: Timeline) -> Iterable[Arc]:
 def compile_plan(plan: Timeline, join: bool = True) -> Program:
     """The program of a plan; `join=False` makes every command a step of its own."""
     arcs = span_arcs(plan)
-    groups = _segments(plan, arcs) if join else [[i] for i, s in enumerate(plan.spans) if s.lanes]
+    groups = _segments(plan, arcs) if join else [[i] for i, s in enumerate(plan.spans) if not isinstance(s.command, Free)]
     of: dict[int, int] = {}
     for g, group in enumerate(groups):
         of.update((i, g) for i in group)
@@ -190,7 +190,8 @@ def compile_plan(plan: Timeline, join: bool = True) -> Program:
 
 
 def _segments(plan: Timeline, arcs: list[Arc]) -> list[list[int]]:
-    order = sorted((i for i, s in enumerate(plan.spans) if s.lanes), key=lambda i: (plan.spans[i].start, plan.spans[i].finish, i))
+    commands = [i for i, s in enumerate(plan.spans) if not isinstance(s.command, Free)]
+    order = sorted(commands, key=lambda i: (plan.spans[i].start, plan.spans[i].finish, i))
     order = _topological(order, arcs)
     before: dict[int, list[int]] = {i: [] for i in order}
     after: dict[int, list[int]] = {i: [] for i in order}
@@ -218,8 +219,8 @@ def _chains(
         preds = set(before[i])
         if len(preds) == 1 and joinable(i):
             (p,) = preds
-            lane, its = plan.spans[i].lanes[0], plan.spans[p].lanes[0]
-            if len(set(after[p])) == 1 and joinable(p) and (lane.owner, lane.kind) == (its.owner, its.kind):
+            lane = plan.spans[i].lanes[0]
+            if len(set(after[p])) == 1 and joinable(p) and plan.spans[p].lanes[0][::2] == lane[::2]:
                 group_of[i] = group_of[p]
                 groups[group_of[p]].append(i)
                 continue

@@ -382,7 +382,7 @@ def _draft(model: _Model, search: Search, serial: Ops | None) -> _Draft:
     else:
         ops = serial
         period, start = one_by_one(ops)
-    low = min(start)
+    low = min(start, default=0)
     n = len(model.problem.durations)
     draft = _Draft(
         model,
