@@ -16,20 +16,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hetsched.placement.periodic_assign import Cycles, anneal, least_period
+from hetsched.errors import OutOfMemoryError
+from hetsched.placement.periodic_assign import Cycles, anneal
 from hetsched.placement.periodic_bound import period_bound
 from hetsched.placement.periodic_modulo import components, heights, modulo_starts, tighten, topological
-from hetsched.placement.periodic_order import Order, settled
+from hetsched.placement.periodic_order import Order
 from hetsched.placement.periodic_problem import NANOSECONDS, Core, LoopProblem, Ops, PeriodBound, PeriodPlan, read_body, whole
 from hetsched.placement.periodic_slide import slid
 from hetsched.placement.periodic_walk import Walk
 
 # Periods tried for an assignment by modulo scheduling, over its B. Beyond them the walk starts from the order of the data.
-_STEPS = (1.0, 1.003, 1.01, 1.03, 1.08, 1.2, 1.5)
+_STEPS = (1.0, 1.003, 1.01, 1.03, 1.08, 1.2, 1.5, 2.0)
 # A modulo schedule takes as long as this many orders solved on the walk.
 _MODULO = 10
-# Shares of the evaluations: first walks from every start, then from the best.
-_FIRST, _STARTS = 0.5, 4
+# Longer periods tried where limits of memory or of turns in flight are broken.
+_LONGER = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
+# Heat of a walk where loads, not cycles, make the period.
+_COOL = 0.4
+# Starts of walks; and how many where cycles dominate and the best of these is this much over the least load.
+_STARTS, _NEAR, _MANY_STARTS = 4, 1.04, 8
+# Steps a task of the annealing for a further start.
+_SHORT = 100
+
+
+def _usual(n: int) -> int:
+    """Evaluations for a body of `n` tasks."""
+    return 2000 + 80 * n
 
 
 class Best:
@@ -53,7 +65,7 @@ def plan_period(problem: LoopProblem, *, seconds: float | None = None, seed: int
 
     evaluations: schedules tried at most (None: enough for the size of the body); the plan is the same for the same seed and evaluations.
     seconds: stop the search when this much time is gone (then the plan depends on the machine's speed).
-    Raises `PlacementError` where a task has no device.
+    Raises `PlacementError` where a task has no device, `OutOfMemoryError` where the limits cannot be kept.
     """
     core = Core(problem)
     if not core.n:
@@ -71,7 +83,7 @@ class Search:
         self.cycles = Cycles(core)
         self.bound = period_bound(core.problem, core)
         self.enough = max(1, whole(self.bound.seconds * (1 - 1e-12)))
-        self.limit = evaluations if evaluations is not None else 500 + 100 * core.n
+        self.limit = evaluations if evaluations is not None else _usual(core.n)
         self.deadline = None if seconds is None else time.perf_counter() + seconds
         self.spent = 0
         self.best = Best()
@@ -86,35 +98,62 @@ class Search:
         best = self.best
         assert best.ops is not None
         best.start = slid(best.ops, best.start, best.period)
+        if excess(best.ops, best.start, best.period):
+            self._within_limits(best.ops)
+
+    def _within_limits(self, ops: Ops) -> None:
+        """A longer period for the best assignment that keeps memory limits and turns in flight; the last resort is one op after another."""
+        best = self.best
+        for factor in _LONGER:
+            period = int(best.period * factor)
+            height = heights(ops, period, topological(ops.count, ops.out))
+            start = modulo_starts(ops, period, height, [False] * self.core.resources, 40 + 4 * ops.count) if height is not None else None
+            self.spent += _MODULO
+            if start is not None:
+                start = slid(ops, start, period)
+                if not excess(ops, start, period):
+                    best.period, best.start = period, start
+                    return
+        period, start = one_by_one(ops)
+        problem = excess(ops, start, period)
+        if problem:
+            raise OutOfMemoryError(f"{self.core.problem.name}: {problem}, even with one op after another")
+        best.period, best.start = period, start
 
     def _search(self, seeds: Sequence[Sequence[int]]) -> None:
+        """Walks from several starts; the better half of them goes on, twice as far and half as hot, until one is left."""
         pool = self.assignments([fastest(self.core), *seeds])
         floor = pool[0][0]
-        walks = []
-        for least, assignment in pool[:_STARTS]:
-            walks.append(self.start(Ops(self.core, assignment), least, floor))
+        walks: list[Walk] = []
+        while len(walks) < (_MANY_STARTS if self.cycles.dominate and self.best.period >= _NEAR * floor else _STARTS):
+            if len(walks) >= min(len(pool), _STARTS):
+                # Where orders, not loads, make the period long, assignments that are far apart help more than good ones.
+                pool += anneal(self.core, self.cycles, seeds or [fastest(self.core)], _SHORT * self.core.n, 1, self.rng, self.enough)
+            least, assignment = pool[len(walks)]
+            walks.append(self.start(Ops(self.core, assignment), least, floor, hard=len(walks) < _STARTS))
             if self.best.period <= floor or self.spent >= self.limit or self.late():
                 return
-        left = self.limit - self.spent
-        for walk in walks:
-            self.walk(walk, int(_FIRST * left / len(walks)))
-        walks.sort(key=lambda w: w.best.period)
-        for walk in walks[:2]:
-            self.walk(self.again(walk, floor), int((1 - _FIRST) * left / 2))
+        left, rounds = self.limit - self.spent, len(walks).bit_length()
+        heat = 1.0 if self.cycles.dominate else _COOL
+        while walks and self.best.period > floor:
+            for walk in walks:
+                self.walk(walk, int(left / rounds / len(walks)), heat)
+            walks = sorted(walks, key=lambda w: w.best.period)[: len(walks) // 2]
+            heat /= 2
 
     def assignments(self, seeds: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
         """(B, assignment), the best of each annealing first (by B), then the others by B."""
         n = self.core.n
-        rounds, steps = (4, 700) if n < 30 else (3, 600)
+        rounds, steps, alike = (5, 350, 3) if n < 30 else (3, 250, 2)
         first: list[tuple[int, list[int]]] = []
         others: list[tuple[int, list[int]]] = []
-        share = self.limit / (500 + 100 * n)
+        share = min(1.0, self.limit / _usual(n))
         for _ in range(rounds):
-            # The same B (nearly) from two annealings: another will hardly find less.
+            # The same B (nearly) from several annealings: another will hardly find less.
             low = sorted(b for b, _ in first)
-            if low and (self.late() or low[0] <= self.enough or (len(low) > 1 and low[1] <= low[0] * 1.0005)):
+            if low and (self.late() or low[0] <= self.enough or (len(low) >= alike and low[alike - 1] <= low[0] * 1.0005)):
                 break
-            found = anneal(self.core, self.cycles, seeds, int(min(1.0, share) * steps * n), 4, self.rng, self.enough)
+            found = anneal(self.core, self.cycles, seeds, int(share * steps * n), 4, self.rng, self.enough)
             first.append(found[0])
             others += found[1:]
         out: dict[tuple[int, ...], int] = {}
@@ -122,30 +161,34 @@ class Search:
             out.setdefault(tuple(assignment), least)
         return [(least, list(assignment)) for assignment, least in out.items()]
 
-    def start(self, ops: Ops, least: int, enough: int) -> Walk:
-        """A walk from the best modulo schedule of an assignment, or from the order of its data."""
-        found = self.order(ops, least)
+    def start(self, ops: Ops, least: int, enough: int, *, hard: bool = True) -> Walk:
+        """A walk from the best modulo schedule of an assignment (`hard`), or from a list schedule of one turn, its ends overlapping."""
+        found = self.order(ops, least) if hard else None
         if found is None:
-            period, order = 2 * least, None
-            while order is None or not order.solve(least, 100 * period):
-                order = settled(ops, one_by_one(ops)[1], period)
-                period *= 2
-            self.spent += 1
-            self.best.offer(order.period, ops, order.start)
+            period, start = self.listed(ops, least)
+            self.best.offer(period, ops, start)
         else:
-            order = Order(ops, found[1], found[0])
-            order.solve(least, found[0])
+            period, start = found
+        order = Order(ops, start, period)
+        order.solve(least, period)
         return Walk(self.core, self.cycles, order, least, enough, self.rng)
 
-    def again(self, walk: Walk, enough: int) -> Walk:
-        """A new walk from the best order of an old one."""
-        least = least_period(self.core, self.cycles, walk.best.ops.assignment)
-        return Walk(self.core, self.cycles, walk.best.copy(), least, enough, self.rng)
+    def listed(self, ops: Ops, least: int) -> tuple[int, list[int]]:
+        """(period, starts) of a list schedule: modulo scheduling with room for everything."""
+        order = topological(ops.count, ops.out)
+        height, period = None, least
+        while height is None:
+            height = heights(ops, period, order)
+            period *= 2
+        self.spent += _MODULO
+        period, start = one_by_one(ops)
+        found = modulo_starts(ops, period, height, [False] * self.core.resources, 4 * ops.count)
+        return tighten(ops, found or start, period, least)
 
-    def walk(self, walk: Walk, steps: int) -> None:
+    def walk(self, walk: Walk, steps: int, heat: float) -> None:
         """Walk on and keep the best."""
         before = walk.spent
-        walk.run(steps, self.late)
+        walk.run(steps, heat, self.late)
         self.spent += walk.spent - before
         self.best.offer(walk.best.period, walk.best.ops, walk.best.start)
 
@@ -197,6 +240,24 @@ class Search:
 def fastest(core: Core) -> list[int]:
     """Each task on the device where it takes least (the first of several)."""
     return [min(row, key=lambda d, t=t: (core.durations[t][d], d)) for t, row in enumerate(core.allowed)]  # type: ignore[misc]
+
+
+def excess(ops: Ops, start: Sequence[int], period: int) -> str:
+    """What of the problem's limits (turns in flight, bytes of rings) a plan breaks, in words; empty where it keeps them."""
+    problem = ops.core.problem
+    if problem.max_in_flight:
+        turns = -(-(max(s + w for s, w in zip(start, ops.seconds, strict=True)) - min(start)) // period)
+        if turns > problem.max_in_flight:
+            return f"{turns} turns in flight, allowed are {problem.max_in_flight}"
+    if any(limit is not None for limit in problem.limits):
+        taken = [0] * problem.nodes
+        for maker, w, node, uses in ops.replicas:
+            end = max([start[maker] + ops.seconds[maker], *(start[v] + ops.seconds[v] + k * period for v, k in uses)])
+            taken[node] += problem.nbytes[w] * max(1, -(-(end - start[maker]) // period))
+        for node, (nbytes, limit) in enumerate(zip(taken, problem.limits, strict=True)):
+            if limit is not None and nbytes > limit:
+                return f"the rings of memory node {node} take {nbytes} bytes of {limit}"
+    return ""
 
 
 def one_by_one(ops: Ops) -> tuple[int, list[int]]:

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from hetsched.placement.periodic_modulo import components, topological
+from hetsched.placement.periodic_modulo import components, parent_cycle, topological
 from hetsched.placement.periodic_problem import Core
 
 # A search for the cycle ratio takes as long as this many other steps for each task on a cycle.
@@ -72,103 +72,111 @@ class Balance:
 
 
 class Cycles:
-    """The cycle ratio of an assignment, inside the strongly connected components of the body alone."""
+    """The cycle ratio of an assignment, inside the strongly connected components of the body alone.
+
+    Assignments are asked one after another that differ in few tasks: only their arcs are weighed anew, starts begin where they were, and the cycle
+    that was critical last is looked at first.
+    """
 
     def __init__(self, core: Core) -> None:
         self.core = core
         out: list[list[tuple[int, int]]] = [[] for _ in range(core.n)]
         for u, v, k in core.task_arcs:
             out[u].append((v, k))
-        self.order = topological(core.n, out)
-        self.mark = components(core.n, out)
-        self.inner = [t for t in self.order if self.mark[t] >= 0]
-        self.place = {t: i for i, t in enumerate(self.inner)}
-        # Arcs inside a component: (value or -1, reader, distance), by producer.
+        mark = components(core.n, out)
+        self.inner = [t for t in topological(core.n, out) if mark[t] >= 0]
+        place = {t: i for i, t in enumerate(self.inner)}
+        # Arcs inside a component by producer: (value or -1, reader, distance); who has an arc to a task.
         self.rows: list[list[tuple[int, int, int]]] = [[] for _ in self.inner]
+        self.into: list[set[int]] = [{i} for i in range(len(self.inner))]
         for w, readers in enumerate(core.readers):
             p = core.producer[w]
-            if self.mark[p] >= 0:
-                self.rows[self.place[p]] += [(w, self.place[r], k) for r, k in readers if self.mark[r] == self.mark[p]]
-        for u, v, k in core.orders:
-            if self.mark[u] >= 0 and self.mark[v] == self.mark[u]:
-                self.rows[self.place[u]].append((-1, self.place[v], k))
-        self.touches = [m >= 0 for m in self.mark]
-        # Every arc from a task that is kept: a single state arc needs no search.
-        # Devices of the inner tasks -> (ratio, True) or (an upper limit of it, False).
-        self.known: dict[tuple[int, ...], tuple[int, bool]] = {}
+            self._add(place, mark, [(w, p, r, k) for r, k in readers])
+        self._add(place, mark, [(-1, u, v, k) for u, v, k in core.orders])
+        self.dominate = 2 * len(self.inner) > core.n
         self.work = 0.0
+        self.devices: list[int] = [-1] * len(self.inner)
+        self.weights: list[list[tuple[int, int, int]]] = [[] for _ in self.inner]
+        self.start = [0] * len(self.inner)
+        self.critical: list[tuple[int, int]] = []
 
-    def ratio(self, assignment: Sequence[int], least: int) -> int:
-        """The least period >= `least` that the dependence cycles of this assignment allow, copies included."""
+    def _add(self, place: dict[int, int], mark: list[int], arcs: list[tuple[int, int, int, int]]) -> None:
+        for w, p, r, k in arcs:
+            if mark[p] >= 0 and mark[r] == mark[p]:
+                self.rows[place[p]].append((w, place[r], k))
+                self.into[place[r]].add(place[p])
+
+    def ratio(self, assignment: Sequence[int], least: int, limit: float = math.inf) -> int:
+        """The least period >= `least` that the dependence cycles of this assignment allow, copies included; above `limit` only a lower bound of it."""
         if not self.inner:
             return least
-        core, inner = self.core, self.inner
-        devices = [assignment[t] for t in inner]
-        key = tuple(devices)
-        found = self.known.get(key)
-        if found is not None and (found[1] or found[0] <= least):
-            return max(found[0], least)
-        seconds = [core.durations[t][d] for t, d in zip(inner, devices, strict=True)]
-        nodes = [core.memory[d] for d in devices]
-        weights: list[list[tuple[int, int, int]]] = []
-        for i, row in enumerate(self.rows):
-            base, home = seconds[i], nodes[i]
+        self.work += len(self.inner) * TASK_STEPS
+        self._weigh([assignment[t] for t in self.inner])
+        period = least
+        if self.critical:
+            work = distance = 0
+            for u, arc in self.critical:
+                _, w, k = self.weights[u][arc]
+                work += w
+                distance += k
+            period = max(period, -(-work // distance))
+        while period <= limit:
+            found = self._circle(period)
+            if not found:
+                return period
+            work = sum(self.weights[u][arc][1] for u, arc in found)
+            distance = sum(self.weights[u][arc][2] for u, arc in found)
+            if distance <= 0:
+                raise ValueError("the tasks wait for each other in a circle without a distance")
+            period, self.critical = max(period + 1, -(-work // distance)), found
+        return period
+
+    def _weigh(self, devices: list[int]) -> None:
+        """Weights of the arcs (reader, seconds of the producer and of the copy, distance) for these devices."""
+        core = self.core
+        changed: set[int] = set()
+        for i, d in enumerate(devices):
+            if d != self.devices[i]:
+                changed |= self.into[i]
+        for i in changed:
+            base = core.durations[self.inner[i]][devices[i]]
+            assert base is not None
+            home = core.memory[devices[i]]
             links = core.link_of[home]
-            weights.append(
-                [(j, base + (core.copy[w][links[nodes[j]]] if w >= 0 and nodes[j] != home else 0), k) for w, j, k in row]  # type: ignore[operator]
-            )
-        self.work += len(inner) * TASK_STEPS
-        ratio = weighted_ratio(weights, least)
-        self.known[key] = ratio, ratio > least
-        return ratio
+            row = []
+            for w, j, k in self.rows[i]:
+                node = core.memory[devices[j]]
+                row.append((j, base + core.copy[w][links[node]] if w >= 0 and node != home else base, k))
+            self.weights[i] = row
+        self.devices = devices
 
-
-def weighted_ratio(out: Sequence[Sequence[tuple[int, int, int]]], least: int) -> int:
-    """Like `cycle_ratio` where every arc (v, weight, distance) has a weight of its own."""
-    period, count = least, len(out)
-    while True:
-        start, dirty, parent = [0] * count, [True] * count, [-1] * count
-        through: list[tuple[int, int]] = [(0, 0)] * count
-        passes, cycle = 0, None
-        while cycle is None:
+    def _circle(self, period: int) -> list[tuple[int, int]]:
+        """Arcs (producer, which of its arcs) of a cycle that takes longer than `period` a turn; empty where there is none."""
+        out, count = self.weights, len(self.inner)
+        start, dirty, parent, through = list(self.start), [True] * count, [-1] * count, [0] * count
+        passes = 0
+        while True:
             moved = False
             for u in range(count):
                 if dirty[u]:
                     dirty[u] = False
                     s = start[u]
-                    for v, w, k in out[u]:
+                    for arc, (v, w, k) in enumerate(out[u]):
                         x = s + w - k * period
                         if x > start[v]:
                             start[v] = x
                             parent[v] = u
-                            through[v] = (w, k)
+                            through[v] = arc
                             dirty[v] = True
                             moved = True
             if not moved:
-                return period
+                self.start = start
+                return []
             passes += 1
             if passes > 1:
-                cycle = _loop_of(parent)
-        work, distance = sum(through[v][0] for v in cycle), sum(through[v][1] for v in cycle)
-        if distance <= 0:
-            raise ValueError("the tasks wait for each other in a circle without a distance")
-        period = max(period + 1, -(-work // distance))
-
-
-def _loop_of(parent: list[int]) -> list[int] | None:
-    seen = [0] * len(parent)
-    for s in range(len(parent)):
-        x, mark = s, s + 1
-        while x >= 0 and not seen[x]:
-            seen[x] = mark
-            x = parent[x]
-        if x >= 0 and seen[x] == mark:
-            cycle, y = [x], parent[x]
-            while y != x:
-                cycle.append(y)
-                y = parent[y]
-            return cycle
-    return None
+                cycle = parent_cycle(parent)
+                if cycle is not None:
+                    return [(parent[v], through[v]) for v in cycle]
 
 
 def least_period(core: Core, cycles: Cycles, assignment: Sequence[int]) -> int:
@@ -198,7 +206,7 @@ def anneal(
         top = max(state.load)
         b = max(1, math.ceil(top - 1e-6))
         if b <= limit:
-            b = cycles.ratio(state.assignment, b)
+            b = cycles.ratio(state.assignment, b, limit)
         x = 1.0 / b
         extra = 0.0
         for y in state.load:

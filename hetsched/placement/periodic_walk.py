@@ -10,10 +10,11 @@ from hetsched.placement.periodic_assign import Balance, Cycles
 from hetsched.placement.periodic_order import Order, guesses, settled
 from hetsched.placement.periodic_problem import Core, Ops
 
-# Share of the steps that move tasks; temperature at the first and the last step, as a share of the period.
-_MOVES = 0.25
-_SHARE = 0.5
-_HOT, _COLD = 0.015, 0.0004
+# Share of the steps that move tasks, where most tasks wait for each other in cycles and where loads matter more; temperature at the first (in
+# cycles) and the last step, as a share of the period.
+_MOVES_IN_CYCLES, _MOVES = 0.4, 0.25
+_SHARE = 0.4
+_HOT, _COLD = 0.04, 0.0005
 # A new assignment may be this much worse than allowed before its order is mended, in so many exchanges.
 _PROBATION, _MENDING = 1.5, 12
 
@@ -26,6 +27,7 @@ class Walk:
         self.order, self.least = order, least
         self.best = order.copy()
         self.spent = 0
+        self.moves = _MOVES_IN_CYCLES if cycles.dominate else _MOVES
         self.balance = Balance(core, order.ops.assignment)
         self.movable = [t for t in range(core.n) if len(core.allowed[t]) > 1]
         self.near: list[list[int]] = [[] for _ in range(core.n)]
@@ -35,15 +37,19 @@ class Walk:
                 self.near[v].append(u)
         self.sharing: dict[int, list[int]] = {}
 
-    def run(self, steps: int, over: Callable[[], bool] = lambda: False) -> None:
-        """About `steps` orders solved, fewer where `enough` is reached or `over` says so. Steps that come to nothing count for a tenth."""
+    def run(self, steps: int, heat: float = 1.0, over: Callable[[], bool] = lambda: False) -> None:
+        """About `steps` orders solved, fewer where `enough` is reached or `over` says so. Steps that come to nothing count for a tenth.
+
+        heat: share of the first temperature to begin with.
+        """
         step, rng = 0.0, self.rng
+        hot = _HOT * heat
         while step < steps and self.best.period > self.enough and not over():
-            temperature = _HOT * (_COLD / _HOT) ** (step / steps)
+            temperature = hot * (_COLD / hot) ** (step / steps)
             limit = int(self.order.period * (1 - temperature * math.log(rng.random() + 1e-9)))
             critical = self.order.critical() if self.order.period > self.least else []
             before = self.spent
-            if critical and (rng.random() > _MOVES or not self.movable):
+            if critical and (rng.random() > self.moves or not self.movable):
                 self._reorder(critical[int(rng.random() * len(critical))], limit)
             elif self.movable:
                 self._reassign(limit)
@@ -88,8 +94,9 @@ class Walk:
             balance.move(t, d)
         least = max(1, math.ceil(max(balance.load) - 1e-6))
         if changes and least <= limit:
-            least = self.cycles.ratio(balance.assignment, least)
-            if least <= max(self.least, self._roof()) and self._adopt(least, limit):
+            roof = min(max(self.least, self._roof()), limit)
+            least = self.cycles.ratio(balance.assignment, least, roof)
+            if least <= roof and self._adopt(least, limit):
                 return
         for t, d in undo:
             balance.move(t, d)
