@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain
 from hetsched.executors.result import Result
 from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
-from hetsched.executors.walk import Walk
+from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Free, Launch, Timeline
 
@@ -36,20 +36,33 @@ TELL_SECONDS = 0.05
 Progress = Callable[[int, int, str], None]
 
 
-class _Item(NamedTuple):
+class Driver(Protocol):
+    """What drives the lanes of a device that runs ahead of the host; `hetsched.executors.live` has it."""
+
+    name: str
+
+    def put(self, item: Item) -> None:
+        """Take a step that may be handed to its stream."""
+
+
+class Item(NamedTuple):
+    """A step that may start: what has the lowest `priority` goes first, then what became ready first."""
+
     priority: float
     number: int
-    active: _Active
+    active: Active
     step: Step
     turn: int
 
 
-class _Active:
-    """A frame being walked: its walk, its place in the frame around it, and what was measured."""
+class Active:
+    """A frame being walked: its walk, its place in the frame around it, and what was measured. `drivers`: lane owner -> driver of its streams."""
 
-    def __init__(self, frame: Frame, base: float, around: _Item | None) -> None:
+    def __init__(self, frame: Frame, base: float, around: Item | None, drivers: Mapping[str, Driver]) -> None:
         self.frame = frame
-        self.walk = Walk(len(frame.program.steps), frame.program.arcs, frame.turns, frame.program.window)
+        program = frame.program
+        self.drivers: list[Driver | None] = [None if is_loop(program.plan, step) else drivers.get(step.owner) for step in program.steps]
+        self.walk = Walk(len(program.steps), program.arcs, frame.turns, program.window, self._is_soft if drivers else None)
         self.base = base
         self.around = around
         self.began = 0.0
@@ -58,6 +71,11 @@ class _Active:
         self.loops: dict[int, Timeline] = {}
         self.stop_step = frame.program.stop_step
         self.is_chain = is_chain(frame.program)
+
+    def _is_soft(self, arc: Arc) -> bool:
+        """Streams of one device keep the order of two of its steps; a stop value must have come before the next turn begins."""
+        driver = self.drivers[arc.before]
+        return driver is not None and driver is self.drivers[arc.later] and not (arc.before == self.frame.program.stop_step and arc.turns > 0)
 
     def priority(self, step: Step, turn: int) -> float:
         """The planned start: what is meant to begin earlier goes first."""
@@ -71,22 +89,24 @@ class _Active:
 class Crew:
     """The threads of one run. Used once."""
 
-    def __init__(self, plan: Timeline, trace: bool, keep_going: bool, timeout: float | None, progress: Progress | None) -> None:
-        for owner in sorted({lane.owner for lane in plan.lanes}):
-            if plan.machine.device(owner).kind != "cpu":
-                raise PlacementError(f"the plan uses device {owner!r}, which the cpu executor does not drive; run it where that device is")
-        device = next(d for d in plan.machine.devices if d.kind == "cpu")
-        self.lanes = {"compute": device.lanes, "io": max(device.io_lanes, 1)}
+    def __init__(
+        self, plan: Timeline, trace: bool, keep_going: bool, timeout: float | None, progress: Progress | None,
+        drivers: Mapping[str, Driver] | None = None,
+    ) -> None:  # fmt: skip
+        self.drivers = dict(drivers or {})
+        self.outstanding = 0  # steps given to drivers and not yet done
+        host = next((d for d in plan.machine.devices if d.kind == "cpu"), None)
+        self.lanes = {"compute": host.lanes if host else 1, "io": max(host.io_lanes if host else 0, 1)}
         self.trace = trace
         self.keep_going = keep_going
         self.deadline = None if timeout is None else perf_counter() + timeout
         self.timeout = timeout
         self.progress = progress
         self.lock = threading.Lock()
-        self.ready: dict[str, list[_Item]] = {"compute": [], "io": []}
+        self.ready: dict[str, list[Item]] = {"compute": [], "io": []}
         self.idle: dict[str, list[Any]] = {"compute": [], "io": []}
         self.running = {"compute": 0, "io": 0}
-        self.alone: _Item | None = None  # a wide launch that waits for the device, or has it
+        self.alone: Item | None = None  # a wide launch that waits for the device, or has it
         self.error: BaseException | None = None
         self.failed: dict[str, Exception] = {}
         self.over = False
@@ -96,10 +116,10 @@ class Crew:
         self.done = 0
         self.programs: dict[int, Program] = {}
 
-    def run(self, root: Frame) -> _Active:
+    def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
-        active = _Active(root, 0.0, None)
-        needed = _lanes_needed(root.plan)
+        active = Active(root, 0.0, None, self.drivers)
+        needed = _lanes_needed(root.plan, next((d.id for d in root.plan.machine.devices if d.kind == "cpu"), ""))
         threads = [
             threading.Thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
@@ -110,8 +130,8 @@ class Crew:
         with ExitStack() as stack:
             stack.enter_context(tuned())
             with self.lock:
-                self._push(active, active.walk.begin())
-                self.over = not any(self.ready.values())
+                self.push(active, active.walk.begin())
+                self.over = not self.outstanding and not any(self.ready.values())
             try:
                 for thread in threads:
                     thread.start()
@@ -121,7 +141,7 @@ class Crew:
             finally:
                 with self.lock:
                     self.over = True
-                    self._wake_all()
+                    self.wake_all()
                 for thread in threads:
                     if thread.ident is not None:
                         thread.join()
@@ -134,13 +154,19 @@ class Crew:
 
     # Under the lock -----------------------------------------------------------------------------------------------------------
 
-    def _push(self, active: _Active, steps: list[tuple[int, int]]) -> None:
+    def push(self, active: Active, steps: list[tuple[int, int]]) -> None:
         for s, turn in steps:
             step = active.frame.program.steps[s]
             self.number += 1
-            heapq.heappush(self.ready[step.kind], _Item(active.priority(step, turn), self.number, active, step, turn))
+            item = Item(active.priority(step, turn), self.number, active, step, turn)
+            driver = active.drivers[s]
+            if driver is None:
+                heapq.heappush(self.ready[step.kind], item)
+            else:
+                self.outstanding += 1
+                driver.put(item)
 
-    def _wake(self, kind: str) -> None:
+    def wake(self, kind: str) -> None:
         """Hand work to whoever is idle; a thread of `kind` is about to go on with one more step itself ("": none is)."""
         for other, items in self.ready.items():
             idle = self.idle[other]
@@ -152,12 +178,12 @@ class Crew:
             for _ in range(min(spare, len(idle))):
                 idle.pop().release()
 
-    def _wake_all(self) -> None:
+    def wake_all(self) -> None:
         for idle in self.idle.values():
             while idle:
                 idle.pop().release()
 
-    def _take(self, kind: str) -> _Item | None:
+    def _take(self, kind: str) -> Item | None:
         """The next step for a thread of `kind`, or None where it must wait."""
         items = self.ready[kind]
         if kind == "compute" and self.alone is not None:
@@ -172,6 +198,11 @@ class Crew:
             self.alone = item
             return self._take(kind)
         return heapq.heappop(items)
+
+    def _is_over(self) -> bool:
+        if self.outstanding or any(self.running.values()):
+            return False
+        return self.error is not None or not (any(self.ready.values()) or self.alone)
 
     # Threads ------------------------------------------------------------------------------------------------------------------
 
@@ -192,11 +223,11 @@ class Crew:
                     )
                 item = self._take(kind) if self.error is None else None
                 if item is None:
-                    if not any(self.running.values()) and (self.error is not None or not (any(self.ready.values()) or self.alone)):
+                    if self._is_over():
                         self.over = True
-                        self._wake_all()
+                        self.wake_all()
                         break
-                    self._wake("")
+                    self.wake("")
                     self.idle[kind].append(gate)
                     self.lock.release()
                     try:
@@ -207,7 +238,7 @@ class Crew:
                             self.idle[kind].remove(gate)
                     continue
                 self.running[kind] += 1
-                self._wake(kind)
+                self.wake(kind)
                 self.lock.release()
                 try:
                     self._do(item, kind, lane)
@@ -222,7 +253,7 @@ class Crew:
                     if item is self.alone:
                         self.alone = None
                     if self.alone is not None or (item.step.lanes and _width(item) > 1) or self.error is not None:
-                        self._wake_all()
+                        self.wake_all()
         finally:
             self.lock.release()
 
@@ -232,13 +263,13 @@ class Crew:
         else:
             gate.acquire()
 
-    def _fail(self, item: _Item, error: BaseException) -> None:
+    def _fail(self, item: Item, error: BaseException) -> None:
         if self.keep_going and isinstance(error, TaskError) and item.active.around is None:
             self.failed[error.task] = error
         else:
             self.error = self.error or error
 
-    def _do(self, item: _Item, kind: str, lane: int) -> None:
+    def _do(self, item: Item, kind: str, lane: int) -> None:
         active, step, turn = item.active, item.step, item.turn
         frame = active.frame
         plan = frame.plan
@@ -261,7 +292,7 @@ class Crew:
             frame.perform(step.index, turn)
         self._finish(item, start, perf_counter() - self.zero, lane)
 
-    def _follow(self, item: _Item, lane: int) -> None:
+    def _follow(self, item: Item, lane: int) -> None:
         """Turn after turn of a chain, until it ends or something of higher priority is ready."""
         active, step, turn = item.active, item.step, item.turn
         perform, turns, zero = active.frame.perform, active.walk.turns, self.zero
@@ -288,13 +319,29 @@ class Crew:
         with self.lock:
             active.busy[step.owner] = active.busy.get(step.owner, 0.0) + busy
             active.notes += notes
-            self._push(active, active.walk.skip_to(turn))
+            self.push(active, active.walk.skip_to(turn))
             self.done += (turn - item.turn) * len(step.spans)
             ended = active.walk.done
         if ended and active.around is not None:
             self._end_loop(active)
 
-    def _finish(self, item: _Item, start: float, finish: float, lane: int) -> None:
+    def done_by(self, item: Item, start: float, finish: float, lane: int, error: BaseException | None) -> None:
+        """A driver's step has been done, or has failed (`error`), or was left out because another had."""
+        if error is None:
+            try:
+                item.active.frame.gather(item.step.index, item.turn)
+                self._finish(item, start, finish, lane)
+            except Exception as failure:
+                error = failure
+        with self.lock:
+            if error is not None:
+                self._fail(item, error)
+            self.outstanding -= 1
+            self.wake("")
+            if self.outstanding == 0 or self.error is not None:
+                self.wake_all()
+
+    def _finish(self, item: Item, start: float, finish: float, lane: int) -> None:
         active, step, turn = item.active, item.step, item.turn
         stop = step.index == active.stop_step and active.frame.stop_value(turn)
         with self.lock:
@@ -303,8 +350,8 @@ class Crew:
                 active.notes.append(Note(step.index, turn, lane, start, finish))
             if stop:
                 active.frame.stopped_at = turn
-                self._push(active, active.walk.stop_after(turn))
-            self._push(active, active.walk.finish(step.index, turn))
+                self.push(active, active.walk.stop_after(turn))
+            self.push(active, active.walk.finish(step.index, turn))
             ended = active.walk.done
             self.done += len(step.spans)
             report = (self.done, self.total) if self.progress is not None else None
@@ -313,18 +360,18 @@ class Crew:
         if ended and active.around is not None:
             self._end_loop(active)
 
-    def _begin_loop(self, item: _Item, task: int, loop: Loop, start: float) -> None:
+    def _begin_loop(self, item: Item, task: int, loop: Loop, start: float) -> None:
         frame = item.active.frame.child(task, item.turn, self.programs)
         frame.bind_collected(item.active.frame, task, item.turn)
-        inner = _Active(frame, item.priority, item)
+        inner = Active(frame, item.priority, item, self.drivers)
         inner.began = start
         with self.lock:
-            self._push(inner, inner.walk.begin())
+            self.push(inner, inner.walk.begin())
             empty = inner.walk.done
         if empty:
             self._end_loop(inner)
 
-    def _end_loop(self, inner: _Active) -> None:
+    def _end_loop(self, inner: Active) -> None:
         item = inner.around
         assert item is not None
         frame = item.active.frame
@@ -341,22 +388,24 @@ class Crew:
         with self.lock:
             if self.trace and (item.turn < KEPT_TURNS or item.turn >= active.walk.turns - KEPT_TURNS):
                 active.notes.append(Note(item.step.index, item.turn, 0, inner.began, finish))
-            self._push(active, active.walk.finish(item.step.index, item.turn))
+            self.push(active, active.walk.finish(item.step.index, item.turn))
             self.done += 1
             ended = active.walk.done
         if ended and active.around is not None:
             self._end_loop(active)
 
 
-def _width(item: _Item) -> int:
-    command = item.active.frame.plan.spans[item.step.spans[0]].command
-    return command.width if isinstance(command, Launch) and item.step.kind == "compute" and len(item.step.spans) == 1 and not _is_loop(item) else 1
+def _width(item: Item) -> int:
+    plan = item.active.frame.plan
+    command = plan.spans[item.step.spans[0]].command
+    plain = isinstance(command, Launch) and item.step.kind == "compute" and len(item.step.spans) == 1 and not is_loop(plan, item.step)
+    return command.width if plain and isinstance(command, Launch) else 1
 
 
-def _is_loop(item: _Item) -> bool:
-    frame = item.active.frame
-    command = frame.plan.spans[item.step.spans[0]].command
-    return isinstance(command, Launch) and isinstance(frame.graph.task_ops[command.task], Loop)
+def is_loop(plan: Timeline, step: Step) -> bool:
+    """True if the step is a loop task."""
+    command = plan.spans[step.spans[0]].command
+    return isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop)
 
 
 def _task_of(plan: Timeline, step: Step) -> int:
@@ -364,7 +413,7 @@ def _task_of(plan: Timeline, step: Step) -> int:
     return command.task if isinstance(command, Launch) else 0
 
 
-def _lanes_needed(plan: Timeline) -> dict[str, int]:
+def _lanes_needed(plan: Timeline, host: str) -> dict[str, int]:
     """Threads that the plan can keep busy, by kind: the lanes it names, loops included."""
     found: dict[str, set[int]] = {"compute": {0}, "io": set()}
     for span in plan.spans:
@@ -372,10 +421,11 @@ def _lanes_needed(plan: Timeline) -> dict[str, int]:
         if isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop):
             continue  # its body says which lanes it uses
         for lane in span.lanes:
-            found[lane.kind].add(lane.number)
+            if lane.owner == host:
+                found[lane.kind].add(lane.number)
     need = {kind: max(numbers, default=-1) + 1 for kind, numbers in found.items()}
     for body in plan.loops.values():
-        for kind, count in _lanes_needed(body).items():
+        for kind, count in _lanes_needed(body, host).items():
             need[kind] = max(need[kind], count)
     return need
 
@@ -403,9 +453,16 @@ def run_plan(
 
     Raises `TaskError` for the first task that fails (unless `keep_going`: then the tasks that do not need it still run), `RunTimeoutError`.
     """
+    for owner in sorted({lane.owner for lane in plan.lanes}):
+        if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
+            raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
     began = perf_counter()
-    frame = Frame(compile_plan(plan), inputs)
-    crew = Crew(plan, trace, keep_going, timeout, progress)
+    return run_crew(Crew(plan, trace, keep_going, timeout, progress), Frame(compile_plan(plan), inputs), began)
+
+
+def run_crew(crew: Crew, frame: Frame, began: float) -> Result:
+    """Run `frame` with `crew` and gather the results."""
+    plan = frame.plan
     active = crew.run(frame)
     if crew.failed:
         lost = set(crew.failed)

@@ -372,9 +372,7 @@ class Frame:
             return (LATER, self._launch_partly(command, kernel, node, workspace, attributes, turn), None, None, None, task)
         return (LATER, self._launch_later(command, op, kernel, node, workspace, attributes), None, None, None, task)
 
-    def _launch_partly(
-        self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int
-    ) -> Later:
+    def _launch_partly(self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int) -> Later:
         """A launch bound but for the inputs that only its turn knows."""
         bound = [None if r.value in self._dynamic else self.locate(r.value, node, turn) for r in command.reads]
         writes = tuple(self.buffer(r.value, node, turn) for r in command.writes)

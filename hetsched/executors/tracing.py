@@ -29,7 +29,7 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
     spans: list[Span] = []
     for note in sorted(notes, key=lambda n: (n.start, n.finish, n.turn, n.step)):
         step = program.steps[note.step]
-        lanes = step.lanes if len(step.lanes) > 1 else (Lane(step.owner, note.lane, step.kind),)
+        lanes = step.lanes if len(step.lanes) != 1 else (Lane(step.owner, note.lane, step.kind),)
         planned = [plan.spans[i] for i in step.spans]
         if program.every:
             planned = [s for s in planned if note.turn % _every(program, s.command) == 0]

@@ -5,13 +5,16 @@ what has ended and gives what may start because of it. Arcs carry a distance in 
 has finished; where there is no turn i - d the arc is met from the beginning. A distance may be negative (on a stream, the copy for a later turn
 stands before the kernel of an earlier one). A straight plan is a walk of one turn.
 
+On devices that run ahead of the host an arc may be *soft*: it is met when the step before has been handed to its stream (`issue`), because the stream
+keeps the order; the others are met when it has finished.
+
 At most `window` turns are in flight, so that the memory of the walk does not grow with the number of turns. The window only delays:
 the order of the arcs (data, reuse, lanes) alone is what makes a run correct.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from hetsched.errors import InternalError
@@ -28,16 +31,19 @@ class Arc(NamedTuple):
 class Walk:
     """The state of one walk: `turns` times `steps` steps, held back by `arcs`. Not thread-safe: one lock around it, held by the caller."""
 
-    def __init__(self, steps: int, arcs: Iterable[Arc], turns: int = 1, window: int = 4) -> None:
+    def __init__(self, steps: int, arcs: Iterable[Arc], turns: int = 1, window: int = 4, soft: Callable[[Arc], bool] | None = None) -> None:
         self.steps = steps
         self.turns = turns
         self.window = max(1, window)
         self.finished_steps = 0
         self._near: list[list[int]] = [[] for _ in range(steps)]
         self._far: list[list[tuple[int, int]]] = [[] for _ in range(steps)]
+        self._soft: list[list[tuple[int, int]]] = [[] for _ in range(steps)]
         incoming: list[list[int]] = [[] for _ in range(steps)]
         for before, later, distance in dict.fromkeys(arcs):
-            if distance == 0:
+            if soft is not None and soft(Arc(before, later, distance)):
+                self._soft[before].append((later, distance))
+            elif distance == 0:
                 self._near[before].append(later)
             else:
                 self._far[before].append((later, distance))
@@ -68,15 +74,13 @@ class Walk:
             self._oldest = self.turns
         return self._admit()
 
-    def finish(self, step: int, turn: int) -> list[tuple[int, int]]:
-        """Step `step` of `turn` has finished; what may start because of it."""
+    def issue(self, step: int, turn: int) -> list[tuple[int, int]]:
+        """Step `step` of `turn` has been handed to its stream; what may now be handed over behind it (along soft arcs)."""
+        return self._release(self._soft[step], turn)
+
+    def _release(self, arcs: list[tuple[int, int]], turn: int) -> list[tuple[int, int]]:
         ready: list[tuple[int, int]] = []
-        waiting = self._waiting[turn]
-        for later in self._near[step]:
-            waiting[later] -= 1
-            if waiting[later] == 0:
-                ready.append((later, turn))
-        for later, distance in self._far[step]:
+        for later, distance in arcs:
             target = turn + distance
             if not 0 <= target < self.turns:
                 continue
@@ -86,6 +90,18 @@ class Walk:
             counters[later] -= 1
             if counters[later] == 0 and target < self._open:
                 ready.append((later, target))
+        return ready
+
+    def finish(self, step: int, turn: int) -> list[tuple[int, int]]:
+        """Step `step` of `turn` has finished; what may start because of it."""
+        ready: list[tuple[int, int]] = []
+        waiting = self._waiting[turn]
+        for later in self._near[step]:
+            waiting[later] -= 1
+            if waiting[later] == 0:
+                ready.append((later, turn))
+        if self._far[step]:
+            ready += self._release(self._far[step], turn)
         self.finished_steps += 1
         left = self._left[turn] = self._left[turn] - 1
         if left == 0 and turn == self._oldest:
@@ -105,7 +121,7 @@ class Walk:
         ready: list[tuple[int, int]] = []
         before, self.turns = self.turns, turn + 1
         for step in range(self.steps):
-            for later, distance in self._far[step]:
+            for later, distance in (*self._far[step], *self._soft[step]):
                 for source in range(turn + 1, min(before, turn + 1 - distance)):
                     counters = self._waiting.get(source + distance)
                     if source + distance <= turn and counters is not None:
