@@ -9,11 +9,8 @@ with or without wide launches.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
-
-import numpy as np
 
 from hetsched.errors import GraphError, OutOfMemoryError
 from hetsched.graph.graph import Loop, Where
@@ -21,47 +18,22 @@ from hetsched.machine import HOST, Machine
 from hetsched.placement.costs.estimate import CostModel
 from hetsched.placement.loops_body import Body
 from hetsched.placement.loops_memory import Memory, layout
+from hetsched.placement.loops_model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
 from hetsched.placement.periodic import Search, fastest, one_by_one
 from hetsched.placement.periodic_assign import least_period
-from hetsched.placement.periodic_problem import NANOSECONDS, CopyPath, Core, Edge, LoopProblem, Ops, PeriodBound, whole
-from hetsched.placement.problem import Problem, loop_seconds, problem_of
+from hetsched.placement.periodic_problem import NANOSECONDS, Core, Ops, PeriodBound, whole
+from hetsched.placement.problem import Problem, problem_of
 from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
 
 # A pipeline over threads is taken only where it promises this share of the chain's period or less: threads of one process share more than cores.
 _WORTH = 0.85
-# What handing a value to another thread costs a body of small tasks, over the bare wake-up that the device states.
-_HANDOVER = 2.5
-_MANY = 1 << 20
-# Threads that are planned one by one at most; more of them only slow the search down.
-_THREADS = 8
-
-
-class _Place(NamedTuple):
-    """Where ops of the body may run: like lanes of a device from `first` on. `device` -1: the host itself, for what is only there."""
-
-    device: int
-    kind: str
-    first: int
-    lanes: int
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A body as a problem of periods. Rows of the problem: the body's tasks, then sources (fresh inputs), then sinks (wanted on the host)."""
-
-    problem: LoopProblem
-    places: tuple[_Place, ...]
-    node_names: tuple[str, ...]
-    values: tuple[int, ...]
-    links: tuple[str, ...]
-    threads: bool
 
 
 @dataclass(frozen=True)
 class _Draft:
     """A plan in whole nanoseconds: period, (place, start, length, width) of each task, (value, link, start, length) of each copy."""
 
-    model: _Model
+    model: Model
     period: int
     tasks: tuple[tuple[int, int, int, int], ...]
     copies: tuple[tuple[int, int, int, int], ...]
@@ -95,210 +67,31 @@ def plan_loop(
         return plan_loop(inner, on, prices, memory=memory, where=where, seed=seed)
 
     problem = problem_of(loop.body, machine, costs, only=only, memory=memory, plan_loop=nested)
-    seconds = _durations(body, problem, machine, where)
+    seconds = durations_of(body, problem, machine, where)
     drafts = _drafts(body, problem, seconds, costs, machine, seed)
     plan = _fitting(body, problem, drafts, machine)
     return replace(plan, plan_seconds=time.perf_counter() - begin, notes=problem.notes)
 
 
-# What may run where -----------------------------------------------------------------------------------------------------------
-
-
-def _durations(body: Body, problem: Problem, machine: Machine, where: Where | None) -> np.ndarray:
-    """float64[tasks, choices] seconds a turn (a task that runs every k turns counts for 1/k), inf where it may not run."""
-    seconds = problem.durations.copy()
-    devices = np.array([c.device for c in problem.choices])
-    if where is not None:
-        for t in range(len(seconds)):
-            able = np.isfinite(seconds[t]) & (devices >= 0)
-            kept = able & ~np.isin(devices, _matching(machine, where.exclude))
-            kept = kept if kept.any() else able
-            liked = next((m for p in where.allow if (m := kept & np.isin(devices, _matching(machine, (p,)))).any()), kept)
-            seconds[t, able & ~liked] = np.inf
-    for group in {id(g): g for g in problem.groups.values()}.values():
-        totals = {d: float(sum(seconds[t, devices == d].min(initial=np.inf) for t in group)) for d in set(devices.tolist()) if d >= 0}
-        best = min(totals, key=lambda d: (totals[d], d))
-        for t in group:
-            seconds[t, devices != best] = np.inf
-    hosted = np.array([c.device < 0 or machine.devices[c.device].memory == HOST for c in problem.choices])
-    for t, values in enumerate(body.reads):
-        # A carried input that is not made by a task (it is passed on as it came) stays on the host.
-        if any(v in body.carried and body.producer[body.source(v)[0]] < 0 for v in values):
-            seconds[t, ~hosted] = np.inf
-    floor = np.array([0.0 if body.is_view(t) else 1e-9 for t in range(len(seconds))])
-    turns: np.ndarray = np.maximum(seconds / np.array(body.every, dtype=np.float64).reshape(-1, 1), floor.reshape(-1, 1))
-    return turns
-
-
-def _matching(machine: Machine, patterns: Iterable[str]) -> list[int]:
-    return [i for i, d in enumerate(machine.devices) if any(d.matches(p) for p in patterns)]
-
-
-# Models -----------------------------------------------------------------------------------------------------------------------
-
-
-def _thread_model(body: Body, problem: Problem, seconds: np.ndarray, machine: Machine, device: int) -> _Model | None:
-    """Every thread of `device` a place of its own; None where some task cannot run on it."""
-    compute, io = _choices_of(problem, device)
-    columns = [c for c in (compute, io) if c >= 0]
-    if problem.loops or not np.isfinite(seconds[:, columns]).any(axis=1).all():
-        return None
-    d = machine.devices[device]
-    threads = min(d.lanes, _THREADS)
-    places = [_Place(device, "compute", i, 1) for i in range(threads)]
-    if d.io_lanes:
-        places.append(_Place(device, "io", 0, d.io_lanes))
-    table = seconds[:, [compute] * threads + ([io] if d.io_lanes else [])]
-    handover = max(d.crossing_seconds * _HANDOVER, 1e-9)
-    m = len(places)
-    links = [CopyPath(a, b, handover, lane_of=b) for a in range(m) for b in range(m) if a != b]
-    edges, values, producer = _edges(body, {})
-    return _Model(
-        LoopProblem(
-            durations=_rows(table),
-            lanes=[p.lanes for p in places],
-            memory=list(range(m)),
-            links=links,
-            producer=producer,
-            nbytes=[0] * len(values),
-            edges=edges,
-            nodes=m,
-            names=body.graph.task_names,
-            name=body.loop.name,
-        ),
-        tuple(places),
-        (HOST,) * m,
-        tuple(values),
-        (),
-        True,
-    )
-
-
-def _device_model(body: Body, problem: Problem, seconds: np.ndarray, costs: CostModel, machine: Machine) -> _Model:
-    """All devices with their memory nodes and links. Threads of a device are alike; a lane that is a stream is a place of its own."""
-    graph = body.graph
-    places, columns, memory = [_Place(-1, "host", 0, _MANY)], [-1], [problem.host]
-    for i, d in enumerate(machine.devices):
-        compute, io = _choices_of(problem, i)
-        rows = [_Place(i, "compute", 0, d.lanes)] if d.shares_lanes else [_Place(i, "compute", lane, 1) for lane in range(d.lanes)]
-        rows += [_Place(i, "io", 0, d.io_lanes)] if d.io_lanes else []
-        places += rows
-        columns += [io if p.kind == "io" else compute for p in rows]
-        memory += [problem.node_names.index(d.memory)] * len(rows)
-    loops = np.full((len(graph), 1), np.inf)
-    for t, plan in problem.loops.items():
-        loops[t] = loop_seconds(plan) / body.every[t]
-    table = np.concatenate((loops, seconds[:, columns[1:]]), axis=1)
-    fresh = sorted({s for values in body.reads for v in values if (s := body.source(v)[0]) in body.fresh})
-    source_of = {v: len(graph) + i for i, v in enumerate(fresh)}
-    edges, values, producer = _edges(body, source_of)
-    sinks = [body.source(v)[0] for v in body.wanted if body.producer[body.source(v)[0]] >= 0]
-    place_of = {v: i for i, v in enumerate(values)}
-    for i, v in enumerate(sinks):
-        if v not in place_of:
-            place_of[v] = len(values)
-            values.append(v)
-            producer.append(body.producer[v])
-        edges.append(Edge(place_of[v], body.producer[v], len(graph) + len(fresh) + i))
-    if body.loop.stop is not None:
-        stop = body.source(graph.outputs[body.loop.stop])[0]
-        last = len(graph) + len(fresh) + sinks.index(stop) if stop in sinks else -1
-        edges += [Edge(-1, last, t, 1) for t in range(len(graph) + len(fresh)) if last >= 0]
-    extra = np.full((len(fresh) + len(sinks), len(places)), np.inf)
-    extra[:, 0] = 0.0
-    links = [x for x in machine.links if x.src != x.dst]
-    engines = {x.id: (i if x.engines else None) for i, x in enumerate(links)}
-    nbytes = [int(graph.value_nbytes[v]) for v in values]
-    holds: dict[int, list[tuple[int, int]]] = {}
-    for i, v in enumerate(values):
-        root, distance = body.root(v)
-        if root in body.one_slot:
-            holds[i] = [(body.one_slot[root], 1 - distance)]
-    return _Model(
-        LoopProblem(
-            durations=_rows(np.concatenate((table, extra))),
-            lanes=[p.lanes for p in places],
-            memory=memory,
-            links=[
-                CopyPath(problem.node_names.index(x.src), problem.node_names.index(x.dst), x.latency_seconds, x.bytes_per_second, engines[x.id])
-                for x in links
-            ],
-            producer=producer,
-            nbytes=nbytes,
-            edges=edges,
-            nodes=len(problem.node_names),
-            copy_seconds=[[max(costs.copy(b, x).seconds, 1e-9) for x in links] for b in nbytes],
-            holds=holds,
-            names=[*graph.task_names, *(f"source {v}" for v in fresh), *(f"sink {v}" for v in sinks)],
-            name=body.loop.name,
-        ),
-        tuple(places),
-        problem.node_names,
-        tuple(values),
-        tuple(x.id for x in links),
-        False,
-    )
-
-
-def _choices_of(problem: Problem, device: int) -> tuple[int, int]:
-    """(the choice of one compute lane of `device`, that of its io lanes or -1)."""
-    compute = io = -1
-    for i, c in enumerate(problem.choices):
-        if c.device == device and c.width == 1:
-            if problem.pools[c.pool].kind == "io":
-                io = i
-            else:
-                compute = i
-    return compute, io
-
-
-def _rows(table: np.ndarray) -> list[list[float | None]]:
-    return [[x if np.isfinite(x) else None for x in row] for row in table.tolist()]
-
-
-def _edges(body: Body, source_of: Mapping[int, int]) -> tuple[list[Edge], list[int], list[int]]:
-    """(edges, body value of each value of the problem, its producing row): data through carried inputs, and the body's orders."""
-    place: dict[int, int] = {}
-    values: list[int] = []
-    producer: list[int] = []
-    edges: list[Edge] = []
-    for t, reads in enumerate(body.reads):
-        for v in dict.fromkeys(reads):
-            source, distance = body.source(v)
-            row = body.producer[source] if body.producer[source] >= 0 else source_of.get(source, -1)
-            if row < 0:
-                continue
-            if source not in place:
-                place[source] = len(values)
-                values.append(source)
-                producer.append(row)
-            edges.append(Edge(place[source], row, t, distance))
-    edges += [Edge(-1, o.before, o.later, o.turns) for o in body.orders]
-    if not source_of and body.loop.stop is not None:
-        stop = body.producer[body.source(body.graph.outputs[body.loop.stop])[0]]
-        edges += [Edge(-1, stop, t, 1) for t in range(len(body.graph)) if stop >= 0]
-    return list(dict.fromkeys(edges)), values, producer
-
-
 # Drafts -----------------------------------------------------------------------------------------------------------------------
 
 
-def _drafts(body: Body, problem: Problem, seconds: np.ndarray, costs: CostModel, machine: Machine, seed: int) -> list[_Draft]:
+def _drafts(body: Body, problem: Problem, seconds: Seconds, costs: CostModel, machine: Machine, seed: int) -> list[_Draft]:
     """Plans of the body, the one to prefer first; the last ones take less memory."""
     found: list[_Draft] = []
     hosts = [i for i, d in enumerate(machine.devices) if d.shares_lanes and d.memory == HOST]
     for device in hosts:
-        model = _thread_model(body, problem, seconds, machine, device)
+        model = thread_model(body, problem, seconds, machine, device)
         if model is not None:
             found += _thread_drafts(body, problem, model, seconds, machine, seed)
     if not found or len(machine.devices) > 1:
         least = min((d.period for d in found), default=None)
-        drafts = _device_drafts(body, problem, _device_model(body, problem, seconds, costs, machine), machine, seed)
+        drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
         found += drafts if least is None else [d for d in drafts if d.period <= _WORTH * least]
     return sorted(found, key=lambda d: d.period)
 
 
-def _thread_drafts(body: Body, problem: Problem, model: _Model, seconds: np.ndarray, machine: Machine, seed: int) -> list[_Draft]:
+def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds, machine: Machine, seed: int) -> list[_Draft]:
     """On the threads of one device: the chain; the chain with wide launches; a pipeline, where it is worth it."""
     core = Core(model.problem)
     search = Search(core, seed, 24, None)
@@ -324,9 +117,9 @@ def _thread_drafts(body: Body, problem: Problem, model: _Model, seconds: np.ndar
     return drafts
 
 
-def _wide(problem: Problem, seconds: np.ndarray, machine: Machine, device: int, body: Body) -> dict[int, tuple[int, int]]:
+def _wide(problem: Problem, seconds: Seconds, machine: Machine, device: int, body: Body) -> dict[int, tuple[int, int]]:
     """Task -> (width, nanoseconds), for tasks that a wide launch makes shorter."""
-    narrow, _ = _choices_of(problem, device)
+    narrow, _ = choices_of(problem, device)
     out = {}
     for i, c in enumerate(problem.choices):
         if c.device == device and c.width > 1:
@@ -346,7 +139,7 @@ def _widened(chain: _Draft, widths: Mapping[int, tuple[int, int]]) -> _Draft:
     return replace(chain, period=max(1, at), tasks=tuple(tasks))
 
 
-def _device_drafts(body: Body, problem: Problem, model: _Model, machine: Machine, seed: int) -> list[_Draft]:
+def _device_drafts(body: Body, problem: Problem, model: Model, machine: Machine, seed: int) -> list[_Draft]:
     """On all devices: a pipeline, and its assignment with one op after another."""
     core = Core(model.problem)
     search = Search(core, seed, None if len(core.producer) else 1, None)
@@ -373,7 +166,7 @@ def _hosted(core: Core, host: int) -> list[int]:
     return out
 
 
-def _draft(model: _Model, search: Search, serial: Ops | None) -> _Draft:
+def _draft(model: Model, search: Search, serial: Ops | None) -> _Draft:
     """The search's best plan, or, for `serial`, these ops one after another."""
     if serial is None:
         best, ops = search.best, search.best.ops
@@ -502,7 +295,7 @@ def _shared_places(draft: _Draft) -> dict[int, list[int]]:
     """Place of several lanes -> its tasks."""
     groups: dict[int, list[int]] = {}
     for t, (place, *_) in enumerate(draft.tasks):
-        if 1 < draft.model.places[place].lanes < _MANY:
+        if 1 < draft.model.places[place].lanes < MANY:
             groups.setdefault(place, []).append(t)
     return groups
 
@@ -512,9 +305,9 @@ def _laned(draft: _Draft) -> _Draft:
     model, problem = draft.model, draft.model.problem
     columns, places = [], []
     for i, p in enumerate(model.places):
-        alone = p.lanes == _MANY or p.lanes == 1
+        alone = p.lanes == MANY or p.lanes == 1
         columns += [i] * (1 if alone else p.lanes)
-        places += [p] if alone else [_Place(p.device, p.kind, lane, 1) for lane in range(p.lanes)]
+        places += [p] if alone else [Place(p.device, p.kind, lane, 1) for lane in range(p.lanes)]
     split = replace(
         model,
         problem=replace(

@@ -107,7 +107,7 @@ class Cycles:
                 self.into[place[r]].add(place[p])
 
     def ratio(self, assignment: Sequence[int], least: int, limit: float = math.inf) -> int:
-        """The least period >= `least` that the dependence cycles of this assignment allow, copies included; above `limit` only a lower bound of it."""
+        """The least period >= `least` that the cycles of this assignment allow, copies included; above `limit` only a lower bound of it."""
         if not self.inner:
             return least
         self.work += len(self.inner) * TASK_STEPS
