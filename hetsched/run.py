@@ -20,7 +20,7 @@ from hetsched.placement import plan_graph
 from hetsched.placement.costs import CostModel
 from hetsched.timeline import Timeline
 
-EXECUTORS = ("cpu", "simulated")
+EXECUTORS = ("auto", "cpu", "simulated")
 
 
 def plan(
@@ -56,7 +56,7 @@ def run(
     plan_seconds: float = 0.0,
     only: str | None = None,
     memory: Mapping[str, int] | None = None,
-    executor: str = "cpu",
+    executor: str = "auto",
     trace: bool = True,
     timeout: float | None = None,
     keep_going: bool = False,
@@ -65,7 +65,8 @@ def run(
     """Run a plan, or plan a graph and run it. Inputs are borrowed, read-only; the results belong to the caller.
 
     inputs: by name; NumPy arrays, lists and numbers, or anything with DLPack, of the declared shape and dtype; objects for opaque inputs.
-    executor: `cpu` (threads), or `simulated` (virtual clock, any machine, values by NumPy). trace: False records nothing.
+    executor: `auto` (threads, and the devices that the plan names), `cpu` (threads alone), or `simulated` (virtual clock, any machine, values by
+    NumPy). trace: False records nothing.
     timeout: seconds; checked between steps, `RunTimeoutError`. keep_going: a task that fails stops only what needs it (see `Result.failed`).
     progress: called with (launches done, launches in all, task name), from the threads of the run.
     Raises `TaskError` where a kernel fails; `GraphError` for inputs that do not fit, all of them at once.
@@ -85,8 +86,10 @@ def run(
         from hetsched.executors import simulated
 
         return simulated.run_plan(what, given)
-    from hetsched.executors import cpu
+    from hetsched.executors import cpu, live
 
+    if executor == "auto" and live.drives(what):
+        return live.run_plan(what, given, trace=trace, keep_going=keep_going, timeout=timeout, progress=progress)
     return cpu.run_plan(what, given, trace=trace, keep_going=keep_going, timeout=timeout, progress=progress)
 
 

@@ -63,6 +63,11 @@ class Active:
         program = frame.program
         self.drivers: list[Driver | None] = [None if is_loop(program.plan, step) else drivers.get(step.owner) for step in program.steps]
         self.walk = Walk(len(program.steps), program.arcs, frame.turns, program.window, self._is_soft if drivers else None)
+        self._soft_before: list[list[tuple[int, int]]] = [[] for _ in program.steps]
+        if drivers:
+            for arc in program.arcs:
+                if self._is_soft(arc):
+                    self._soft_before[arc.later].append((arc.before, arc.turns))
         self.base = base
         self.around = around
         self.began = 0.0
@@ -72,10 +77,19 @@ class Active:
         self.stop_step = frame.program.stop_step
         self.is_chain = is_chain(frame.program)
 
+    def soft_before(self, step: int) -> list[tuple[int, int]]:
+        """(step before, turns) of the soft arcs that end at a step."""
+        return self._soft_before[step]
+
     def _is_soft(self, arc: Arc) -> bool:
-        """Streams of one device keep the order of two of its steps; a stop value must have come before the next turn begins."""
+        """Streams of one device keep the order of two of its steps, but not against the host, which gathers what a step has brought, and
+
+        looks at the stop value before the next turn begins.
+        """
         driver = self.drivers[arc.before]
-        return driver is not None and driver is self.drivers[arc.later] and not (arc.before == self.frame.program.stop_step and arc.turns > 0)
+        if driver is None or driver is not self.drivers[arc.later]:
+            return False
+        return not self.frame.gathers(arc.before) and not (arc.before == self.frame.program.stop_step and arc.turns > 0)
 
     def priority(self, step: Step, turn: int) -> float:
         """The planned start: what is meant to begin earlier goes first."""

@@ -281,6 +281,12 @@ class Frame:
             if kernel is GATHER:
                 inputs(turn)
 
+    def gathers(self, step: int) -> bool:
+        """True if the host gathers what a step makes."""
+        commands = [self.plan.spans[i].command for i in self.program.steps[step].spans]
+        made = [r for c in commands for r in (c.writes if isinstance(c, Launch) else (c.dst,) if isinstance(c, Copy) else ())]
+        return any(r.node == HOST and r.value in self._gathered_with for r in made)
+
     def failure(self, error: Exception, task: int, turn: int) -> Exception:
         """The error that tells which task failed, and in which turn."""
         if isinstance(error, HetschedError):

@@ -1,0 +1,279 @@
+"""The executor of plans that also use devices with streams: the threads of the host, and one driving thread for each such device.
+
+A driving thread hands a step to its stream as soon as everything it needs on the *same* device has been handed over (a stream waits for the event of
+another stream; nobody waits on the host), and everything it needs from elsewhere is done. What the host, or another device, waits for is told
+by the event's callback, which only puts a message into the driver's inbox. So dependent commands of a device never meet the host.
+"""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import threading
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from hetsched.errors import InternalError, PlacementError
+from hetsched.executors.cpu import Crew, Item, Progress, run_crew
+from hetsched.executors.frame import Frame
+from hetsched.executors.memory import Memory
+from hetsched.executors.program import compile_plan
+from hetsched.executors.result import Result
+from hetsched.graph.spec import Spec
+from hetsched.machine import HOST, Device
+from hetsched.timeline import Lane, Timeline
+
+
+class Event(Protocol):
+    """The mark that everything handed to a stream before it has been done."""
+
+    def wait(self) -> None: ...
+
+    def span(self) -> tuple[float, float]:
+        """First start and last finish, `perf_counter` seconds, of what the stream did since its event before."""
+
+    def on_done(self, callback: Any) -> None:
+        """Call `callback()` once, from any thread, when it has been done."""
+
+
+class Stream(Protocol):
+    """The live object behind a lane of a device: what is handed to it is done in that order."""
+
+    def wait(self, event: Any) -> None: ...
+
+    def launch(self, kernel: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> Any: ...
+
+    def upload(self, src: Any, dst: Any) -> None: ...
+
+    def download(self, src: Any, dst: Any) -> None: ...
+
+    def copy(self, src: Any, dst: Any) -> None: ...
+
+    def record(self) -> Event: ...
+
+
+class LiveDevice(Protocol):
+    """An opened device: an arena and streams."""
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> Any: ...
+
+    def stream(self, kind: str) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class DeviceMemory:
+    """The arena of an opened device, or a part of it."""
+
+    def __init__(self, live: LiveDevice, base: int = 0) -> None:
+        self.live = live
+        self.base = base
+
+    def array(self, offset: int, spec: Spec) -> Any:
+        """See `Memory.array`."""
+        return self.live.array(self.base + offset, spec.bounds, spec.dtype)
+
+    def inside(self, offset: int, nbytes: int) -> Memory:
+        """See `Memory.inside`."""
+        return DeviceMemory(self.live, self.base + offset)
+
+
+class StreamDoer:
+    """Hands the commands of a step to a stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def launch(self, kernel: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
+        """Enqueue a launch."""
+        return self.stream.launch(kernel, inputs, outputs, workspace, attributes)
+
+    def move(self, src: Any, dst: Any) -> None:
+        """Enqueue a copy; its direction is told by where the arrays lie."""
+        if isinstance(src, np.ndarray):
+            self.stream.upload(src, dst)
+        elif isinstance(dst, np.ndarray):
+            self.stream.download(src, dst)
+        else:
+            self.stream.copy(src, dst)
+
+
+class _Done(NamedTuple):
+    item: Item
+    event: Event
+
+
+class DeviceDriver:
+    """One thread that drives the lanes of one device and of the links that end there."""
+
+    def __init__(self, device: Device, live: LiveDevice) -> None:
+        self.name = device.id
+        self.live = live
+        self.crew: Crew | None = None
+        self.inbox: queue.SimpleQueue[Item | _Done | None] = queue.SimpleQueue()
+        self.streams: dict[Lane, Stream] = {}
+        # The last event of every step handed over, for the streams beside its own: (frame, step, turn) -> (stream, event).
+        self.events: dict[tuple[int, int, int], tuple[Stream, Event]] = {}
+        self.thread = threading.Thread(target=self._serve, name=f"hetsched-{device.id}", daemon=True)
+
+    def put(self, item: Item) -> None:
+        """Take a step that may be handed to its stream. Called under the crew's lock: it only hands over."""
+        self.inbox.put(item)
+
+    def start(self, crew: Crew) -> None:
+        """Begin to serve."""
+        self.crew = crew
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End the thread; all steps given to it are done."""
+        self.inbox.put(None)
+        if self.thread.ident is not None:
+            self.thread.join()
+
+    def _serve(self) -> None:
+        assert self.crew is not None
+        while (message := self.inbox.get()) is not None:
+            if isinstance(message, _Done):
+                self._done(self.crew, message)
+            else:
+                self._issue(self.crew, message)
+
+    def _stream(self, lane: Lane) -> Stream:
+        stream = self.streams.get(lane)
+        if stream is None:
+            stream = self.streams[lane] = self.live.stream("copy" if lane.kind == "copy" else "compute")
+        return stream
+
+    def _issue(self, crew: Crew, item: Item) -> None:
+        active, step, turn = item.active, item.step, item.turn
+        if crew.error is not None:
+            crew.done_by(item, 0.0, 0.0, 0, crew.error)
+            return
+        now = perf_counter() - crew.zero
+        try:
+            stream = self._stream(step.lanes[0])
+            for before, distance in active.soft_before(step.index):
+                known = self.events.get((id(active), before, turn - distance))
+                if known is not None and known[0] is not stream:
+                    stream.wait(known[1])
+            expect = getattr(stream, "expect", None)
+            if expect is not None:
+                expect(step.seconds)
+            active.frame.issue(step.index, turn, StreamDoer(stream))
+            event = stream.record()
+        except Exception as error:
+            crew.done_by(item, now, now, 0, error)
+            return
+        self.events[id(active), step.index, turn] = (stream, event)
+        with crew.lock:
+            crew.push(active, active.walk.issue(step.index, turn))
+        event.on_done(lambda: self.inbox.put(_Done(item, event)))
+
+    def _done(self, crew: Crew, message: _Done) -> None:
+        item = message.item
+        self.events.pop((id(item.active), item.step.index, item.turn), None)
+        error: Exception | None = None
+        start = finish = perf_counter() - crew.zero
+        try:
+            start, finish = (x - crew.zero for x in message.event.span())
+        except Exception as failure:  # the device refused or lost the work
+            error = item.active.frame.failure(failure, _task(item), item.turn)
+        crew.done_by(item, start, finish, item.step.lanes[0].number, error)
+
+
+def _task(item: Item) -> int:
+    command = item.active.frame.plan.spans[item.step.spans[0]].command
+    return getattr(command, "task", -1)
+
+
+def drives(plan: Timeline) -> list[Device]:
+    """The devices with streams that a plan uses, itself or in its loops."""
+    machine = plan.machine
+    owners = {lane.owner for lane in plan.lanes}
+    for body in plan.loops.values():
+        owners |= {d.id for d in drives(body)}
+    ends = {name for link in machine.links if link.id in owners for name in (link.src, link.dst)}
+    return [d for d in machine.devices if not d.shares_lanes and (d.id in owners or (d.memory in ends and d.memory != HOST))]
+
+
+def run_plan(
+    plan: Timeline,
+    inputs: Mapping[int, Any],
+    *,
+    trace: bool = True,
+    keep_going: bool = False,
+    timeout: float | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Run a plan on the threads of this process and on the devices that it names. `inputs`: value id -> read-only array or object.
+
+    Devices are opened for the run and closed after it. Raises `TaskError`, `RunTimeoutError`, `OutOfMemoryError` where an arena cannot be had.
+    """
+    began = perf_counter()
+    machine = plan.machine
+    devices = drives(plan)
+    opened: dict[str, LiveDevice] = {}
+    drivers: dict[str, DeviceDriver] = {}
+    try:
+        memories: dict[str, Memory] = {}
+        for device in devices:
+            backend = _backend(device)
+            live = opened[device.id] = backend.open(device, plan.arenas.get(device.memory, 0))
+            memories[device.memory] = DeviceMemory(live)
+            drivers[device.id] = DeviceDriver(device, live)
+        owner = {d.memory: drivers[d.id] for d in devices}
+        for link in machine.links:
+            driver = owner.get(link.dst) if link.dst != HOST else owner.get(link.src)
+            if driver is not None:
+                drivers[link.id] = driver
+        crew = Crew(plan, trace, keep_going, timeout, progress, drivers)
+        frame = Frame(compile_plan(plan), inputs, memories=memories)
+        frame.transfer = _Transfer(opened, devices)
+        for device in devices:
+            drivers[device.id].start(crew)
+        try:
+            return run_crew(crew, frame, began)
+        finally:
+            for device in devices:
+                drivers[device.id].stop()
+    finally:
+        for live in opened.values():
+            live.close()
+
+
+def _backend(device: Device) -> Any:
+    try:
+        backend = importlib.import_module(f"hetsched.executors.backends.{device.kind}")
+    except ImportError as error:
+        raise PlacementError(f"the plan uses {device.id!r}, and there is no backend for devices of kind {device.kind!r} here ({error})") from error
+    if not hasattr(backend, "open"):
+        raise PlacementError(f"the plan uses {device.id!r}; devices of kind {device.kind!r} cannot be opened here")
+    return backend
+
+
+class _Transfer:
+    """Bytes from one memory node to another, now: before the first turn of a loop and after its last."""
+
+    def __init__(self, opened: Mapping[str, LiveDevice], devices: list[Device]) -> None:
+        self.opened = opened
+        self.streams: dict[int, Stream] = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, src: Any, dst: Any) -> None:
+        if isinstance(src, np.ndarray) and isinstance(dst, np.ndarray):
+            np.copyto(dst, src)
+            return
+        handle = dst if isinstance(src, np.ndarray) else src
+        live = next((x for x in self.opened.values() if x is getattr(handle, "live", x)), None)
+        if live is None:
+            raise InternalError("an array belongs to no opened device")
+        with self.lock:
+            stream = self.streams.get(id(live))
+            if stream is None:
+                stream = self.streams[id(live)] = live.stream("copy")
+            StreamDoer(stream).move(src, dst)
+            stream.record().wait()
