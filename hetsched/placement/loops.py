@@ -27,6 +27,10 @@ from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
 
 # A pipeline over threads is taken only where it promises this share of the chain's period or less: threads of one process share more than cores.
 _WORTH = 0.85
+# ... and this much less a turn: below, switching between threads (the GIL among them) costs what it gains.
+_GAIN = 100_000  # nanoseconds
+# Orders tried for a pipeline over threads: some tens of milliseconds for 40 tasks.
+_EVALUATIONS = 300
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _drafts(body: Body, problem: Problem, seconds: Seconds, costs: CostModel, ma
 def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds, machine: Machine, seed: int) -> list[_Draft]:
     """On the threads of one device: the chain; the chain with wide launches; a pipeline, where it is worth it."""
     core = Core(model.problem)
-    search = Search(core, seed, 24, None)
+    search = Search(core, seed, _EVALUATIONS, None)
     io = len(model.places) - 1 if model.places[-1].kind == "io" else -1
     chain = [0 if core.durations[t][0] is not None else io for t in range(core.n)]
     ops = Ops(core, chain)
@@ -104,10 +108,11 @@ def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds,
         search.order(ops, least_period(core, search.cycles, chain))
     single = search.best.period
     drafts = [_draft(model, search, None)]
-    if search.enough < _WORTH * single and sum(p.kind == "compute" for p in model.places) > 1:
-        wider = Search(core, seed, 40, None)
+    worth = min(_WORTH * single, single - _GAIN)
+    if search.enough < worth and sum(p.kind == "compute" for p in model.places) > 1:
+        wider = Search(core, seed, _EVALUATIONS, None)
         wider.run([chain])
-        if wider.best.period <= _WORTH * single:
+        if wider.best.period <= worth:
             drafts.append(_draft(model, wider, None))
     widths = _wide(problem, seconds, machine, model.places[0].device, body)
     if widths and io not in chain:

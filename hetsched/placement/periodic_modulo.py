@@ -205,8 +205,14 @@ class Profile:
     def first(self, earliest: int, seconds: int, abut: bool) -> int:
         """The first start >= `earliest` (within one period) where a lane is free throughout; -1 with none. Relative to `earliest`.
 
-        abut: the first that touches a reservation or the end of a gap, so that the free time stays in one piece.
+        abut: the first that touches a reservation or the end of a gap, so that the free time stays in one piece (with several lanes: the end of
+        any reservation, so that they follow each other around the lanes).
         """
+        if abut and self.lanes > 1:
+            for shift in sorted({(s + w - earliest) % self.period for s, w in self.booked.values()}):
+                if self.first(earliest + shift, seconds, False) == 0:
+                    return shift
+            return self.first(earliest, seconds, False)
         period, at, used = self.period, self.at, self.used
         full, rest = divmod(seconds, period)
         level = self.lanes - full

@@ -58,13 +58,13 @@ class Order:
         nxt[v], before[u], step[v] = u, v, -k
         return True
 
-    def relink(self, u: int, other: int) -> bool:
-        """Let the lanes of `u` and `other` (of one resource) be taken over crosswise. False where `other` ends too late for u's next."""
+    def relink(self, u: int, other: int, *, strict: bool = True) -> bool:
+        """Let the lanes of `u` and `other` (of one resource) be taken over crosswise. `strict`: False where `other` ends too late for u's next."""
         nxt, before, step, start, seconds, period = self.next, self.before, self.step, self.start, self.ops.seconds, self.period
         v, w = nxt[u], nxt[other]
         x = -((start[w] - start[u] - seconds[u]) // period)
         y = step[u] + step[other] - x
-        if start[other] + seconds[other] >= start[v] + y * period:
+        if strict and start[other] + seconds[other] >= start[v] + y * period:
             return False
         nxt[u], step[u], before[w] = w, x, u
         nxt[other], step[other], before[v] = v, y, other

@@ -74,6 +74,8 @@ class Walk:
             others = [x for x in range(trial.ops.count) if resource[x] == resource[u] and x != u]
             first = int(rng.random() * len(others)) if others else 0
             changed = any(trial.relink(u, x) for x in (*others[first:], *others[:first]))
+            if not changed and others:
+                changed = trial.relink(u, others[first], strict=False)
         if not changed:
             times = 1 if rng.random() < 0.7 else 2 + int(rng.random() * 3)
             for _ in range(times):
