@@ -41,7 +41,7 @@ _SHORT = 100
 
 def _usual(n: int) -> int:
     """Evaluations for a body of `n` tasks."""
-    return 2000 + 80 * n
+    return 2200 + 65 * n
 
 
 class Best:
@@ -144,7 +144,7 @@ class Search:
     def assignments(self, seeds: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
         """(B, assignment), the best of each annealing first (by B), then the others by B."""
         n = self.core.n
-        rounds, steps, alike = (5, 350, 3) if n < 30 else (3, 250, 2)
+        rounds, steps, alike = (5, 350, 3) if n < 30 else (3, 250, 2) if self.cycles.dominate else (3, 500, 2)
         first: list[tuple[int, list[int]]] = []
         others: list[tuple[int, list[int]]] = []
         share = min(1.0, self.limit / _usual(n))
