@@ -36,6 +36,7 @@ def placement_options(parser: Parser) -> None:
     parser.add_argument("--objective", choices=OBJECTIVES, default=None, help="what is to be least (default: as the file says, else time)")
     parser.add_argument("--plan-time", metavar="D", help="search at most this long for a better plan, where the policy searches: 500ms, 30s, 2min")
     parser.add_argument("--machine", metavar="FILE|NAME", help="plan for this described machine, not for the one found here")
+    parser.add_argument("--emulate", action="store_true", help="with --machine: run on it in software, its devices' speeds and links modelled")
     parser.add_argument("--memory", action="append", default=[], metavar="[NODE=]SIZE", help="plan within this much memory: 512MiB, cuda:0=2GB")
 
 
@@ -72,10 +73,21 @@ def machine_of(text: str | None) -> Machine | None:
     return machine_named(text)
 
 
+def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
+    """`machine`, its devices in software where that is wanted."""
+    if not wanted:
+        return machine
+    if machine is None:
+        raise CommandLineError("--emulate needs the machine to emulate: give --machine FILE or --machine NAME (see `hetsched machines`)")
+    from hetsched.executors.backends.emulated import emulate
+
+    return emulate(machine)
+
+
 def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
     """The keyword arguments of `hetsched.plan` that the command line asks for; `objective` is the file's."""
     return {
-        "machine": machine_of(args.machine),
+        "machine": emulated(machine_of(args.machine), args.emulate),
         "policy": args.policy,
         "objective": args.objective or objective,
         "plan_seconds": duration(args.plan_time) if args.plan_time is not None else 0.0,

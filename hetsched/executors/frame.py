@@ -90,6 +90,20 @@ class Frame:
             else:
                 self._gathered_last.append(value)
 
+        self._straight = self._find_straight()
+
+    def _find_straight(self) -> set[int]:
+        """Collected values that a copy can bring straight to their place in the sequence, because nothing else on the host looks at them."""
+        out = {v for v, rows in self._gathered_with.items() if (v, HOST) in self._copied and rows == [(v, 0)]}
+        out -= {*self.program.carried.values(), *self._dynamic}
+        if self.loop is not None and self.loop.stop is not None:
+            out.discard(self.graph.outputs[self.loop.stop])
+        for span in self.plan.spans:
+            command = span.command
+            reads = command.reads if isinstance(command, Launch) else (command.src,) if isinstance(command, Copy) else ()
+            out -= {r.value for r in reads if r.node == HOST}
+        return out
+
     # Where values lie ---------------------------------------------------------------------------------------------------------
 
     def _own(self, given: Mapping[int, Any] | None) -> dict[int, Any]:
@@ -285,7 +299,7 @@ class Frame:
         """True if the host gathers what a step makes."""
         commands = [self.plan.spans[i].command for i in self.program.steps[step].spans]
         made = [r for c in commands for r in (c.writes if isinstance(c, Launch) else (c.dst,) if isinstance(c, Copy) else ())]
-        return any(r.node == HOST and r.value in self._gathered_with for r in made)
+        return any(r.node == HOST and r.value in self._gathered_with and not (r.value in self._straight and r.value in self.targets) for r in made)
 
     def failure(self, error: Exception, task: int, turn: int) -> Exception:
         """The error that tells which task failed, and in which turn."""
@@ -336,7 +350,7 @@ class Frame:
             else:
                 continue
             for value, node in made:
-                if node == HOST:
+                if node == HOST and not (value in self._straight and value in self.targets):
                     calls += [(GATHER, self._collector(v, shift), None, None, None, task) for v, shift in self._gathered_with.get(value, ())]
         return calls
 
@@ -353,6 +367,13 @@ class Frame:
                 self._cells[value, dst, self._slot(value, dst, now)] = found
 
             return (LATER, move, None, None, None, -1)
+        if dst == HOST and value in self._straight and value in self.targets:
+            source = self.locate(value, src, turn)
+
+            def place(now: int, doer: Doer) -> None:
+                doer.move(source, self._row(value, now, tuple(source.shape)))
+
+            return (LATER, place, None, None, None, -1)
         return (MOVE, (self.locate(value, src, turn),), (self.buffer(value, dst, turn),), None, None, -1)
 
     def _bind_launch(self, command: Launch, step: Step, turn: int) -> Call | None:
@@ -503,13 +524,18 @@ class Frame:
             target = self.targets.get(value)
             if target is None:
                 self._collected.setdefault(value, {})[turn] = found.copy() if isinstance(found, np.ndarray) else found
-            elif value in self._by_rows:
-                n = cast(Spec, self.graph.spec(value)).bounds[0]
-                target[turn * n : turn * n + found.shape[0]] = found
             else:
-                target[turn] = found
+                self._row(value, turn, found.shape)[...] = found
 
         return collect
+
+    def _row(self, value: int, turn: int, shape: tuple[int, ...]) -> Any:
+        """Where the element of a turn lies in the array of the whole sequence."""
+        target = self.targets[value]
+        if value in self._by_rows:
+            n = cast(Spec, self.graph.spec(value)).bounds[0]
+            return target[turn * n : turn * n + shape[0]]
+        return target[turn, ...]
 
     def bind_collected(self, parent: Frame, task: int, turn: int) -> None:
         """Let collected values be written straight into the parent's replica of the sequence."""
