@@ -2,10 +2,10 @@
 
     python benchmarks/overlap.py [--repeat 5] [--milliseconds 4] [--json FILE]
 
-The device is modelled (one compute stream, a copy engine each way); the bytes really move and the kernel really runs, in threads of their own. Three cases: balanced,
-copy-bound (copies take three times the kernel), compute-bound. Printed for each: the measured time end to end over 64 * max(copy in, kernel,
-copy out), the same for a synchronous loop (copy, kernel, copy, each waited for), and the share of copy time hidden behind the kernel beside what
-the events give by hand. Nothing here says how fast a real device is.
+The device is modelled (one compute stream, a copy engine each way); the bytes really move and the kernel really runs, in threads of their own.
+Three cases: balanced, copy-bound (copies take three times the kernel), compute-bound. Printed for each: the measured time end to end over
+64 * max(copy in, kernel, copy out), the same for a synchronous loop (copy, kernel, copy, each waited for), and the share of copy time hidden
+behind the kernel beside what the events give by hand. Nothing here says how fast a real device is.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         }  # fmt: skip
         rows.append(row)
         print(
-            f"{name:14s} end to end {row['hetsched']:.3f} x max(copy, kernel) ({min(ours):.3f}-{max(ours):.3f}); synchronous loop {row['synchronous']:.2f} x; "
+            f"{name:14s} end to end {row['hetsched']:.3f} x max(copy, kernel) ({min(ours):.3f}-{max(ours):.3f}); "
+            f"synchronous loop {row['synchronous']:.2f} x; "
             f"hidden {row['hidden']:.1%}, by hand {row['hidden_by_hand']:.1%}",
             flush=True,
         )

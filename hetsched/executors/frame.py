@@ -94,7 +94,7 @@ class Frame:
 
     def _find_straight(self) -> set[int]:
         """Collected values that a copy can bring straight to their place in the sequence, because nothing else on the host looks at them."""
-        out = {v for v, rows in self._gathered_with.items() if (v, HOST) in self._copied and rows == [(v, 0)]}
+        out = {v for v, rows in self._gathered_with.items() if (v, HOST) in self._copied and rows == [(v, 0)] and self._every_k(v) == 1}
         out -= {*self.program.carried.values(), *self._dynamic}
         if self.loop is not None and self.loop.stop is not None:
             out.discard(self.graph.outputs[self.loop.stop])
