@@ -205,6 +205,8 @@ class Loop:
                 value = body.base(carried[value])
             if value in carried:
                 out.append(f"no task ever gives carried {name!r} a new value; make it an invariant")
+            elif int(body.value_task[value]) < 0:
+                out.append(f"carried {name!r} becomes {body.value_names[value]!r} as it was; give it a copy of its own (tensor.scale by 1)")
         return out
 
     def infer(self, specs: Sequence[AnySpec]) -> list[AnySpec]:

@@ -479,7 +479,7 @@ def _carry(body: _Growth, name: str, most: float, taken: list[Value]) -> str:
     state = next(v for v in body.pool if v.name == name)
     like = [v for v in body.pool if v.spec == state.spec and v != state]
     # Something must give the state a new value: states that only change places are no loop to plan.
-    found = [v for v in like if body.most[v.id] <= max(most, 1.0) and v not in taken and not _is_view(body.b, v) and not v.name.startswith("state")]
+    found = [v for v in like if body.most[v.id] <= max(most, 1.0) and v not in taken and _is_made(body.b, v)]
     if found and body.rng.random() < 0.5:
         value = body.rng.choice(found)
     else:
@@ -491,9 +491,10 @@ def _carry(body: _Growth, name: str, most: float, taken: list[Value]) -> str:
     return f"next_{name}"
 
 
-def _is_view(builder: Builder, value: Value) -> bool:
+def _is_made(builder: Builder, value: Value) -> bool:
+    """True for what a task makes in memory of its own: what a carried input may become."""
     task = builder.value_producers[value.id]
-    return task >= 0 and isinstance(op := builder.task_ops[task], Op) and op.view
+    return task >= 0 and not (isinstance(op := builder.task_ops[task], Op) and op.view)
 
 
 def _stop(body: _Growth, turns: int) -> str | None:
