@@ -21,6 +21,7 @@ from hetsched.placement.loops_memory import Memory, layout
 from hetsched.placement.loops_model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
 from hetsched.placement.periodic import Search, fastest, one_by_one
 from hetsched.placement.periodic_assign import least_period
+from hetsched.placement.periodic_bound import period_bound
 from hetsched.placement.periodic_problem import NANOSECONDS, Core, Ops, PeriodBound, whole
 from hetsched.placement.problem import Problem, problem_of
 from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
@@ -62,7 +63,7 @@ def plan_loop(
     another do not fit.
     """
     begin = time.perf_counter()
-    problems = loop.problems()
+    problems = loop.problems() or Body(loop).problems()
     if problems:
         raise GraphError([f"loop {loop.name!r}: {p}" for p in problems])
     body = Body(loop)
@@ -92,7 +93,9 @@ def _drafts(body: Body, problem: Problem, seconds: Seconds, costs: CostModel, ma
         least = min((d.period for d in found), default=None)
         drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
         found += drafts if least is None else [d for d in drafts if d.period <= _WORTH * least]
-    return sorted(found, key=lambda d: d.period)
+    # What bounds one model does not bound another: only the least of the bounds holds for every plan.
+    bound = min((d.bound for d in found), key=lambda b: b.seconds)
+    return [replace(d, bound=bound) for d in sorted(found, key=lambda d: d.period)]
 
 
 def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds, machine: Machine, seed: int) -> list[_Draft]:
@@ -116,6 +119,12 @@ def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds,
             drafts.append(_draft(model, wider, None))
     widths = _wide(problem, seconds, machine, model.places[0].device, body)
     if widths and io not in chain:
+        wide = [
+            [None if x is None else min(x, widths[t][1] / NANOSECONDS) for x in row] if t in widths else row
+            for t, row in enumerate(model.problem.durations)
+        ]
+        bound = period_bound(replace(model.problem, durations=wide))
+        drafts = [replace(d, bound=bound) for d in drafts]
         drafts.append(_widened(drafts[0], widths))
         if drafts[-1].period > _WORTH * drafts[0].period:
             drafts.pop()
@@ -147,7 +156,7 @@ def _widened(chain: _Draft, widths: Mapping[int, tuple[int, int]]) -> _Draft:
 def _device_drafts(body: Body, problem: Problem, model: Model, machine: Machine, seed: int) -> list[_Draft]:
     """On all devices: a pipeline, and its assignment with one op after another."""
     core = Core(model.problem)
-    search = Search(core, seed, None if len(core.producer) else 1, None)
+    search = Search(core, seed, 2 * _EVALUATIONS + 25 * core.n, None)
     search.run([_hosted(core, problem.host)])
     ops = search.best.ops
     assert ops is not None

@@ -69,6 +69,16 @@ class Body:
                 return value, distance
             value = self.reads[task][0]
 
+    def problems(self) -> list[str]:
+        """What cannot be planned: carried state that is only what other carried state was a turn before has no bytes for its first value."""
+        out = []
+        for old, new in self.loop.carried:
+            value, distance = self.root(self.graph.outputs[new])
+            if distance or self.producer[value] < 0:
+                name = self.graph.value_names[value]
+                out.append(f"carried {old!r} becomes {name!r} as it was, without a task that makes it; give it a copy (tensor.scale by 1)")
+        return out
+
     @cached_property
     def wanted(self) -> list[int]:
         """Values that must be on the host every turn: what is collected, and the stop value."""

@@ -61,13 +61,8 @@ def durations_of(body: Body, problem: Problem, machine: Machine, where: Where | 
         best = min(totals, key=lambda d: (totals[d], d))
         for t in group:
             seconds[t, devices != best] = np.inf
-    hosted = np.array([c.device < 0 or machine.devices[c.device].memory == HOST for c in problem.choices])
-    for t, values in enumerate(body.reads):
-        # A carried input that is not made by a task (it is passed on as it came) stays on the host.
-        if any(v in body.carried and body.producer[body.source(v)[0]] < 0 for v in values):
-            seconds[t, ~hosted] = np.inf
-    floor = np.array([0.0 if body.is_view(t) else 1e-9 for t in range(len(seconds))])
-    turns: Seconds = np.maximum(seconds / np.array(body.every, dtype=np.float64).reshape(-1, 1), floor.reshape(-1, 1))
+    # Nothing takes less than a nanosecond, a view neither: what stands at one moment on a lane would have no order.
+    turns: Seconds = np.maximum(seconds / np.array(body.every, dtype=np.float64).reshape(-1, 1), 1e-9)
     return turns
 
 

@@ -13,6 +13,7 @@ from hetsched.graph.op import Attribute, Op, Work
 from hetsched.graph.spec import Opaque, Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement.costs.estimate import Estimate
+from hetsched.placement.loops_body import Body
 from hetsched.timeline import Copy, Launch, Replica
 
 
@@ -84,7 +85,7 @@ def random_loop(rng: random.Random, tasks: int, turns: int = 9, *, stop: bool = 
     """A body with invariants, sequences, carried state updated in place or not, views, waits, opaque values, scratch, tasks every k turns."""
     while True:
         loop = _any_loop(rng, tasks, turns, stop, every)
-        if not loop.problems():  # a state may only view itself, or two of them become one value
+        if not (loop.problems() or Body(loop).problems()):  # a state may only view itself, or another one
             return loop
 
 

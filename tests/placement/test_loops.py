@@ -232,6 +232,12 @@ def test_mistakes_are_named():
     graph = b.freeze()
     with pytest.raises(GraphError, match="no task ever gives carried 'w' a new value; make it an invariant"):
         plan_loop(Loop(graph, 5, carried=(("w", "w_next"),)), MACHINES["one thread"], Table({}))
+    b = Graph.build()
+    v, w, x = (b.input(name, (4, 4)) for name in "vwx")
+    b.output(b.op(SQUARE, w, name="older"), "v_next")
+    b.output(b.op(STEP, w, b.op(MIX, x, v), name="step"), "w_next")
+    with pytest.raises(GraphError, match="carried 'v' becomes 'step' as it was, without a task that makes it; give it a copy"):
+        plan_loop(Loop(b.freeze(), 5, sequences=("x",), carried=(("v", "v_next"), ("w", "w_next"))), MACHINES["one thread"], Table({}))
     nowhere = Op("t.nowhere", ("x",), ("y",), lambda s, a: [s[0]], lambda i, o, a: Work(0, 0, 0), {"opencl": kernel})
     b = Graph.build()
     b.output(b.op(nowhere, b.input("x", (8, 8)), name="lost"), "y")
