@@ -7,9 +7,11 @@ lanes share their tasks. And it keeps the plan's order: data, reuse, order-only 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from hetsched.executors.program import every_of, span_arcs
 from hetsched.graph.graph import Loop
@@ -17,6 +19,24 @@ from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
 
 Done: TypeAlias = Counter[tuple[object, ...]]
 SLACK_SECONDS = 1e-9
+
+
+def same_values(result: Any, wanted: Any) -> bool:
+    """Equal values: lists element by element, floats to rounding (BLAS may sum in another order where its arrays lie differently)."""
+    if isinstance(wanted, list):
+        return len(result) == len(wanted) and all(same_values(a, b) for a, b in zip(result, wanted, strict=True))
+    result, wanted = np.asarray(result), np.asarray(wanted)
+    if result.dtype != wanted.dtype or result.shape != wanted.shape:
+        return False
+    return (
+        bool(np.allclose(result, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)) if wanted.dtype.kind == "f" else bool(np.array_equal(result, wanted))
+    )
+
+
+def value_problems(results: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Every output of a run that differs from what the plain loop (`hetsched.testing.interpret`) gives."""
+    out = [] if list(results) == list(wanted) else [f"outputs are {', '.join(results)}, wanted {', '.join(wanted)}"]
+    return out + [f"output {name!r} differs" for name, value in wanted.items() if name in results and not same_values(results[name], value)]
 
 
 def run_problems(plan: Timeline, trace: Timeline) -> list[str]:
