@@ -94,6 +94,9 @@ class Search:
 
     def run(self, seeds: Sequence[Sequence[int]] = ()) -> None:
         """Search; `seeds` are assignments to start from besides that of fastest devices."""
+        if not self.core.n:
+            self.best.offer(1, Ops(self.core, ()), [])
+            return
         self._search(seeds)
         best = self.best
         assert best.ops is not None
@@ -226,7 +229,7 @@ class Search:
         ops = best.ops
         assert ops is not None
         start = best.start
-        low = min(start)
+        low = min(start, default=0)
         ns = 1.0 / NANOSECONDS
         return PeriodPlan(
             period=best.period * ns,

@@ -225,6 +225,15 @@ def test_tasks_tied_together_share_a_device():
     assert plan.device_of(0) == plan.device_of(1) == "cuda:0"
 
 
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.replace(" ", "-"))
+def test_an_empty_body_is_planned(machine):
+    b = Graph.build()
+    b.input("x", (8, 8))
+    plan = plan_loop(Loop(b.freeze(), 3, sequences=("x",)), MACHINES[machine], Table({}))
+    assert plan.spans == ()
+    assert problems(plan) == []
+
+
 def test_mistakes_are_named():
     b = Graph.build()
     w = b.input("w", (8, 8))
