@@ -71,7 +71,7 @@ def test_values_under_memory_limits(block: int) -> None:
 def test_plans_without_a_planner(seed: int) -> None:
     graph, inputs = random_graph(random.Random(seed))
     with threadpool_limits(1):
-        plan = plain_plan(graph, hs.Machine.here(), seed=seed, slots=1 + seed % 3)
+        plan = plain_plan(graph, hs.Machine.here(), seed=seed, slots=2 + seed % 3)
         wanted = interpret(graph, inputs)
         on_cpu = hs.run(plan, inputs)
         assert value_problems(on_cpu, wanted) == [], seed
