@@ -18,8 +18,8 @@ SECONDS = 1e-5
 def plain_plan(graph: Graph, machine: Machine, *, seed: int = 0, slots: int = 2, loop: Loop | None = None) -> Timeline:
     """Every task on a random lane of the machine's host device, one after the other; no bytes are shared except by views.
 
-    In the plan of a loop's body every value has a ring of `slots` (at least 2: old and new state side by side) and the period is the length of a turn (no overlap is predicted; what the
-    arcs allow still overlaps).
+    In the plan of a loop's body every value has a ring of `slots` (at least 2: old and new state side by side) and the period is the length of a
+    turn (no overlap is predicted; what the arcs allow still overlaps).
     """
     rng = random.Random(seed)
     device = next(d for d in machine.devices if d.memory == HOST)
