@@ -8,24 +8,31 @@ at most T, and every task pays at least min over its choices of y * lanes taken 
 problem). Witness: the prices.
 "window": the same for the tasks that cannot start before `head` and must be followed by at least `tail` seconds of other work: T >= head +
 tail + what these tasks pay. Witness: the prices, head, tail.
+"deadline": no plan keeps a deadline just above the bound, by what follows from it (see `bounds_deadline`). Witness: a `Refutation`.
+"cp-sat": what the solver OR-Tools CP-SAT says it has proved. It gives nothing to verify by hand: `check_bound` solves again, given the deadline
+(needs the extra `exact`). Witness: the `CpSatWitness` of the policy `exact`.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from hetsched.errors import PlanError
+from hetsched.placement.bounds_check import proved_by_refutation
+from hetsched.placement.bounds_deadline import Refutation, best_refutation
+from hetsched.placement.bounds_paths import check_potentials, earliest_finishes, ends
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import levels
 from hetsched.timeline import Bound
 
 # Steps of the search for prices; each costs one pass over durations. Big problems get fewer, so that a bound takes less time than a plan.
 _PRICE_STEPS, _PRICE_BUDGET = 200, 4_000_000
 _WINDOWS = 24
-# Floats of the largest array that is made in one go.
-_AT_ONCE = 200_000
+# The part of the time for planning that goes to the bound.
+SHARE = 0.1
 # A bound is a sum of many floats; it is lowered by this share so that rounding cannot lift it above a real plan.
 _ROUNDING = 1e-9
 
@@ -38,15 +45,25 @@ class Window(NamedTuple):
     tail: float
 
 
-def lower_bound(problem: Problem) -> Bound:
-    """The best of the bounds above; 0 seconds for no tasks."""
+def lower_bound(problem: Problem, seconds: float = 0.0, above: float = np.inf, *, clock: Callable[[], float] = time.perf_counter) -> Bound:
+    """The best bound that is found; 0 seconds for no tasks.
+
+    seconds: time to search for a better one than those that take next to none: deadlines are refuted until then by `clock`. above: the makespan of a
+    plan, if there is one; no bound is above it.
+    """
     if not len(problem):
         return Bound(0.0, "path", np.zeros((0, len(problem.node_names))))
+    until = clock() + seconds
     finish = earliest_finishes(problem)
-    path = float(_ends(problem, finish).max())
+    path = float(ends(problem, finish).max())
     prices = _prices(problem)
     heads, tails = fastest_heads(problem), fastest_tails(problem)
     window, worked = _best_window(_dues(problem, prices), heads, tails, tuple(prices.tolist()))
+    low = max(path, worked)
+    if seconds > 0 and 0 < low < above:
+        refutation = best_refutation(problem, low, above, until, clock)
+        if refutation is not None:
+            return Bound(refutation.deadline * (1 - _ROUNDING), "deadline", refutation)
     if path >= worked:
         return Bound(path * (1 - _ROUNDING), "path", finish)
     kind = "work" if window.head == 0 and window.tail == 0 else "window"
@@ -56,130 +73,15 @@ def lower_bound(problem: Problem) -> Bound:
 def check_bound(problem: Problem, bound: Bound) -> None:
     """Verify that the witness of `bound` proves it, task by task, from the problem alone. Raises `PlanError` if it does not."""
     if bound.kind == "path":
-        proved = _check_potentials(problem, bound)
+        proved = check_potentials(problem, bound)
     elif bound.kind in ("work", "window") and isinstance(bound.witness, Window):
         proved = _check_window(problem, bound.witness)
+    elif bound.kind == "deadline" and isinstance(bound.witness, Refutation):
+        proved = proved_by_refutation(problem, bound.witness)
     else:
         raise PlanError(f"a bound of kind {bound.kind!r} with the witness {bound.witness!r} cannot be verified")
     if bound.seconds > proved:
         raise PlanError(f"the bound of {bound.seconds:.9g} s is not proved: its witness gives {proved:.9g} s")
-
-
-# Paths --------------------------------------------------------------------------------------------------------------------------
-
-
-def _shortest_links(problem: Problem) -> tuple[FloatArray, FloatArray]:
-    """The least latency and the least seconds per byte between nodes over any chain of links (Floyd, Warshall), each by itself: a value may
-
-    reach a node by way of another one. In costed graphs copies are direct.
-    """
-    latency, per_byte = problem.latency.copy(), problem.seconds_per_byte.copy()
-    if not problem.is_costed:
-        for k in range(len(latency)):
-            latency = np.minimum(latency, latency[:, k : k + 1] + latency[k : k + 1, :])
-            # Bytes pass every link of a chain, one after the other.
-            per_byte = np.minimum(per_byte, per_byte[:, k : k + 1] + per_byte[k : k + 1, :])
-    # No link: the latency says so; 0 bytes * inf would be no number.
-    return latency, np.where(np.isinf(latency), 0.0, per_byte)
-
-
-def _fastest_by_node(problem: Problem) -> FloatArray:
-    """float64[n, M]: the least seconds of each task on the choices of each node."""
-    out = np.full((len(problem), len(problem.node_names)), np.inf)
-    for c, choice in enumerate(problem.choices):
-        np.minimum(out[:, choice.node], problem.durations[:, c], out=out[:, choice.node])
-    return out
-
-
-def _from_host(problem: Problem, latency: FloatArray, per_byte: FloatArray) -> FloatArray:
-    """float64[n, M]: when the largest input of the graph that each task reads can be in each node."""
-    out = np.zeros((len(problem), len(problem.node_names)))
-    graph = problem.graph
-    if graph is not None:
-        first = int(graph.output_start[0]) if len(graph.output_start) else 0
-        reader = np.repeat(np.arange(len(graph)), np.diff(graph.input_start))
-        given = graph.input_values < first
-        arrive = latency[problem.host][None, :] + graph.value_nbytes[graph.input_values[given]][:, None] * per_byte[problem.host][None, :]
-        np.maximum.at(out, reader[given], arrive)
-    return out
-
-
-def earliest_finishes(problem: Problem) -> FloatArray:
-    """float64[n, M]: the earliest conceivable finish of each task on each node; inf where it cannot run there."""
-    latency, per_byte = _shortest_links(problem)
-    fastest = _fastest_by_node(problem)
-    start_at = _from_host(problem, latency, per_byte)
-    finish = np.empty_like(fastest)
-    for tasks, edges, groups in levels(len(problem), problem.pred_start, problem.pred_task):
-        ready = start_at[tasks]
-        if len(edges):
-            arrive = _arrivals(finish[problem.pred_task[edges]], problem.pred_largest[edges], latency, per_byte)
-            ready = np.maximum(ready, np.maximum.reduceat(arrive, groups))
-        finish[tasks] = ready + fastest[tasks]
-    return finish
-
-
-def _arrivals(finish: FloatArray, nbytes: FloatArray, latency: FloatArray, per_byte: FloatArray) -> FloatArray:
-    """float64[edges, M]: when `nbytes` that are made at `finish[edge, node]` on whichever node is best can be in each node."""
-    if len(finish) * latency.size <= _AT_ONCE:
-        out: FloatArray = (finish[:, :, None] + (latency[None] + np.maximum(nbytes, 0.0)[:, None, None] * per_byte[None])).min(axis=1)
-    else:
-        out = np.full(finish.shape, np.inf)
-        for node in range(len(latency)):
-            np.minimum(out, finish[:, node, None] + (latency[node][None] + np.maximum(nbytes, 0.0)[:, None] * per_byte[node][None]), out=out)
-    order_only = nbytes < 0
-    if order_only.any():
-        out[order_only] = finish[order_only].min(axis=1)[:, None]
-    return out
-
-
-def _ends(problem: Problem, finish: FloatArray) -> FloatArray:
-    """float64[n]: when each task can be over, and its outputs of the graph be on the host."""
-    out: FloatArray = finish.min(axis=1)
-    graph = problem.graph
-    if graph is not None:
-        latency, per_byte = _shortest_links(problem)
-        for value in set(graph.outputs.values()):
-            task = int(graph.value_task[value])
-            if task >= 0:
-                home = finish[task] + latency[:, problem.host] + float(graph.value_nbytes[value]) * per_byte[:, problem.host]
-                out[task] = max(out[task], float(home.min()))
-    return out
-
-
-def _check_potentials(problem: Problem, bound: Bound) -> float:
-    """No potential may exceed what the potentials of its predecessors allow: then, going along `order`, each is a lower bound of a finish."""
-    potential = np.asarray(bound.witness, dtype=np.float64)
-    if potential.shape != (len(problem), len(problem.node_names)):
-        raise PlanError(f"the witness has shape {potential.shape}, the problem {(len(problem), len(problem.node_names))}")
-    if not len(problem):
-        return 0.0
-    latency, per_byte = _shortest_links(problem)
-    fastest = _fastest_by_node(problem)
-    given = _from_host(problem, latency, per_byte)
-    nodes = range(len(problem.node_names))
-    slack = 1 + 1e-12
-    place = {t: i for i, t in enumerate(problem.order.tolist())}
-    for t in range(len(problem)):
-        edges = range(int(problem.pred_start[t]), int(problem.pred_start[t + 1]))
-        if any(place[int(problem.pred_task[k])] >= place[t] for k in edges):
-            raise PlanError(f"the order of the problem puts task {problem.name(t)!r} before a predecessor")
-        for m in nodes:
-            if fastest[t, m] == np.inf:
-                continue
-            allowed = float(given[t, m])
-            for k in edges:
-                p, nbytes = int(problem.pred_task[k]), float(problem.pred_largest[k])
-                ways = [
-                    potential[p, s] + (0.0 if nbytes < 0 or s == m else latency[s, m] + nbytes * per_byte[s, m])
-                    for s in nodes
-                    if fastest[p, s] < np.inf
-                ]
-                allowed = max(allowed, min(ways))
-            if potential[t, m] > (allowed + fastest[t, m]) * slack:
-                shown = allowed + fastest[t, m]
-                raise PlanError(f"the witness claims {potential[t, m]:.9g} s for task {problem.name(t)!r}; its predecessors show {shown:.9g}")
-    return float(_ends(problem, np.where(np.isfinite(fastest), potential, np.inf)).max())
 
 
 # Work ---------------------------------------------------------------------------------------------------------------------------
