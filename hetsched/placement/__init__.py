@@ -9,7 +9,7 @@ from functools import partial
 
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Machine
-from hetsched.placement.bounds import lower_bound
+from hetsched.placement.bounds import SHARE, lower_bound
 from hetsched.placement.costs import CostModel, RooflineCosts
 from hetsched.placement.costs.objective import check_objective
 from hetsched.placement.draft import GraphDraft, Policy
@@ -54,14 +54,14 @@ def plan_graph(
         draft = GraphDraft(problem)
         chosen(draft)
         if plan_seconds > 0:
-            improve(draft, started + plan_seconds)
+            improve(draft, started + plan_seconds * (1 - SHARE))
         try:
             plan = draft.plan()
         except PlanTooLargeError as error:
             if policy != "auto":
                 raise
             plan = _frugal_plan(problem, error)
-        bound = lower_bound(problem)
+        bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
     if limits:
         machine = replace(machine, memories=tuple(replace(m, nbytes=limits.get(m.name, m.nbytes)) for m in machine.memories))
     seconds = time.perf_counter() - started

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import FileError, PlanError
-from hetsched.placement.bounds import lower_bound
+from hetsched.placement.bounds import SHARE, lower_bound
 from hetsched.placement.draft import Draft
 from hetsched.placement.policies import find
 from hetsched.placement.problem import Choice, FloatArray, IntArray, Pool, Problem
@@ -41,9 +41,9 @@ def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.
         draft = CostedDraft(problem)
         chosen(draft)
         if plan_seconds > 0:
-            improve(draft, started + plan_seconds)
+            improve(draft, started + plan_seconds * (1 - SHARE))
         makespan = draft.finish()
-        bound = lower_bound(problem)
+        bound = lower_bound(problem, plan_seconds * SHARE, makespan)
         seconds = time.perf_counter() - started
     return {
         "file": str(path),
