@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def _name() -> str:
 
 def _cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    mark = f"{_name()}|{cores()}|{np.__version__}|{platform.python_version()}|2"
+    mark = f"{_name()}|{cores()}|{np.__version__}|{platform.python_version()}|3"
     return Path(root) / "hetsched" / f"cpu-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
 
 
@@ -100,8 +101,8 @@ def _speeds() -> dict[str, float]:
 
 
 def measure() -> dict[str, float]:
-    """flops per second of one lane by dtype (matmul of 384), bytes per second of one lane (copy of 32 MiB), launch (one small
-    addition through its kernel) and crossing seconds."""
+    """flops per second of one lane by dtype (matmul of 384), bytes per second of one lane (copy of 32 MiB), launch (a call
+    of the array library on small arrays) and crossing seconds."""
     out: dict[str, float] = {}
     with tuned():
         for dtype in (np.float32, np.float64):
@@ -111,16 +112,28 @@ def measure() -> dict[str, float]:
         src = np.ones(1 << 23, np.float32)
         dst = np.empty_like(src)
         out["bytes"] = 2 * src.nbytes / _best(lambda: np.copyto(dst, src), 3)
-        small, into = np.ones(8, np.float32), np.empty(8, np.float32)
-        kernel = find_op("tensor.add").kernels["array"]
-
-        def hundred() -> None:
-            for _ in range(100):
-                kernel(np, [small, small], [into], None, {})
-
-        out["launch"] = _best(hundred, 5) / 100
+        out["launch"] = _launch(src)
         out["crossing"] = _crossing()
     return out
+
+
+def _launch(bulk: Any, rounds: int = 15) -> float:
+    """Seconds of one call of the array library as a step of many ops pays it: kernels in turn, their code and data not in the nearest cache."""
+    small, into = np.ones(8, np.float32), np.empty(8, np.float32)
+    kernels = [find_op(f"tensor.{name}").kernels["array"] for name in ("add", "sub", "mul", "div", "maximum", "exp", "neg", "sqrt")]
+    unary = {"exp", "neg", "sqrt"}
+    calls = [
+        (k, [small] if n in unary else [small, small]) for k, n in zip(kernels, ("add", "sub", "mul", "div", "maximum", *sorted(unary)), strict=True)
+    ]
+    away = np.empty_like(bulk[: 1 << 19])
+    seconds = []
+    for _ in range(rounds):
+        np.copyto(away, bulk[: 1 << 19])
+        start = perf_counter()
+        for kernel, inputs in calls:
+            kernel(np, inputs, [into], None, {})
+        seconds.append((perf_counter() - start) / len(calls))
+    return sorted(seconds)[rounds // 2]
 
 
 def _best(action: Callable[[], object], times: int) -> float:
