@@ -13,6 +13,8 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
+from hetsched.graph.ops import _cl_loss
+from hetsched.graph.ops._cl_types import Reduction
 from hetsched.graph.ops._rules import arrays, one_axis, per_input, want_float
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.spec import AnySpec, Spec
@@ -77,6 +79,11 @@ def _infer_softmax_grad(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec
     return _infer_softmax([y], a)
 
 
+def _like_first_or_reduced(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
+    x = inputs[0]
+    return max(_like_first(inputs, outputs, a), Reduction.nbytes(x.size)) if isinstance(x, Spec) else 0
+
+
 def _like_first(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
     x = inputs[0]
     return scratch_nbytes(x.dtype, x.size) if isinstance(x, Spec) else 0
@@ -108,7 +115,7 @@ SOFTMAX = Op(
     ("y",),
     _infer_softmax,
     per_input(5),
-    kernels={"array": _softmax},
+    kernels={"array": _softmax, "opencl": _cl_loss.softmax},
     gradient=_softmax_gradient,
     attributes=_AXIS,
     inplace=((0, 0),),
@@ -122,7 +129,7 @@ LOG_SOFTMAX = Op(
     ("y",),
     _infer_softmax,
     per_input(5),
-    kernels={"array": _log_softmax},
+    kernels={"array": _log_softmax, "opencl": _cl_loss.log_softmax},
     gradient=_log_softmax_gradient,
     attributes=_AXIS,
     inplace=((0, 0),),
@@ -137,7 +144,7 @@ SOFTMAX_GRAD = Op(
     ("dx",),
     _infer_softmax_grad,
     per_input(4),
-    kernels={"array": _softmax_grad},
+    kernels={"array": _softmax_grad, "opencl": _cl_loss.softmax_grad},
     attributes=_AXIS,
     inplace=((0, 0), (0, 1)),
     workspace=_like_first,
@@ -151,7 +158,7 @@ LOG_SOFTMAX_GRAD = Op(
     ("dx",),
     _infer_softmax_grad,
     per_input(4),
-    kernels={"array": _log_softmax_grad},
+    kernels={"array": _log_softmax_grad, "opencl": _cl_loss.log_softmax_grad},
     attributes=_AXIS,
     inplace=((0, 0), (0, 1)),
     workspace=_like_first,
@@ -282,11 +289,13 @@ CROSS_ENTROPY = Op(
     ("loss",),
     _infer_cross_entropy,
     per_input(6),
-    kernels={"array": _cross_entropy},
+    kernels={"array": _cross_entropy, "opencl": _cl_loss.cross_entropy},
     gradient=_cross_entropy_gradient,
     attributes=_REDUCTION,
-    workspace=_like_first,
-    doc="-log(softmax(logits))[label] over the rows: logits [n, classes], labels [n] of an integer dtype, loss a scalar of the dtype of logits.",
+    workspace=_like_first_or_reduced,
+    doc="""-log(softmax(logits))[label] over the rows: logits [n, classes], labels [n] of an integer dtype, loss a scalar of the dtype of logits.
+
+    A label outside 0..classes-1 is an error on NumPy. A device that cannot raise without its host's waiting gives NaN: OpenCL as the loss.""",
     calls=25,
 )
 
@@ -296,11 +305,13 @@ CROSS_ENTROPY_GRAD = Op(
     ("dlogits",),
     _infer_cross_entropy_grad,
     per_input(7),
-    kernels={"array": _cross_entropy_grad},
+    kernels={"array": _cross_entropy_grad, "opencl": _cl_loss.cross_entropy_grad},
     attributes=_REDUCTION,
     inplace=((0, 0),),
     workspace=_like_first,
-    doc="The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.",
+    doc="""The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.
+
+    On OpenCL a row whose label is outside 0..classes-1 becomes NaN.""",
     calls=30,
 )
 
@@ -354,10 +365,10 @@ MSE = Op(
     ("loss",),
     _infer_mse,
     per_input(3),
-    kernels={"array": _mse},
+    kernels={"array": _mse, "opencl": _cl_loss.mse},
     gradient=_mse_gradient,
     attributes=_ELEMENTS,
-    workspace=_like_first,
+    workspace=_like_first_or_reduced,
     doc="The mean of (x - y) ** 2 over all elements: x, y of one shape and floating dtype, loss a scalar.",
     calls=12,
 )
@@ -368,7 +379,7 @@ MSE_GRAD = Op(
     ("dx",),
     _infer_mse_grad,
     per_input(2),
-    kernels={"array": _mse_grad},
+    kernels={"array": _mse_grad, "opencl": _cl_loss.mse_grad},
     attributes=_ELEMENTS,
     inplace=((0, 0), (0, 1)),
     doc="The gradient of `nn.mse` with respect to x: 2 (x - y) * dloss, divided by the number of elements for a mean.",
@@ -387,6 +398,11 @@ def _correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
     xp.sum(logits.argmax(axis=1) == labels, out=count)
 
 
+def _reduced(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
+    labels = inputs[1]
+    return Reduction.nbytes(labels.size) if isinstance(labels, Spec) else 0
+
+
 def _infer_correct(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
     _check_logits(specs)
     return [Spec((), np.int64)]
@@ -398,7 +414,8 @@ CORRECT = Op(
     ("count",),
     _infer_correct,
     per_input(1),
-    kernels={"array": _correct},
+    kernels={"array": _correct, "opencl": _cl_loss.correct},
+    workspace=_reduced,
     doc="How many rows have their largest logit (the first of equal ones) at their label: logits [n, classes], labels [n], count an int64 scalar.",
     calls=6,
 )
