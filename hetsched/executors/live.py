@@ -104,6 +104,7 @@ class StreamDoer:
 class _Done(NamedTuple):
     item: Item
     event: Event
+    issued: float  # seconds from the start of the run to the handing over
 
 
 class DeviceDriver:
@@ -171,7 +172,7 @@ class DeviceDriver:
         self.events[id(active), step.index, turn] = (stream, event)
         with crew.lock:
             crew.push(active, active.walk.issue(step.index, turn))
-        event.on_done(lambda: self.inbox.put(_Done(item, event)))
+        event.on_done(lambda: self.inbox.put(_Done(item, event, now)))
 
     def _done(self, crew: Crew, message: _Done) -> None:
         item = message.item
@@ -179,7 +180,8 @@ class DeviceDriver:
         error: Exception | None = None
         start = finish = perf_counter() - crew.zero
         try:
-            start, finish = (x - crew.zero for x in message.event.span())
+            # A step of views alone gives its stream nothing to do: it was done when it was handed over, not when the stream last did something.
+            start, finish = (max(x - crew.zero, message.issued) for x in message.event.span())
         except Exception as failure:  # the device refused or lost the work
             error = item.active.frame.failure(failure, _task(item), item.turn)
         crew.done_by(item, start, finish, item.step.lanes[0].number, error)

@@ -104,8 +104,13 @@ def layout(body: Body, spans: Sequence[Span], times: Times, period: int, prologu
         after += [After(r, made, n * k - (k - 1) - d) for r, d in rows]
         if not rows:
             after.append(After(made, made, max(1, n * k - (k - 1))))
-        if k > 1:
-            after += [After(r, r, 1) for r, _ in rows]
+        # The k turns that read what was made in one: the last of them frees the slot for all where they are in order (`Body.orders`), each for
+        # itself where they are not, as copies are that overlap.
+        for r, d in rows if k > 1 else ():
+            if isinstance(spans[r].command, Copy):
+                after += [After(r, made, n * k - late - d) for late in range(k - 1)]
+            else:
+                after.append(After(r, r, 1))
 
     offsets: dict[Replica, int] = {}
     rings: dict[Replica, int] = {}
