@@ -610,7 +610,9 @@ class Builder:
         return len(self.task_names) - 1
 
     def freeze(self) -> Graph:
-        """The finished graph; raises `GraphError` with every mistake made while building."""
+        """The finished graph, without what nobody asks its loops for (`prune`); raises `GraphError` with every mistake made while building."""
+        from hetsched.graph.prune import prune
+
         for task, where in self.where.items():
             if where.same_as is not None and where.same_as not in self._used:
                 self.problems.append(
@@ -618,7 +620,7 @@ class Builder:
                 )
         if self.problems:
             raise GraphError(self.problems)
-        return Graph(self)
+        return prune(Graph(self))
 
     def __repr__(self) -> str:
         return f"<Builder {self.name}: {len(self.task_names)} tasks, {len(self.problems)} problems>"

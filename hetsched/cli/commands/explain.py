@@ -13,7 +13,7 @@ def arguments(parser: Parser) -> None:
     """The arguments of `hetsched explain`."""
     parser.add_argument("file", metavar="FILE", help="a pipeline")
     parser.add_argument(
-        "task", metavar="TASK", help="a task, a task inside a loop (train/steps/train/loss, or train/loss), or a group of tasks (split)"
+        "task", metavar="TASK", help="a task, a task inside a loop (train/steps/train/dense1, or train/dense1), or a group of tasks (split)"
     )
     pipeline_options(parser)
     placement_options(parser)
