@@ -17,7 +17,7 @@ scalar (a loop's turn), 0 where it is left out. Element i, counted in C order, o
 
 Uniforms and permutations have equal bits everywhere. Normals are rounded from float64, whose ln, cos and sin libraries may round differently in the
 last place: on devices without NumPy's they differ in a float32 about once in 2**28. Numbers are made by NumPy, and uploaded where `xp` is another
-library.
+library; OpenCL devices make them themselves (_cl_random.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Work
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, OpenCL, Work
+from hetsched.graph.ops import _cl_random
 from hetsched.graph.ops._rules import arrays, dtype_attribute, elements, nbytes, want_float
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.spec import AnySpec, Spec
@@ -167,6 +168,43 @@ def _init(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any
         _fill_uniform(xp, out, _bits(inputs, a), -limit, limit)
 
 
+# In OpenCL C --------------------------------------------------------------------------------------------------------------------
+
+
+def _stream(a: Attributes, turn: Sequence[Any] = ()) -> _cl_random.Stream:
+    return _cl_random.Stream((a["seed"] & _MASK, key_word(a["key"])), turn[0] if turn else None)
+
+
+def _cl_uniform(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _cl_random.uniform(cl, _stream(a, inputs), outputs[0], a["low"], a["high"])
+
+
+def _cl_normal(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _cl_random.normal(cl, _stream(a, inputs), outputs[0], a["mean"], a["std"])
+
+
+def _cl_permutation(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _cl_random.permutation(cl, _stream(a, inputs), outputs[0], workspace)
+
+
+def _cl_dropout(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _cl_random.dropout(cl, _stream(a, inputs[1:]), inputs[0], outputs[0], a["rate"], a["training"])
+
+
+def _cl_init(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    out, scheme = outputs[0], a["scheme"]
+    if scheme in ("zeros", "ones"):
+        if out.size:
+            cl.fill(out, scheme == "ones")
+        return
+    std = deviation(scheme, *_fans(a))
+    if scheme in _NORMAL:
+        _cl_random.normal(cl, _stream(a), out, 0.0, std)
+    else:
+        limit = std * math.sqrt(3)
+        _cl_random.uniform(cl, _stream(a), out, -limit, limit)
+
+
 # Initial weights ------------------------------------------------------------------------------------------------------------------
 
 _NORMAL = ("he", "he_normal", "glorot_normal")
@@ -294,7 +332,7 @@ UNIFORM = Op(
     ("out",),
     _infer_uniform,
     _work,
-    kernels={"array": _uniform},
+    kernels={"array": _uniform, "opencl": _cl_uniform},
     attributes={
         **_ARRAY,
         "low": Attribute(float, 0.0, "the smallest number"),
@@ -312,7 +350,7 @@ NORMAL = Op(
     ("out",),
     _infer_normal,
     _work,
-    kernels={"array": _normal},
+    kernels={"array": _normal, "opencl": _cl_normal},
     attributes={**_ARRAY, "mean": Attribute(float, 0.0, "the mean"), "std": Attribute(float, 1.0, "the standard deviation", low=0), **_SEED},
     random=True,
     workspace=_workspace_normal,
@@ -326,9 +364,10 @@ PERMUTATION = Op(
     ("order",),
     _infer_permutation,
     _work_permutation,
-    kernels={"array": _permutation},
+    kernels={"array": _permutation, "opencl": _cl_permutation},
     attributes={"n": Attribute(int, doc="how many", low=0), **_SEED},
     random=True,
+    workspace=lambda inputs, outputs, a: _cl_random.permutation_nbytes(a["n"]),
     doc="The numbers 0..n-1 in random order, int64 [n]; every order is equally likely.",
     calls=26,
 )
@@ -339,7 +378,7 @@ DROPOUT = Op(
     ("y",),
     _infer_dropout,
     _work,
-    kernels={"array": _dropout},
+    kernels={"array": _dropout, "opencl": _cl_dropout},
     gradient=_dropout_gradient,
     attributes={
         "rate": Attribute(float, 0.5, "the share of elements that becomes 0", low=0, high=1),
@@ -359,7 +398,7 @@ INIT = Op(
     ("out",),
     _infer_init,
     _work,
-    kernels={"array": _init},
+    kernels={"array": _init, "opencl": _cl_init},
     attributes={
         **_ARRAY,
         "scheme": Attribute(SCHEMES, "he", "the distribution; he is he_normal, glorot is glorot_uniform"),
