@@ -15,7 +15,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.graph import Builder, Value
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
-from hetsched.graph.ops import find
+from hetsched.graph.ops import _cl_data, find
 from hetsched.graph.ops._rules import arrays, nbytes, per_input
 from hetsched.graph.sequence import Data, LazySequence, apply, batched, is_unknown, materialize, row_count, spec_of_rows, unknown
 from hetsched.graph.spec import AnySpec, Spec, UpTo
@@ -82,7 +82,7 @@ BATCH_ROWS = Op(
     ("rows",),
     _infer_batch_rows,
     _copy_work,
-    kernels={"array": _batch_rows},
+    kernels={"array": _batch_rows, "opencl": _cl_data.batch_rows},
     attributes={
         "batch": Attribute(int, doc="rows of a full batch", low=1),
         "count": Attribute(int, doc="rows of this batch: `batch`, or fewer in the last one", low=1),
@@ -111,7 +111,7 @@ WHOLE = Op(
     ("array",),
     _infer_whole,
     lambda inputs, outputs, a: Work(0.0, 0.0, 0.0),
-    kernels={"array": _whole},
+    kernels={"array": _whole, "opencl": _cl_data.whole},
     view=True,
     doc="The one array that holds a sequence: its rows joined, or its elements stacked along a new leading axis. A view.",
 )
@@ -144,7 +144,7 @@ MOMENTS = Op(
     ("mean", "scale"),
     _infer_moments,
     per_input(4.0),
-    kernels={"array": _moments},
+    kernels={"array": _moments, "opencl": _cl_data.moments},
     doc="""Mean and standard deviation (of the population) of every column: x [n, ...] -> mean, scale [1, ...], in x's dtype (float32 for integers).
 
     Computed in float64. The scale of a constant column is 1, so that dividing by it is harmless.""",
@@ -170,7 +170,7 @@ EXTENT = Op(
     ("low", "span"),
     _infer_extent,
     per_input(2.0),
-    kernels={"array": _extent},
+    kernels={"array": _extent, "opencl": _cl_data.extent},
     doc="Smallest number of every column and the way to its largest (1 for a constant column): x [n, ...] -> low, span [1, ...].",
 )
 

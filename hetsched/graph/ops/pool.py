@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Work
+from hetsched.graph.ops import _cl_pool
 from hetsched.graph.ops._rules import elements, nbytes
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.ops._windows import PADDING, extents, output_extent, paddings, pair, want_images
@@ -234,7 +235,7 @@ MAX_POOL2D = Op(
     ("y",),
     _infer,
     _work,
-    kernels={"array": _max_pool},
+    kernels={"array": _max_pool, "opencl": _cl_pool.max_pool},
     gradient=_max_gradient,
     attributes=_WINDOWS,
     doc="The largest element of each window: x [n, c, h, w] -> y [n, c, oh, ow], oh = (h + 2 padding - size) // stride + 1. Padding never wins.",
@@ -247,7 +248,7 @@ MAX_POOL2D_GRAD = Op(
     ("dx",),
     _infer_max_grad,
     _work,
-    kernels={"array": _max_pool_grad},
+    kernels={"array": _max_pool_grad, "opencl": _cl_pool.max_pool_grad},
     attributes=_WINDOWS,
     workspace=_workspace_max_grad,
     doc="The gradient of `nn.max_pool2d`: dy goes to the largest element of its window, to the first (row by row) of equal ones.",
@@ -260,7 +261,7 @@ AVG_POOL2D = Op(
     ("y",),
     _infer,
     _work,
-    kernels={"array": _avg_pool},
+    kernels={"array": _avg_pool, "opencl": _cl_pool.avg_pool},
     gradient=_avg_gradient,
     attributes=_WINDOWS,
     doc="The mean of each window, zeros of the padding counted: x [n, c, h, w] -> y [n, c, oh, ow], oh = (h + 2 padding - size) // stride + 1.",
@@ -273,7 +274,7 @@ AVG_POOL2D_GRAD = Op(
     ("dx",),
     _infer_avg_grad,
     _work,
-    kernels={"array": _avg_pool_grad},
+    kernels={"array": _avg_pool_grad, "opencl": _cl_pool.avg_pool_grad},
     attributes={"image": Attribute("ints", doc="rows and columns of x", low=0), **_WINDOWS},
     workspace=_workspace_avg_grad,
     doc="The gradient of `nn.avg_pool2d`: every element of a window gets its share of dy.",
