@@ -1,0 +1,446 @@
+"""An opened OpenCL device: an arena, arrays in it, in-order queues as streams, events on the host's clock.
+
+A stream is also what a kernel in OpenCL C gets as its first argument (see `hetsched.graph.op.OpenCL`). A stream is driven by one thread at a time;
+it keeps its own kernel objects, since setting arguments is not thread-safe. Nothing here waits on the host but `Event.wait`, `Event.span`,
+`LiveDevice.close` and a download to memory that is not contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from hetsched.errors import InternalError, OutOfMemoryError
+from hetsched.executors.backends._opencl_programs import DeviceError, Programs
+
+_QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
+_OUT_OF_MEMORY = {
+    cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE, cl.status_code.OUT_OF_HOST_MEMORY, cl.status_code.OUT_OF_RESOURCES,
+    cl.status_code.INVALID_BUFFER_SIZE,
+}  # fmt: skip
+# Device clocks drift against perf_counter (28 us a second measured on PoCL, whose clock is not slewed), so their offset is taken anew.
+_CLOCK_SECONDS = 0.25
+_FEW_ITEMS = 4096
+
+
+class DeviceArray:
+    """A dense array in the arena of an opened device: a handle, no data. `offset` is in bytes, `first` the same in elements."""
+
+    __slots__ = ("buffer", "dtype", "first", "live", "nbytes", "offset", "shape", "size")
+
+    def __init__(self, live: LiveDevice, buffer: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> None:
+        self.live = live
+        self.buffer = buffer
+        self.offset = offset
+        self.shape = shape
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.size = math.prod(shape)
+        self.nbytes = self.size * self.dtype.itemsize
+        self.first, rest = divmod(offset, self.dtype.itemsize)
+        if rest:
+            raise InternalError(f"an array of {self.dtype} cannot begin {offset} bytes into an arena: no multiple of {self.dtype.itemsize}")
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def part(self, start: int, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
+        """The elements from number `start` on (of `dtype`, if given) under another shape; nothing is copied."""
+        kind = self.dtype if dtype is None else np.dtype(dtype)
+        out = DeviceArray(self.live, self.buffer, self.offset + start * kind.itemsize, tuple(shape), kind)
+        if start < 0 or out.offset + out.nbytes > self.offset + self.nbytes:
+            raise InternalError(f"no {kind.name}{list(shape)} from element {start} on lies inside {self!r}")
+        return out
+
+    def reshape(self, *shape: Any) -> DeviceArray:
+        """The same elements under another shape of the same size."""
+        wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        if math.prod(wanted) != self.size:
+            raise InternalError(f"{self!r} has {self.size} elements, not those of {list(wanted)}")
+        return self.part(0, wanted)
+
+    def __repr__(self) -> str:
+        return f"<{self.dtype.name}{list(self.shape)} at byte {self.offset} of {self.live.name}>"
+
+
+class Event:
+    """The mark that everything handed to a stream before it has been done."""
+
+    __slots__ = ("_first", "_first_live", "last", "stream")
+
+    def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any) -> None:
+        self.stream = stream
+        self.last = last
+        self._first = first
+        self._first_live = first_live
+
+    def wait(self) -> None:
+        """Wait for it on the host; raises `DeviceError` if the work failed."""
+        try:
+            self.last.wait()
+        except cl.Error as error:
+            raise self.stream.refusal("a command failed", error) from error
+
+    def done(self) -> bool:
+        """True if it has been reached, or the work has failed."""
+        return bool(self.last.command_execution_status <= 0)
+
+    def span(self) -> tuple[float, float]:
+        """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them.
+
+        Raises `DeviceError` if the work failed.
+        """
+        self.wait()
+        try:
+            start = _stamp(self._first, _START) * 1e-9 + self._first_live.clock()
+            finish = _stamp(self.last, _END) * 1e-9 + self.stream.live.clock()
+        except cl.Error as error:
+            raise self.stream.refusal("a command failed", error) from error
+        return start, max(start, finish)
+
+    def on_done(self, callback: Callable[[], object]) -> None:
+        """Call `callback()` once when it has been done or has failed: at once, or from another thread, which it must not hold up."""
+        if self.done():
+            callback()
+        else:
+            self.stream.watch(self, callback)
+
+
+class Stream:
+    """An in-order queue of an opened device. See `hetsched.executors.live.Stream` and `hetsched.graph.op.OpenCL`.
+
+    A launch without wait costs 3-5 us from Python (benchmarks/opencl_kernels.py holds it to 15).
+    """
+
+    def __init__(self, live: LiveDevice, kind: str) -> None:
+        self.live = live
+        self.kind = kind
+        self.is_cpu = live.is_cpu
+        self.has_fp64 = live.has_fp64
+        self.queue = cl.CommandQueue(live.context, live.device, cl.command_queue_properties.PROFILING_ENABLE)
+        self._kernels: dict[tuple[str, str], Any] = {}
+        self._waits: list[Any] = []  # events that the next command waits for
+        self._first: tuple[Any, LiveDevice] | None = None  # of the commands since the last record
+        self._last: Any = None
+        # Events that hold host arrays: dropping one blocks until it is done.
+        self._held: deque[Any] = deque()
+        self._watched: queue.SimpleQueue[tuple[Event, Callable[[], object]] | None] = queue.SimpleQueue()
+        self._watcher: threading.Thread | None = None
+
+    # What an executor asks of a stream ------------------------------------------------------------------------------------------
+
+    def wait(self, event: Any) -> None:
+        """What follows waits for an event of another stream; of another device's stream, the host waits here."""
+        other = getattr(event, "stream", None)
+        if other is self:
+            return
+        if other is None or getattr(other, "live", None) is None or other.live.context != self.live.context:
+            event.wait()
+        elif event.last.command_execution_status != cl.command_execution_status.COMPLETE:
+            self._waits.append(event.last)
+
+    def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
+        """Enqueue a launch: `kernel(self, inputs, outputs, workspace, attributes)`; gives what the kernel returns."""
+        return kernel(self, inputs, outputs, workspace, attributes)
+
+    def upload(self, src: Any, dst: DeviceArray) -> None:
+        """Enqueue a copy from the host. `src` must not be written until it is done."""
+        if not _alike(src, dst):
+            return
+        host = src if src.flags.c_contiguous else src.copy(order="C")
+        self._command(
+            "an upload", lambda waits: cl.enqueue_copy(self.queue, dst.buffer, host, dst_offset=dst.offset, is_blocking=False, wait_for=waits), True
+        )
+
+    def download(self, src: DeviceArray, dst: Any) -> None:
+        """Enqueue a copy to the host, into a writable array. Where it is not contiguous, it is written here and now."""
+        if not _alike(src, dst):
+            return
+        host = dst if dst.flags.c_contiguous else np.empty(dst.shape, dst.dtype)
+        self._command(
+            "a download", lambda waits: cl.enqueue_copy(self.queue, host, src.buffer, src_offset=src.offset, is_blocking=False, wait_for=waits), True
+        )
+        if host is not dst:
+            Event(self, self._last, self.live, self._last).wait()
+            np.copyto(dst, host)
+
+    def copy(self, src: DeviceArray, dst: DeviceArray) -> None:
+        """Enqueue: the bytes of `src` to `dst`, of the same number of bytes; from another OpenCL device they go through the host."""
+        if src.nbytes != dst.nbytes:
+            raise InternalError(f"cannot copy {src!r} to {dst!r}: {src.nbytes} bytes to {dst.nbytes}")
+        if src.nbytes and src.live is not self.live:
+            self._fetch(src, dst)
+        elif src.nbytes and src.offset != dst.offset:
+            self._command(
+                "a copy",
+                lambda waits: cl.enqueue_copy(
+                    self.queue, dst.buffer, src.buffer, src_offset=src.offset, dst_offset=dst.offset, byte_count=src.nbytes, wait_for=waits
+                ),
+            )
+
+    def record(self) -> Event:
+        """An event behind everything handed over so far."""
+        if self._last is None or self._waits or self._first is None:
+            self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
+        assert self._first is not None
+        event = Event(self, *self._first, self._last)
+        self._first = None
+        self.queue.flush()
+        held = self._held
+        while held and held[0].command_execution_status <= 0:
+            held.popleft()
+        return event
+
+    def close(self) -> None:
+        """Wait for what was handed over and release the queue."""
+        with suppress(cl.Error):  # lost work has been told by its events
+            self.queue.finish()
+        if self._watcher is not None:
+            self._watched.put(None)
+            self._watcher.join()
+            self._watcher = None
+        self._held.clear()
+        self._waits.clear()
+        self._kernels.clear()
+        self._first = self._last = None
+
+    # What a kernel asks of a queue ----------------------------------------------------------------------------------------------
+
+    def run(self, source: str, function: str, global_size: tuple[int, ...], *args: Any, local_size: tuple[int, ...] | None = None) -> None:
+        """See `hetsched.graph.op.OpenCL.run`."""
+        if 0 in global_size:
+            return
+        flat: list[Any] = []
+        for x in args:
+            if type(x) is DeviceArray:
+                flat += (x.buffer, x.first)
+            else:
+                flat.append(x)
+        if local_size is not None:
+            global_size = tuple(-(-g // n) * n for g, n in zip(global_size, local_size, strict=True))
+        elif self.is_cpu:
+            local_size = _local_size(global_size)
+        kernel = self._kernels.get((source, function))
+        if kernel is None:
+            kernel = self._kernels[source, function] = self._kernel(source, function, args)
+        waits = self._waits
+        try:
+            event = kernel(self.queue, global_size, local_size, *flat, wait_for=waits or None)
+        except (cl.Error, TypeError, ValueError, OverflowError) as error:
+            raise self.refusal(f"kernel {function!r} over {global_size} (local {local_size}) with {_shown(args)}", error) from error
+        if waits:
+            self._waits = []
+        if self._first is None:
+            self._first = (event, self.live)
+        self._last = event
+
+    def fill(self, array: DeviceArray, value: Any) -> None:
+        """Enqueue: every element of `array` becomes `value`."""
+        if array.size:
+            pattern = np.asarray(value, array.dtype)
+            self._command(
+                "a fill", lambda waits: cl.enqueue_fill_buffer(self.queue, array.buffer, pattern, array.offset, array.nbytes, wait_for=waits)
+            )
+
+    def part(self, array: DeviceArray, start: int, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
+        """See `DeviceArray.part`."""
+        return array.part(start, shape, dtype)
+
+    # Inside ---------------------------------------------------------------------------------------------------------------------
+
+    def watch(self, event: Event, callback: Callable[[], object]) -> None:
+        """Call `callback` from the stream's watching thread. Events of a queue are done in order, so one thread that waits for one after the other
+        serves all; the driver's own callbacks would start a thread for each."""
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, name=f"hetsched-{self.live.name}-{self.kind}-events", daemon=True)
+            self._watcher.start()
+        self._watched.put((event, callback))
+
+    def _watch(self) -> None:
+        while (message := self._watched.get()) is not None:
+            event, callback = message
+            with suppress(cl.Error):  # `Event.span` tells
+                event.last.wait()
+            callback()
+            del event, callback, message
+
+    def refusal(self, what: str, error: Exception) -> Exception:
+        """The error for what the device refused: `MemoryError` where it has no room, else `DeviceError`."""
+        text = f"{self.live.name} ({self.live.device.name.strip()}): {what}: {_cause(error)}"
+        code = getattr(error, "code", None)
+        return MemoryError(text) if code in _OUT_OF_MEMORY else DeviceError(text)
+
+    def _kernel(self, source: str, function: str, args: Sequence[Any]) -> Any:
+        kernel = self.live.programs.kernel(source, function)
+        types: list[Any] = []
+        for x in args:
+            if type(x) is DeviceArray:
+                types += (None, np.int64)
+            elif isinstance(x, np.generic) and x.dtype.kind in "iuf":
+                types.append(x.dtype)
+            else:
+                raise DeviceError(f"kernel {function!r}: an argument must be an array of the device or a NumPy number, got {x!r}")
+        if len(types) != kernel.num_args:
+            raise DeviceError(
+                f"kernel {function!r} has {kernel.num_args} parameters and got {len(types)} (an array counts as two) from {_shown(args)}"
+            )
+        kernel.set_scalar_arg_dtypes(types)
+        return kernel
+
+    def _command(self, what: str, enqueue: Callable[[Any], Any], holds: bool = False) -> None:
+        try:
+            event = enqueue(self._waits or None)
+        except (cl.Error, ValueError) as error:
+            raise self.refusal(what, error) from error
+        if self._waits:
+            self._waits = []
+        if self._first is None:
+            self._first = (event, self.live)
+        self._last = event
+        if holds:
+            self._held.append(event)
+
+    def _fetch(self, src: DeviceArray, dst: DeviceArray) -> None:
+        """A copy from another OpenCL device: its queue brings the bytes to the host, and ends an event that ours waits for."""
+        staged = np.empty(src.nbytes, np.uint8)
+        arrived = cl.UserEvent(self.live.context)
+        whole = DeviceArray(src.live, src.buffer, src.offset, (src.nbytes,), np.uint8)
+        with src.live.bridging:
+            there = src.live.bridge()
+            there.download(whole, staged)
+            fetched = there.record()
+
+        def hand_over() -> None:
+            done = fetched.last.command_execution_status == cl.command_execution_status.COMPLETE
+            arrived.set_status(cl.command_execution_status.COMPLETE if done else -1)
+
+        if self._first is None:
+            self._first = (fetched._first, src.live)
+        self._waits.append(arrived)
+        self.upload(staged, DeviceArray(self.live, dst.buffer, dst.offset, (dst.nbytes,), np.uint8))
+        self.queue.flush()
+        fetched.on_done(hand_over)
+
+
+class LiveDevice:
+    """An opened OpenCL device with an arena of `nbytes`. Raises `OutOfMemoryError` where it cannot be had."""
+
+    def __init__(self, name: str, programs: Programs, nbytes: int) -> None:
+        self.name = name
+        self.programs = programs
+        self.context = programs.context
+        self.device = programs.device
+        self.is_cpu = bool(self.device.type & cl.device_type.CPU)
+        self.has_fp64 = "cl_khr_fp64" in self.device.extensions.split()
+        self.nbytes = nbytes
+        self._streams: list[Stream] = []
+        self._bridge: Stream | None = None
+        self._lock = threading.Lock()
+        self.bridging = threading.Lock()
+        self._clock_queue = cl.CommandQueue(self.context, self.device, cl.command_queue_properties.PROFILING_ENABLE)
+        self.clock_offset = 0.0
+        self._clock_taken = 0.0
+        try:
+            self.arena = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, max(nbytes, 64))
+            # Drivers may put off the allocation to the first use, when nobody can do anything about a failure.
+            cl.enqueue_migrate_mem_objects(self._clock_queue, [self.arena], cl.mem_migration_flags.CONTENT_UNDEFINED).wait()
+        except cl.Error as error:
+            most, whole = self.device.max_mem_alloc_size, self.device.global_mem_size
+            raise OutOfMemoryError(
+                f"{name} ({self.device.name.strip()}) cannot give an arena of {nbytes} bytes: {_cause(error)}; "
+                f"it has {whole} bytes of memory and gives at most {most} at once"
+            ) from error
+        self.renew()
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """The array of `shape` and `dtype` that begins `offset` bytes into the arena."""
+        out = DeviceArray(self, self.arena, offset, tuple(shape), dtype)
+        if offset < 0 or offset + out.nbytes > max(self.nbytes, 0):
+            raise InternalError(f"{out!r} does not lie in the arena of {self.nbytes} bytes")
+        return out
+
+    def stream(self, kind: str) -> Stream:
+        """A new stream, a queue of its own; `kind` is `compute` or `copy`."""
+        stream = Stream(self, kind)
+        with self._lock:
+            self._streams.append(stream)
+        return stream
+
+    def bridge(self) -> Stream:
+        """The stream through which other devices fetch; whoever uses it holds `bridging`."""
+        if self._bridge is None:
+            self._bridge = self.stream("copy")
+        return self._bridge
+
+    def clock(self) -> float:
+        """Seconds to add to this device's timestamps to get `perf_counter` seconds; taken anew when it is old."""
+        if perf_counter() - self._clock_taken > _CLOCK_SECONDS:
+            self.renew()
+        return self.clock_offset
+
+    def renew(self, tries: int = 5) -> None:
+        """Take the clock's offset: of `tries` markers, the one whose enqueueing took least; the device's stamp lies within it."""
+        least = math.inf
+        for _ in range(tries):
+            before = perf_counter_ns()
+            event = cl.enqueue_marker(self._clock_queue)
+            after = perf_counter_ns()
+            event.wait()
+            if after - before < least:
+                least = after - before
+                self.clock_offset = ((before + after) / 2 - _stamp(event, _QUEUED)) * 1e-9
+        self._clock_taken = perf_counter()
+
+    def close(self) -> None:
+        """Wait for what was handed over; release queues and arena. Arrays of it cannot be used any more."""
+        for stream in self._streams:
+            stream.close()
+        self._streams.clear()
+        self._bridge = None
+        self._clock_queue.finish()
+        self.arena.release()
+
+    def __repr__(self) -> str:
+        return f"<LiveDevice {self.name}: {self.device.name.strip()}, arena of {self.nbytes} bytes, {len(self._streams)} streams>"
+
+
+def _stamp(event: Any, what: Any) -> int:
+    """A timestamp of a done event, nanoseconds of the device's clock."""
+    return int(event.get_profiling_info(what))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """True if there are bytes to copy; raises where two arrays are not of one spec."""
+    if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
+        raise InternalError(f"cannot copy {a.dtype}{list(a.shape)} to {b.dtype}{list(b.shape)}")
+    return bool(a.nbytes)
+
+
+def _local_size(global_size: tuple[int, ...]) -> tuple[int, ...]:
+    """Work items of a group on a processor, where the kernel leaves it open.
+
+    PoCL compiles a kernel anew (about 80 ms) for every local size, and left to itself it chooses one for every global size; so the choice is from a
+    short list. A group runs on one core: few items are taken to be large ones and go one by one, many are grouped to share the start of a group.
+    """
+    if math.prod(global_size) > _FEW_ITEMS:
+        for n in (64, 16, 4):
+            if global_size[0] % n == 0:
+                return (n,) + (1,) * (len(global_size) - 1)
+    return (1,) * len(global_size)
+
+
+def _cause(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _shown(args: Sequence[Any]) -> str:
+    return ", ".join(repr(x) for x in args)

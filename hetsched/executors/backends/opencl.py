@@ -1,0 +1,263 @@
+"""OpenCL devices, through PyOpenCL: `opencl:0`, `opencl:1`, ... in the order of platform name, platform version and device name.
+
+Speeds are measured once (a device takes about 0.15 s, and the driver's compiler about a second) and kept in the user's cache under a fingerprint of
+device, driver and platform. A device whose compiler does not work is left out, with a note. Devices live in contexts of their own, which are kept
+for the life of the process, as their programs are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from hetsched.errors import OutOfMemoryError, PlacementError, did_you_mean
+from hetsched.executors.backends import Found
+from hetsched.executors.backends.cpu import cores
+from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
+
+_MARK = "1"  # of the way in which speeds are measured
+_NEEDED = ("float32", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
+
+# Products of registers, as in a matrix product that reads nothing.
+_PEAK = """
+__kernel void peak(OUT(@T, y), const int n) {
+    LET_OUT(@T, y)
+    @T8 a = (@T8)(get_global_id(0) * (@T)1e-9), b = a + (@T)1, c = a + (@T)2, d = a + (@T)3, x = (@T8)(0.999);
+    for (int i = 0; i < n; i++) { a = a * x + b; b = b * x + c; c = c * x + d; d = d * x + a; }
+    vstore8(a + b + c + d, get_global_id(0), y);
+}
+"""
+_FLOPS_A_TURN = 4 * 8 * 2
+
+
+@dataclass(frozen=True, eq=False)
+class Usable:
+    """A device that works: its OpenCL object and what was measured of it."""
+
+    device: Any
+    speeds: dict[str, float]
+
+
+_lock = threading.Lock()
+_listed: tuple[int, list[Usable], list[str]] | None = None
+_programs: dict[tuple[int, int], Any] = {}
+
+
+def find() -> Found:
+    """Every OpenCL device that works, with its memory node and its links; nothing, with a note, where there is no PyOpenCL or no device."""
+    try:
+        usable, notes = _usable()
+        n = cores()
+        devices = tuple(_described(i, u, n) for i, u in enumerate(usable))
+        links = [link for i, u in enumerate(usable) for link in _links(i, u.speeds)]
+        links += [_between(i, a.speeds, j, b.speeds) for i, a in enumerate(usable) for j, b in enumerate(usable) if i != j]
+        memories = tuple(MemoryNode(f"opencl:{i}", _capacity(u.device)) for i, u in enumerate(usable))
+    except Exception as error:  # a driver that is half installed must not keep hetsched from the devices that work
+        return Found(notes=(f"OpenCL cannot be used: {type(error).__name__}: {error}",))
+    shared = (Resource("cores", float(n)),) if any(d.uses for d in devices) else ()
+    return Found(devices, memories, tuple(links), shared, tuple(notes))
+
+
+def open(device: Device, arena_nbytes: int) -> Any:
+    """Open a found device with an arena of `arena_nbytes`; a `LiveDevice`. Raises `OutOfMemoryError`, and `PlacementError` for a device not here."""
+    usable, notes = _usable()
+    known = {f"opencl:{i}": u for i, u in enumerate(usable)}
+    if device.id not in known:
+        raise PlacementError("; ".join([f"there is no OpenCL device {device.id!r} here{did_you_mean(device.id, known)}", *notes]))
+    return _open(device.id, known[device.id].device, arena_nbytes)
+
+
+def _open(name: str, device: Any, arena_nbytes: int) -> Any:
+    from hetsched.executors.backends._opencl_live import LiveDevice
+
+    return LiveDevice(name, _programs_of(device), arena_nbytes)
+
+
+def _programs_of(device: Any) -> Any:
+    import pyopencl as cl
+
+    from hetsched.executors.backends._opencl_programs import Programs
+
+    with _lock:
+        key = (os.getpid(), device.int_ptr)
+        if key not in _programs:
+            _programs[key] = Programs(cl.Context([device]), device)
+        return _programs[key]
+
+
+# Discovery --------------------------------------------------------------------------------------------------------------------
+
+
+def _usable() -> tuple[list[Usable], list[str]]:
+    """The devices that work, in the order of their numbers, and what is to be said of others. Looked for once a process."""
+    global _listed
+    # Drivers read their environment when they are loaded: neither they nor what they offer changes later.
+    if _listed is None or _listed[0] != os.getpid():
+        _listed = (os.getpid(), *_look())
+    return _listed[1], _listed[2]
+
+
+def _look() -> tuple[list[Usable], list[str]]:
+    try:
+        import pyopencl as cl
+    except ImportError as error:
+        return [], [f"no OpenCL: PyOpenCL cannot be imported ({error}); pip install 'hetsched[opencl]' brings it, with a driver for CPUs"]
+    try:
+        platforms = cl.get_platforms()
+    except cl.Error as error:
+        return [], [f"no OpenCL: there is no driver ({error}); pip install 'hetsched[opencl]' brings one for CPUs"]
+    found: list[tuple[tuple[str, str, str], Any]] = []
+    notes: list[str] = []
+    for platform in platforms:
+        try:
+            found += [((platform.name, platform.version, d.name), d) for d in platform.get_devices()]
+        except cl.Error as error:
+            notes.append(f"OpenCL platform {platform.name!r} has no device: {error}")
+    out: list[Usable] = []
+    for _, device in sorted(found, key=lambda pair: pair[0]):
+        speeds = _speeds(device)
+        if isinstance(speeds, str):
+            notes.append(f"OpenCL device {_full_name(device)} cannot be used: {speeds}")
+        else:
+            out.append(Usable(device, speeds))
+    return out, notes
+
+
+def _full_name(device: Any) -> str:
+    return f"{device.name.strip()} ({device.platform.name.strip()}, {device.platform.version.split('  ')[0].strip()})"
+
+
+def _capacity(device: Any) -> int:
+    """Bytes of the arena that a device can give: one buffer, so what it gives at once."""
+    return int(min(device.global_mem_size, device.max_mem_alloc_size))
+
+
+def _described(i: int, usable: Usable, cores_here: int) -> Device:
+    import pyopencl as cl
+
+    device, speeds = usable.device, usable.speeds
+    kind = device.type
+    hardware = "gpu" if kind & cl.device_type.GPU else "cpu" if kind & cl.device_type.CPU else "accelerator"
+    flops: dict[str, float] = {name: speeds[name] for name in ("float32", "float64") if name in speeds}
+    return Device(
+        id=f"opencl:{i}",
+        kind="opencl",
+        lanes=2 if hardware == "gpu" else 1,
+        memory=f"opencl:{i}",
+        name=_full_name(device),
+        hardware=hardware,
+        languages=("opencl",),
+        flops_per_second=flops,
+        bytes_per_second=speeds["bytes"],
+        launch_seconds=speeds["launch"],
+        uses={"cores": float(min(cores_here, device.max_compute_units))} if hardware == "cpu" else {},
+        unified=bool(device.host_unified_memory),
+    )
+
+
+def _links(i: int, speeds: dict[str, float]) -> list[Link]:
+    node = f"opencl:{i}"
+    return [Link(HOST, node, speeds["up_latency"], speeds["up_bytes"]), Link(node, HOST, speeds["down_latency"], speeds["down_bytes"])]
+
+
+def _between(i: int, a: dict[str, float], j: int, b: dict[str, float]) -> Link:
+    """From one OpenCL device to another the bytes go through the host."""
+    rate = 1 / (1 / a["down_bytes"] + 1 / b["up_bytes"])
+    return Link(f"opencl:{i}", f"opencl:{j}", a["down_latency"] + b["up_latency"], rate)
+
+
+# Speeds -----------------------------------------------------------------------------------------------------------------------
+
+
+def _speeds(device: Any) -> dict[str, float] | str:
+    """What was measured of a device, or why it cannot be used; from the cache where it is known."""
+    from hetsched.executors.backends._opencl_programs import cache_folder, describe, write_aside
+
+    mark = f"{describe(device)}\n{device.max_compute_units}\n{cores()}\n{_MARK}"
+    path = cache_folder() / f"opencl-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
+    try:
+        known = json.loads(path.read_text())
+        if isinstance(known, dict) and isinstance(known.get("error"), str):
+            return str(known["error"])
+        if all(isinstance(known[k], float) and known[k] > 0 for k in _NEEDED):
+            return {k: float(v) for k, v in known.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        speeds = measure(device)
+    except OutOfMemoryError as error:  # others may hold its memory now
+        return str(error)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        write_aside(path, json.dumps({"error": reason}).encode())
+        return reason
+    write_aside(path, json.dumps(speeds).encode())
+    return speeds
+
+
+def measure(device: Any) -> dict[str, float]:
+    """flops per second by dtype (`float32`, `float64` where it has it), `bytes` per second of its memory, seconds of a `launch`, and latency and
+    bytes per second of copies up and down. Raises what a device that does not work raises."""
+    nbytes = min(1 << 25, _capacity(device) // 4)
+    live = _open("measured", device, 2 * nbytes)
+    try:
+        stream = live.stream("compute")
+        out: dict[str, float] = {}
+        for name, c_name in (("float32", "float"), *((("float64", "double"),) if live.has_fp64 else ())):
+            out[name] = _flops(stream, live, name, c_name)
+        src, dst = live.array(0, (nbytes,), np.uint8), live.array(nbytes, (nbytes,), np.uint8)
+        stream.fill(src, 1)
+        stream.fill(dst, 2)
+        out["bytes"] = 2 * nbytes / _best(lambda: stream.copy(src, dst), stream, 3)
+        small = live.array(0, (16,), np.uint8)
+        host, large = np.ones(16, np.uint8), np.ones(nbytes, np.uint8)
+        for name, action in (("up", lambda a, h: stream.upload(h, a)), ("down", lambda a, h: stream.download(a, h))):
+            out[f"{name}_latency"] = _best(lambda action=action: action(small, host), stream, 20)
+            seconds = _best(lambda action=action: action(src, large), stream, 3)
+            out[f"{name}_bytes"] = nbytes / max(seconds - out[f"{name}_latency"], 1e-9)
+        out["launch"] = _launch(stream, live)
+        return out
+    finally:
+        live.close()
+
+
+def _flops(stream: Any, live: Any, dtype: str, c_name: str) -> float:
+    items = 64 * int(live.device.max_compute_units)
+    source = _PEAK.replace("@T", c_name)
+    y = live.array(0, (8 * items,), dtype)
+    turns, seconds = 64, 0.0
+    while seconds < 2e-3 and turns < 1 << 24:  # enough turns for the clock
+        turns *= 4
+        seconds = _best(lambda turns=turns: stream.run(source, "peak", (items,), y, np.int32(turns), local_size=(64,)), stream, 2)
+    return _FLOPS_A_TURN * items * turns / seconds
+
+
+def _launch(stream: Any, live: Any, times: int = 200) -> float:
+    y = live.array(0, (8 * 64,), np.float32)
+    source = _PEAK.replace("@T", "float")
+
+    def many() -> None:
+        for _ in range(times):
+            stream.run(source, "peak", (64,), y, np.int32(0), local_size=(64,))
+
+    return _best(many, stream, 3) / times
+
+
+def _best(action: Any, stream: Any, times: int) -> float:
+    action()
+    stream.record().wait()
+    best = math.inf
+    for _ in range(times):
+        start = perf_counter()
+        action()
+        stream.record().wait()
+        best = min(best, perf_counter() - start)
+    return max(best, 1e-9)
