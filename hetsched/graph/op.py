@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from hetsched.errors import GraphError, did_you_mean
-from hetsched.graph.spec import AnySpec
+from hetsched.graph.spec import AnySpec, Spec
 
 if TYPE_CHECKING:
     from hetsched.graph.graph import Builder, Value
@@ -42,10 +42,13 @@ Gradient: TypeAlias = Callable[["Builder", "Sequence[Value]", "Sequence[Value]",
 
 
 class Speaks(Protocol):
-    """All that an op may know of a device."""
+    """All that an op may know of a device. `flops_per_second`: by dtype name; a dtype missing where others are stated is one it cannot compute in."""
 
     @property
     def languages(self) -> tuple[str, ...]: ...
+
+    @property
+    def flops_per_second(self) -> Mapping[str, float]: ...
 
 
 class OpenCL(Protocol):
@@ -73,6 +76,20 @@ class OpenCL(Protocol):
 
     def part(self, array: Any, start: int, shape: tuple[int, ...], dtype: Any = None) -> Any:
         """The `shape` elements of `array` from element `start` on (of `dtype`, if given: a workspace is bytes), as an array; nothing is copied."""
+
+
+Capable: TypeAlias = Callable[[Speaks, Sequence[AnySpec]], bool]
+
+
+def has_dtypes(device: Speaks, specs: Sequence[AnySpec]) -> bool:
+    """Whether an OpenCL device can compute with inputs of `specs`: float64 is optional there. float16 is stored, and computed in float32."""
+    wide = any(isinstance(s, Spec) and s.dtype.name == "float64" for s in specs)
+    return not wide or not device.flops_per_second or "float64" in device.flops_per_second
+
+
+def anywhere(device: Speaks, specs: Sequence[AnySpec]) -> bool:
+    """Always: for ops that only move bits."""
+    return True
 
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
@@ -154,6 +171,7 @@ class Op:
     `view`: the only output is the first input's bytes under another shape (no kernel runs). `waits`: blocks without computing
     (I/O). `random`: takes attributes `seed` and `key`; the builder fills `key` with the task's name. `pure` is False for ops with
     an effect outside (writing a file): they are never dropped or repeated. `workspace` gives bytes of scratch per launch.
+    `capable`: whether the op's kernel in OpenCL C takes inputs of these specs on a device; left out, where the device has their dtypes.
     `calls`: calls of the array library that a launch makes; each costs the device's `launch_seconds`. `wide`: worth several lanes at once,
     because nearly all its time is one matrix product that the library spreads over threads.
     """
@@ -175,6 +193,7 @@ class Op:
     wide: bool = False
     calls: int = 1
     workspace: Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], int] | None = None
+    capable: Capable = has_dtypes
     doc: str = ""
 
     def __post_init__(self) -> None:
@@ -185,7 +204,7 @@ class Op:
         """The kernel that `device` would run for inputs of `specs`, or None where it cannot."""
         for language in device.languages:
             kernel = self.kernels.get(language)
-            if kernel is not None:
+            if kernel is not None and (language != "opencl" or self.capable(device, specs)):
                 return kernel
         return None
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Gradient, Infer, Kernel, Op
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Gradient, Infer, Kernel, Op, anywhere
+from hetsched.graph.ops import _cl_elementwise as opencl
 from hetsched.graph.ops._rules import (
     arrays,
     broadcast,
@@ -213,46 +214,95 @@ def _cast_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribute
 # Arithmetic -------------------------------------------------------------------------------------------------------------------
 
 
-def _arithmetic(name: str, function: str, gradient: Gradient, doc: str, check: Callable[[Spec, str], None] = want_number) -> Op:
+def _arithmetic(
+    name: str, function: str, in_c: Kernel, gradient: Gradient, doc: str, check: Callable[[Spec, str], None] = want_number
+) -> Op:  # fmt: skip
     return Op(
-        f"tensor.{name}", ("a", "b"), ("out",), _binary(check), per_output(1), {"array": _two(function)}, gradient,
+        f"tensor.{name}", ("a", "b"), ("out",), _binary(check), per_output(1), {"array": _two(function), "opencl": in_c}, gradient,
         inplace=((0, 0), (0, 1)), elementwise=True, doc=doc,
     )  # fmt: skip
 
 
-add = _arithmetic("add", "add", _add_gradient, "a + b, broadcast.")
-sub = _arithmetic("sub", "subtract", _sub_gradient, "a - b, broadcast.")
-mul = _arithmetic("mul", "multiply", _mul_gradient, "a * b, broadcast.")
-div = _arithmetic("div", "divide", _div_gradient, "a / b, broadcast; floating dtypes.", want_float)
-maximum = _arithmetic("maximum", "maximum", _extremum_gradient("tensor.greater_equal"), "The larger of a and b, broadcast.")
-minimum = _arithmetic("minimum", "minimum", _extremum_gradient("tensor.less_equal"), "The smaller of a and b, broadcast.")
+add = _arithmetic("add", "add", opencl.arithmetic("a + b"), _add_gradient, "a + b, broadcast.")
+sub = _arithmetic("sub", "subtract", opencl.arithmetic("a - b"), _sub_gradient, "a - b, broadcast.")
+mul = _arithmetic("mul", "multiply", opencl.arithmetic("a * b"), _mul_gradient, "a * b, broadcast.")
+div = _arithmetic("div", "divide", opencl.arithmetic("a / b"), _div_gradient, "a / b, broadcast; floating dtypes.", want_float)
+maximum = _arithmetic(
+    "maximum",
+    "maximum",
+    opencl.choice("a >= b || a != a ? a : b", "a >= b ? a : b"),
+    _extremum_gradient("tensor.greater_equal"),
+    "The larger of a and b, broadcast.",
+)
+minimum = _arithmetic(
+    "minimum",
+    "minimum",
+    opencl.choice("a <= b || a != a ? a : b", "a <= b ? a : b"),
+    _extremum_gradient("tensor.less_equal"),
+    "The smaller of a and b, broadcast.",
+)
 
 
 # Functions of one array -------------------------------------------------------------------------------------------------------
 
 
 def _function(
-    name: str, kernel: Kernel, gradient: Gradient | None, doc: str, check: Callable[[Spec, str], None] = want_float, flops: float = TRANSCENDENTAL
-) -> Op:
-    return Op(name, ("x",), ("out",), _unary(check), per_output(flops), {"array": kernel}, gradient, inplace=((0, 0),), elementwise=True, doc=doc)
+    name: str, kernel: Kernel, in_c: Kernel, gradient: Gradient | None, doc: str, check: Callable[[Spec, str], None] = want_float,
+    flops: float = TRANSCENDENTAL,
+) -> Op:  # fmt: skip
+    return Op(
+        name, ("x",), ("out",), _unary(check), per_output(flops), {"array": kernel, "opencl": in_c}, gradient,
+        inplace=((0, 0),), elementwise=True, doc=doc,
+    )  # fmt: skip
 
 
-neg = _function("tensor.neg", _one("negative"), one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.neg", g)]), "-x.", _want_signed, 1)
-exp = _function("tensor.exp", _one("exp"), one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.mul", g, y)]), "e to the x.")
-log = _function("tensor.log", _one("log"), one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.div", g, x[0])]), "The natural logarithm of x.")
+neg = _function(
+    "tensor.neg",
+    _one("negative"),
+    opencl.arithmetic("-a"),
+    one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.neg", g)]),
+    "-x.",
+    _want_signed,
+    1,
+)
+exp = _function(
+    "tensor.exp",
+    _one("exp"),
+    opencl.arithmetic("exp(a)"),
+    one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.mul", g, y)]),
+    "e to the x.",
+)
+log = _function(
+    "tensor.log",
+    _one("log"),
+    opencl.arithmetic("log(a)"),
+    one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.div", g, x[0])]),
+    "The natural logarithm of x.",
+)
 sqrt = _function(
     "tensor.sqrt",
     _one("sqrt"),
+    opencl.arithmetic("sqrt(a)"),
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.div", b.op("tensor.scale", g, factor=0.5), y)]),
     "The square root of x.",
     flops=4,
 )
-relu = _function("nn.relu", _relu, _by_output("nn.relu_grad"), "max(x, 0); NaN stays NaN.", want_number, 1)
-sigmoid = _function("nn.sigmoid", _sigmoid, _by_output("nn.sigmoid_grad"), "1 / (1 + exp(-x)).", flops=TRANSCENDENTAL + 4)
-tanh = _function("nn.tanh", _one("tanh"), _by_output("nn.tanh_grad"), "The hyperbolic tangent of x.", flops=2 * TRANSCENDENTAL)
+relu = _function(
+    "nn.relu",
+    _relu,
+    opencl.choice("a > (V)(0) || a != a ? a : (V)(0)", "a > (V)(0) ? a : (V)(0)"),
+    _by_output("nn.relu_grad"),
+    "max(x, 0); NaN stays NaN.",
+    want_number,
+    1,
+)
+sigmoid = _function("nn.sigmoid", _sigmoid, opencl.sigmoid, _by_output("nn.sigmoid_grad"), "1 / (1 + exp(-x)).", flops=TRANSCENDENTAL + 4)
+tanh = _function(
+    "nn.tanh", _one("tanh"), opencl.arithmetic("tanh(a)"), _by_output("nn.tanh_grad"), "The hyperbolic tangent of x.", flops=2 * TRANSCENDENTAL
+)
 
 scale = Op(
-    "tensor.scale", ("x",), ("out",), _unary(want_float), per_output(1), {"array": _scale},
+    "tensor.scale", ("x",), ("out",), _unary(want_float), per_output(1), {"array": _scale, "opencl": opencl.scaled},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.scale", g, factor=a["factor"])]),
     {"factor": Attribute(float, doc="what x is multiplied by")}, inplace=((0, 0),), elementwise=True, doc="factor * x; floating dtypes.",
 )  # fmt: skip
@@ -261,32 +311,36 @@ scale = Op(
 # Gradients of the activations, from their output y ----------------------------------------------------------------------------
 
 
-def _activation_grad(name: str, kernel: Kernel, inplace: tuple[tuple[int, int], ...], flops: float, doc: str) -> Op:
-    return Op(name, ("y", "grad"), ("out",), _like_grad, per_output(flops), {"array": kernel}, inplace=inplace, elementwise=True, doc=doc)
+def _activation_grad(name: str, kernel: Kernel, expression: str, inplace: tuple[tuple[int, int], ...], flops: float, doc: str) -> Op:
+    kernels = {"array": kernel, "opencl": opencl.arithmetic(expression)}
+    return Op(name, ("y", "grad"), ("out",), _like_grad, per_output(flops), kernels, inplace=inplace, elementwise=True, doc=doc)
 
 
-relu_grad = _activation_grad("nn.relu_grad", _relu_grad, ((0, 0), (0, 1)), 2, "grad where y > 0, else 0 (NaN where grad is not finite).")
-sigmoid_grad = _activation_grad("nn.sigmoid_grad", _sigmoid_grad, (), 3, "grad * y * (1 - y).")
-tanh_grad = _activation_grad("nn.tanh_grad", _tanh_grad, (), 3, "grad * (1 - y * y).")
+relu_grad = _activation_grad(
+    "nn.relu_grad", _relu_grad, "a > (V)(0) ? b : b * (V)(0)", ((0, 0), (0, 1)), 2, "grad where y > 0, else 0 (NaN where grad is not finite)."
+)
+sigmoid_grad = _activation_grad("nn.sigmoid_grad", _sigmoid_grad, "((V)(1) - a) * a * b", (), 3, "grad * y * (1 - y).")
+tanh_grad = _activation_grad("nn.tanh_grad", _tanh_grad, "((V)(1) - a * a) * b", (), 3, "grad * (1 - y * y).")
 
 
 # Comparisons and logic --------------------------------------------------------------------------------------------------------
 
 
-def _comparison(name: str, doc: str, check: Callable[[Spec, str], None] = want_number) -> Op:
-    return Op(f"tensor.{name}", ("a", "b"), ("out",), _binary(check, np.bool_), per_output(1), {"array": _two(name)}, elementwise=True, doc=doc)
+def _comparison(name: str, sign: str, doc: str, check: Callable[[Spec, str], None] = want_number) -> Op:
+    kernels = {"array": _two(name), "opencl": opencl.test(f"a {sign} b")}
+    return Op(f"tensor.{name}", ("a", "b"), ("out",), _binary(check, np.bool_), per_output(1), kernels, elementwise=True, doc=doc)
 
 
-equal = _comparison("equal", "a == b, broadcast; bool.", _any)
-not_equal = _comparison("not_equal", "a != b, broadcast; bool.", _any)
-less = _comparison("less", "a < b, broadcast; bool.")
-less_equal = _comparison("less_equal", "a <= b, broadcast; bool.")
-greater = _comparison("greater", "a > b, broadcast; bool.")
-greater_equal = _comparison("greater_equal", "a >= b, broadcast; bool.")
-logical_and = _comparison("logical_and", "a and b, broadcast; bool.", _want_bool)
-logical_or = _comparison("logical_or", "a or b, broadcast; bool.", _want_bool)
+equal = _comparison("equal", "==", "a == b, broadcast; bool.", _any)
+not_equal = _comparison("not_equal", "!=", "a != b, broadcast; bool.", _any)
+less = _comparison("less", "<", "a < b, broadcast; bool.")
+less_equal = _comparison("less_equal", "<=", "a <= b, broadcast; bool.")
+greater = _comparison("greater", ">", "a > b, broadcast; bool.")
+greater_equal = _comparison("greater_equal", ">=", "a >= b, broadcast; bool.")
+logical_and = _comparison("logical_and", "&&", "a and b, broadcast; bool.", _want_bool)
+logical_or = _comparison("logical_or", "||", "a or b, broadcast; bool.", _want_bool)
 logical_not = Op(
-    "tensor.logical_not", ("x",), ("out",), _unary(_want_bool), per_output(1), {"array": _one("logical_not")},
+    "tensor.logical_not", ("x",), ("out",), _unary(_want_bool), per_output(1), {"array": _one("logical_not"), "opencl": opencl.test("!a")},
     inplace=((0, 0),), elementwise=True, doc="not x; bool.",
 )  # fmt: skip
 
@@ -299,8 +353,8 @@ def _infer_where(specs: Sequence[AnySpec], attributes: Attributes) -> list[AnySp
 
 
 where = Op(
-    "tensor.where", ("condition", "a", "b"), ("out",), _infer_where, per_output(1), {"array": _where}, _where_gradient,
-    inplace=((0, 1), (0, 2)), elementwise=True, doc="a where the condition holds, else b; all three broadcast.",
+    "tensor.where", ("condition", "a", "b"), ("out",), _infer_where, per_output(1), {"array": _where, "opencl": opencl.where}, _where_gradient,
+    capable=anywhere, inplace=((0, 1), (0, 2)), elementwise=True, doc="a where the condition holds, else b; all three broadcast.",
 )  # fmt: skip
 
 
@@ -333,15 +387,16 @@ def _check_fill(spec: Spec, value: float) -> None:
 
 
 cast = Op(
-    "tensor.cast", ("x",), ("out",), _infer_cast, per_output(1), {"array": _copy}, _cast_gradient, {"dtype": dtype_attribute()}, elementwise=True,
+    "tensor.cast", ("x",), ("out",), _infer_cast, per_output(1), {"array": _copy, "opencl": opencl.cast}, _cast_gradient,
+    {"dtype": dtype_attribute()}, elementwise=True,
     doc="x converted to dtype: floats to integers cut toward 0, anything to bool as x != 0.",
 )  # fmt: skip
 full = Op(
-    "tensor.full", (), ("out",), _infer_full, per_output(0), {"array": _fill},
+    "tensor.full", (), ("out",), _infer_full, per_output(0), {"array": _fill, "opencl": opencl.fill}, capable=anywhere,
     attributes={"shape": Attribute("ints", doc="extents", low=0), "value": Attribute(float, 0.0, "what to fill with"), "dtype": dtype_attribute()},
     doc="An array of shape and dtype full of value.",
 )  # fmt: skip
 full_like = Op(
-    "tensor.full_like", ("like",), ("out",), _infer_full_like, per_output(0), {"array": _fill},
-    attributes={"value": Attribute(float, 0.0, "what to fill with")}, doc="An array of the spec of like full of value.",
+    "tensor.full_like", ("like",), ("out",), _infer_full_like, per_output(0), {"array": _fill, "opencl": opencl.fill},
+    capable=anywhere, attributes={"value": Attribute(float, 0.0, "what to fill with")}, doc="An array of the spec of like full of value.",
 )  # fmt: skip
