@@ -46,9 +46,13 @@ class MachineError(HetschedError, ValueError):
 
 
 class PlacementError(HetschedError):
-    """No device fits a task, or constraints contradict each other."""
+    """No device fits a task, or constraints contradict each other. `conflicts`: a sentence for each, and the tasks that have part in it."""
 
     exit_code = 4
+
+    def __init__(self, message: str, conflicts: Iterable[tuple[str, tuple[str, ...]]] = ()) -> None:
+        self.conflicts: tuple[tuple[str, tuple[str, ...]], ...] = tuple(conflicts)
+        super().__init__(message or "\n".join(sentence for sentence, _ in self.conflicts))
 
 
 class OutOfMemoryError(HetschedError, MemoryError):

@@ -18,6 +18,7 @@ from hetsched.graph.spec import Sequence as SequenceSpec
 from hetsched.machine import Machine
 from hetsched.placement import plan_graph
 from hetsched.placement.costs import CostModel
+from hetsched.placement.costs.objective import ObjectiveLike
 from hetsched.timeline import Timeline
 
 EXECUTORS = ("auto", "cpu", "simulated")
@@ -27,7 +28,7 @@ def plan(
     graph: Graph,
     machine: Machine | None = None,
     policy: str = "auto",
-    objective: str = "time",
+    objective: ObjectiveLike = "time",
     *,
     plan_seconds: float = 0.0,
     only: str | None = None,
@@ -36,11 +37,14 @@ def plan(
 ) -> Timeline:
     """Where and when every task runs: the predicted timeline. Touches no device and runs no kernel.
 
-    machine: the one found here, where None. policy: the name of a file in `placement/policies`, or `auto`. objective: `time`.
+    machine: the one found here, where None. policy: the name of a file in `placement/policies`, or `auto`.
+    objective: `time`, `latency`, `energy` or `price`; weights (`{"time": 0.5, "energy": 0.5}`, shares of what the plan for time costs); with a
+    deadline on the makespan `{"minimize": "energy", "deadline": "2 min"}` (or seconds); or as `--objective` has it, `"energy,deadline=2min"`.
     plan_seconds: time to search for a better plan.
     only: a device pattern (`cpu`, `gpu`, `cuda:0`) for every task that has a kernel on a matching device.
     memory: memory node -> bytes it may use at most. costs: the cost model; the roofline of `machine` where None.
-    Raises `PlacementError` (no device fits a task), `OutOfMemoryError` (no plan fits the memory).
+    Raises `PlacementError` (no device fits a task, no plan keeps the deadline, the machine states no watts or prices that the objective is about),
+    `OutOfMemoryError` (no plan fits the memory), `CommandLineError` (an objective or a policy that is not known).
     """
     machine = machine if machine is not None else Machine.here()
     return plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
@@ -52,7 +56,7 @@ def run(
     *,
     machine: Machine | None = None,
     policy: str = "auto",
-    objective: str = "time",
+    objective: ObjectiveLike = "time",
     plan_seconds: float = 0.0,
     only: str | None = None,
     memory: Mapping[str, int] | None = None,

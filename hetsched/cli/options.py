@@ -12,7 +12,6 @@ from hetsched.errors import CommandLineError
 if TYPE_CHECKING:
     from hetsched.machine import Machine
 
-OBJECTIVES = ("time",)
 FORMATS = ("text", "json", "jsonl")
 
 
@@ -33,7 +32,11 @@ def placement_options(parser: Parser) -> None:
     """What changes where tasks are placed."""
     parser.add_argument("-d", "--device", metavar="PATTERN", help="cpu, gpu, cuda:0, opencl ...: only this device for every task that can run on it")
     parser.add_argument("--policy", default="auto", metavar="NAME", help="the rule that writes the plan (default: auto)")
-    parser.add_argument("--objective", choices=OBJECTIVES, default=None, help="what is to be least (default: as the file says, else time)")
+    parser.add_argument(
+        "--objective",
+        metavar="O",
+        help="time, latency, energy, price, time=0.5,energy=0.5, energy,deadline=2min (default: as the file says, else time)",
+    )
     parser.add_argument("--plan-time", metavar="D", help="search at most this long for a better plan, where the policy searches: 500ms, 30s, 2min")
     parser.add_argument("--machine", metavar="FILE|NAME", help="plan for this described machine, not for the one found here")
     parser.add_argument("--emulate", action="store_true", help="with --machine: run on it in software, its devices' speeds and links modelled")

@@ -164,6 +164,7 @@ class _DeviceModel(_Sourced):
     idle_watts: Amount | None = None
     price_per_hour: Amount | None = None
     unified: bool = False
+    always_on: bool = True
 
 
 class _MachineModel(_Model):

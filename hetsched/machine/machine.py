@@ -32,6 +32,7 @@ class Device:
     shares_lanes: True where lanes are threads that share the device's tasks (the plan fixes device and priority, not the thread);
     False where a lane is a stream, walked in plan order. widths: launch widths (lanes taken at once) the device offers.
     uses: resource -> amount one busy lane takes. busy_watts per busy lane, idle_watts per device, price_per_hour per device.
+    always_on: True where the device draws its idle watts during a run that does not use it; False where it is off then.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Device:
     idle_watts: float | None = None
     price_per_hour: float | None = None
     unified: bool = False
+    always_on: bool = True
 
     def matches(self, pattern: str) -> bool:
         """True if `pattern` (`any`, `cpu`, `gpu`, `cuda`, `cuda:0`) means this device. `gpu` is the hardware's type, never an OpenCL CPU device."""

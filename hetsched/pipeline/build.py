@@ -63,7 +63,8 @@ class Pipeline:
 
     name: as the file says, else the file's. path: as it was given. folder: where its relative paths start. graph: what is to be computed;
     its outputs are those of `outputs`, a bundle's parts as `NAME/PART`. tasks: the file's tasks -> their ops. params: after overrides.
-    objective: time, latency, energy or price. constraints: `deadline_seconds` where given. sha256: of the file's bytes.
+    objective: time, latency, energy, price, or weights of them as a text (`time=0.5,energy=0.5`). constraints: `deadline_seconds` where given.
+    sha256: of the file's bytes. places: task of the file -> where its `device:` stands, or its name where it has none.
     """
 
     name: str
@@ -76,6 +77,13 @@ class Pipeline:
     objective: str
     constraints: Mapping[str, float]
     sha256: str
+    places: Mapping[str, Mistake] = field(default_factory=dict)
+
+    @property
+    def goal(self) -> str:
+        """The objective with its deadline, as `hetsched.plan(objective=...)` takes it."""
+        deadline = self.constraints.get("deadline_seconds")
+        return self.objective if deadline is None else f"{self.objective},deadline={deadline!r}s"
 
     def __repr__(self) -> str:
         return f"<Pipeline {self.name}: {len(self.tasks)} tasks, {len(self.graph)} of them primitive, outputs {', '.join(self.outputs) or '-'}>"
@@ -156,6 +164,7 @@ def _built(path: str, data: bytes, overrides: Mapping[str, Any], trust: bool, fi
     return Pipeline(
         builder.name, path, folder, graph, MappingProxyType(outputs), MappingProxyType(tasks), MappingProxyType(checked.params.values),
         checked.objective, MappingProxyType(dict(checked.constraints)), digest,
+        MappingProxyType({name: findings.mistake(entry.place.line, entry.place.column, "", "device") for name, entry in checked.tasks.items()}),
     )  # fmt: skip
 
 

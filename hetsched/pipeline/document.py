@@ -44,10 +44,16 @@ class TaskEntry:
     input_keys: dict[str, Node] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     option_items: dict[str, Item] = field(default_factory=dict)
+    device: Node | None = None
     where: Where | None = None
     same_as: tuple[str, Node] | None = None
     after: tuple[tuple[str, Node], ...] = ()
     broken: bool = False
+
+    @property
+    def place(self) -> Node:
+        """Where its `device:` stands, or its name where it has none."""
+        return self.device if self.device is not None else self.key
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,8 @@ def _task(name: str, item: Item, registry: Mapping[str, Op | Composite], finding
             findings.add(sections["op"], f"unknown op {op_name!r}{nearest(op_name, registry, '`hetsched ops` lists them')}", "op")
     _inputs(entry, sections.get("in"), findings)
     _options(entry, sections.get("with"), findings)
-    entry.where, entry.same_as = devices.where(sections.get("device"), findings)
+    entry.device = sections.get("device")
+    entry.where, entry.same_as = devices.where(entry.device, findings)
     entry.after = _after(sections.get("after"), findings)
     entry.broken |= entry.op is None or len(findings.found) > before or any(n.value is BROKEN for n in sections.values())
     return entry

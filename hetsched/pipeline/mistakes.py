@@ -138,13 +138,16 @@ class Findings:
         """Note a mistake at `line` and `column`, both from 1; the same one at the same place once. Past MOST `TooManyMistakesError`."""
         if len(message) > LONGEST:
             message = f"{message[: LONGEST * 2 // 3]} ... {message[-LONGEST // 3 :]}"
-        source = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
-        mistake = Mistake(self.path, line, column, message, rule, source)
+        mistake = self.mistake(line, column, message, rule)
         if mistake in self.found[-50:]:
             return
         self.found.append(mistake)
         if len(self.found) > MOST:
             raise TooManyMistakesError
+
+    def mistake(self, line: int, column: int, message: str, rule: str) -> Mistake:
+        """A mistake at `line` and `column`, not noted."""
+        return Mistake(self.path, line, column, message, rule, self.lines[line - 1] if 0 < line <= len(self.lines) else "")
 
     def sorted(self) -> list[Mistake]:
         """Every mistake in the order of the file."""

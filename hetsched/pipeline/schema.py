@@ -24,16 +24,27 @@ ParameterUse = Annotated[str, StringConstraints(pattern=r"^\$[A-Za-z_][A-Za-z0-9
 Edge = Annotated[str, StringConstraints(pattern=r"^[^.]+(\..+)?$"), Field(description="`task.output`, or `task` where it has one output")]
 Pattern = Annotated[str, Field(description="any, cpu, gpu, cuda[:N], opencl[:N], ...")]
 Goal = Literal["time", "latency", "energy", "price"]
+Weight = Annotated[float, Field(ge=0)] | ParameterUse
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
+class Weights(_Part):
+    """A weighted sum of goals, each as a share of what the plan for time costs."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+    time: Weight | None = None
+    latency: Weight | None = None
+    energy: Weight | None = None
+    price: Weight | None = None
+
+
 class Objective(_Part):
     """What the plan is to minimize, and within which limits."""
 
-    minimize: Goal | ParameterUse
+    minimize: Goal | ParameterUse | Weights
     deadline: Annotated[str, StringConstraints(pattern=rf"^([0-9]+(\.[0-9]*)?\s*({'|'.join(SECONDS)})|\$[A-Za-z_][A-Za-z0-9_]*)$")] | None = None
 
 
@@ -80,7 +91,7 @@ class Pipeline(_Part):
     hetsched: Literal[1] = Field(description="version of this format")
     name: str | None = None
     params: dict[ParameterName, bool | int | float | str] = {}
-    objective: Goal | ParameterUse | Objective = "time"
+    objective: Goal | ParameterUse | Objective | Weights = "time"
     models: dict[Name, Model] = {}
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     outputs: dict[Name, Output] = {}

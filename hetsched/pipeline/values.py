@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -171,16 +172,24 @@ def duration(value: Any) -> float | None:
 
 
 def objective(node: Node | None, findings: Findings) -> tuple[str, dict[str, float]]:
-    """(what to minimize, constraints) of the `objective:` section. Constraints: `deadline_seconds`."""
+    """(what to minimize, constraints) of the `objective:` section.
+
+    What to minimize is a goal (`energy`), or weights as a text (`time=0.5,energy=0.5`). Constraints: `deadline_seconds`.
+    """
     if node is None or node.value is BROKEN:
         return "time", {}
     if not isinstance(node.value, dict):
         return _goal(node, findings), {}
     items = node.value
+    if items and not items.keys() & {"minimize", "deadline"} and (len(items) > 1 or items.keys() & set(OBJECTIVES)):
+        return _weights(node, findings), {}
     known_keys(items, ("minimize", "deadline"), "objective", findings)
     if "minimize" not in items:
         findings.add(node, f"objective needs the key 'minimize'; write one of {', '.join(OBJECTIVES)}", "missing-key")
-    goal = _goal(items["minimize"].value, findings) if "minimize" in items else "time"
+        goal = "time"
+    else:
+        wanted_node = items["minimize"].value
+        goal = _weights(wanted_node, findings) if isinstance(wanted_node.value, dict) else _goal(wanted_node, findings)
     limits: dict[str, float] = {}
     if "deadline" in items and items["deadline"].value.value is not BROKEN:
         seconds = duration(items["deadline"].value.value)
@@ -198,3 +207,21 @@ def _goal(node: Node, findings: Findings) -> str:
     shown = node.value if isinstance(node.value, str) else ""
     findings.add(node, f"unknown objective {node.kind}{hint(shown, OBJECTIVES)}", "objective")
     return "time"
+
+
+def _weights(node: Node, findings: Findings) -> str:
+    """Weights of goals (`{time: 0.5, energy: 0.5}`) as a text; those of 0 are left out."""
+    items = node.value
+    known_keys(items, OBJECTIVES, "a weighted objective", findings)
+    found: dict[str, float] = {}
+    for name in OBJECTIVES:
+        weight = items[name].value if name in items else None
+        if weight is None or weight.value is BROKEN:
+            continue
+        if isinstance(weight.value, bool) or not isinstance(weight.value, (int, float)) or not 0 <= weight.value < math.inf:
+            findings.add(weight, f"the weight of {name} must be a number from 0 on, got {weight.kind}", "objective")
+        else:
+            found[name] = float(weight.value)
+    if not any(found.values()) and found.keys() == items.keys():
+        findings.add(node, "a weighted objective needs a weight above 0, such as {time: 0.5, energy: 0.5}", "objective")
+    return ",".join(f"{name}={weight!r}" for name, weight in found.items() if weight) or "time"

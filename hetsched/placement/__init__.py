@@ -11,14 +11,15 @@ from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Machine
 from hetsched.placement.bounds import SHARE, lower_bound
 from hetsched.placement.costs import CostModel, RooflineCosts
-from hetsched.placement.costs.objective import check_objective
+from hetsched.placement.costs.objective import Objective, ObjectiveLike
 from hetsched.placement.draft import GraphDraft, Policy
 from hetsched.placement.memory import PlanTooLargeError
 from hetsched.placement.policies import earliest_finish, find, one_device, serial
 from hetsched.placement.problem import PlanLoop, Problem, problem_of
 from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import improve
-from hetsched.timeline import Timeline
+from hetsched.placement.tradeoff import Point, Pool, choose, front, is_worth_it
+from hetsched.timeline import Bound, Timeline
 
 
 def plan_graph(
@@ -26,22 +27,72 @@ def plan_graph(
     machine: Machine,
     costs: CostModel | None = None,
     policy: str = "auto",
-    objective: str = "time",
+    objective: ObjectiveLike = "time",
     plan_seconds: float = 0.0,
     only: str | None = None,
     memory: Mapping[str, int] | None = None,
 ) -> Timeline:
     """The plan of `graph` on `machine` by `policy`, laid out in memory, with a lower bound on its makespan. Pure: touches no device.
 
-    costs: the roofline of the machine where None. plan_seconds: time to search for something better than the policy's plan.
+    costs: the roofline of the machine where None. objective: what is to be least (`costs.objective.Objective.of`): where it is not `time`, the plan
+    is the best of a pool by the objective's own measure (`tradeoff`). plan_seconds: time to search for something better than the policy's plan.
     only: a device pattern (`gpu`, `cuda:0`) for the tasks that have a kernel on a matching device; others are not limited.
     memory: node -> bytes at most, instead of the machine's own figures.
-    Raises `PlacementError` (no device fits a task, or constraints contradict), `OutOfMemoryError` (no plan was found that fits),
-    `CommandLineError` (unknown policy or objective).
+    Raises `PlacementError` (no device fits a task, constraints contradict, a deadline cannot be kept, the machine does not state what the objective
+    is about), `OutOfMemoryError` (no plan was found that fits), `CommandLineError` (unknown policy or objective).
     """
     started = time.perf_counter()
-    check_objective(objective)
+    goal = Objective.of(objective)
     chosen = find(policy)
+    with no_garbage_collection():
+        problem, plan_loop = _problem(graph, machine, costs, only, memory)
+        if goal == Objective() and not (policy == "auto" and is_worth_it(problem)):
+            draft = GraphDraft(problem)
+            chosen(draft)
+            if plan_seconds > 0:
+                improve(draft, started + plan_seconds * (1 - SHARE))
+            try:
+                plan = draft.plan()
+            except PlanTooLargeError as error:
+                if policy != "auto":
+                    raise
+                plan = _frugal_plan(problem, error)
+        else:
+            pool = _pool(problem, chosen, policy, plan_loop, only)
+            problem = pool.bound_problem()
+            left = started + plan_seconds * (1 - SHARE) - time.perf_counter() if plan_seconds > 0 else 0.0
+            plan = choose(pool, goal, lower_bound(problem), _frugal, max(left, 0.0))
+        bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
+    return _finished(plan, machine, memory, policy, goal, bound, started)
+
+
+def plan_front(
+    graph: Graph,
+    machine: Machine,
+    costs: CostModel | None = None,
+    policy: str = "auto",
+    only: str | None = None,
+    memory: Mapping[str, int] | None = None,
+) -> list[Point]:
+    """The front of time, energy and price: plans that no other plan found beats in all three, the fastest first. Arguments are those of `plan_graph`.
+
+    What the machine states no watts or prices for does not count; `Point.figures.missing` says so.
+    """
+    started = time.perf_counter()
+    chosen = find(policy)
+    with no_garbage_collection():
+        problem, plan_loop = _problem(graph, machine, costs, only, memory)
+        pool = _pool(problem, chosen, policy, plan_loop, only)
+        points = front(pool)
+        bound = lower_bound(pool.bound_problem())
+    goal = Objective()
+    return [replace(p, plan=_finished(p.plan, machine, memory, policy, goal, bound, started)) for p in points]
+
+
+def _problem(
+    graph: Graph, machine: Machine, costs: CostModel | None, only: str | None, memory: Mapping[str, int] | None
+) -> tuple[Problem, PlanLoop | None]:
+    """The problem, and what plans the bodies of its loops."""
     limits = dict(memory or {})
     plan_loop: PlanLoop | None = None
     if any(isinstance(op, Loop) for op in graph.task_ops):
@@ -49,23 +100,24 @@ def plan_graph(
         from hetsched.placement.loops import plan_loop as plan_body
 
         plan_loop = partial(plan_body, only=only, memory=limits or None)
-    with no_garbage_collection():
-        problem = problem_of(graph, machine, costs or RooflineCosts(machine), only=only, memory=limits, plan_loop=plan_loop)
-        draft = GraphDraft(problem)
-        chosen(draft)
-        if plan_seconds > 0:
-            improve(draft, started + plan_seconds * (1 - SHARE))
-        try:
-            plan = draft.plan()
-        except PlanTooLargeError as error:
-            if policy != "auto":
-                raise
-            plan = _frugal_plan(problem, error)
-        bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
-    if limits:
-        machine = replace(machine, memories=tuple(replace(m, nbytes=limits.get(m.name, m.nbytes)) for m in machine.memories))
-    seconds = time.perf_counter() - started
-    return replace(plan, machine=machine, policy=policy, objective=objective, bound=bound, plan_seconds=seconds)
+    return problem_of(graph, machine, costs or RooflineCosts(machine), only=only, memory=limits, plan_loop=plan_loop), plan_loop
+
+
+def _pool(problem: Problem, chosen: Policy, policy: str, plan_loop: PlanLoop | None, only: str | None) -> Pool:
+    def plan_body(task: int, machine: Machine) -> Timeline:
+        assert problem.graph is not None
+        assert plan_loop is not None
+        return plan_loop(problem.graph.task_ops[task], machine, problem.costs, where=problem.graph.where.get(task))
+
+    return Pool(problem, chosen, plan_body, is_auto=policy == "auto", only=only)
+
+
+def _finished(
+    plan: Timeline, machine: Machine, memory: Mapping[str, int] | None, policy: str, goal: Objective, bound: Bound, started: float
+) -> Timeline:
+    if memory:
+        machine = replace(machine, memories=tuple(replace(m, nbytes=memory.get(m.name, m.nbytes)) for m in machine.memories))
+    return replace(plan, machine=machine, policy=policy, objective=str(goal), bound=bound, plan_seconds=time.perf_counter() - started)
 
 
 def _frugal_plan(problem: Problem, error: PlanTooLargeError) -> Timeline:
@@ -89,4 +141,4 @@ def _frugal(problem: Problem) -> Iterator[tuple[str, Policy]]:
         yield f"one task at a time, on {device} where it can be", partial(serial.one_at_a_time, device=number)
 
 
-__all__ = ["plan_graph"]
+__all__ = ["plan_front", "plan_graph"]

@@ -9,6 +9,7 @@ from hetsched.graph.graph import Graph, Where
 from hetsched.machine import Machine
 
 Devices = frozenset[int]
+Conflict = tuple[str, tuple[str, ...]]  # a sentence, and the names of the tasks it is about
 
 
 def allowed_devices(
@@ -19,7 +20,7 @@ def allowed_devices(
     capable: task -> devices that can run it; loops are left out, their bodies are planned by themselves.
     Raises `PlacementError` with a line for every constraint that cannot hold.
     """
-    problems: list[str] = []
+    problems: list[Conflict] = []
     notes: list[str] = []
     devices = machine.devices
     if only is not None and not _matching(machine, only):
@@ -38,17 +39,26 @@ def allowed_devices(
         common = frozenset.intersection(*(allowed.get(t, capable[t]) for t in members))
         if not common:
             each = "; ".join(f"{graph.task_names[t]!r} may use {_describe(machine, allowed.get(t, capable[t]))}" for t in members)
-            problems.append(f"same_as: no device suits all of these tasks: {each}; relax `device` of one of them")
+            sentence = f"same_as: no device suits all of these tasks: {each}; relax `device` of one of them"
+            problems.append((sentence, tuple(graph.task_names[t] for t in members)))
         for t in members:
             if common != capable[t]:
                 allowed[t] = common
     if problems:
-        raise PlacementError("\n".join(problems))
+        raise PlacementError("", problems)
     return allowed, groups, notes
 
 
 def _apply(
-    graph: Graph, machine: Machine, task: int, where: Where, can: Devices, limited: Devices, only: str | None, problems: list[str], notes: list[str]
+    graph: Graph,
+    machine: Machine,
+    task: int,
+    where: Where,
+    can: Devices,
+    limited: Devices,
+    only: str | None,
+    problems: list[Conflict],
+    notes: list[str],
 ) -> Devices:
     """The devices left by one task's own constraint; appends to `problems` and gives `can` where none is left."""
     name, op = graph.task_names[task], graph.task_ops[task].name
@@ -69,11 +79,11 @@ def _apply(
         asked.append(f"`not: {', '.join(where.exclude)}`")
     if only is not None:
         asked.append(f"the limit to {only!r} given for the whole run")
-    problems.append(f"task {name!r} ({op}): no device satisfies {' and '.join(asked)}; it can run on {_describe(machine, can)}")
+    problems.append((f"task {name!r} ({op}): no device satisfies {' and '.join(asked)}; it can run on {_describe(machine, can)}", (name,)))
     return can
 
 
-def _groups(graph: Graph, capable: Mapping[int, Devices], problems: list[str]) -> dict[int, tuple[int, ...]]:
+def _groups(graph: Graph, capable: Mapping[int, Devices], problems: list[Conflict]) -> dict[int, tuple[int, ...]]:
     """Task -> all tasks that `same_as` ties to it, itself among them."""
     parent: dict[int, int] = {}
 
@@ -87,9 +97,9 @@ def _groups(graph: Graph, capable: Mapping[int, Devices], problems: list[str]) -
             continue
         other = graph.task_index.get(where.same_as)
         if other is None or other not in capable or task not in capable:
-            problems.append(
-                f"task {graph.task_names[task]!r}: same_as {where.same_as!r} must tie one plain task to another, not a loop or a group of tasks"
-            )
+            name = graph.task_names[task]
+            sentence = f"task {name!r}: same_as {where.same_as!r} must tie one plain task to another, not a loop or a group of tasks"
+            problems.append((sentence, (name,)))
             continue
         parent[root(task)] = root(other)
     members: dict[int, list[int]] = {}

@@ -334,9 +334,9 @@ def _capable(
     """Task -> devices that can run it, for every task that is not a loop; an error that names all that have none."""
     by_row = [frozenset(choices[i].device for i in np.flatnonzero(np.isfinite(row)).tolist()) for row in rows]
     capable = {t: by_row[row] for t, row in enumerate(row_of.tolist()) if t not in loops}
-    problems = [_lacks(graph, t, machine) for t, devices in capable.items() if not devices]
+    problems = [(_lacks(graph, t, machine), (graph.task_names[t],)) for t, devices in capable.items() if not devices]
     if problems:
-        raise PlacementError("\n".join(problems))
+        raise PlacementError("", problems)
     return capable
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hetsched.graph.graph import Loop
+from hetsched.placement.costs.figures import Figures, measure
+from hetsched.placement.tradeoff import Point
 from hetsched.report.events import body_of
 from hetsched.report.gantt import gantt
 from hetsched.report.summary import bound_line, transfers
@@ -28,9 +32,32 @@ def plan_text(plan: Timeline, width: int = 100, ascii_only: bool = False, most: 
     if t.count:
         hidden = f", {percent_text(t.hidden_fraction)} hidden behind compute" if t.hidden_fraction is not None else ""
         lines.append(f"transfers: {plural(t.count, 'copy', 'copies')}, {bytes_text(t.nbytes)} in {seconds_text(t.seconds)}{hidden}")
+    lines += costs_lines(measure(plan))
     if plan.peak:
         lines.append("memory at most: " + ", ".join(f"{node} {bytes_text(nbytes)}" for node, nbytes in sorted(plan.peak.items())))
     lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def costs_lines(figures: Figures) -> list[str]:
+    """`costs (estimated): 2.9 J, 3.3e-05 at the machine's prices`; nothing where the machine states neither watts nor prices."""
+    parts = [f"{figures.joules:.3g} J"] if figures.joules is not None else []
+    parts += [f"{figures.price:.3g} at the machine's prices"] if figures.price is not None else []
+    return [f"costs (estimated): {', '.join(parts)}"] if parts else []
+
+
+def front_text(points: Sequence[Point]) -> str:
+    """The table of `hetsched plan --pareto`: a line a plan, the fastest first."""
+    rows = []
+    for point in points:
+        f = point.figures
+        joules, price = (f"{x:.4g}" if x is not None else "-" for x in (f.joules, f.price))
+        rows.append([seconds_text(f.seconds), joules, price, ", ".join(f.devices), ", ".join(point.best)])
+    lines = table(["time", "joules", "price", "devices", "best in"], rows, right=(0, 1, 2))
+    unknown = {goal: why for p in points for goal, why in p.figures.missing.items()}
+    lines += [f"note: {goal} is not known: {why}" for goal, why in unknown.items()]
+    if points and points[0].plan.bound is not None:
+        lines.append(f"{plural(len(points), 'plan')} that no other found beats in all; no plan is below {seconds_text(points[0].plan.bound.seconds)}")
     return "\n".join(lines)
 
 

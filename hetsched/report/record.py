@@ -7,6 +7,8 @@ from typing import Any
 
 from hetsched.graph.graph import Loop
 from hetsched.machine import Device, Machine
+from hetsched.placement.costs.figures import Figures, measure
+from hetsched.placement.tradeoff import Point
 from hetsched.report.events import body_of
 from hetsched.report.summary import device_use, transfers
 from hetsched.timeline import Launch, Timeline
@@ -35,6 +37,7 @@ def run_record(
         "objective": (plan or trace).objective,
         "devices": devices_record(trace),
         "transfers": transfers_record(trace),
+        "figures": figures_record(measure(trace)),
         "tasks": tasks_record(trace),
         "metrics": dict(metrics),
         "outputs": dict(outputs),
@@ -56,10 +59,44 @@ def plan_record(plan: Timeline, file: str = "", name: str = "") -> dict[str, Any
         "machine": plan.machine.name,
         "devices": devices_record(plan),
         "transfers": transfers_record(plan),
+        "figures": figures_record(measure(plan)),
         "peak_bytes": dict(plan.peak),
         "tasks": tasks_record(plan, times=True),
         "notes": list(plan.notes),
     }
+
+
+def figures_record(figures: Figures) -> dict[str, Any]:
+    """Seconds, joules and price as plain data; null where not known, and `missing` says why. `estimated`: the goals that were not measured."""
+    return {
+        "seconds": figures.seconds,
+        "latency_seconds": figures.latency_seconds,
+        "joules": figures.joules,
+        "price": figures.price,
+        "devices": list(figures.devices),
+        "estimated": sorted(figures.estimated),
+        "missing": dict(figures.missing),
+    }
+
+
+def front_record(points: Sequence[Point], file: str = "", name: str = "") -> dict[str, Any]:
+    """The object of `plan --pareto --format json`: the front of time, energy and price, the fastest plan first."""
+    first = points[0].plan
+    return {
+        "version": VERSION,
+        "file": file,
+        "name": name,
+        "policy": first.policy,
+        "machine": first.machine.name,
+        "lower_bound": first.bound.seconds if first.bound is not None else None,
+        "plan_seconds": first.plan_seconds,
+        "points": [{**figures_record(p.figures), "best": list(p.best), "tasks": _placed(p)} for p in points],
+    }
+
+
+def _placed(point: Point) -> dict[str, int]:
+    """Device -> tasks that it runs, for the devices that run some."""
+    return {name: use.tasks for name, use in device_use(point.plan).items() if use.tasks}
 
 
 def devices_record(timeline: Timeline) -> dict[str, dict[str, Any]]:
@@ -116,6 +153,10 @@ def device_record(device: Device) -> dict[str, Any]:
         "bytes_per_second": device.bytes_per_second,
         "launch_seconds": device.launch_seconds,
         "unified": device.unified,
+        "busy_watts": device.busy_watts,
+        "idle_watts": device.idle_watts,
+        "always_on": device.always_on,
+        "price_per_hour": device.price_per_hour,
     }
 
 

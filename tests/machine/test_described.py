@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         (
             "kind: cpu",
             "knid: cpu",
-            ["5: 'devices[0].kind' is missing; give it", "5: unknown key 'knid'; did you mean 'kind'? known: busy_watts, "],
+            ["5: 'devices[0].kind' is missing; give it", "5: unknown key 'knid'; did you mean 'kind'? known: always_on, busy_watts, "],
         ),
         ("name: small", "nmae: small", ["2: unknown key 'nmae'; did you mean 'name'? known: devices, "]),
         (

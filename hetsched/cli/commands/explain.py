@@ -23,11 +23,13 @@ def execute(args: Any) -> int:
     """Plan the file and explain the task; touches no device."""
     given = overrides(args)
     from hetsched.pipeline.build import load
+    from hetsched.pipeline.placing import placing
     from hetsched.placement.costs import RooflineCosts
     from hetsched.report.explain import explain
     from hetsched.run import plan
 
     pipeline = load(args.file, given, trust=args.trust)
-    planned = plan(pipeline.graph, **placement_arguments(args, pipeline.objective))
+    with placing(pipeline):
+        planned = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
     write(explain(planned, args.task, RooflineCosts(planned.machine)))
     return 0

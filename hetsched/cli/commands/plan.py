@@ -14,6 +14,7 @@ from hetsched.cli.units import duration
 from hetsched.errors import CommandLineError, FileError, did_you_mean
 
 if TYPE_CHECKING:
+    from hetsched.pipeline.build import Pipeline
     from hetsched.timeline import Timeline
 
 COSTED = "placement-bench/1"
@@ -28,6 +29,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="a pipeline (.yaml), a costed graph or a loop body (.json, .json.gz)")
     pipeline_options(parser)
     placement_options(parser)
+    parser.add_argument("--pareto", action="store_true", help="print the front of time, energy and price, and the devices each plan of it uses")
     parser.add_argument("--trace", metavar="F", help="write the plan as a Chrome/Perfetto trace, for ui.perfetto.dev")
     format_option(parser)
 
@@ -39,6 +41,8 @@ def execute(args: Any) -> int:
     kinds = [kind_of(file) for file in args.files]
     if args.trace is not None and kinds != ["pipeline"]:
         raise CommandLineError("--trace is written of one pipeline's plan; give one .yaml file")
+    if args.pareto and (set(kinds) != {"pipeline"} or args.trace is not None or args.objective is not None or args.plan_time is not None):
+        raise CommandLineError("--pareto is for pipelines (.yaml), and without --trace, --objective and --plan-time; leave these out")
     for file, kind in zip(args.files, kinds, strict=True):
         record, text = _pipeline(file, args) if kind == "pipeline" else _costed(file, args) if kind == COSTED else _body(file, args)
         if args.format == "text":
@@ -71,12 +75,16 @@ def kind_of(file: str) -> str:
 def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
     given = overrides(args)
     from hetsched.pipeline.build import load
+    from hetsched.pipeline.placing import placing
     from hetsched.report.plan_text import plan_text
     from hetsched.report.record import plan_record
     from hetsched.run import plan
 
     pipeline = load(file, given, trust=args.trust)
-    planned: Timeline = plan(pipeline.graph, **placement_arguments(args, pipeline.objective))
+    if args.pareto:
+        return _front(file, pipeline, args)
+    with placing(pipeline):
+        planned: Timeline = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
     if args.trace is not None:
         from hetsched.cli.commands.run import write_trace
 
@@ -84,6 +92,20 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
     if args.format != "text":
         return plan_record(planned, file, pipeline.name), ""
     return {}, plan_text(planned, width(), ascii_only=is_ascii_only())
+
+
+def _front(file: str, pipeline: Pipeline, args: Any) -> tuple[dict[str, Any], str]:
+    from hetsched.machine import Machine
+    from hetsched.pipeline.placing import placing
+    from hetsched.placement import plan_front
+    from hetsched.report.plan_text import front_text
+    from hetsched.report.record import front_record
+
+    given = placement_arguments(args)
+    machine = given["machine"] if given["machine"] is not None else Machine.here()
+    with placing(pipeline):
+        points = plan_front(pipeline.graph, machine, policy=given["policy"], only=given["only"], memory=given["memory"])
+    return front_record(points, file, pipeline.name), front_text(points)
 
 
 def _costed(file: str, args: Any) -> tuple[dict[str, Any], str]:

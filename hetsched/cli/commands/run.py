@@ -47,11 +47,13 @@ def _run(args: Any) -> int:
     timeout = duration(args.timeout) if args.timeout is not None else None
     given = overrides(args)
     from hetsched.pipeline.build import load
+    from hetsched.pipeline.placing import placing
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
     pipeline = load(args.file, given, trust=args.trust)
-    planned = plan(pipeline.graph, **placement_arguments(args, pipeline.objective))
+    with placing(pipeline):
+        planned = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
     if args.format == "text":
         from hetsched.report.summary import bound_line
 

@@ -1,0 +1,48 @@
+"""Constraints that cannot hold, at the lines of the file that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from hetsched.errors import PlacementError
+from hetsched.pipeline.build import Pipeline
+from hetsched.pipeline.mistakes import Mistake, render
+
+
+@contextmanager
+def placing(pipeline: Pipeline) -> Iterator[None]:
+    """Inside, a `PlacementError` about tasks of the pipeline is told as `FILE:LINE:COLUMN: error: ...` for every `device:` entry in conflict."""
+    try:
+        yield
+    except PlacementError as error:
+        found = mistakes(pipeline, error)
+        if not found:
+            raise
+        raise PlacementError(render(found), error.conflicts) from error
+
+
+def mistakes(pipeline: Pipeline, error: PlacementError) -> list[Mistake]:
+    """A mistake for every entry of the file that has part in a conflict, in the order of the file; of many conflicts at one entry the first.
+
+    Empty where some conflict is of no task of the file.
+    """
+    by_entry: dict[str, list[str]] = {}
+    for sentence, tasks in error.conflicts:
+        entries = dict.fromkeys(entry_of(pipeline, task) for task in tasks)
+        if None in entries:
+            return []
+        for entry in entries:
+            assert entry is not None
+            by_entry.setdefault(entry, []).append(sentence)
+    out = []
+    for entry, sentences in by_entry.items():
+        more = f" (and {len(sentences) - 1} more of its tasks)" if len(sentences) > 1 else ""
+        out.append(replace(pipeline.places[entry], message=sentences[0] + more))
+    return sorted(out, key=lambda m: (m.line, m.column))
+
+
+def entry_of(pipeline: Pipeline, task: str) -> str | None:
+    """The entry of `tasks:` that a primitive task belongs to: `train` of `train/loss` and of `gradient/train/loss`."""
+    return next((part for part in task.split("/") if part in pipeline.places), None)
