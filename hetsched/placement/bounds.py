@@ -49,7 +49,7 @@ def lower_bound(problem: Problem, seconds: float = 0.0, above: float = np.inf, *
     """The best bound that is found; 0 seconds for no tasks.
 
     seconds: time to search for a better one than those that take next to none: deadlines are refuted until then by `clock`. above: the makespan of a
-    plan, if there is one; no bound is above it.
+    plan, if there is one; no bound is above it. What the policy `exact` proved is taken where nothing else is better.
     """
     if not len(problem):
         return Bound(0.0, "path", np.zeros((0, len(problem.node_names))))
@@ -60,10 +60,15 @@ def lower_bound(problem: Problem, seconds: float = 0.0, above: float = np.inf, *
     heads, tails = fastest_heads(problem), fastest_tails(problem)
     window, worked = _best_window(_dues(problem, prices), heads, tails, tuple(prices.tolist()))
     low = max(path, worked)
+    proved: Bound | None = problem.memo.get("proved")
+    if proved is not None and proved.seconds > low and proved.seconds >= above * (1 - 1e-3):
+        return proved
     if seconds > 0 and 0 < low < above:
         refutation = best_refutation(problem, low, above, until, clock)
-        if refutation is not None:
+        if refutation is not None and (proved is None or refutation.deadline > proved.seconds):
             return Bound(refutation.deadline * (1 - _ROUNDING), "deadline", refutation)
+    if proved is not None and proved.seconds > low:
+        return proved
     if path >= worked:
         return Bound(path * (1 - _ROUNDING), "path", finish)
     kind = "work" if window.head == 0 and window.tail == 0 else "window"
@@ -78,6 +83,10 @@ def check_bound(problem: Problem, bound: Bound) -> None:
         proved = _check_window(problem, bound.witness)
     elif bound.kind == "deadline" and isinstance(bound.witness, Refutation):
         proved = proved_by_refutation(problem, bound.witness)
+    elif bound.kind == "cp-sat":
+        from hetsched.placement.cpsat import check_solved
+
+        proved = check_solved(problem, bound)
     else:
         raise PlanError(f"a bound of kind {bound.kind!r} with the witness {bound.witness!r} cannot be verified")
     if bound.seconds > proved:

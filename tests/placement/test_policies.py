@@ -91,7 +91,7 @@ def test_tasks_by_rank_keep_their_order_even_without_durations():
     assert all(place[u] < place[v] for u, v, _ in document["edges"])
 
 
-@pytest.mark.parametrize("name", policies.names())
+@pytest.mark.parametrize("name", [name for name in policies.names() if name != "exact"])  # which has tests of its own: it needs a solver
 def test_every_policy_keeps_the_contract(name):
     check_policy(find(name), 12, seed=7, n=35)
 
