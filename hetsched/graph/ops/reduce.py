@@ -10,6 +10,7 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
+from hetsched.graph.ops import _cl_reduce as opencl
 from hetsched.graph.ops._rules import (
     arrays,
     broadcast,
@@ -43,6 +44,10 @@ def _want_elements(spec: Spec, axes: Sequence[int], what: str) -> None:
     kept = math.prod(bound(d) for i, d in enumerate(spec.shape) if i not in axes)
     if kept and any(bound(spec.shape[i]) == 0 for i in axes):
         raise GraphError(f"{what} of no elements has no value: axes {tuple(axes)} of {text(spec.shape)} are empty")
+
+
+def _workspace(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], attributes: Attributes) -> int:
+    return opencl.workspace_nbytes(inputs, attributes["axes"])
 
 
 # sum and mean -----------------------------------------------------------------------------------------------------------------
@@ -111,12 +116,13 @@ def _mean_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribute
 
 
 sum_ = Op(
-    "tensor.sum", ("x",), ("out",), _infer_sum, per_input(1), {"array": _sum}, _sum_gradient, _AXES,
-    doc="The sum over axes; integers and bools are summed in int64.",
+    "tensor.sum", ("x",), ("out",), _infer_sum, per_input(1), {"array": _sum, "opencl": opencl.sum_}, _sum_gradient, _AXES,
+    workspace=_workspace, doc="The sum over axes; integers and bools are summed in int64.",
 )  # fmt: skip
 mean = Op(
-    "tensor.mean", ("x",), ("out",), _infer_mean, per_input(1), {"array": _mean}, _mean_gradient, _AXES, doc="The mean over axes; floating dtypes."
-)
+    "tensor.mean", ("x",), ("out",), _infer_mean, per_input(1), {"array": _mean, "opencl": opencl.mean}, _mean_gradient, _AXES,
+    workspace=_workspace, doc="The mean over axes; floating dtypes.",
+)  # fmt: skip
 
 
 # max and argmax ---------------------------------------------------------------------------------------------------------------
@@ -158,13 +164,13 @@ def _max_grad(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any
 
 
 max_grad = Op(
-    "tensor.max_grad", ("x", "y", "grad"), ("out",), _infer_max_grad, per_input(4), {"array": _max_grad}, attributes=_AXES,
+    "tensor.max_grad", ("x", "y", "grad"), ("out",), _infer_max_grad, per_input(4), {"array": _max_grad, "opencl": opencl.max_grad}, attributes=_AXES,
     doc="The gradient of tensor.max(x) = y: grad, shared equally by the elements that are the largest.",
 )  # fmt: skip
 max_ = Op(
-    "tensor.max", ("x",), ("out",), _infer_max, per_input(1), {"array": _max},
+    "tensor.max", ("x",), ("out",), _infer_max, per_input(1), {"array": _max, "opencl": opencl.max_},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.max_grad", x[0], y, g, axes=a["axes"], keepdims=a["keepdims"])]), _AXES,
-    doc="The largest element over axes.",
+    workspace=_workspace, doc="The largest element over axes.",
 )  # fmt: skip
 
 
@@ -185,7 +191,7 @@ def _argmax(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
 
 
 argmax = Op(
-    "tensor.argmax", ("x",), ("out",), _infer_argmax, per_input(1), {"array": _argmax},
+    "tensor.argmax", ("x",), ("out",), _infer_argmax, per_input(1), {"array": _argmax, "opencl": opencl.argmax},
     attributes={"axis": Attribute(int, -1, "the axis to search"), "keepdims": _AXES["keepdims"]},
     doc="The index (int64) of the largest element along an axis; of equal ones the first.",
 )  # fmt: skip
@@ -212,9 +218,14 @@ def _sum_to(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
     add_up(xp, x, out.reshape((1,) * lead + out.shape), axes, True)
 
 
+def _sum_to_workspace(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], attributes: Attributes) -> int:
+    (x,), (out,) = arrays(inputs[:1], ("x",)), arrays(outputs, ("out",))
+    return opencl.workspace_nbytes(inputs, opencl.summed_axes(x.bounds, out.bounds))
+
+
 sum_to = Op(
-    "tensor.sum_to", ("x", "like?"), ("out",), _infer_sum_to, per_input(1), {"array": _sum_to},
+    "tensor.sum_to", ("x", "like?"), ("out",), _infer_sum_to, per_input(1), {"array": _sum_to, "opencl": opencl.sum_to},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.broadcast_to", g, x[0])]),
-    {"shape": Attribute("ints", None, "the shape to sum to, where like is not given", low=0)},
+    {"shape": Attribute("ints", None, "the shape to sum to, where like is not given", low=0)}, workspace=_sum_to_workspace,
     doc="x summed over the axes along which an array of the given shape is broadcast to it: the transpose of tensor.broadcast_to.",
 )  # fmt: skip
