@@ -29,6 +29,7 @@ _OUT_OF_MEMORY = {
 }  # fmt: skip
 # Device clocks drift against perf_counter (28 us a second measured on PoCL, whose clock is not slewed), so their offset is taken anew.
 _CLOCK_SECONDS = 0.25
+_CLOCK_WINDOW_NS = 5_000
 _FEW_ITEMS = 4096
 
 
@@ -387,10 +388,11 @@ class LiveDevice:
             self.renew()
         return self.clock_offset
 
-    def renew(self, tries: int = 5) -> None:
-        """Take the clock's offset: of `tries` markers, the one whose enqueueing took least; the device's stamp lies within it."""
+    def renew(self, tries: int = 20) -> None:
+        """Take the clock's offset: of up to `tries` markers, the one whose enqueueing took least; the device's stamp lies within it."""
         least = math.inf
-        for _ in range(tries):
+        while tries > 0 and least > _CLOCK_WINDOW_NS:
+            tries -= 1
             before = perf_counter_ns()
             event = cl.enqueue_marker(self._clock_queue)
             after = perf_counter_ns()

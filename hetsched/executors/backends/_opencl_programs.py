@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,7 +51,8 @@ def write_aside(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         os.replace(partial, path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def describe(device: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hetsched.errors import OutOfMemoryError, PlacementError, did_you_mean
+from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
 from hetsched.executors.backends.cpu import cores
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
@@ -179,7 +179,7 @@ def _between(i: int, a: dict[str, float], j: int, b: dict[str, float]) -> Link:
 
 def _speeds(device: Any) -> dict[str, float] | str:
     """What was measured of a device, or why it cannot be used; from the cache where it is known."""
-    from hetsched.executors.backends._opencl_programs import cache_folder, describe, write_aside
+    from hetsched.executors.backends._opencl_programs import DeviceError, cache_folder, describe, write_aside
 
     mark = f"{describe(device)}\n{device.max_compute_units}\n{cores()}\n{_MARK}"
     path = cache_folder() / f"opencl-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
@@ -193,11 +193,10 @@ def _speeds(device: Any) -> dict[str, float] | str:
         pass
     try:
         speeds = measure(device)
-    except OutOfMemoryError as error:  # others may hold its memory now
-        return str(error)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        write_aside(path, json.dumps({"error": reason}).encode())
+        if isinstance(error, DeviceError):  # a compiler that does not work will not tomorrow; other things may pass
+            write_aside(path, json.dumps({"error": reason}).encode())
         return reason
     write_aside(path, json.dumps(speeds).encode())
     return speeds

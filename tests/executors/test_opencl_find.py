@@ -1,0 +1,242 @@
+"""Discovery of OpenCL devices and the cache of their programs; what needs an environment of its own runs in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from hetsched.executors.backends import opencl
+from hetsched.machine import HOST, Device, Machine, MemoryNode
+
+pytest.importorskip("pyopencl")
+if not opencl.find().devices:
+    pytest.skip("no OpenCL device works here", allow_module_level=True)
+
+from hetsched.executors.backends._opencl_programs import DeviceError, Programs, complaints
+
+SOURCE = "__kernel void one(OUT(float, y)) { LET_OUT(float, y) y[get_global_id(0)] = 1; }\n"
+
+
+def python(code, **environment):
+    """What a fresh process prints, read as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().split("\n")[-1])
+
+
+def test_what_is_found_makes_a_machine():
+    found = opencl.find()
+    machine = Machine((Device("cpu", "cpu"), *found.devices), found.links, (MemoryNode(HOST), *found.memories), found.resources)
+    for i, device in enumerate(found.devices):
+        assert device.id == device.memory == f"opencl:{i}"
+        assert device.languages == ("opencl",)
+        assert device.hardware in ("cpu", "gpu", "accelerator")
+        assert bool(device.uses) == (device.hardware == "cpu")
+        assert device.flops_per_second["float32"] > 1e6
+        assert 0 < device.launch_seconds < 0.1
+        assert not device.shares_lanes
+        assert machine.memory(device.memory).nbytes > 1 << 20
+        for link in (machine.link(HOST, device.memory), machine.link(device.memory, HOST)):
+            assert link.bytes_per_second > 1e6
+            assert 0 < link.latency_seconds < 0.1
+    assert opencl.find().devices == found.devices
+
+
+def test_speeds_are_measured_once(tmp_path):
+    code = """
+        import json
+        from hetsched.executors.backends import opencl
+        measured = []
+        measure = opencl.measure
+        opencl.measure = lambda device: measured.append(device) or measure(device)
+        found = opencl.find()
+        print(json.dumps([len(measured), [repr(x) for x in found.devices], len(found.notes)]))
+    """
+    first = python(code, XDG_CACHE_HOME=str(tmp_path))
+    second = python(code, XDG_CACHE_HOME=str(tmp_path))
+    assert first[0] >= len(first[1]) > 0
+    assert second == [0, first[1], first[2]]
+    for path in (tmp_path / "hetsched").glob("opencl-*.json"):
+        path.write_text(path.read_text()[:10])
+    assert python(code, XDG_CACHE_HOME=str(tmp_path))[0] == first[0]
+
+
+def test_no_driver_is_a_note_and_no_error():
+    notes, devices = python(
+        """
+        import json, pyopencl
+        from hetsched.executors.backends import opencl
+        def none():
+            raise pyopencl.LogicError("clGetPlatformIDs failed: PLATFORM_NOT_FOUND_KHR")
+        pyopencl.get_platforms = none
+        found = opencl.find()
+        print(json.dumps([found.notes, len(found.devices)]))
+        """
+    )
+    assert devices == 0
+    assert "there is no driver" in notes[0]
+
+
+def test_no_pyopencl_is_a_note_and_no_error():
+    notes, devices = python(
+        """
+        import json, sys
+        sys.modules["pyopencl"] = None
+        from hetsched.executors.backends import opencl
+        found = opencl.find()
+        print(json.dumps([found.notes, len(found.devices)]))
+        """
+    )
+    assert devices == 0
+    assert "PyOpenCL cannot be imported" in notes[0]
+
+
+def test_a_command_that_needs_no_device_does_not_load_pyopencl():
+    assert python("import json, sys, hetsched, hetsched.cli, hetsched.executors.backends; print(json.dumps('pyopencl' in sys.modules))") is False
+
+
+TWO = """
+    import json
+    import numpy as np
+    from hetsched.executors.backends import opencl
+    from hetsched.graph.spec import Spec
+    from hetsched.testing.opencl import runner
+    found = opencl.find()
+    twins = [d for d in found.devices if "Portable" in d.name][:2]
+    a, b = (opencl.open(d, 1 << 20) for d in twins)
+    first, second = a.stream("compute"), b.stream("copy")
+    sums = []
+    for turn in range(50):
+        x, y = a.array(64 * turn, (500,), np.float32), b.array(640, (500,), np.float32)
+        first.fill(x, turn)
+        second.wait(first.record())
+        second.copy(x, y)
+        out = np.empty(500, np.float32)
+        second.download(y, out)
+        event = second.record()
+        start, finish = event.span()
+        assert start <= finish
+        sums.append(float(out.sum()))
+    a.close()
+    b.close()
+    links = [[x.src, x.dst] for x in found.links]
+    print(json.dumps([[d.id for d in found.devices], [d.name for d in twins], sums, links]))
+"""
+
+
+def test_two_devices_hand_bytes_to_each_other():
+    names = [d.name for d in opencl.find().devices]
+    if not any("Portable" in name for name in names):
+        pytest.skip("only PoCL makes two devices of one")
+    ids, twins, sums, links = python(TWO, POCL_DEVICES="pthread pthread")
+    assert len(ids) == len(set(ids)) >= 2
+    assert len(twins) == 2
+    assert sums == [500.0 * turn for turn in range(50)]
+    assert all([a, b] in links for a in (HOST, *ids) for b in (HOST, *ids) if a != b)
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Makes `Programs` that share a cache of their own and nothing else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = opencl._programs_of(opencl._usable()[0][0].device)
+    return lambda: Programs(kept.context, kept.device)
+
+
+def test_a_program_is_built_once_and_then_read(fresh):
+    first, second = fresh(), fresh()
+    first.kernel(SOURCE, "one")
+    first.kernel(SOURCE, "one")
+    assert (first.built, first.loaded) == (1, 0)
+    second.kernel(SOURCE, "one")
+    assert (second.built, second.loaded) == (0, 1)
+    second.kernel(SOURCE + "// changed\n", "one")
+    assert (second.built, second.loaded) == (1, 1)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:], lambda b: b"", lambda b: b"rubbish" * 100])
+def test_a_damaged_file_is_ignored_and_written_anew(fresh, damage):
+    first, second, third = fresh(), fresh(), fresh()
+    first.get(SOURCE)
+    path = first.path(SOURCE)
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    second.get(SOURCE)
+    assert (second.built, second.loaded) == (1, 0)
+    third.get(SOURCE)
+    assert (third.built, third.loaded) == (0, 1)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(fresh, tmp_path):
+    (tmp_path / "hetsched").write_text("a file where the folder should be")
+    programs = fresh()
+    programs.kernel(SOURCE, "one")
+    assert programs.built == 1
+
+
+def test_a_second_process_builds_nothing(tmp_path):
+    code = """
+        import json
+        import numpy as np
+        from hetsched.executors.backends import opencl
+        from hetsched.machine import Device
+        live = opencl.open(Device("opencl:0", "opencl"), 4096)
+        before = live.programs.built, live.programs.loaded
+        stream = live.stream("compute")
+        y, out = live.array(64, (8,), np.float32), np.zeros(8, np.float32)
+        stream.run(SOURCE, "one", (8,), y)
+        stream.download(y, out)
+        stream.record().wait()
+        programs = live.programs
+        live.close()
+        print(json.dumps([programs.built - before[0], programs.loaded - before[1], out.tolist()]))
+    """.replace("SOURCE", repr(SOURCE))
+    assert python(code, XDG_CACHE_HOME=str(tmp_path)) == [1, 0, [1.0] * 8]
+    assert python(code, XDG_CACHE_HOME=str(tmp_path)) == [0, 1, [1.0] * 8]
+
+
+def test_build_logs_for_people():
+    source = "int a;\n\nfloot b;\n"
+    for log in ("k.cl:3:1: error: unknown type", "error: /tmp/x.cl:3:1: unknown type\nDevice x failed", "<kernel>:3:1: fatal error: unknown type"):
+        assert complaints(log, source) == "line 3, column 1: unknown type\n    floot b;\n    ^"
+    assert complaints("k.cl:1:1: warning: unused\nlinker failed", source) == "k.cl:1:1: warning: unused\nlinker failed"
+    many = "\n".join(f"k.cl:1:{i}: error: e{i}" for i in range(1, 9))
+    assert complaints(many, source).endswith("and 3 more")
+
+
+def test_check_op_sees_what_a_kernel_does_wrong():
+    from hetsched.graph.spec import Spec
+    from hetsched.testing.opencl import runner
+
+    x, spec = np.ones((3, 5), np.float32), Spec((3, 5), np.float32)
+    source = SOURCE.replace("= 1", "+= 1")
+
+    def outside(cl, inputs, outputs, workspace, attributes):
+        cl.run(SOURCE, "one", (16,), outputs[0])
+
+    def on_input(cl, inputs, outputs, workspace, attributes):
+        cl.run(source, "one", (1,), inputs[0])
+
+    def right(cl, inputs, outputs, workspace, attributes):
+        assert (workspace.nbytes, workspace.offset % 64) == (40, 0)
+        cl.run(SOURCE, "one", (15,), outputs[0])
+
+    run = runner()
+    with pytest.raises(AssertionError, match="wrote outside its arrays"):
+        run(outside, [x], [spec], 0, {})
+    with pytest.raises(AssertionError, match="wrote input 0"):
+        run(on_input, [x], [spec], 0, {})
+    (y,) = run(right, [x], [spec], 40, {})
+    np.testing.assert_array_equal(y, x)
+
+
+def test_errors_of_programs_are_errors_of_the_device(fresh):
+    with pytest.raises(DeviceError, match="does not build"):
+        fresh().get("__kernel nonsense")
