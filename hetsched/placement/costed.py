@@ -6,7 +6,6 @@ The format is `placement-bench/1`: JSON, gzipped or not. Links are contention-fr
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import time
 from bisect import bisect_left, bisect_right
@@ -20,12 +19,11 @@ import numpy as np
 from hetsched.errors import FileError, PlanError
 from hetsched.placement.bounds import SHARE, lower_bound
 from hetsched.placement.draft import Draft
+from hetsched.placement.interchange import DOT_ENDINGS, FORMAT, document_of
 from hetsched.placement.policies import find
 from hetsched.placement.problem import Choice, FloatArray, IntArray, Pool, Problem
 from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import improve
-
-FORMAT = "placement-bench/1"
 
 
 def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.0) -> dict[str, Any]:
@@ -56,25 +54,22 @@ def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.
 
 
 def read_costed(path: str | Path) -> Problem:
-    """The problem in the file `path`."""
+    """The problem in the file `path`: `placement-bench/1`, DOT, or WfFormat JSON of WfCommons (see `interchange`), gzipped or not."""
     where = Path(path)
     try:
         raw = where.read_bytes()
         if raw[:2] == b"\x1f\x8b":
             raw = gzip.decompress(raw)
-        document = json.loads(raw, parse_constant=_no_constant)
+        document = document_of(where.name, raw)
     except (OSError, EOFError) as error:
         raise FileError(f"{where}: cannot be read: {error}") from error
     except ValueError as error:
-        raise FileError(f"{where}: not JSON (or gzipped JSON): {error}") from error
+        what = "DOT" if where.name.endswith(DOT_ENDINGS) else "JSON (or gzipped JSON) of a costed graph"
+        raise FileError(f"{where}: not {what}: {error}") from error
     try:
         return costed_problem(document)
     except ValueError as error:
         raise FileError(f"{where}: {error}") from error
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON; write null for a device that cannot run a task")
 
 
 def costed_problem(document: Mapping[str, Any]) -> Problem:
@@ -120,7 +115,18 @@ def costed_problem(document: Mapping[str, Any]) -> Problem:
         seconds_per_byte=per_byte,
         engines=np.zeros((m, m), dtype=np.int64),
         capacity=(None,) * m,
+        names=_names(document, len(durations)),
     )
+
+
+def _names(document: Mapping[str, Any], n: int) -> list[str]:
+    """Names of the tasks, for messages; a file need not have them."""
+    if "names" not in document:
+        return []
+    names = _list(document, "names")
+    if len(names) != n:
+        raise ValueError(f"`names` has {len(names)} names for {n} tasks")
+    return [str(name) for name in names]
 
 
 def _key(mapping: Any, key: str, where: str) -> Any:

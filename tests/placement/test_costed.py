@@ -71,6 +71,7 @@ def with_row(key, i, row):
         (with_row("durations", 2, [None, None]), "task 2 can run on no device"),
         (with_row("edges", 1, [0, 4, 1.0]), r"edges\[1\] is \[0, 4, 1.0\]; wanted two task numbers from 0 to 3"),
         (with_row("edges", 1, [0, 1]), "`edges` must be a list"),
+        ({**TWO, "names": ["a"]}, "`names` has 1 names for 4 tasks"),
         ({**TWO, "edges": [[0, 1, 1], [1, 2, 1], [2, 1, 1]]}, "`edges` have a cycle: (1 -> 2 -> 1|2 -> 1 -> 2)"),
     ],
 )
