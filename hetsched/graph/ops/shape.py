@@ -226,7 +226,7 @@ def _concat_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribu
 
 concat = Op(
     "tensor.concat", ("values*",), ("out",), _infer_concat, per_output(0), {"array": _concat, "opencl": opencl.concat}, _concat_gradient,
-    {"axis": Attribute(int, 0, "the axis along which to join")}, capable=anywhere, doc="Arrays joined along an axis.",
+    {"axis": Attribute(int, 0, "the axis along which to join")}, capable=anywhere, calls=2, doc="Arrays joined along an axis.",
 )  # fmt: skip
 
 
@@ -289,7 +289,7 @@ slice_ = Op(
         "stops": Attribute("ints", doc="one past the last index along each axis", low=0),
         "axes": Attribute("ints", None, "the axes meant; left out: the first ones"),
     },
-    capable=anywhere, doc="A block of x (a copy); leading rows alone are the view tensor.rows.",
+    capable=anywhere, calls=6, doc="A block of x (a copy); leading rows alone are the view tensor.rows.",
 )  # fmt: skip
 
 
@@ -327,7 +327,7 @@ pad = Op(
         "high": Attribute("ints", doc="how many to add after each axis", low=0),
         "value": Attribute(float, 0.0, "what to fill with"),
     },
-    capable=anywhere, doc="x with a margin around it.",
+    capable=anywhere, calls=3, doc="x with a margin around it.",
 )  # fmt: skip
 
 
@@ -382,6 +382,7 @@ gather = Op(
     "tensor.gather", ("x", "indices"), ("out",), _infer_gather, per_output(0), {"array": _gather, "opencl": opencl.gather}, _gather_gradient,
     {"axis": Attribute(int, 0, "the axis of x that the indices count")},
     capable=anywhere,
+    calls=6,
     doc="Slices of x picked by indices (integers from 0): out[..., i, ...] = x[..., indices[i], ...]. An index out of range is an error on CPU.",
 )  # fmt: skip
 
@@ -415,7 +416,7 @@ scatter_add = Op(
     "tensor.scatter_add", ("indices", "updates"), ("out",), _infer_scatter_add, per_output(1),
     {"array": _scatter_add, "opencl": opencl.scatter_add}, _scatter_add_gradient,
     {"size": Attribute(int, doc="the extent of the axis", low=0), "axis": Attribute(int, 0, "the axis that the indices count", low=0)},
-    doc="Zeros with updates added where the indices say; equal indices add up. The transpose of tensor.gather.",
+    calls=8, doc="Zeros with updates added where the indices say; equal indices add up. The transpose of tensor.gather.",
 )  # fmt: skip
 
 
@@ -432,5 +433,5 @@ def _one_hot(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any,
 one_hot = Op(
     "tensor.one_hot", ("indices",), ("out",), _infer_one_hot, per_output(1), {"array": _one_hot, "opencl": opencl.one_hot},
     attributes={"classes": Attribute(int, doc="how many classes", low=0), "dtype": dtype_attribute("float32", (*FLOATS, "int32", "int64", "bool"))},
-    capable=anywhere, doc="indices[...] -> [..., classes]: 1 at the index, 0 elsewhere; an index out of range gives zeros.",
+    capable=anywhere, calls=4, doc="indices[...] -> [..., classes]: 1 at the index, 0 elsewhere; an index out of range gives zeros.",
 )  # fmt: skip
