@@ -144,6 +144,9 @@ def _costed_text(record: dict[str, Any]) -> str:
     lines = [*(chart(drawn, makespan, width(), ASCII_SHADES if is_ascii_only() else SHADES) if drawn else []), *more]
     lines.append(f"makespan {seconds_text(makespan)}; lower bound {seconds_text(bound)}: {above_text(makespan, bound)}")
     lines.append(f"{plural(len(record['tasks']), 'task')} planned by {record['policy']} in {seconds_text(record['plan_seconds'])}")
+    if record["evaluations"]:
+        loading = f"; its machine code took {seconds_text(record['compile_seconds'])} to load" if record["compile_seconds"] else ""
+        lines.append(f"the search tried {plural(record['evaluations'], 'plan')}{loading}")
     return "\n".join(lines)
 
 
