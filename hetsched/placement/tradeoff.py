@@ -243,7 +243,7 @@ def _choose(pool: Pool, candidates: list[Candidate], goal: Objective, bound: Bou
         late = goal.deadline_seconds is not None and not goal.keeps(fastest.figures)
         share = 1.0 if goal.is_time or late else 0.5
         quick = _on_all(pool, fastest)
-        improve(quick.draft, time.perf_counter() + share * plan_seconds)
+        improve(quick.draft, share * plan_seconds)
         quick.figures = figures_of_draft(quick.draft)
         candidates = [quick, *candidates]
         fastest = _best(candidates, Objective()) or fastest

@@ -10,8 +10,8 @@ from hetsched.placement.policies import auto
 from hetsched.placement.search import improve
 
 # Evaluations times tasks. A step of a costed graph is many times cheaper than the whole plan that other drafts must write.
-WORK = 20_000
-COSTED_WORK = 1_000_000
+WORK = 2_000
+COSTED_WORK = 300_000
 
 
 def policy(draft: Draft) -> None:
