@@ -163,7 +163,7 @@ def test_plan_shows_tasks_chart_and_bound_and_runs_nothing(matmul, tmp_path, cap
     out = capsys.readouterr().out
     assert out.startswith("task ")
     assert "\nproduct" in out
-    assert "\ncpu/0" in out
+    assert "\ncpu/" in out
     assert "lower bound" in out
     assert not (tmp_path / "out").exists()
     assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["otherData"]["kind"] == "plan"
@@ -266,7 +266,7 @@ def test_explain_tells_what_a_task_waits_for_and_what_each_device_would_take(mat
 
 def test_the_chart_of_a_run_is_drawn_when_asked_for(matmul, capsys):
     assert main(["run", str(matmul), "--gantt"]) == 0
-    assert "\ncpu/0" in capsys.readouterr().out
+    assert "\ncpu/" in capsys.readouterr().out
 
 
 def test_the_schema_accepts_the_shipped_pipelines(capsys):
