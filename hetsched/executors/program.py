@@ -161,6 +161,9 @@ def _stream_arcs(plan: Timeline) -> Iterable[Arc]:
 def compile_plan(plan: Timeline, join: bool = True) -> Program:
     """The program of a plan; `join=False` makes every command a step of its own."""
     arcs = span_arcs(plan)
+    shared = {d.id for d in plan.machine.devices if d.shares_lanes}
+    if plan.loop is not None and any(lane.owner not in shared for span in plan.spans for lane in span.lanes):
+        join = False  # streams order steps across turns: a joined step could then wait for itself over several turns
     groups = _segments(plan, arcs) if join else [[i] for i, s in enumerate(plan.spans) if not isinstance(s.command, Free)]
     of: dict[int, int] = {}
     for g, group in enumerate(groups):
