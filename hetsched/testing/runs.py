@@ -39,9 +39,12 @@ def value_problems(results: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
     return out + [f"output {name!r} differs" for name, value in wanted.items() if name in results and not same_values(results[name], value)]
 
 
-def run_problems(plan: Timeline, trace: Timeline) -> list[str]:
-    """Every difference between a plan and the trace of its run, loops included. Loops must be short enough for the trace to hold every turn."""
-    return list(_differences(plan, trace, ""))
+def run_problems(plan: Timeline, trace: Timeline, *, skew_seconds: float = SLACK_SECONDS) -> list[str]:
+    """Every difference between a plan and the trace of its run, loops included. Loops must be short enough for the trace to hold every turn.
+
+    skew_seconds: how far apart the clocks of the devices may be.
+    """
+    return list(_differences(plan, trace, "", skew_seconds))
 
 
 def done(timeline: Timeline) -> Done:
@@ -76,7 +79,7 @@ def _key(span: Span, turn: int) -> tuple[object, ...]:
     return ("copy", command.value, turn, command.src.node, command.dst.node)
 
 
-def _differences(plan: Timeline, trace: Timeline, where: str) -> Iterator[str]:
+def _differences(plan: Timeline, trace: Timeline, where: str, skew: float) -> Iterator[str]:
     turns = trace.turns
     wanted, seen = planned(plan, turns), done(trace)
     for key, n in (wanted - seen).items():
@@ -93,7 +96,7 @@ def _differences(plan: Timeline, trace: Timeline, where: str) -> Iterator[str]:
             if not 0 <= source < turns:
                 continue
             a, b = at.get(_key(first, source - source % k)), at.get(_key(second, turn))
-            if a is not None and b is not None and b.start < a.finish - SLACK_SECONDS:
+            if a is not None and b is not None and b.start < a.finish - skew:
                 yield (
                     f"{where}{_words(plan, _key(second, turn))} began at {b.start:.9g} s, before {_words(plan, _key(first, source))} "
                     f"ended at {a.finish:.9g} s"
@@ -109,11 +112,11 @@ def _differences(plan: Timeline, trace: Timeline, where: str) -> Iterator[str]:
     for lane, spans in lanes.items():
         spans.sort(key=lambda s: (s.start, s.finish))
         for x, y in pairwise(spans):
-            if y.start < x.finish - SLACK_SECONDS and lane.owner not in endless:
+            if y.start < x.finish - skew and lane.owner not in endless:
                 yield f"{where}two spans overlap on {lane}: {x.start:.9g}-{x.finish:.9g} and {y.start:.9g}-{y.finish:.9g}"
     for task, body in trace.loops.items():
         if plan.loop is None:  # the trace keeps one run of a nested loop
-            yield from _differences(plan.loops[task], body, f"{where}loop {plan.graph.task_names[task]!r}: ")
+            yield from _differences(plan.loops[task], body, f"{where}loop {plan.graph.task_names[task]!r}: ", skew)
 
 
 def _words(plan: Timeline, key: tuple[object, ...]) -> str:

@@ -76,9 +76,10 @@ class DeviceArray:
 class Event:
     """The mark that everything handed to a stream before it has been done."""
 
-    __slots__ = ("_first", "_first_live", "last", "stream")
+    __slots__ = ("_asked", "_first", "_first_live", "last", "stream")
 
     def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any) -> None:
+        self._asked = perf_counter()
         self.stream = stream
         self.last = last
         self._first = first
@@ -98,12 +99,14 @@ class Event:
     def span(self) -> tuple[float, float]:
         """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them.
 
-        Raises `DeviceError` if the work failed.
+        Where there was nothing, twice the moment at which that was done. Raises `DeviceError` if the work failed.
         """
         self.wait()
         try:
-            start = _stamp(self._first, _START) * 1e-9 + self._first_live.clock()
             finish = _stamp(self.last, _END) * 1e-9 + self.stream.live.clock()
+            if self._first is None:
+                return (max(finish, self._asked),) * 2
+            start = _stamp(self._first, _START) * 1e-9 + self._first_live.clock()
         except cl.Error as error:
             raise self.stream.refusal("a command failed", error) from error
         return start, max(start, finish)
@@ -190,10 +193,10 @@ class Stream:
 
     def record(self) -> Event:
         """An event behind everything handed over so far."""
-        if self._last is None or self._waits or self._first is None:
+        if self._last is None or self._waits:
             self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
-        assert self._first is not None
-        event = Event(self, *self._first, self._last)
+        first, live = self._first or (None, self.live)
+        event = Event(self, first, live, self._last)
         self._first = None
         self.queue.flush()
         held = self._held
@@ -324,7 +327,7 @@ class Stream:
             done = fetched.last.command_execution_status == cl.command_execution_status.COMPLETE
             arrived.set_status(cl.command_execution_status.COMPLETE if done else -1)
 
-        if self._first is None:
+        if self._first is None and not self._waits and fetched._first is not None:
             self._first = (fetched._first, src.live)
         self._waits.append(arrived)
         self.upload(staged, DeviceArray(self.live, dst.buffer, dst.offset, (dst.nbytes,), np.uint8))

@@ -11,13 +11,14 @@ import hashlib
 import os
 import re
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pyopencl as cl
 
-OPTIONS = "-cl-mad-enable"
+OPTIONS = "-cl-mad-enable -w"
 _MAGIC = b"hetsched opencl 1\n"
 
 # What every source may use. `#line` makes the compiler count lines from the first of the kernel's own source.
@@ -108,7 +109,7 @@ class Programs:
             return None
         try:
             program = cl._cl._Program(self.context, [self.device], [binary])
-            program.build(OPTIONS.encode(), [self.device])
+            _compile(program, self.device)
         except cl.Error:
             return None  # a driver may refuse what an equally named one has written
         self.loaded += 1
@@ -118,7 +119,7 @@ class Programs:
         # Not `cl.Program.build`: it has a cache of its own, and warns of every compiler remark.
         program = cl._cl._Program(self.context, PREAMBLE + source)
         try:
-            program.build(OPTIONS.encode(), [self.device])
+            _compile(program, self.device)
         except cl.Error as error:
             try:
                 log = str(program.get_build_info(self.device, cl.program_build_info.LOG))
@@ -133,6 +134,16 @@ class Programs:
         if binary:
             write_aside(self.path(source), _MAGIC + hashlib.sha256(binary).digest() + binary)
         return program
+
+
+_compiling = threading.Lock()
+
+
+def _compile(program: Any, device: Any) -> None:
+    # PyOpenCL warns of every log that is not empty, and some compilers greet.
+    with _compiling, warnings.catch_warnings():
+        warnings.simplefilter("ignore", cl.CompilerWarning)
+        program.build(OPTIONS.encode(), [device])
 
 
 # `file:2:1: error: what`, and PoCL's `error: file:2:1: what`.
