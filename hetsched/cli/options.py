@@ -28,10 +28,11 @@ def pipeline_options(parser: Parser) -> None:
     parser.add_argument("--trust", action="store_true", help="consent, this once, to what the file brings (see `hetsched trust`)")
 
 
-def placement_options(parser: Parser) -> None:
-    """What changes where tasks are placed."""
+def placement_options(parser: Parser, *, policy: bool = True) -> None:
+    """What changes where tasks are placed. policy: False for a command that takes several policies, and runs nothing."""
     parser.add_argument("-d", "--device", metavar="PATTERN", help="cpu, gpu, cuda:0, opencl ...: only this device for every task that can run on it")
-    parser.add_argument("--policy", default="auto", metavar="NAME", help="the rule that writes the plan (default: auto)")
+    if policy:
+        parser.add_argument("--policy", default="auto", metavar="NAME", help="the rule that writes the plan (default: auto)")
     parser.add_argument(
         "--objective",
         metavar="O",
@@ -39,7 +40,8 @@ def placement_options(parser: Parser) -> None:
     )
     parser.add_argument("--plan-time", metavar="D", help="search at most this long for a better plan, where the policy searches: 500ms, 30s, 2min")
     parser.add_argument("--machine", metavar="FILE|NAME", help="plan for this described machine, not for the one found here")
-    parser.add_argument("--emulate", action="store_true", help="with --machine: run on it in software, its devices' speeds and links modelled")
+    if policy:
+        parser.add_argument("--emulate", action="store_true", help="with --machine: run on it in software, its devices' speeds and links modelled")
     parser.add_argument("--memory", action="append", default=[], metavar="[NODE=]SIZE", help="plan within this much memory: 512MiB, cuda:0=2GB")
 
 
@@ -90,8 +92,8 @@ def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
 def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
     """The keyword arguments of `hetsched.plan` that the command line asks for; `objective` is the file's."""
     return {
-        "machine": emulated(machine_of(args.machine), args.emulate),
-        "policy": args.policy,
+        "machine": emulated(machine_of(args.machine), getattr(args, "emulate", False)),
+        "policy": getattr(args, "policy", "auto"),
         "objective": args.objective or objective,
         "plan_seconds": duration(args.plan_time) if args.plan_time is not None else 0.0,
         "only": args.device,

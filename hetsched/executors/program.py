@@ -120,6 +120,13 @@ def span_arcs(plan: Timeline) -> list[Arc]:
     arcs += [Arc(launch_of[a], launch_of[b]) for a, b in graph.after]
     arcs += [Arc(*edge) for edge in plan.after]
     arcs += _stream_arcs(plan)
+    # In a turn that it leaves out, a task of every k turns is done when it is done in the turn before: readers of that turn take what it made then.
+    every = every_of(plan.loop)
+    for i, span in enumerate(plan.spans):
+        command = span.command
+        task = command.task if isinstance(command, Launch) else int(graph.value_task[command.value]) if isinstance(command, Copy) else -1
+        if task in every:
+            arcs.append(Arc(i, i, 1))
     if plan.loop is not None and plan.loop.stop is not None:
         # The stop value decides whether the next turn exists at all: nothing of it may begin before.
         stop = stop_span(plan)

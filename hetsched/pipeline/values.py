@@ -223,5 +223,5 @@ def _weights(node: Node, findings: Findings) -> str:
         else:
             found[name] = float(weight.value)
     if not any(found.values()) and found.keys() == items.keys():
-        findings.add(node, "a weighted objective needs a weight above 0, such as {time: 0.5, energy: 0.5}", "objective")
+        findings.add(node, "a weighted objective wants a weight above 0, such as {time: 0.5, energy: 0.5}", "objective")
     return ",".join(f"{name}={weight!r}" for name, weight in found.items() if weight) or "time"

@@ -50,7 +50,7 @@ def plan_graph(
             draft = GraphDraft(problem)
             chosen(draft)
             if plan_seconds > 0:
-                improve(draft, started + plan_seconds * (1 - SHARE))
+                improve(draft, plan_seconds * (1 - SHARE))
             try:
                 plan = draft.plan()
             except PlanTooLargeError as error:

@@ -6,33 +6,33 @@ The format is `placement-bench/1`: JSON, gzipped or not. Links are contention-fr
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hetsched.errors import FileError, PlanError
+from hetsched.errors import FileError
 from hetsched.placement.bounds import SHARE, lower_bound
-from hetsched.placement.draft import Draft
+from hetsched.placement.costed_draft import CostedDraft
+from hetsched.placement.interchange import DOT_ENDINGS, FORMAT, document_of
 from hetsched.placement.policies import find
 from hetsched.placement.problem import Choice, FloatArray, IntArray, Pool, Problem
 from hetsched.placement.quiet import no_garbage_collection
-from hetsched.placement.search import improve
+from hetsched.placement.search import Found, improve
 
-FORMAT = "placement-bench/1"
+__all__ = ["FORMAT", "CostedDraft", "costed_problem", "plan_costed", "read_costed"]
 
 
 def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.0) -> dict[str, Any]:
     """Plan the costed graph in the file `path`. plan_seconds: time to search for a better plan than that of the policy.
 
-    Returns {"file", "policy", "makespan", "lower_bound", "plan_seconds", "tasks": [[device, start, end, lane], ...]}, seconds throughout; a row
-    per task of the file. Raises `FileError` for a file that cannot be read or is no costed graph, `CommandLineError` for an unknown policy.
+    Returns {"file", "policy", "makespan", "lower_bound", "plan_seconds", "evaluations", "compile_seconds", "tasks": [[device, start, end, lane],
+    ...]}, seconds throughout; a row per task of the file. evaluations: plans that the search tried. compile_seconds: what loading its machine code
+    took, which the argument `plan_seconds` does not pay for.
+    Raises `FileError` for a file that cannot be read or is no costed graph, `CommandLineError` for an unknown policy.
     """
     chosen = find(policy)
     with no_garbage_collection():
@@ -40,8 +40,9 @@ def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.
         started = time.perf_counter()
         draft = CostedDraft(problem)
         chosen(draft)
+        found = Found(0, 0.0)
         if plan_seconds > 0:
-            improve(draft, started + plan_seconds * (1 - SHARE))
+            found = improve(draft, plan_seconds * (1 - SHARE), target=lower_bound(problem).seconds * (1 + 1e-9))
         makespan = draft.finish()
         bound = lower_bound(problem, plan_seconds * SHARE, makespan)
         seconds = time.perf_counter() - started
@@ -51,30 +52,29 @@ def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.
         "makespan": makespan,
         "lower_bound": bound.seconds,
         "plan_seconds": seconds,
+        "evaluations": found.evaluations,
+        "compile_seconds": found.compile_seconds,
         "tasks": draft.rows(),
     }
 
 
 def read_costed(path: str | Path) -> Problem:
-    """The problem in the file `path`."""
+    """The problem in the file `path`: `placement-bench/1`, DOT, or WfFormat JSON of WfCommons (see `interchange`), gzipped or not."""
     where = Path(path)
     try:
         raw = where.read_bytes()
         if raw[:2] == b"\x1f\x8b":
             raw = gzip.decompress(raw)
-        document = json.loads(raw, parse_constant=_no_constant)
+        document = document_of(where.name, raw)
     except (OSError, EOFError) as error:
         raise FileError(f"{where}: cannot be read: {error}") from error
     except ValueError as error:
-        raise FileError(f"{where}: not JSON (or gzipped JSON): {error}") from error
+        what = "DOT" if where.name.endswith(DOT_ENDINGS) else "JSON (or gzipped JSON) of a costed graph"
+        raise FileError(f"{where}: not {what}: {error}") from error
     try:
         return costed_problem(document)
     except ValueError as error:
         raise FileError(f"{where}: {error}") from error
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON; write null for a device that cannot run a task")
 
 
 def costed_problem(document: Mapping[str, Any]) -> Problem:
@@ -120,7 +120,18 @@ def costed_problem(document: Mapping[str, Any]) -> Problem:
         seconds_per_byte=per_byte,
         engines=np.zeros((m, m), dtype=np.int64),
         capacity=(None,) * m,
+        names=_names(document, len(durations)),
     )
+
+
+def _names(document: Mapping[str, Any], n: int) -> list[str]:
+    """Names of the tasks, for messages; a file need not have them."""
+    if "names" not in document:
+        return []
+    names = _list(document, "names")
+    if len(names) != n:
+        raise ValueError(f"`names` has {len(names)} names for {n} tasks")
+    return [str(name) for name in names]
 
 
 def _key(mapping: Any, key: str, where: str) -> Any:
@@ -235,141 +246,3 @@ def _topological(n: int, start: IntArray, task: IntArray) -> IntArray:
         circle = [*reversed(seen[seen.index(t) :])]
         raise ValueError(f"`edges` have a cycle: {' -> '.join(map(str, [*circle[:10], circle[0]]))}")
     return np.array(order, dtype=np.int64)
-
-
-class CostedDraft(Draft):
-    """The plan of a costed graph, being written. The hot path of planning: HEFT at 10,000 tasks x 16 devices takes at most 30 us a task."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        preds, nbytes = problem.pred_task.tolist(), problem.pred_nbytes.tolist()
-        self._preds = [list(zip(preds[a:b], nbytes[a:b], strict=True)) for a, b in pairwise(problem.pred_start.tolist())]
-        self._seconds: list[list[float]] = problem.durations.tolist()
-        self.finish_of = [math.inf] * len(problem)  # so that a task asked for before its predecessors finds no place
-        self._node = problem.nodes.tolist()
-        # From each node to every node: (latency, seconds per byte). Nodes without a device are never asked for.
-        self._links = [list(zip(a, b, strict=True)) for a, b in zip(problem.latency.tolist(), problem.seconds_per_byte.tolist(), strict=True)]
-        self._nothing = [0.0] * len(problem.choices)
-        self._zeros = [0.0] * len(problem.node_names)
-        self._lanes = [[([0.0], [math.inf]) for _ in range(pool.lanes)] for pool in problem.pools]
-        # Gaps shorter than any task on the device can hold nothing and are not kept.
-        finite = np.where(np.isfinite(problem.durations), problem.durations, np.inf)
-        self._shortest = (finite.min(axis=0, initial=np.inf) * (1 - 1e-9)).tolist()
-        self._lane_of = [0] * len(problem)
-        self._found: tuple[int, int, float, int] | None = None
-
-    def earliest(self, task: int, behind: Sequence[float] | None = None) -> int:
-        ready = self._ready(task)
-        best, least, begin, number = -1, math.inf, 0.0, 0
-        choice = -1
-        for node, duration, lanes, extra in zip(self._node, self._seconds[task], self._lanes, behind or self._nothing, strict=True):
-            choice += 1
-            at = ready[node]
-            soonest = at + duration
-            if soonest + extra >= least:
-                continue
-            for lane, (starts, ends) in enumerate(lanes):
-                start = starts[-1]
-                if at >= start:
-                    start = at
-                elif len(starts) > 1:
-                    i = bisect_left(ends, soonest)
-                    while True:
-                        start = starts[i]
-                        if start < at:
-                            start = at
-                        if start + duration <= ends[i]:
-                            break
-                        i += 1
-                finish = start + duration + extra
-                if finish < least:
-                    best, least, begin, number = choice, finish, start, lane
-                    if start == at:
-                        break
-        if best < 0:
-            self._check(task, int(np.argmin(self._seconds[task])))
-            raise self._refuse(task, "no device can run it")
-        self._found = task, best, begin, number
-        return best
-
-    def place(self, task: int, choice: int, not_before: float = 0.0) -> float:
-        found = self._found
-        if found is not None and found[0] == task and found[1] == choice and self.choice_of[task] < 0 and not_before <= found[2]:
-            _, _, start, lane = found
-        else:
-            self._check(task, choice)
-            at = max(not_before, self._ready(task)[self._node[choice]])
-            start, lane = self._slot(choice, at, self._seconds[task][choice])
-        self._found = None
-        finish = start + self._seconds[task][choice]
-        starts, ends = self._lanes[choice][lane]
-        i = len(starts) - 1 if start >= starts[-1] else bisect_right(starts, start) - 1
-        gap_start, gap_end = starts[i], ends[i]
-        shortest = self._shortest[choice]
-        before, after = start > gap_start and start - gap_start >= shortest, finish < gap_end and gap_end - finish >= shortest
-        if before and after:
-            ends[i] = start
-            starts.insert(i + 1, finish)
-            ends.insert(i + 1, gap_end)
-        elif before:
-            ends[i] = start
-        elif after:
-            starts[i] = finish
-        else:
-            del starts[i], ends[i]
-        self.choice_of[task], self.start_of[task], self.finish_of[task], self._lane_of[task] = choice, start, finish, lane
-        self.booked.append(task)
-        return finish
-
-    def finish(self) -> float:
-        if len(self.booked) < len(self.problem):
-            raise PlanError(f"the policy booked {len(self.booked)} of {len(self.problem)} tasks")
-        return max(self.finish_of, default=0.0)
-
-    def rows(self) -> list[list[Any]]:
-        """[device, start, end, lane] of each task."""
-        return [list(row) for row in zip(self.choice_of, self.start_of, self.finish_of, self._lane_of, strict=True)]
-
-    def _options(self, task: int) -> Iterator[tuple[int, float, float]]:
-        ready, seconds = self._ready(task), self._seconds[task]
-        for choice, node in enumerate(self._node):
-            duration = seconds[choice]
-            if duration < math.inf:
-                start, _ = self._slot(choice, ready[node], duration)
-                yield choice, start, start + duration
-
-    def _ready(self, task: int) -> list[float]:
-        """When all that the task reads has arrived, for each memory node."""
-        ready = self._zeros
-        finish, choice_of, node = self.finish_of, self.choice_of, self._node
-        for before, nbytes in self._preds[task]:
-            done = finish[before]
-            links = self._links[node[choice_of[before]]]
-            ready = [at if at > (new := done + latency + nbytes * per_byte) else new for at, (latency, per_byte) in zip(ready, links, strict=True)]
-        return ready
-
-    def _slot(self, choice: int, at: float, duration: float) -> tuple[float, int]:
-        """(start, lane) of the earliest place from `at` on."""
-        best, number = math.inf, 0
-        for lane, (starts, ends) in enumerate(self._lanes[choice]):
-            start = starts[-1]
-            if at >= start:
-                return at, lane
-            i = bisect_left(ends, at + duration)
-            while True:
-                start = max(starts[i], at)
-                if start + duration <= ends[i]:
-                    break
-                i += 1
-            if start < best:
-                best, number = start, lane
-        return best, number
-
-    def _check(self, task: int, choice: int) -> None:
-        if self.choice_of[task] >= 0:
-            raise self._refuse(task, "it is booked already")
-        if not 0 <= choice < len(self._node) or self._seconds[task][choice] == math.inf:
-            raise self._refuse(task, f"choice {choice} is not possible")
-        first = next((p for p, _ in self._preds[task] if self.choice_of[p] < 0), -1)
-        if first >= 0:
-            raise self._refuse(task, f"it needs {self.problem.name(first)!r}, which is not booked yet")

@@ -1,67 +1,58 @@
-"""Better plans for more time: plan again with shifted priorities and freed choices, and keep what is no longer.
+"""Better plans for more time. `improve` is anytime and never worse than what it starts from.
 
-The step is that of a (1 + 1) evolution strategy: shift a few priorities of the best plan so far, decode by insertion, accept what is no
-worse. Deterministic but for how many steps the time allows; never worse than what it starts from.
+Costed graphs are searched as lists of tasks with devices (`search_costed.py`), plans of graphs, where copies queue and resources run out, by decoding
+priorities with the draft itself (`search_draft.py`). The plan that either tries as its n-th depends on the seed and n alone: with the same number of
+evaluations the result is the same, with more it is never worse.
 """
 
 from __future__ import annotations
 
-import heapq
-import random
+import math
 import time
 from collections.abc import Callable
 
+from hetsched.placement.costed_draft import CostedDraft
 from hetsched.placement.draft import Draft
-from hetsched.placement.ranks import mean_copies, mean_durations, upward_ranks
+from hetsched.placement.search_costed import Found, improve_costed
+from hetsched.placement.search_draft import improve_draft
 
 SEED = 7
+# What pays for loading numba (about 0.6 s): seconds of search, or evaluations times tasks.
+COMPILED_FROM_SECONDS = 0.5
+COMPILED_FROM_WORK = 2e7
 
 
-def improve(draft: Draft, until: float, *, clock: Callable[[], float] = time.perf_counter) -> int:
-    """Replace what is booked in `draft` by the best plan found before `clock()` reaches `until`. Returns how many plans were tried."""
-    problem = draft.problem
-    n = len(problem)
-    if not n:
-        return 0
-    dice = random.Random(SEED)
-    ranks = upward_ranks(problem, mean_durations(problem), mean_copies(problem))
-    scale = max(ranks) or 1.0
-    # The plan at hand is a sequence of bookings; decoding that sequence with its choices gives it back, so the search starts from there.
-    place = {task: i for i, task in enumerate(draft.booked)}
-    priority = [float(n - place[t]) * scale / n for t in range(n)]
-    choice: list[int] = list(draft.choice_of)
-    best = draft.finish()
-    tried = 0
-    while clock() < until:
-        shifted, forced = list(priority), list(choice)
-        for task in dice.sample(range(n), min(n, dice.choice((1, 1, 2, 4, 1 + n // 20)))):
-            if dice.random() < 0.5:
-                shifted[task] += dice.gauss(0.0, 0.1) * scale
-            else:
-                forced[task] = -1
-        trial = type(draft)(problem)
-        decode(trial, shifted, forced)
-        tried += 1
-        makespan = trial.finish()
-        if makespan <= best:
-            priority, choice, best = shifted, list(trial.choice_of), makespan
-            trial.notes = draft.notes
-            draft.adopt(trial)
-    return tried
+def improve(
+    draft: Draft,
+    seconds: float = math.inf,
+    *,
+    evaluations: float = math.inf,
+    seed: int = SEED,
+    target: float = 0.0,
+    compiled: bool | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Found:
+    """Replace what is booked in `draft`, which must be whole, by the best plan found within `seconds` and `evaluations`, whichever is less.
+
+    target: a makespan in seconds at which to stop, such as a lower bound. compiled: whether numba does the work (costed graphs only); None: where it
+    is there and pays. Its loading is not counted in `seconds`.
+    """
+    if seconds == math.inf and evaluations == math.inf:
+        raise ValueError("a search without end: give seconds or evaluations")
+    before = draft.finish()
+    if not len(draft.problem) or before <= target:
+        return Found(0, 0.0)
+    if isinstance(draft, CostedDraft):
+        if compiled is None:
+            work = min(evaluations, 1e12) * len(draft.problem)
+            compiled = seconds >= COMPILED_FROM_SECONDS and work >= COMPILED_FROM_WORK
+        found = improve_costed(draft, seconds, evaluations, seed=seed, clock=clock, compiled=compiled, target=target)
+    else:
+        found = Found(improve_draft(draft, seconds, evaluations, seed=seed, clock=clock, target=target), 0.0)
+    after = draft.finish()
+    gain = f"{100 * (1 - after / before):.1f} % shorter" if after < before else "none shorter"
+    draft.notes.append(f"search tried {found.evaluations:,} plans: {gain}")
+    return found
 
 
-def decode(draft: Draft, priority: list[float], choice: list[int]) -> None:
-    """Book tasks by falling priority as they become ready; `choice` -1: where the task finishes first."""
-    problem = draft.problem
-    starts, later = (a.tolist() for a in problem.succ[:2])
-    waiting = (problem.pred_start[1:] - problem.pred_start[:-1]).tolist()
-    ready = [(-priority[t], t) for t in range(len(problem)) if not waiting[t]]
-    heapq.heapify(ready)
-    while ready:
-        _, task = heapq.heappop(ready)
-        wanted = choice[task]
-        draft.place(task, wanted if wanted >= 0 and draft.fits_group(task, wanted) else draft.earliest(task))
-        for k in range(starts[task], starts[task + 1]):
-            waiting[later[k]] -= 1
-            if not waiting[later[k]]:
-                heapq.heappush(ready, (-priority[later[k]], later[k]))
+__all__ = ["Found", "improve"]

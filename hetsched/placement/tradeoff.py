@@ -2,8 +2,7 @@
 
 The pool holds, for each set of devices worth a plan (`subsets`), the policy's plan on them alone, and plans by finish times with a bias: a choice is
 charged with the joules it takes over idling, at several rates of exchange. It is the same for every objective, so that no objective's plan is beaten
-under its own measure by that of another one. Multi-objective list scheduling in this manner: Fard, Prodan, Fahringer (Multi-objective list scheduling
-of workflow applications in distributed computing infrastructures, JPDC 74(3), 2014); front by dominance, as usual.
+under its own measure by that of another one. (For `time` up to `SHARED` tasks: planning must be quick where nothing else is asked.)
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from hetsched.errors import OutOfMemoryError, PlacementError
 from hetsched.machine import Device, Machine
-from hetsched.placement.costs.figures import Figures, body_use, figures_of, measure
+from hetsched.placement.costs.figures import Figures, body_use, figures_of, measure, turn_seconds
 from hetsched.placement.costs.objective import GOALS, Objective
 from hetsched.placement.draft import GraphDraft, Policy
 from hetsched.placement.memory import PlanTooLargeError
@@ -30,8 +30,9 @@ from hetsched.placement.search import improve
 from hetsched.placement.subsets import Devices, device_subsets, limited, obeys, on_whole, part_of
 from hetsched.timeline import Bound, Timeline
 
-# Up to this many tasks the whole pool is made for the objective `time` too.
-SMALL = 100
+# Up to SHARED tasks the pool is made for the objective `time` too, so that no other objective finds a faster plan. Up to SMALL the policy itself, not
+# HEFT in its place, plans for every set of devices.
+SHARED, SMALL = 300, 100
 # Joules over those of idling are turned into seconds by the idle watts of the machine, times these.
 RATES = (0.5, 1.0, 4.0, 64.0)
 # The pool of a large graph is cut short when it has booked this many tasks.
@@ -101,50 +102,50 @@ class Pool:
         return out
 
     def _fill(self) -> list[Candidate]:
+        """First every set of devices by the policy, then the biased plans, then those whose loops have the shortest turns."""
+        rates = (0.0, *RATES) if self.is_auto and self._costs is not None else (0.0,)
         found: list[Candidate] = []
         booked = 0
-        # First every set of devices by the policy, then the biased plans.
-        for rate in (0.0, *RATES) if self.is_auto and self._costs is not None else (0.0,):
-            for devices in self.subsets:
-                problem = self.problem_on(devices, rate)
-                if problem is None:
-                    continue
-                if booked > MOST_BOOKED and found:
-                    return found
-                draft = GraphDraft(problem)
-                bias = self._bias(problem, devices, rate)
-                if bias is not None:
-                    book_biased(draft, bias)
-                elif devices == self.subsets[0] or not self.is_auto or len(problem) <= SMALL:
-                    self.book(draft)
-                else:
-                    heft.policy(draft)
-                found.append(Candidate(draft, devices, figures_of_draft(draft), bias))
+        for rate, devices in ((rate, devices) for rate in rates for devices in self.subsets):
+            if booked > MOST_BOOKED:
+                return found
+            problem = self.problem_on(devices, partial(self._seconds_at, rate, devices))
+            if problem is not None:
+                found.append(self._booked(problem, devices, rate))
                 booked += len(problem)
+        known = {tuple(c.draft.problem.loops.values()) for c in found}
+        for devices in self.subsets if self._bodies else ():
+            problem = self.problem_on(devices, turn_seconds)
+            if problem is not None and tuple(problem.loops.values()) not in known:
+                found.append(self._booked(problem, devices, 0.0))
         return found
 
-    def problem_on(self, devices: Devices, rate: float) -> Problem | None:
-        """The problem on these devices, each loop by the body that is best at the rate of exchange; None where some loop has none on them."""
+    def _booked(self, problem: Problem, devices: Devices, rate: float) -> Candidate:
+        draft = GraphDraft(problem)
+        bias = self._costs * (rate / self._watts(devices)) if rate > 0 and self._costs is not None else None
+        if bias is not None:
+            book_biased(draft, bias)
+        elif devices == self.subsets[0] or not self.is_auto or len(problem) <= SMALL:
+            self.book(draft)
+        else:
+            heft.policy(draft)
+        return Candidate(draft, devices, figures_of_draft(draft), bias)
+
+    def problem_on(self, devices: Devices, weigh: Callable[[Timeline], float] = loop_seconds) -> Problem | None:
+        """The problem on these devices, each loop by the body that weighs least; None where some loop has none on them."""
         bodies: dict[int, Timeline] = {}
         for task, found in self._bodies.items():
             able = [body for part, body in found.items() if part <= devices]
             if not able:
                 return None
-            bodies[task] = min(able, key=lambda body: loop_seconds(body) + rate * self._body_seconds(body, devices))
+            bodies[task] = min(able, key=weigh)
         return limited(self.problem, devices, bodies)
 
-    def _body_seconds(self, body: Timeline, devices: Devices) -> float:
-        """The joules of a body over those of idling, as seconds."""
+    def _seconds_at(self, rate: float, devices: Devices, body: Timeline) -> float:
+        """Seconds of a loop, and at the rate of exchange its joules over those of idling."""
         busy, _ = body_use(body)
-        return sum(seconds * _over_idle(self.machine.device(d)) for d, seconds in busy.items()) / self._watts(devices)
-
-    def _bias(self, problem: Problem, devices: Devices, rate: float) -> FloatArray | None:
-        if rate == 0.0 or self._costs is None:
-            return None
-        extra = self._costs.shape[1]
-        bias = np.zeros(problem.durations.shape)
-        bias[:, :extra] = self._costs * (rate / self._watts(devices))
-        return bias
+        joules = sum(seconds * _over_idle(self.machine.device(d)) for d, seconds in busy.items())
+        return loop_seconds(body) + rate * joules / self._watts(devices)
 
     def _watts(self, devices: Devices) -> float:
         """What the machine draws all the time; where that is nothing, what a lane draws on the mean."""
@@ -221,7 +222,7 @@ def _frugal_candidates(pool: Pool, frugal: Frugal) -> list[Candidate]:
     """Plans that hold less at once than those of the pool, as a rule."""
     out = []
     for devices in pool.subsets:
-        problem = pool.problem_on(devices, 0.0)
+        problem = pool.problem_on(devices)
         if problem is None:
             continue
         for name, book in frugal(problem):
@@ -242,7 +243,7 @@ def _choose(pool: Pool, candidates: list[Candidate], goal: Objective, bound: Bou
         late = goal.deadline_seconds is not None and not goal.keeps(fastest.figures)
         share = 1.0 if goal.is_time or late else 0.5
         quick = _on_all(pool, fastest)
-        improve(quick.draft, time.perf_counter() + share * plan_seconds)
+        improve(quick.draft, share * plan_seconds)
         quick.figures = figures_of_draft(quick.draft)
         candidates = [quick, *candidates]
         fastest = _best(candidates, Objective()) or fastest
@@ -441,7 +442,7 @@ def is_worth_it(problem: Problem) -> bool:
     machine = problem.machine
     assert machine is not None
     states = any(d.price_per_hour is not None or d.idle_watts is not None or d.busy_watts is not None for d in machine.devices)
-    return states and len(machine.devices) > 1 and 0 < len(problem) <= SMALL
+    return states and len(machine.devices) > 1 and 0 < len(problem) <= SHARED
 
 
 __all__ = ["Candidate", "Point", "Pool", "choose", "front", "is_worth_it"]

@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 import hetsched as hs
 from hetsched.check import problems
-from hetsched.errors import OutOfMemoryError
+from hetsched.errors import OutOfMemoryError, TaskError
 from hetsched.executors import simulated
 from hetsched.run import check_inputs
 from hetsched.testing.graphs import random_graph, random_machine
@@ -90,6 +90,10 @@ def test_a_missing_reuse_edge_is_seen_in_the_values() -> None:
             graph, inputs = random_graph(rng, loops=False, tasks=25)
             wanted = interpret(graph, inputs)
             plan = replace(hs.plan(graph, random_machine(rng)), after=())
-            result = simulated.run_plan(plan, check_inputs(graph, inputs), spread=0.5, seed=seed)
+            try:
+                result = simulated.run_plan(plan, check_inputs(graph, inputs), spread=0.5, seed=seed)
+            except TaskError:  # indices that point nowhere
+                wrong += 1
+                continue
             wrong += not all(same_values(result[name], value) for name, value in wanted.items())
     assert wrong > 0

@@ -68,6 +68,12 @@ CASES: dict[str, tuple[str, str]] = {
     "name is a number": (tasks(RELU, "name: ¤5\n"), "type"),
     "unknown objective": (tasks(RELU, "objective: ¤speed\n"), "objective"),
     "objective without minimize": (tasks(RELU, "objective: ¤{deadline: 2 min}\n"), "missing-key"),
+    "objective of weights, one misspelt": (tasks(RELU, "objective: {time: 1, ¤enrgy: 2}\n"), "unknown-key"),
+    "weight below 0": (tasks(RELU, "objective: {time: 1, energy: ¤-2}\n"), "objective"),
+    "weight is a text": (tasks(RELU, "objective: {minimize: {time: ¤much}}\n"), "objective"),
+    "weights of 0": (tasks(RELU, "objective: ¤{time: 0, energy: 0}\n"), "objective"),
+    "no weights": (tasks(RELU, "objective: {minimize: ¤{}}\n"), "objective"),
+    "weights beside minimize": (tasks(RELU, "objective: {minimize: time, ¤energy: 1}\n"), "unknown-key"),
     "deadline without unit": (tasks(RELU, "objective: {minimize: energy, deadline: ¤120}\n"), "objective"),
     "deadline in fortnights": (tasks(RELU, "objective: {minimize: energy, deadline: ¤1 fortnight}\n"), "objective"),
     # parameters

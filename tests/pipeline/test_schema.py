@@ -48,6 +48,7 @@ def set_at(data: Any, path: str, value: Any) -> None:
     [
         ("hetsched", 2), ("hetsched", None), ("tasks", None), ("tasks", {}), ("tasks", []), ("parms", {}), ("params/lr", [1]), ("objective", "speed"),
         ("objective", {"deadline": "2 min"}), ("objective", {"minimize": "time", "deadline": "soon"}), ("tasks/load/op", "data.npzz"),
+        ("objective", {"time": 1, "enrgy": 1}), ("objective", {"time": -1}), ("objective", {}), ("objective", {"minimize": {}}),
         ("tasks/load/op", None),
         ("tasks/load/wth", {}), ("tasks/load/with", {}), ("tasks/load/with", None), ("tasks/load/with/path", 3), ("tasks/load/with/pth", "x"),
         ("tasks/split/in/x", None), ("tasks/split/in/z", "load.x"), ("tasks/split/in/x", ["load.x"]), ("tasks/split/with/seed", -1),
@@ -66,6 +67,7 @@ def test_typical_mistakes_are_refused(path: str, value: Any, validator: jsonsche
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("objective", {"time": 0.5, "energy": "$lr"}), ("objective", {"minimize": {"price": 1}, "deadline": "1 h"}),
         ("objective", {"minimize": "energy", "deadline": "2 min"}), ("tasks/load/device", ["cuda:0", "cpu"]), ("tasks/load/device", {"not": ["gpu"]}),
         ("tasks/load/device", {"same_as": "split"}), ("tasks/split/after", ["load"]), ("tasks/split/with/seed", "$seed"), ("params/on", True),
         ("tasks/train/device", "$where"), ("tasks/train/with/batch", "$batch"), ("outputs/model/save", None),

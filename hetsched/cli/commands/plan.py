@@ -15,6 +15,7 @@ from hetsched.errors import CommandLineError, FileError, did_you_mean
 
 if TYPE_CHECKING:
     from hetsched.pipeline.build import Pipeline
+    from hetsched.report.gantt import Piece
     from hetsched.timeline import Timeline
 
 COSTED = "placement-bench/1"
@@ -26,7 +27,7 @@ MOST_LANES = 24
 
 def arguments(parser: Parser) -> None:
     """The arguments of `hetsched plan`."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a pipeline (.yaml), a costed graph or a loop body (.json, .json.gz)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a pipeline (.yaml), a costed graph (.json, .json.gz, .dot) or a loop body (.json)")
     pipeline_options(parser)
     placement_options(parser)
     parser.add_argument("--pareto", action="store_true", help="print the front of time, energy and price, and the devices each plan of it uses")
@@ -53,14 +54,20 @@ def execute(args: Any) -> int:
 
 
 def kind_of(file: str) -> str:
-    """What a file holds: "pipeline", or the `format` of its JSON."""
+    """What a file holds: "pipeline", or the `format` of its JSON; graphs in DOT and instances of WfCommons are costed graphs too."""
+    if file.endswith((".dot", ".gv", ".dot.gz", ".gv.gz")):
+        return COSTED
     if not file.endswith((".json", ".json.gz")):
         return "pipeline"
     try:
         with open(file, "rb") as raw, gzip.open(raw) if file.endswith(".gz") else raw as stream:
             head = stream.read(_HEAD)
             found = _FORMAT.search(head)
-            kind = found.group(1).decode("utf-8", "replace") if found else str(json.loads(head + stream.read()).get("format"))
+            if found:
+                kind = found.group(1).decode("utf-8", "replace")
+            else:
+                document = json.loads(head + stream.read())
+                kind = COSTED if "workflow" in document else str(document.get("format"))
     except FileNotFoundError:
         raise FileError(f"{file}: there is no such file") from None
     except (OSError, EOFError) as error:
@@ -128,21 +135,32 @@ def _body(file: str, args: Any) -> tuple[dict[str, Any], str]:
 
 
 def _costed_text(record: dict[str, Any]) -> str:
-    from hetsched.report.gantt import ASCII_SHADES, SHADES, Piece, chart
+    from hetsched.report.gantt import ASCII_SHADES, SHADES, chart
     from hetsched.report.summary import above_text
     from hetsched.report.text import plural, seconds_text
 
     makespan, bound = record["makespan"], record["lower_bound"]
+    drawn, more = costed_rows(record, MOST_LANES)
+    lines = [*(chart(drawn, makespan, width(), ASCII_SHADES if is_ascii_only() else SHADES) if drawn else []), *more]
+    lines.append(f"makespan {seconds_text(makespan)}; lower bound {seconds_text(bound)}: {above_text(makespan, bound)}")
+    lines.append(f"{plural(len(record['tasks']), 'task')} planned by {record['policy']} in {seconds_text(record['plan_seconds'])}")
+    if record["evaluations"]:
+        loading = f"; its machine code took {seconds_text(record['compile_seconds'])} to load" if record["compile_seconds"] else ""
+        lines.append(f"the search tried {plural(record['evaluations'], 'plan')}{loading}")
+    return "\n".join(lines)
+
+
+def costed_rows(record: dict[str, Any], most: int) -> tuple[list[tuple[str, list[Piece], float]], list[str]]:
+    """The rows of a chart of a costed graph's plan, a lane each, at most `most`; and a line that says how many more there are."""
+    from hetsched.report.gantt import Piece
+    from hetsched.report.text import plural
+
+    makespan = record["makespan"]
     rows: dict[tuple[int, int], list[Piece]] = {}
     for task, (device, start, finish, lane) in enumerate(record["tasks"]):
         rows.setdefault((device, lane), []).append(Piece(str(task), "=", start, finish))
     drawn = []
-    for (device, lane), pieces in sorted(rows.items())[:MOST_LANES]:
+    for (device, lane), pieces in sorted(rows.items())[:most]:
         busy = sum(p.finish - p.start for p in pieces)
         drawn.append((f"device {device}/{lane}", pieces, max(1 - busy / makespan, 0.0) if makespan else 0.0))
-    lines = chart(drawn, makespan, width(), ASCII_SHADES if is_ascii_only() else SHADES) if drawn else []
-    if len(rows) > MOST_LANES:
-        lines.append(f"... and {plural(len(rows) - MOST_LANES, 'more lane', 'more lanes')}")
-    lines.append(f"makespan {seconds_text(makespan)}; lower bound {seconds_text(bound)}: {above_text(makespan, bound)}")
-    lines.append(f"{plural(len(record['tasks']), 'task')} planned by {record['policy']} in {seconds_text(record['plan_seconds'])}")
-    return "\n".join(lines)
+    return drawn, [f"... and {plural(len(rows) - most, 'more lane', 'more lanes')}"] if len(rows) > most else []

@@ -91,7 +91,7 @@ BATCH_ROWS = Op(
     doc="""The rows of batch number turn % cycle: x[s : s + count] with s = (turn % cycle) * batch, or x[order[s : s + count]].
 
     x [n, ...], turn int64 [], order int64 [n], a permutation of the row numbers (not checked).""",
-    calls=6,
+    calls=3,
 )
 
 
@@ -148,7 +148,7 @@ MOMENTS = Op(
     doc="""Mean and standard deviation (of the population) of every column: x [n, ...] -> mean, scale [1, ...], in x's dtype (float32 for integers).
 
     Computed in float64. The scale of a constant column is 1, so that dividing by it is harmless.""",
-    calls=20,
+    calls=40,
 )
 
 
@@ -172,6 +172,7 @@ EXTENT = Op(
     per_input(2.0),
     kernels={"array": _extent, "opencl": _cl_data.extent},
     doc="Smallest number of every column and the way to its largest (1 for a constant column): x [n, ...] -> low, span [1, ...].",
+    calls=17,
 )
 
 

@@ -248,11 +248,11 @@ minimum = _arithmetic(
 
 def _function(
     name: str, kernel: Kernel, in_c: Kernel, gradient: Gradient | None, doc: str, check: Callable[[Spec, str], None] = want_float,
-    flops: float = TRANSCENDENTAL,
+    flops: float = TRANSCENDENTAL, calls: int = 1,
 ) -> Op:  # fmt: skip
     return Op(
         name, ("x",), ("out",), _unary(check), per_output(flops), {"array": kernel, "opencl": in_c}, gradient,
-        inplace=((0, 0),), elementwise=True, doc=doc,
+        inplace=((0, 0),), elementwise=True, calls=calls, doc=doc,
     )  # fmt: skip
 
 
@@ -295,8 +295,9 @@ relu = _function(
     "max(x, 0); NaN stays NaN.",
     want_number,
     1,
+    calls=2,
 )
-sigmoid = _function("nn.sigmoid", _sigmoid, opencl.sigmoid, _by_output("nn.sigmoid_grad"), "1 / (1 + exp(-x)).", flops=TRANSCENDENTAL + 4)
+sigmoid = _function("nn.sigmoid", _sigmoid, opencl.sigmoid, _by_output("nn.sigmoid_grad"), "1 / (1 + exp(-x)).", flops=TRANSCENDENTAL + 4, calls=6)
 tanh = _function(
     "nn.tanh", _one("tanh"), opencl.arithmetic("tanh(a)"), _by_output("nn.tanh_grad"), "The hyperbolic tangent of x.", flops=2 * TRANSCENDENTAL
 )
@@ -304,7 +305,7 @@ tanh = _function(
 scale = Op(
     "tensor.scale", ("x",), ("out",), _unary(want_float), per_output(1), {"array": _scale, "opencl": opencl.scaled},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.scale", g, factor=a["factor"])]),
-    {"factor": Attribute(float, doc="what x is multiplied by")}, inplace=((0, 0),), elementwise=True, doc="factor * x; floating dtypes.",
+    {"factor": Attribute(float, doc="what x is multiplied by")}, inplace=((0, 0),), elementwise=True, calls=2, doc="factor * x; floating dtypes.",
 )  # fmt: skip
 
 
@@ -313,7 +314,7 @@ scale = Op(
 
 def _activation_grad(name: str, kernel: Kernel, expression: str, inplace: tuple[tuple[int, int], ...], flops: float, doc: str) -> Op:
     kernels = {"array": kernel, "opencl": opencl.arithmetic(expression)}
-    return Op(name, ("y", "grad"), ("out",), _like_grad, per_output(flops), kernels, inplace=inplace, elementwise=True, doc=doc)
+    return Op(name, ("y", "grad"), ("out",), _like_grad, per_output(flops), kernels, inplace=inplace, elementwise=True, calls=3, doc=doc)
 
 
 relu_grad = _activation_grad(
@@ -354,7 +355,7 @@ def _infer_where(specs: Sequence[AnySpec], attributes: Attributes) -> list[AnySp
 
 where = Op(
     "tensor.where", ("condition", "a", "b"), ("out",), _infer_where, per_output(1), {"array": _where, "opencl": opencl.where}, _where_gradient,
-    capable=anywhere, inplace=((0, 1), (0, 2)), elementwise=True, doc="a where the condition holds, else b; all three broadcast.",
+    capable=anywhere, inplace=((0, 1), (0, 2)), elementwise=True, calls=3, doc="a where the condition holds, else b; all three broadcast.",
 )  # fmt: skip
 
 

@@ -383,7 +383,7 @@ MSE_GRAD = Op(
     attributes=_ELEMENTS,
     inplace=((0, 0), (0, 1)),
     doc="The gradient of `nn.mse` with respect to x: 2 (x - y) * dloss, divided by the number of elements for a mean.",
-    calls=10,
+    calls=5,
 )
 
 

@@ -240,6 +240,7 @@ def _adam_op(name: str, kernel: Kernel, cl_kernel: Kernel, decay: float, doc: st
         inplace=((0, 0), (1, 2), (2, 3)),
         workspace=_workspace(2),
         doc=doc,
+        calls=20,
     )
 
 

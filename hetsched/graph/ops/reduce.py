@@ -117,11 +117,11 @@ def _mean_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribute
 
 sum_ = Op(
     "tensor.sum", ("x",), ("out",), _infer_sum, per_input(1), {"array": _sum, "opencl": opencl.sum_}, _sum_gradient, _AXES,
-    workspace=_workspace, doc="The sum over axes; integers and bools are summed in int64.",
+    workspace=_workspace, calls=3, doc="The sum over axes; integers and bools are summed in int64.",
 )  # fmt: skip
 mean = Op(
     "tensor.mean", ("x",), ("out",), _infer_mean, per_input(1), {"array": _mean, "opencl": opencl.mean}, _mean_gradient, _AXES,
-    workspace=_workspace, doc="The mean over axes; floating dtypes.",
+    workspace=_workspace, calls=4, doc="The mean over axes; floating dtypes.",
 )  # fmt: skip
 
 
@@ -165,12 +165,12 @@ def _max_grad(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any
 
 max_grad = Op(
     "tensor.max_grad", ("x", "y", "grad"), ("out",), _infer_max_grad, per_input(4), {"array": _max_grad, "opencl": opencl.max_grad}, attributes=_AXES,
-    doc="The gradient of tensor.max(x) = y: grad, shared equally by the elements that are the largest.",
+    calls=15, doc="The gradient of tensor.max(x) = y: grad, shared equally by the elements that are the largest.",
 )  # fmt: skip
 max_ = Op(
     "tensor.max", ("x",), ("out",), _infer_max, per_input(1), {"array": _max, "opencl": opencl.max_},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.max_grad", x[0], y, g, axes=a["axes"], keepdims=a["keepdims"])]), _AXES,
-    workspace=_workspace, doc="The largest element over axes.",
+    workspace=_workspace, calls=3, doc="The largest element over axes.",
 )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _argmax(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
 argmax = Op(
     "tensor.argmax", ("x",), ("out",), _infer_argmax, per_input(1), {"array": _argmax, "opencl": opencl.argmax},
     attributes={"axis": Attribute(int, -1, "the axis to search"), "keepdims": _AXES["keepdims"]},
-    doc="The index (int64) of the largest element along an axis; of equal ones the first.",
+    calls=3, doc="The index (int64) of the largest element along an axis; of equal ones the first.",
 )  # fmt: skip
 
 
@@ -227,5 +227,5 @@ sum_to = Op(
     "tensor.sum_to", ("x", "like?"), ("out",), _infer_sum_to, per_input(1), {"array": _sum_to, "opencl": opencl.sum_to},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.broadcast_to", g, x[0])]),
     {"shape": Attribute("ints", None, "the shape to sum to, where like is not given", low=0)}, workspace=_sum_to_workspace,
-    doc="x summed over the axes along which an array of the given shape is broadcast to it: the transpose of tensor.broadcast_to.",
+    calls=5, doc="x summed over the axes along which an array of the given shape is broadcast to it: the transpose of tensor.broadcast_to.",
 )  # fmt: skip

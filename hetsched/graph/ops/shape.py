@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, OpenCL, anywhere
+from hetsched.graph.ops import _cl_shape as opencl
 from hetsched.graph.ops._rules import (
     FLOATS,
     Shape,
@@ -86,7 +87,7 @@ def _reshape_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attrib
 
 
 reshape = Op(
-    "tensor.reshape", ("x",), ("out",), _infer_reshape, per_output(0), {"array": _reshape}, _reshape_gradient,
+    "tensor.reshape", ("x",), ("out",), _infer_reshape, per_output(0), {"array": _reshape, "opencl": opencl.reshape}, _reshape_gradient,
     {"shape": Attribute("ints", doc="the new extents; one may be -1: what is left", low=-1)}, view=True, doc="x in another shape (a view).",
 )  # fmt: skip
 
@@ -115,7 +116,7 @@ def _rows_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribute
 
 
 rows = Op(
-    "tensor.rows", ("x",), ("out",), _infer_rows, per_output(0), {"array": _rows}, _rows_gradient,
+    "tensor.rows", ("x",), ("out",), _infer_rows, per_output(0), {"array": _rows, "opencl": opencl.rows}, _rows_gradient,
     {"start": Attribute(int, 0, "the first row", low=0), "stop": Attribute(int, doc="one past the last row", low=0)},
     view=True, doc="Rows start to stop - 1 of x, along its leading axis (a view).",
 )  # fmt: skip
@@ -150,8 +151,9 @@ def _transpose_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attr
 
 
 transpose = Op(
-    "tensor.transpose", ("x",), ("out",), _infer_transpose, per_output(0), {"array": _transpose}, _transpose_gradient,
-    {"axes": Attribute("ints", None, "output axis i is input axis axes[i]; left out: reversed")}, doc="x with its axes in another order (a copy).",
+    "tensor.transpose", ("x",), ("out",), _infer_transpose, per_output(0), {"array": _transpose, "opencl": opencl.transpose}, _transpose_gradient,
+    {"axes": Attribute("ints", None, "output axis i is input axis axes[i]; left out: reversed")},
+    capable=anywhere, doc="x with its axes in another order (a copy).",
 )  # fmt: skip
 
 
@@ -170,10 +172,10 @@ def _broadcast_to(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace:
 
 
 broadcast_to = Op(
-    "tensor.broadcast_to", ("x", "like?"), ("out",), _infer_broadcast_to, per_output(0), {"array": _broadcast_to},
+    "tensor.broadcast_to", ("x", "like?"), ("out",), _infer_broadcast_to, per_output(0), {"array": _broadcast_to, "opencl": opencl.broadcast_to},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.sum_to", g, x[0])]),
     {"shape": Attribute("ints", None, "the shape to broadcast to, where like is not given", low=0)},
-    doc="x repeated to the shape given, or to that of like.",
+    capable=anywhere, doc="x repeated to the shape given, or to that of like.",
 )  # fmt: skip
 
 
@@ -223,8 +225,8 @@ def _concat_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribu
 
 
 concat = Op(
-    "tensor.concat", ("values*",), ("out",), _infer_concat, per_output(0), {"array": _concat}, _concat_gradient,
-    {"axis": Attribute(int, 0, "the axis along which to join")}, doc="Arrays joined along an axis.",
+    "tensor.concat", ("values*",), ("out",), _infer_concat, per_output(0), {"array": _concat, "opencl": opencl.concat}, _concat_gradient,
+    {"axis": Attribute(int, 0, "the axis along which to join")}, capable=anywhere, calls=2, doc="Arrays joined along an axis.",
 )  # fmt: skip
 
 
@@ -261,6 +263,13 @@ def _slice(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, a
     outputs[0][...] = x[tuple(index)]
 
 
+def _cl_slice(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    starts = [0] * len(inputs[0].shape)
+    for axis, start, _ in _spans(attributes, len(starts)):
+        starts[axis] = start
+    opencl.slice_(cl, inputs[0], outputs[0], starts)
+
+
 @one_output
 def _slice_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attributes: Attributes) -> list[Cotangent]:
     def padded() -> Value:
@@ -274,13 +283,13 @@ def _slice_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribut
 
 
 slice_ = Op(
-    "tensor.slice", ("x",), ("out",), _infer_slice, per_output(0), {"array": _slice}, _slice_gradient,
+    "tensor.slice", ("x",), ("out",), _infer_slice, per_output(0), {"array": _slice, "opencl": _cl_slice}, _slice_gradient,
     {
         "starts": Attribute("ints", doc="the first index along each axis", low=0),
         "stops": Attribute("ints", doc="one past the last index along each axis", low=0),
         "axes": Attribute("ints", None, "the axes meant; left out: the first ones"),
     },
-    doc="A block of x (a copy); leading rows alone are the view tensor.rows.",
+    capable=anywhere, calls=6, doc="A block of x (a copy); leading rows alone are the view tensor.rows.",
 )  # fmt: skip
 
 
@@ -312,13 +321,13 @@ def _pad_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attributes
 
 
 pad = Op(
-    "tensor.pad", ("x",), ("out",), _infer_pad, per_output(0), {"array": _pad}, _pad_gradient,
+    "tensor.pad", ("x",), ("out",), _infer_pad, per_output(0), {"array": _pad, "opencl": opencl.pad}, _pad_gradient,
     {
         "low": Attribute("ints", doc="how many to add before each axis", low=0),
         "high": Attribute("ints", doc="how many to add after each axis", low=0),
         "value": Attribute(float, 0.0, "what to fill with"),
     },
-    doc="x with a margin around it.",
+    capable=anywhere, calls=3, doc="x with a margin around it.",
 )  # fmt: skip
 
 
@@ -370,8 +379,10 @@ def _gather_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribu
 
 
 gather = Op(
-    "tensor.gather", ("x", "indices"), ("out",), _infer_gather, per_output(0), {"array": _gather}, _gather_gradient,
+    "tensor.gather", ("x", "indices"), ("out",), _infer_gather, per_output(0), {"array": _gather, "opencl": opencl.gather}, _gather_gradient,
     {"axis": Attribute(int, 0, "the axis of x that the indices count")},
+    capable=anywhere,
+    calls=6,
     doc="Slices of x picked by indices (integers from 0): out[..., i, ...] = x[..., indices[i], ...]. An index out of range is an error on CPU.",
 )  # fmt: skip
 
@@ -402,9 +413,10 @@ def _scatter_add_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, at
 
 
 scatter_add = Op(
-    "tensor.scatter_add", ("indices", "updates"), ("out",), _infer_scatter_add, per_output(1), {"array": _scatter_add}, _scatter_add_gradient,
+    "tensor.scatter_add", ("indices", "updates"), ("out",), _infer_scatter_add, per_output(1),
+    {"array": _scatter_add, "opencl": opencl.scatter_add}, _scatter_add_gradient,
     {"size": Attribute(int, doc="the extent of the axis", low=0), "axis": Attribute(int, 0, "the axis that the indices count", low=0)},
-    doc="Zeros with updates added where the indices say; equal indices add up. The transpose of tensor.gather.",
+    calls=8, doc="Zeros with updates added where the indices say; equal indices add up. The transpose of tensor.gather.",
 )  # fmt: skip
 
 
@@ -419,7 +431,7 @@ def _one_hot(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any,
 
 
 one_hot = Op(
-    "tensor.one_hot", ("indices",), ("out",), _infer_one_hot, per_output(1), {"array": _one_hot},
+    "tensor.one_hot", ("indices",), ("out",), _infer_one_hot, per_output(1), {"array": _one_hot, "opencl": opencl.one_hot},
     attributes={"classes": Attribute(int, doc="how many classes", low=0), "dtype": dtype_attribute("float32", (*FLOATS, "int32", "int64", "bool"))},
-    doc="indices[...] -> [..., classes]: 1 at the index, 0 elsewhere; an index out of range gives zeros.",
+    capable=anywhere, calls=4, doc="indices[...] -> [..., classes]: 1 at the index, 0 elsewhere; an index out of range gives zeros.",
 )  # fmt: skip

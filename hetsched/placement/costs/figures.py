@@ -91,6 +91,12 @@ def body_use(body: Timeline) -> tuple[dict[str, float], frozenset[str]]:
     return _busy(body)
 
 
+def turn_seconds(body: Timeline) -> float:
+    """Seconds of one turn of a loop by itself: prologue, turn, epilogue."""
+    parts = (body.prologue, body.spans, body.epilogue) if body.turns else (body.prologue, body.epilogue)
+    return sum(max((s.finish for s in part), default=0.0) for part in parts)
+
+
 def _busy(plan: Timeline) -> tuple[dict[str, float], frozenset[str]]:
     every = {plan.graph.task_index[name]: k for name, k in plan.loop.every.items() if name in plan.graph.task_index} if plan.loop is not None else {}
     turns = plan.turns if plan.period is not None and not plan.measured else 1
@@ -153,5 +159,4 @@ def _one_turn(plan: Timeline, span: Span) -> float:
     body = plan.loops.get(span.command.task) if isinstance(span.command, Launch) else None
     if body is None:
         return span.finish - span.start
-    parts = (body.prologue, body.spans, body.epilogue) if body.turns else (body.prologue, body.epilogue)
-    return min(span.finish - span.start, sum(max((s.finish for s in part), default=0.0) for part in parts))
+    return min(span.finish - span.start, turn_seconds(body))

@@ -59,7 +59,7 @@ class Objective:
         """How good a plan with these figures is, less is better; None where a figure is not known (`figures.missing` says why).
 
         Of one goal it is its figure: seconds, joules, or the currency of the prices. Of several it is the sum of weight * figure / figure of `base`,
-        the plan made for `time` (where that is 0, of weight * figure). Deadlines are not in it, see `keeps`.
+        the fastest plan found (where that is 0, of weight * figure). Deadlines are not in it, see `keeps`.
         """
         if len(self.weights) == 1:
             return figures.of(self.goals[0])

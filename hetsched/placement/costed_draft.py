@@ -1,0 +1,159 @@
+"""The draft of costed graphs: links are contention-free and memory is unbounded, so it is quick."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hetsched.errors import PlanError
+from hetsched.placement.draft import Draft
+from hetsched.placement.problem import Problem
+
+
+class CostedDraft(Draft):
+    """The plan of a costed graph, being written. The hot path of planning: HEFT at 10,000 tasks x 16 devices takes at most 30 us a task."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        preds, nbytes = problem.pred_task.tolist(), problem.pred_nbytes.tolist()
+        self._preds = [list(zip(preds[a:b], nbytes[a:b], strict=True)) for a, b in pairwise(problem.pred_start.tolist())]
+        self._seconds: list[list[float]] = problem.durations.tolist()
+        self.finish_of = [math.inf] * len(problem)  # so that a task asked for before its predecessors finds no place
+        self._node = problem.nodes.tolist()
+        # From each node to every node: (latency, seconds per byte). Nodes without a device are never asked for.
+        self._links = [list(zip(a, b, strict=True)) for a, b in zip(problem.latency.tolist(), problem.seconds_per_byte.tolist(), strict=True)]
+        self._nothing = [0.0] * len(problem.choices)
+        self._zeros = [0.0] * len(problem.node_names)
+        self._lanes = [[([0.0], [math.inf]) for _ in range(pool.lanes)] for pool in problem.pools]
+        # Gaps shorter than any task on the device can hold nothing and are not kept.
+        finite = np.where(np.isfinite(problem.durations), problem.durations, np.inf)
+        self._shortest = (finite.min(axis=0, initial=np.inf) * (1 - 1e-9)).tolist()
+        self._lane_of = [0] * len(problem)
+        self._found: tuple[int, int, float, int] | None = None
+
+    def earliest(self, task: int, behind: Sequence[float] | None = None) -> int:
+        ready = self._ready(task)
+        best, least, begin, number = -1, math.inf, 0.0, 0
+        choice = -1
+        for node, duration, lanes, extra in zip(self._node, self._seconds[task], self._lanes, behind or self._nothing, strict=True):
+            choice += 1
+            at = ready[node]
+            soonest = at + duration
+            if soonest + extra >= least:
+                continue
+            for lane, (starts, ends) in enumerate(lanes):
+                start = starts[-1]
+                if at >= start:
+                    start = at
+                elif len(starts) > 1:
+                    i = bisect_left(ends, soonest)
+                    while True:
+                        start = starts[i]
+                        if start < at:
+                            start = at
+                        if start + duration <= ends[i]:
+                            break
+                        i += 1
+                finish = start + duration + extra
+                if finish < least:
+                    best, least, begin, number = choice, finish, start, lane
+                    if start == at:
+                        break
+        if best < 0:
+            self._check(task, int(np.argmin(self._seconds[task])))
+            raise self._refuse(task, "no device can run it")
+        self._found = task, best, begin, number
+        return best
+
+    def place(self, task: int, choice: int, not_before: float = 0.0) -> float:
+        found = self._found
+        if found is not None and found[0] == task and found[1] == choice and self.choice_of[task] < 0 and not_before <= found[2]:
+            _, _, start, lane = found
+        else:
+            self._check(task, choice)
+            at = max(not_before, self._ready(task)[self._node[choice]])
+            start, lane = self._slot(choice, at, self._seconds[task][choice])
+        self._found = None
+        finish = start + self._seconds[task][choice]
+        starts, ends = self._lanes[choice][lane]
+        i = len(starts) - 1 if start >= starts[-1] else bisect_right(starts, start) - 1
+        gap_start, gap_end = starts[i], ends[i]
+        shortest = self._shortest[choice]
+        before, after = start > gap_start and start - gap_start >= shortest, finish < gap_end and gap_end - finish >= shortest
+        if before and after:
+            ends[i] = start
+            starts.insert(i + 1, finish)
+            ends.insert(i + 1, gap_end)
+        elif before:
+            ends[i] = start
+        elif after:
+            starts[i] = finish
+        else:
+            del starts[i], ends[i]
+        self.choice_of[task], self.start_of[task], self.finish_of[task], self._lane_of[task] = choice, start, finish, lane
+        self.booked.append(task)
+        return finish
+
+    def finish(self) -> float:
+        if len(self.booked) < len(self.problem):
+            raise PlanError(f"the policy booked {len(self.booked)} of {len(self.problem)} tasks")
+        return max(self.finish_of, default=0.0)
+
+    def rows(self) -> list[list[Any]]:
+        """[device, start, end, lane] of each task."""
+        return [list(row) for row in zip(self.choice_of, self.start_of, self.finish_of, self._lane_of, strict=True)]
+
+    def rewrite(self, choice_of: list[int], start_of: list[float], finish_of: list[float], lane_of: list[int]) -> None:
+        """Take another whole plan in place of what is booked: choice, start, finish and lane (of its device) of each task."""
+        self.choice_of, self.start_of, self.finish_of, self._lane_of = choice_of, start_of, finish_of, lane_of
+        self.booked = sorted(self.problem.order.tolist(), key=start_of.__getitem__)
+        self._found = None
+
+    def _options(self, task: int) -> Iterator[tuple[int, float, float]]:
+        ready, seconds = self._ready(task), self._seconds[task]
+        for choice, node in enumerate(self._node):
+            duration = seconds[choice]
+            if duration < math.inf:
+                start, _ = self._slot(choice, ready[node], duration)
+                yield choice, start, start + duration
+
+    def _ready(self, task: int) -> list[float]:
+        """When all that the task reads has arrived, for each memory node."""
+        ready = self._zeros
+        finish, choice_of, node = self.finish_of, self.choice_of, self._node
+        for before, nbytes in self._preds[task]:
+            done = finish[before]
+            links = self._links[node[choice_of[before]]]
+            ready = [at if at > (new := done + latency + nbytes * per_byte) else new for at, (latency, per_byte) in zip(ready, links, strict=True)]
+        return ready
+
+    def _slot(self, choice: int, at: float, duration: float) -> tuple[float, int]:
+        """(start, lane) of the earliest place from `at` on."""
+        best, number = math.inf, 0
+        for lane, (starts, ends) in enumerate(self._lanes[choice]):
+            start = starts[-1]
+            if at >= start:
+                return at, lane
+            i = bisect_left(ends, at + duration)
+            while True:
+                start = max(starts[i], at)
+                if start + duration <= ends[i]:
+                    break
+                i += 1
+            if start < best:
+                best, number = start, lane
+        return best, number
+
+    def _check(self, task: int, choice: int) -> None:
+        if self.choice_of[task] >= 0:
+            raise self._refuse(task, "it is booked already")
+        if not 0 <= choice < len(self._node) or self._seconds[task][choice] == math.inf:
+            raise self._refuse(task, f"choice {choice} is not possible")
+        first = next((p for p, _ in self._preds[task] if self.choice_of[p] < 0), -1)
+        if first >= 0:
+            raise self._refuse(task, f"it needs {self.problem.name(first)!r}, which is not booked yet")

@@ -1,0 +1,170 @@
+"""The search for costed graphs: cycles of annealing, each longer than the one before, each from the best plan so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hetsched.placement import search_walk
+from hetsched.placement.costed_draft import CostedDraft
+from hetsched.placement.problem import Problem
+from hetsched.placement.ranks import upward_ranks
+from hetsched.placement.search_compiled import kernels
+from hetsched.placement.search_walk import DRAWS, Facts, State
+
+# Temperatures at the start of the cycles, in turn, as shares of the makespan. The first is all but descent: large graphs get no further.
+HEATS = (1e-4, 1e-3, 1e-2, 3e-2, 3e-3)
+# Steps of the first cycle per task, and how much longer each cycle is than the one before.
+FIRST = 4
+GROWTH = 1.6
+# Seconds between two looks at the clock, about.
+LOOK = 0.01
+
+
+class Found(NamedTuple):
+    """What a search did: evaluations (plans tried), and seconds that went into loading and compiling it."""
+
+    evaluations: int
+    compile_seconds: float
+
+
+def improve_costed(
+    draft: CostedDraft, seconds: float, evaluations: float, *, seed: int, clock: Callable[[], float], compiled: bool, target: float = 0.0
+) -> Found:
+    """Replace what is booked in `draft` by the best plan found within `seconds` and `evaluations`, whichever is less.
+
+    The n-th plan tried depends on the seed and n alone, so more evaluations are never worse. Stops at a makespan of at most `target`.
+    """
+    began = clock()
+    walker = Walker(draft.problem, seed, compiled=compiled)
+    walker.begin(draft)
+    loading = clock() - began if walker.is_compiled else 0.0
+    before = walker.best
+    done = walker.run(evaluations, clock() + seconds, clock, target)
+    if walker.best < before:
+        walker.write(draft)
+    return Found(done, loading)
+
+
+class Walker:
+    """A search over one problem. `is_compiled`: whether numba does it."""
+
+    def __init__(self, problem: Problem, seed: int, *, compiled: bool) -> None:
+        module = kernels() if compiled else None
+        self.is_compiled = module is not None
+        self._code: Any = module or search_walk
+        self._n = len(problem)
+        facts, state = facts_of(problem), _empty(len(problem), sum(pool.lanes for pool in problem.pools))
+        self.facts = facts if module else Facts(*(x.tolist() for x in facts))
+        self.state = state if module else State(*(x.tolist() for x in state))
+        self.state.count[0] = (seed * 2654435761 + 88172645) & 0xFFFFFFFF or 1
+        self._cycle, self._length, self._done, self._hot = -1, 0, 0, 0.0
+        if module:
+            self._warm_up(seed)
+
+    @property
+    def best(self) -> float:
+        """The makespan of the best plan so far, in seconds."""
+        return float(self.state.spans[1])
+
+    def begin(self, draft: CostedDraft) -> None:
+        """Start from the plan in `draft`."""
+        start = draft.start_of
+        self._stand_at(sorted(draft.booked, key=start.__getitem__), draft.choice_of)
+        self._keep()
+
+    def run(self, evaluations: float, until: float, clock: Callable[[], float], target: float = 0.0) -> int:
+        """Steps until one of the limits; how many were done."""
+        total, chunk = 0, 1
+        now = clock()
+        while total < evaluations and now < until and self.best > target:
+            if self._done == self._length:
+                self._next_cycle()
+            steps = int(min(chunk, self._length - self._done, evaluations - total))
+            self._code.walk(self.facts, self.state, steps, self._done, self._length, self._hot)
+            self._done += steps
+            total += steps
+            before, now = now, clock()
+            took = max(now - before, 1e-9)
+            chunk = max(1, min(4 * chunk, int(steps * min(LOOK, max(until - now, 0.0)) / took)))
+        return total
+
+    def write(self, draft: CostedDraft) -> None:
+        """Put the best plan into `draft`."""
+        self._stand_at(list(self.state.best_order), list(self.state.best_device))
+        s = self.state
+        columns: list[list[Any]] = [np.asarray(x).tolist() for x in (s.device, s.start, s.finish, s.lane)]
+        device, start, finish, lane = columns
+        first = np.asarray(self.facts.lanes).tolist()
+        draft.rewrite(device, start, finish, [at - first[on] for at, on in zip(lane, device, strict=True)])
+
+    def _next_cycle(self) -> None:
+        """Go back to the best plan, its tasks in the order of their starts."""
+        self._cycle += 1
+        self._done = 0
+        self._length = int(FIRST * self._n * GROWTH**self._cycle) + 1
+        self._hot = HEATS[self._cycle % len(HEATS)] * self.best
+        best, device = list(self.state.best_order), list(self.state.best_device)
+        self._stand_at(best, device)
+        start = self.state.start
+        self._stand_at(sorted(best, key=start.__getitem__), device)
+        if self.state.spans[0] < self.best:
+            self._keep()
+
+    def _stand_at(self, order: Any, device: Any) -> None:
+        s = self.state
+        for i, task in enumerate(order):
+            s.order[i] = task
+            s.place[task] = i
+        s.device[:] = device
+        makespan, _ = self._code.evaluate(self.facts, s, 0, self._n, math.inf)
+        s.old_lane[:], s.old_finish[:], s.old_why[:] = s.lane, s.finish, s.why
+        s.spans[0] = makespan
+        self._code.trace(s)
+        self._code.look_back(self.facts, s)
+
+    def _keep(self) -> None:
+        s = self.state
+        s.best_order[:], s.best_device[:] = s.order, s.device
+        s.spans[1] = s.spans[0]
+
+    def _warm_up(self, seed: int) -> None:
+        """Have everything compiled or loaded, so that no clock counts it: a step of length 0."""
+        self._code.walk(self.facts, self.state, 0, 0, 1, 0.0)
+
+
+def facts_of(problem: Problem) -> Facts:
+    """The arrays of a costed problem as the walk wants them."""
+    least = problem.durations.min(axis=1)
+    behind = np.array(upward_ranks(problem, least, np.zeros(len(problem.pred_task)))) - least
+    succ_starts, succs, _ = problem.succ
+    possible = np.isfinite(problem.durations)
+    return Facts(
+        seconds=np.ascontiguousarray(problem.durations),
+        tail=np.maximum(behind * (1 - 1e-9), 0.0),
+        starts=problem.pred_start,
+        preds=problem.pred_task,
+        nbytes=problem.pred_nbytes,
+        succ_starts=succ_starts,
+        succs=succs,
+        node=problem.nodes,
+        lanes=_starts([pool.lanes for pool in problem.pools]),
+        latency=problem.latency,
+        per_byte=problem.seconds_per_byte,
+        able_starts=_starts(possible.sum(axis=1)),
+        able=np.nonzero(possible)[1].astype(np.int64),
+        draws=-np.log((np.arange(DRAWS) + 0.5) / DRAWS),
+    )
+
+
+def _starts(counts: Any) -> Any:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
+
+def _empty(n: int, lanes: int) -> State:
+    real = {"start", "finish", "old_finish", "rest", "free", "spans"}
+    size = {"free": lanes, "last": lanes, "count": 2, "spans": 2}
+    return State(*(np.zeros(size.get(name, n), np.float64 if name in real else np.int64) for name in State._fields))

@@ -1,0 +1,96 @@
+"""Constraints that cannot hold are told at the lines of the file that they come from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hetsched.cli import main
+from hetsched.errors import PlacementError
+from hetsched.machine.described import machine_named
+from hetsched.pipeline.build import load
+from hetsched.pipeline.placing import entry_of, mistakes, placing
+from hetsched.placement import plan_graph
+
+PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
+HEAD = "hetsched: 1\noutputs: {out: {from: a}}\ntasks:\n"
+
+
+def conflicts(tmp_path: Path, tasks: str, machine: str = "workstation", only: str | None = None) -> list[str]:
+    """`line:column message` of every mistake that planning tells."""
+    file = tmp_path / "p.yaml"
+    file.write_text(HEAD + tasks, encoding="utf-8")
+    pipeline = load(file)
+    with pytest.raises(PlacementError) as caught, placing(pipeline):
+        plan_graph(pipeline.graph, machine_named(machine), only=only)
+    assert caught.value.exit_code == 4
+    found = mistakes(pipeline, caught.value)
+    assert all(str(m) in str(caught.value) for m in found)
+    return [f"{m.line}:{m.column} {m.message}" for m in found]
+
+
+A = "  a: {op: random.normal, with: {shape: [4, 4], seed: 1}"
+B = "  b: {op: tensor.exp, in: {x: a}"
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    (told,) = conflicts(tmp_path, f"{A}, device: opencl:3}}\n")
+    assert told.startswith(f"4:{len(A) + 11} task 'a' (random.normal): no device satisfies `device: opencl:3`; it can run on cpu, cuda:0")
+
+
+def test_every_device_left_out_and_a_list_of_none(tmp_path: Path) -> None:
+    told = conflicts(tmp_path, f"{A}, device: {{not: [cpu, gpu]}}}}\n{B}, device: [opencl, emulated]}}\n")
+    assert [t.split(": no device")[0] for t in told] == [f"4:{len(A) + 11} task 'a' (random.normal)", f"5:{len(B) + 11} task 'b' (tensor.exp)"]
+    assert "`not: cpu, gpu`" in told[0]
+    assert "`device: opencl, emulated`" in told[1]
+
+
+def test_two_lines_that_contradict_each_other_are_both_named(tmp_path: Path) -> None:
+    shutil.copy(PIPELINES / "data" / "digits.npz", tmp_path)
+    data = "  data: {op: data.npz, with: {path: digits.npz}, device: {same_as: a}}\n"
+    told = conflicts(tmp_path, f"{A}, device: cuda}}\n{data}")
+    assert [t.split(" ")[0] for t in told] == [f"4:{len(A) + 11}", f"5:{data.index('{same_as') + 1}"]
+    assert all("no device suits all of these tasks: 'a' may use cuda:0; 'data/x' may use cpu" in t for t in told)
+
+
+def test_the_limit_of_the_run_against_the_file(tmp_path: Path) -> None:
+    (told,) = conflicts(tmp_path, f"{A}, device: cpu}}\n{B}}}\n", only="cuda")
+    assert told.startswith(f"4:{len(A) + 11} task 'a'")
+    assert "the limit to 'cuda' given for the whole run" in told
+
+
+def test_many_tasks_of_one_entry_are_told_once(tmp_path: Path) -> None:
+    shutil.copytree(PIPELINES / "data", tmp_path / "data")
+    text = (PIPELINES / "digits_mlp.yaml").read_text(encoding="utf-8").replace("op: nn.train\n", "op: nn.train\n    device: {not: cpu}\n")
+    file = tmp_path / "p.yaml"
+    file.write_text(text, encoding="utf-8")
+    pipeline = load(file)
+    with pytest.raises(PlacementError) as caught:
+        plan_graph(pipeline.graph, machine_named("laptop"))
+    (told,) = mistakes(pipeline, caught.value)
+    assert "more of its tasks" in told.message
+    assert told.source.strip() == "device: {not: cpu}"
+
+
+def test_an_error_about_no_task_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(f"{HEAD}{A}}}\n", encoding="utf-8")
+    pipeline = load(file)
+    with pytest.raises(PlacementError, match="no device matches 'opencl:7'"), placing(pipeline):
+        plan_graph(pipeline.graph, machine_named("laptop"), only="opencl:7")
+    assert entry_of(pipeline, "gradient/a/exp") == "a"
+    assert entry_of(pipeline, "gradient/b") is None
+    assert mistakes(pipeline, PlacementError("", [("about another", ("b",))])) == []
+
+
+def test_the_command_ends_with_4_and_shows_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(f"{HEAD}{A}, device: cuda}}\n", encoding="utf-8")
+    for command in (["plan", str(file)], ["run", str(file)], ["explain", str(file), "a"], ["plan", "--pareto", str(file)]):
+        assert main([*command, "--machine", "laptop"] if command[0] != "run" else command) == 4
+        err = capsys.readouterr().err
+        assert f"{file}:4:{len(A) + 11}: error: task 'a'" in err
+        assert "[device]" in err
+        assert "Traceback" not in err
