@@ -2,8 +2,8 @@
 
 usage: adversarial.py [--evaluations N] [--seed S] [--keep K] [--save FOLDER]
 
-Twice: `auto` as it is (instant), and `auto` with 20 ms of search. The worst K of both are then planned with --plan-time 1s: a whole hunt with a second
-for each graph would take hours. The goal: at 1 s at most 1.02.
+Twice: `auto` as it is (instant), and `auto` with 20 ms of search. The worst K of both are then planned with --plan-time 1s: a whole hunt with a
+second for each graph would take hours. The goal: at 1 s at most 1.02.
 """
 
 from __future__ import annotations

@@ -149,9 +149,18 @@ def read(data: bytes, findings: Findings) -> Node | None:
     text = decode(data, findings)
     if text is None:
         return None
+    return _parse(text, findings, _events(text))
+
+
+def _parse(text: str, findings: Findings, events: Iterator[Event]) -> Node | None:
+    before = len(findings.found)
     try:
-        return _compose(_events(text), findings)
+        return _compose(events, findings)
     except yaml.MarkedYAMLError as error:
+        if "nesting depth" in str(error.problem):
+            # Some versions of libyaml look ahead past our own limit and stop at theirs, before the event that we would have stopped at.
+            del findings.found[before:]
+            return _parse(text, findings, _pull(PythonParser(text)))
         _syntax(error, findings)
     except yaml.YAMLError as error:
         findings.at(1, 1, f"this is not YAML ({error}); check the file's encoding and its first lines", "syntax")
@@ -160,13 +169,14 @@ def read(data: bytes, findings: Findings) -> Node | None:
 
 def _events(text: str) -> Iterator[Event]:
     """The parser's events: from libyaml where PyYAML has it, else from PyYAML's own parser."""
-    parser: Any
     try:
         from yaml.cyaml import CParser  # type: ignore[attr-defined]
-
-        parser = CParser(text)
     except ImportError:
-        parser = PythonParser(text)
+        return _pull(PythonParser(text))
+    return _pull(CParser(text))
+
+
+def _pull(parser: Any) -> Iterator[Event]:
     while parser.check_event():
         yield parser.get_event()
 
