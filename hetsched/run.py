@@ -46,7 +46,12 @@ def plan(
     Raises `PlacementError` (no device fits a task, no plan keeps the deadline, the machine states no watts or prices that the objective is about),
     `OutOfMemoryError` (no plan fits the memory), `CommandLineError` (an objective or a policy that is not known).
     """
-    machine = machine if machine is not None else Machine.here()
+    if not isinstance(graph, Graph):
+        raise CommandLineError(f"plan() takes a graph, got {type(graph).__name__}; finish a builder with freeze()")
+    if machine is None:
+        machine = Machine.here()
+    elif not isinstance(machine, Machine):
+        raise CommandLineError(f"plan() takes a Machine, got {machine!r}; Machine.here() finds one, machine.described reads one")
     return plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
 
 

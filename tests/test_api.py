@@ -1,6 +1,7 @@
 """plan() and run() as an embedding program uses them."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -112,3 +113,51 @@ def test_unknown_names_are_answered_with_the_known_ones(arrays: dict[str, np.nda
         hs.plan(product(), policy="hefty")
     with pytest.raises(KeyError, match="positive"):
         hs.run(product(), arrays)["positiv"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hs.plan(hs.Graph.build()), r"plan\(\) takes a graph, got Builder; finish a builder with freeze\(\)"),
+        (lambda: hs.plan(product(), machine="workstation"), r"plan\(\) takes a Machine, got 'workstation'"),
+        (lambda: hs.run(hs.Graph.build()), r"run\(\) takes a plan or a graph, got Builder"),
+        (lambda: hs.check(product()), r"check\(\) takes a plan, got Graph"),
+    ],
+)
+def test_wrong_arguments_are_told_by_their_type(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(CommandLineError, match=message):
+        call()
+
+
+def users_op(infer: Callable[..., object], work: Callable[..., object]) -> hs.Op:
+    def double(xp, inputs, outputs, workspace, attributes):
+        xp.multiply(inputs[0], 2, out=outputs[0])
+
+    return hs.Op("my.double", ("x",), ("y",), infer, work, kernels={"array": double})
+
+
+def test_rules_of_users_ops_that_fail_are_told_with_the_task() -> None:
+    def fails(*_: object) -> object:
+        raise KeyError("boo")
+
+    def same(specs: Sequence[hs.Spec], _: object) -> Sequence[hs.Spec]:
+        return specs
+
+    g = hs.Graph.build()
+    g.output(g.op(users_op(fails, fails), g.input("a", (4,)), name="b"))
+    g.op("nn.relu")
+    with pytest.raises(hs.GraphError) as caught:
+        g.freeze()
+    assert caught.value.problems[0].startswith("task 'b': the shape rule of op my.double raised KeyError('boo')")
+    assert len(caught.value.problems) == 2
+    assert isinstance(caught.value.__cause__, KeyError)
+    for work, message in [
+        (fails, r"task 'b': the work rule of op my.double raised KeyError\('boo'\)"),
+        (lambda *_: (1.0, 2.0), "raised TypeError"),
+        (lambda *_: (float("nan"), 1, 1), r"gave Work\(flops=nan, .*; flops and bytes are finite"),
+        (lambda *_: (-1, 1, 1), "finite and at least 0"),
+    ]:
+        g = hs.Graph.build()
+        g.output(g.op(users_op(same, work), g.input("a", (4,)), name="b"))
+        with pytest.raises(hs.GraphError, match=message):
+            hs.plan(g.freeze())

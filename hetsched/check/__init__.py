@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from hetsched.check import memory, order, spans
 from hetsched.check.sheet import Sheet, lay_out
-from hetsched.errors import PlanError
+from hetsched.errors import CommandLineError, PlanError
 from hetsched.timeline import Timeline
 
 RULES: Mapping[str, str] = {
@@ -48,7 +48,9 @@ RULES: Mapping[str, str] = {
 
 
 def check(plan: Timeline) -> None:
-    """Raise `PlanError` with every rule that `plan`, or the plan of a loop in it, breaks."""
+    """Raise `PlanError` with every rule that `plan`, or the plan of a loop in it, breaks; `CommandLineError` where it is no plan."""
+    if not isinstance(plan, Timeline):
+        raise CommandLineError(f"check() takes a plan, got {type(plan).__name__}; hetsched.plan(graph) makes one")
     found = problems(plan)
     if found:
         raise PlanError(found)

@@ -7,6 +7,7 @@ construction: a task can only name values that exist. The builder collects every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.errors import GraphError, did_you_mean
-from hetsched.graph.op import Op
+from hetsched.graph.op import Op, Work
 from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, bound, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
 
@@ -357,6 +358,20 @@ class Graph:
         """Value ids that task number `task` reads, in the op's order (a value may stand twice)."""
         return tuple(self.input_values[self.input_start[task] : self.input_start[task + 1]].tolist())
 
+    def work(self, task: int) -> Work:
+        """Flops and bytes of a launch of `task` (no loop), by its op's work rule; raises `GraphError` where the rule fails or gives no numbers."""
+        op = self.task_ops[task]
+        assert isinstance(op, Op)
+        ins, outs = [self.value_specs[v] for v in self.reads(task)], [self.value_specs[v] for v in self.writes(task)]
+        where = f"task {self.task_names[task]!r}: the work rule of op {op.name}"
+        try:
+            work = Work(*map(float, op.work(ins, outs, self.task_attributes[task])))
+        except Exception as error:
+            raise GraphError(f"{where} raised {error!r}; it is to give Work(flops, bytes_read, bytes_written)") from error
+        if not all(0 <= x < math.inf for x in work):
+            raise GraphError(f"{where} gave {work}; flops and bytes are finite and at least 0")
+        return work
+
     def writes(self, task: int) -> range:
         """Value ids that task number `task` writes."""
         return range(int(self.output_start[task]), int(self.output_start[task + 1]))
@@ -428,6 +443,7 @@ class Builder:
         self.outputs: dict[str, int] = {}
         self.bundles: dict[str, tuple[tuple[str, ...], str, Mapping[str, Any]]] = {}
         self.problems: list[str] = []
+        self.cause: Exception | None = None  # what a shape rule raised that was no GraphError
         self._used: dict[str, int] = {}
         self._scope = ""
         self._where: Where | None = None
@@ -553,6 +569,10 @@ class Builder:
                 seen = ", ".join(f"{n} {s!r}" for n, s in zip(_names(op.inputs, len(specs)), specs, strict=False))
                 self.problems += [f"task {task_name!r} ({op.name}): {p} (inputs: {seen or 'none'})" for p in error.problems]
                 return self._poisoned(op, task_name, tuple(ids))
+            except Exception as error:  # a shape rule of the user's own; the others' mistakes are told with it
+                self.problems.append(f"task {task_name!r}: the shape rule of op {op.name} raised {error!r}; it is to raise GraphError, or give specs")
+                self.cause = self.cause or error
+                return self._poisoned(op, task_name, tuple(ids))
             if key is not None:
                 self._inferred[key] = found
         return self._append(op, task_name, tuple(ids), found, attributes, where, after)
@@ -619,7 +639,7 @@ class Builder:
                     f"task {self.task_names[task]!r}: same_as names no task: {where.same_as!r}{did_you_mean(where.same_as, self.task_names)}"
                 )
         if self.problems:
-            raise GraphError(self.problems)
+            raise GraphError(self.problems) from self.cause
         return prune(Graph(self))
 
     def __repr__(self) -> str:

@@ -63,6 +63,18 @@ def test_json_is_one_object_with_all_its_keys_and_nothing_else_is_printed(matmul
     assert {t["name"]: (t["op"], t["device"]) for t in record["tasks"]}["product"] == ("tensor.matmul", "cpu")
 
 
+def test_training_that_diverges_ends_with_a_warning(tmp_path, capsys):
+    file = shutil.copy(PIPELINES / "digits_mlp.yaml", tmp_path)
+    (tmp_path / "data").mkdir()
+    shutil.copy(PIPELINES / "data" / "digits.npz", tmp_path / "data")
+    diverge = ["-s", "lr=1e30", "-s", "epochs=1"]
+    assert main(["run", str(file), *diverge, "--format", "json"]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert any(w.startswith("evaluate.metrics is not finite: loss (NaN); training has diverged") for w in warnings)
+    assert main(["run", str(file), *diverge]) == 0
+    assert "\nwarning: train.model is not finite: " in capsys.readouterr().out
+
+
 def test_jsonl_tells_progress_and_ends_with_the_object(matmul, capsys):
     assert main(["run", str(matmul), "--format", "jsonl"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -83,6 +83,27 @@ def test_csv_labels_have_the_dtype_of_their_texts(tmp_path, column, dtype):
     assert "x" not in out
 
 
+def test_csv_labels_of_two_files_are_numbered_alike(tmp_path):
+    train, test = table(tmp_path, "a,kind\n1,x\n2,y\n3,z\n", "train.csv"), table(tmp_path, "a,kind\n1,z\n2,x\n", "test.csv")
+    numbered = [run("data.csv", {}, path=path, label="kind", labels=["z", "y", "x"])["y"].tolist() for path in (train, test)]
+    assert numbered == [[2, 1, 0], [0, 2]]
+    assert run("data.csv", {}, path=test, label="kind")["y"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": "kind", "labels": ["x"]}, "column 'kind' has labels that 'labels' does not number: 'y', 'z'"),
+        ({"label": "a", "labels": ["x"]}, "column 'a' holds numbers, which are labels as they are"),
+        ({"labels": ["x"]}, "name it with `label`"),
+        ({"label": "kind", "labels": ["x", "x"]}, "option 'labels' wants a list of different names"),
+    ],
+)
+def test_csv_labels_that_cannot_number_a_column(tmp_path, options, message):
+    with pytest.raises(GraphError, match=message):
+        run("data.csv", {}, path=table(tmp_path, "a,kind\n1,x\n2,y\n3,z\n"), **options)
+
+
 def test_csv_keeps_large_whole_numbers_exact(tmp_path):
     path = table(tmp_path, "9007199254740993\n-9223372036854775808\n")
     assert run("data.csv", {}, path=path, header=False, dtype="int64")["x"].tolist() == [[9007199254740993], [-9223372036854775808]]

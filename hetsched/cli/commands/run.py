@@ -103,14 +103,17 @@ def write_trace(path: str, timeline: Timeline) -> None:
 
 
 def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str]) -> None:
+    from hetsched.report.doubts import doubts
     from hetsched.report.record import run_record
     from hetsched.report.summary import three_lines
     from hetsched.report.text import table
 
     numbers = metrics(pipeline, result)
+    doubted = doubts((o.source, {part: result[name] for part, name in o.values.items() if name in result}) for o in pipeline.outputs.values())
     if form != "text":
         files = {name: written.get(name) for name in pipeline.outputs}
         record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
+        record["warnings"] = doubted
         if result.failed:
             record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
         if form == "jsonl":
@@ -119,4 +122,5 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         return
     lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {path}" for name, path in written.items()]
+    lines += [f"warning: {text}" for text in doubted]
     write("\n".join([*lines, *three_lines(result.plan, result.trace)]))

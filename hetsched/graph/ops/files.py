@@ -164,11 +164,27 @@ def _expand_csv(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scen
         raise GraphError(f"{path}: no column is asked for; give `columns` or `label`")
     found = table.scan(path, delimiter, header, label)
     label_dtype = "int64" if found.label_dtype is None else found.label_dtype.name
+    labels = found.labels
+    if a["labels"] is not None:
+        labels = _numbering(path, None if label is None else names[label], found.labels, _texts(a["labels"], "labels"))
     values = builder.op(
         READ_CSV, name="read", path=path, delimiter=delimiter, header=header, columns=columns, rows=found.rows, dtype=a["dtype"],
-        label=-1 if label is None else label, labels=found.labels, label_dtype=label_dtype,
+        label=-1 if label is None else label, labels=labels, label_dtype=label_dtype,
     )  # fmt: skip
     return dict(zip([*(["x"] if columns else []), *(["y"] if label is not None else [])], values, strict=True))
+
+
+def _numbering(path: str, column: str | None, found: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """`given`, if it numbers every text `found` in the label column."""
+    if column is None:
+        raise GraphError(f"{path}: option 'labels' numbers the texts of the label column; name it with `label`")
+    if not found:
+        raise GraphError(f"{path}: column {column!r} holds numbers, which are labels as they are; option 'labels' is for texts")
+    unknown = [text for text in found if text not in given]
+    if unknown:
+        more = " ..." if len(unknown) > 5 else ""
+        raise GraphError(f"{path}: column {column!r} has labels that 'labels' does not number: {', '.join(map(repr, unknown[:5]))}{more}")
+    return given
 
 
 CSV = Composite(
@@ -180,12 +196,14 @@ CSV = Composite(
         "path": PATH,
         "columns": Attribute("any", None, "columns of x by name or number; all but the label where not given", optional=True),
         "label": Attribute("any", None, "the column of y by name or number (-1 is the last); no y where not given", optional=True),
+        "labels": Attribute("any", None, "texts of the label column in the order of their numbers; sorted where not given", optional=True),
         "header": Attribute(bool, True, "the first record holds the columns' names"),
         "delimiter": Attribute(str, ",", "the character between fields"),
         "dtype": Attribute(("float32", "float64", "int32", "int64"), "float32", "of x"),
     },
     doc="""Numbers of a CSV file (RFC 4180, UTF-8): x [rows, columns], and y [rows] of the label column.
 
-    Whole numbers as labels become int64, other numbers float64, texts the numbers 0, 1, ... of their sorted order. The file is scanned once before
-    the run (at most 1 GiB) so that shapes are exact.""",
+    Whole numbers as labels become int64, other numbers float64, texts the numbers 0, 1, ... of their sorted order in this file, or of their order in
+    `labels`: give that wherever two files must agree (of a training and a test set one may lack a class). The file is scanned once before the run
+    (at most 1 GiB) so that shapes are exact.""",
 )

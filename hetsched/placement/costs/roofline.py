@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from hetsched.errors import InternalError
 from hetsched.graph.graph import Graph, Loop
-from hetsched.graph.op import Work
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine
 from hetsched.placement.costs.estimate import Estimate
@@ -47,7 +46,7 @@ class RooflineCosts:
             return Estimate(0.0, 0.0, 0.0)
         ins = [graph.value_specs[v] for v in graph.reads(task)]
         outs = [graph.value_specs[v] for v in graph.writes(task)]
-        work = Work(*op.work(ins, outs, graph.task_attributes[task]))
+        work = graph.work(task)
         moved = work.bytes_read + work.bytes_written
         if op.waits:
             busy = max(moved, float(sum(s.nbytes for s in outs))) / DISK_BYTES_PER_SECOND
