@@ -27,11 +27,16 @@ class Lane(NamedTuple):
 
 
 class Replica(NamedTuple):
-    """A value (by its id in the graph) of one turn in one memory node. In the plan of a body `turn` is 0 and stands for every turn."""
+    """A value (by its id in the graph) of one turn in one memory node. In the plan of a body `turn` is 0 and stands for every turn.
+
+    generation: 0, or how often the value was evicted from the node before: its bytes were given up, and a copy brought it in again. A launch
+    writes generation 0 only; plans of bodies know no other.
+    """
 
     value: int
     turn: int
     node: str
+    generation: int = 0
 
 
 class Launch(NamedTuple):

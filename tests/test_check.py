@@ -120,6 +120,43 @@ def two_devices(**change: Any) -> Timeline:
     return p.done({"a": 0, "b": 64}, {"a": 0, "b": 64}, **change)
 
 
+def evicting(**change: Any) -> Timeline:
+    """x comes to the GPU, is read by a, gives its bytes to what b makes, and comes in again for c."""
+    b = Graph.build()
+    x = b.input("x", (N,))
+    first = b.op(F, x, name="a")
+    second = b.op(F, first, name="b")
+    p = Plan(b.output(b.op(ADD, x, second, name="c"), "out").freeze())
+    p.copy("x", 0, 1, HOST, GPU)
+    p.launch("a", 1, 2, GPU0, node=GPU)
+    p.launch("b", 2, 3, GPU0, node=GPU)
+    again = p.at("x", GPU)._replace(generation=1)
+    p.spans.append(Span((DOWN,), Copy(p.ids["x"], 0, p.at("x"), again), 3, 4))
+    p.launch("c", 4, 5, GPU0, node=GPU)
+    c = p.spans[4].command
+    assert isinstance(c, Launch)
+    p.spans[4] = p.spans[4]._replace(command=c._replace(reads=(again, p.at("b", GPU))))
+    p.copy("c", 5, 6, GPU, HOST)
+    plan = p.done(gpu={"x": 0, "a": 64, "b": 0, "c": 0})
+    return replace(plan, offsets={**plan.offsets, again: 64}, after=(After(2, 3),), arenas={GPU: 128}, **change)
+
+
+def test_what_is_evicted_comes_in_again_as_another_generation() -> None:
+    plan = evicting()
+    assert problems(plan) == []
+    read = plan.spans[4].command
+    assert isinstance(read, Launch)
+    first, again = read.reads[0]._replace(generation=0), read.reads[0]
+    assert rules(edited(plan, 4, reads=(first, read.reads[1]))) == {"reuse"}, "it reads what lies there no more"
+    assert rules(replace(without(plan, 3), after=())) == {"missing-copy"}
+    assert rules(edited(plan, 3, dst=first)) == {"written-once", "missing-copy"}
+    assert rules(replace(plan, after=())) == {"reuse-edge"}, "the bytes of a are given up before b has read them"
+    assert rules(replace(plan, offsets={**plan.offsets, again: 0})) == {"reuse"}, "b lies there"
+    assert rules(edited(plan, 4, writes=(read.writes[0]._replace(generation=1),))) >= {"written-once"}
+    assert rules(edited(plan, 3, dst=again._replace(generation=-1))) == {"loop"}
+    assert rules(replace(plan, spans=(*plan.spans, Span((), Free(again), 3.5, 3.5)))) == {"free"}
+
+
 def edited(plan: Timeline, i: int, **change: Any) -> Timeline:
     spans = list(plan.spans)
     command = {k: v for k, v in change.items() if k not in Span._fields}

@@ -27,10 +27,10 @@ class _Slot(NamedTuple):
 def _slot(sheet: Sheet, key: Instance) -> _Slot | None:
     """The slot of an instance; None where it is in no arena."""
     plan = sheet.plan
-    value, turn, node = key
+    value, turn, node, generation = key
     if turn == FIRST and value in sheet.carried and Replica(value, 0, node) not in plan.offsets:
         value = sheet.carried[value]  # The first value of a carried input is turn -1 of the carried output.
-    replica = Replica(value, 0, node)
+    replica = Replica(value, 0, node, generation)
     if replica not in plan.offsets:
         return None
     offset, nbytes = plan.offsets[replica], int(plan.graph.value_nbytes[value])
@@ -176,7 +176,7 @@ def _homeless(sheet: Sheet, key: Instance, event: int) -> bool:
 
     In the body of a loop, what prologue and epilogue bring to the host is the caller's; what is collected is copied to it turn by turn.
     """
-    graph, (value, _, node) = sheet.plan.graph, key
+    graph, (value, _, node, _) = sheet.plan.graph, key
     if _is_object(graph.spec(value)) or graph.value_nbytes[value] == 0:
         return True
     owned = value in sheet.results and sheet.plan.loop is None
@@ -233,7 +233,7 @@ def _in_place(sheet: Sheet, event: int, old: _Storage, new: _Storage, places: Ma
     op = graph.task_ops[command.task] if isinstance(command, Launch) else None
     if not isinstance(command, Launch) or not isinstance(op, Op) or old.writer == event:
         return False
-    written = [places.get((w.value, sheet.turn[event], w.node)) for w in command.writes]
+    written = [places.get((w.value, sheet.turn[event], w.node, w.generation)) for w in command.writes]
     output = next((k for k, place in enumerate(written) if place is not None and place.storage is new), None)
     key_of = dict(sheet.sources[event])
     read = [(k, places[key_of[r]]) for k, r in enumerate(command.reads) if r in key_of and key_of[r] in places]
@@ -273,7 +273,7 @@ def frees(sheet: Sheet) -> None:
     for event, span in enumerate(sheet.spans):
         if isinstance(span.command, Free):
             replica = span.command.replica
-            source, key = sheet.source(replica.value, sheet.turn[event], replica.node)
+            source, key = sheet.source(replica.value, sheet.turn[event], replica.node, replica.generation)
             if source == MISSING:
                 sheet.say("free", replica, f"{sheet.name(event)}: there is no such replica")
             freed[key] = event

@@ -21,11 +21,12 @@ def data(sheet: Sheet) -> None:
         if isinstance(command, Free):
             continue
         for replica in dict.fromkeys(command.reads if isinstance(command, Launch) else (command.src,)):
-            source, key = sheet.source(replica.value, max(sheet.turn[event], 0), replica.node)
+            source, key = sheet.source(replica.value, max(sheet.turn[event], 0), replica.node, replica.generation)
             if sheet.span[event] == PROLOGUE:
                 source = BORROWED if replica.node == HOST and sheet.is_source(replica.value) else MISSING
             if source == MISSING:
-                text = f"{sheet.name(event)} reads {sheet.value(replica.value)} in {replica.node}; {sheet.whereabouts(replica.value)}"
+                again = f", evicted {replica.generation} times before," if replica.generation else ""
+                text = f"{sheet.name(event)} reads {sheet.value(replica.value)} in {replica.node}{again}; {sheet.whereabouts(replica.value)}"
                 sheet.say("missing-copy", (sheet.span[event], replica), text)
             elif source != BORROWED:
                 sheet.before[event].append(source)

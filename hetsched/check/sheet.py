@@ -14,7 +14,7 @@ BORROWED, MISSING = -1, -2  # instead of an event: lies on the host from the sta
 PROLOGUE, EPILOGUE = -1, -2  # instead of the number of a span
 FIRST = -1  # instead of a turn: what the prologue brings
 
-Instance: TypeAlias = tuple[int, int, str]  # value, turn, memory node
+Instance: TypeAlias = tuple[int, int, str, int]  # value, turn, memory node, generation
 
 
 @dataclass
@@ -101,15 +101,18 @@ class Sheet:
 
     def whereabouts(self, value: int) -> str:
         """Where a value is, for an error about where it is not."""
-        nodes = {node for v, _, node in self.produced if v == value} | ({HOST} if self.is_source(value) else set())
+        nodes = {node for v, _, node, _ in self.produced if v == value} | ({HOST} if self.is_source(value) else set())
         return f"it is only in {', '.join(sorted(nodes))}: a copy is missing" if nodes else "nothing writes it"
 
-    def source(self, value: int, turn: int, node: str) -> tuple[int, Instance]:
+    def source(self, value: int, turn: int, node: str, generation: int = 0) -> tuple[int, Instance]:
         """What stands for `value` at `turn` in `node`: the event that brings it (or BORROWED, MISSING), and which value of which turn it is."""
+        if generation:
+            key = (value, turn, node, generation)
+            return self.produced.get(key, MISSING), key
         while True:
-            key = (value, turn - turn % self.rate(value), node)
+            key = (value, turn - turn % self.rate(value), node, 0)
             if key not in self.produced and (value in self.constant or (value in self.carried and turn == 0)):
-                key = (value, FIRST, node)
+                key = (value, FIRST, node, 0)
             event = self.produced.get(key)
             if event is not None:
                 return event, key
@@ -136,7 +139,7 @@ def lay_out(sheet: Sheet) -> None:
         source = Replica(next(iter(sheet.carried), 0), 0, HOST)
         opening = _event(sheet, Span((), Copy(source.value, 0, source, source), 0.0, 0.0), PROLOGUE, FIRST, 0.0)
         sheet.before[opening] = list(range(opening))
-        sheet.produced.update({(value, FIRST, HOST): opening for value in sheet.carried})
+        sheet.produced.update({(value, FIRST, HOST, 0): opening for value in sheet.carried})
     for turn in range(sheet.turns):
         for i, span in enumerate(plan.spans):
             sheet.at[i, turn] = _event(sheet, span, i, turn, turn * period)
@@ -166,8 +169,8 @@ def _event(sheet: Sheet, span: Span, number: int, turn: int, shift: float) -> in
     if sheet.idle[event]:
         return event
     for made in command.writes if isinstance(command, Launch) else (command.dst,) if isinstance(command, Copy) else ():
-        known = sheet.produced.setdefault((made.value, turn, made.node), event)
-        borrowed = made.node == HOST and sheet.is_source(made.value) and span.lanes
+        known = sheet.produced.setdefault((made.value, turn, made.node, made.generation), event)
+        borrowed = made.node == HOST and sheet.is_source(made.value) and span.lanes and not made.generation
         if known != event or borrowed:
             other = sheet.name(known) if known != event else "the caller"
             sheet.say("written-once", (made, number), f"{sheet.value(made.value)} in {made.node} is written by {other} and by {sheet.name(event)}")

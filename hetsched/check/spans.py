@@ -45,6 +45,11 @@ def shape(sheet: Sheet) -> bool:
         )
     if any(r.turn != 0 for span in plan.spans for r in replicas_of(span)) or any(r.turn != 0 for r in plan.offsets):
         sheet.say("loop", "turn", "a replica of another turn than 0 is named; a plan has the spans of turn 0")
+    for span in (*plan.spans, *plan.prologue, *plan.epilogue):
+        for replica in replicas_of(span):
+            if replica.generation < 0 or (replica.generation and plan.loop is not None):
+                where = "the plan of a body evicts nothing" if plan.loop is not None else "generations count from 0"
+                sheet.say("loop", replica, f"{sheet.value(replica.value)} in {replica.node} is of generation {replica.generation}; {where}")
     for replica, slots in plan.rings.items():
         if slots < 1:
             sheet.say("loop", replica, f"the ring of {sheet.value(replica.value)} in {replica.node} has {slots} slots; it needs at least 1")
@@ -114,6 +119,10 @@ def _launch(sheet: Sheet, i: int, span: Span, command: Launch) -> None:
                 (i, replica),
                 f"{title}: {sheet.value(replica.value)} is {graph.spec(replica.value)!r} and lives on the host, not in {replica.node}",
             )
+    for replica in command.writes:
+        if replica.generation:
+            text = f"{title} writes generation {replica.generation} of {sheet.value(replica.value)}; only a copy brings in again what was evicted"
+            sheet.say("written-once", (i, replica), text)
     if isinstance(op, Loop):
         _loop_launch(sheet, i, span, command)
         return

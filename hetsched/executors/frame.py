@@ -61,9 +61,17 @@ class Frame:
         self._by_rows = {self.graph.outputs[n] for n in self.loop.rows} if self.loop is not None else set()
         self._programs: dict[int, Program] = {}
         self._offset: dict[tuple[int, str], tuple[int, int]] = {}
+        self._again: dict[tuple[int, str, int], int] = {}  # the same for what was evicted and brought in again, by generation
         for replica, offset in self.plan.offsets.items():
-            self._offset[replica.value, replica.node] = (offset, self.plan.rings.get(replica, 1))
-        self._copied = {(s.command.value, s.command.dst.node) for s in self.plan.spans if isinstance(s.command, Copy)}
+            if replica.generation:
+                self._again[replica.value, replica.node, replica.generation] = offset
+            else:
+                self._offset[replica.value, replica.node] = (offset, self.plan.rings.get(replica, 1))
+        copies = [s.command for s in self.plan.spans if isinstance(s.command, Copy)]
+        self._copied = {(c.value, c.dst.node) for c in copies if not c.dst.generation}
+        # Where a launch reads another generation than the first: task -> what it reads.
+        launches = [s.command for s in self.plan.spans if isinstance(s.command, Launch)] if self._again else []
+        self._reads_again = {c.task: c.reads for c in launches if any(r.generation for r in c.reads)}
         for span in self.plan.prologue:  # a first carried value has no bytes of its own: it lies where its carried output would have been
             if isinstance(span.command, Copy) and span.command.value not in program.carried:
                 self._copied.add((span.command.value, span.command.dst.node))
@@ -149,8 +157,10 @@ class Frame:
             return cast(Graph, self.loop.remainder).value_specs
         return self.graph.value_specs
 
-    def locate(self, value: int, node: str, turn: int) -> Any:
+    def locate(self, value: int, node: str, turn: int, generation: int = 0) -> Any:
         """The array (or object) of a value in a memory node, as a launch of `turn` sees it."""
+        if generation:
+            return self._cells[value, node, generation] if value in self._dynamic else self.buffer(value, node, turn, generation)
         if (value, node) not in self._copied:
             if node == HOST:
                 if value == self._turn_value:
@@ -173,7 +183,8 @@ class Frame:
         if task >= 0 and (value, node) not in self._copied and not mine:
             op = self.graph.task_ops[task]
             if isinstance(op, Op) and op.view:
-                base = self.locate(self.graph.reads(task)[0], node, turn)
+                source = self._reads_again.get(task, ())
+                base = self.locate(self.graph.reads(task)[0], node, turn, source[0].generation if source else 0)
                 return alias(op, base, self.graph.task_attributes[task] if spec is self.graph.spec(value) else self._rest_attributes(task), spec)
         if value in self._dynamic:
             return self._cells[value, node, self._slot(value, node, turn)]
@@ -183,11 +194,13 @@ class Frame:
         assert self.loop is not None
         return cast(Graph, self.loop.remainder).task_attributes[task]
 
-    def buffer(self, value: int, node: str, turn: int) -> Any:
+    def buffer(self, value: int, node: str, turn: int, generation: int = 0) -> Any:
         """The planned memory of a replica, shaped at its bounds (for the turn's body)."""
-        if node == HOST and value in self.owned:
+        if node == HOST and value in self.owned and not generation:
             return self.owned[value]
         spec = array_form(self._specs(turn)[value])
+        if generation and spec is not None:
+            return self.memories[node].array(self._again[value, node, generation], spec)
         place = self._offset.get((value, node))
         if spec is None or place is None:
             raise InternalError(f"the plan gives value {self.graph.value_names[value]!r} no memory on {node}")
@@ -317,12 +330,12 @@ class Frame:
             if isinstance(command, Launch) and self.fires(command.task, turn):
                 op = self.graph.task_ops[command.task]
                 if isinstance(op, Op) and not op.view:
-                    reads = [x for r in command.reads if isinstance(x := self.locate(r.value, r.node, turn), np.ndarray)]
+                    reads = [x for r in command.reads if isinstance(x := self.locate(r.value, r.node, turn, r.generation), np.ndarray)]
                     for r in command.writes:
                         if array_form(self.graph.spec(r.value)) is not None:
                             self._spoil(self.buffer(r.value, r.node, turn), reads)
             elif isinstance(command, Copy) and turn % self._every_k(command.value) == 0 and array_form(self.graph.spec(command.value)) is not None:
-                self._spoil(self.buffer(command.value, command.dst.node, turn), [])
+                self._spoil(self.buffer(command.value, command.dst.node, turn, command.dst.generation), [])
 
     @staticmethod
     def _spoil(target: Any, reads: list[Any]) -> None:
@@ -356,15 +369,16 @@ class Frame:
 
     def _bind_copy(self, command: Copy, turn: int) -> Call:
         value, src, dst = command.value, command.src.node, command.dst.node
+        old, new = command.src.generation, command.dst.generation
         if value in self._dynamic:
 
             def move(now: int, doer: Doer) -> None:
-                found = self.locate(value, src, now)
+                found = self.locate(value, src, now, old)
                 if array_form(self.graph.spec(value)) is not None:
-                    target = shaped(self.buffer(value, dst, now), tuple(found.shape))
+                    target = shaped(self.buffer(value, dst, now, new), tuple(found.shape))
                     doer.move(found, target)
                     found = target
-                self._cells[value, dst, self._slot(value, dst, now)] = found
+                self._cells[value, dst, new or self._slot(value, dst, now)] = found
 
             return (LATER, move, None, None, None, -1)
         if dst == HOST and value in self._straight and value in self.targets:
@@ -374,7 +388,7 @@ class Frame:
                 doer.move(source, self._row(value, now, tuple(source.shape)))
 
             return (LATER, place, None, None, None, -1)
-        return (MOVE, (self.locate(value, src, turn),), (self.buffer(value, dst, turn),), None, None, -1)
+        return (MOVE, (self.locate(value, src, turn, old),), (self.buffer(value, dst, turn, new),), None, None, -1)
 
     def _bind_launch(self, command: Launch, step: Step, turn: int) -> Call | None:
         graph, task = self.graph, command.task
@@ -392,7 +406,7 @@ class Frame:
         workspace = self._workspace(task)
         node = device.memory
         if not any(r.value in self._dynamic for r in (*command.reads, *command.writes)):
-            reads = tuple(self.locate(r.value, node, turn) for r in command.reads)
+            reads = tuple(self.locate(r.value, node, turn, r.generation) for r in command.reads)
             writes = tuple(self.buffer(r.value, node, turn) for r in command.writes)
             return (kernel, reads, writes, workspace, attributes, task)
         if not any(r.value in self._dynamic for r in command.writes):
@@ -401,15 +415,15 @@ class Frame:
 
     def _launch_partly(self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int) -> Later:
         """A launch bound but for the inputs that only its turn knows."""
-        bound = [None if r.value in self._dynamic else self.locate(r.value, node, turn) for r in command.reads]
+        bound = [None if r.value in self._dynamic else self.locate(r.value, node, turn, r.generation) for r in command.reads]
         writes = tuple(self.buffer(r.value, node, turn) for r in command.writes)
-        later = [(i, r.value) for i, r in enumerate(command.reads) if r.value in self._dynamic]
+        later = [(i, r.value, r.generation) for i, r in enumerate(command.reads) if r.value in self._dynamic]
         number = self._turn_value if node == HOST else None
 
         def launch(now: int, doer: Doer) -> None:
             reads = bound.copy()
-            for i, value in later:
-                reads[i] = np.array(now, np.int64) if value == number else self.locate(value, node, now)
+            for i, value, generation in later:
+                reads[i] = np.array(now, np.int64) if value == number else self.locate(value, node, now, generation)
             doer.launch(kernel, reads, writes, workspace, attributes)
 
         return launch
@@ -420,7 +434,7 @@ class Frame:
         bounded = any(isinstance(s := graph.spec(r.value), Spec) and s.is_bounded for r in command.writes)
 
         def launch(turn: int, doer: Doer) -> None:
-            reads = [self.locate(r.value, node, turn) for r in command.reads]
+            reads = [self.locate(r.value, node, turn, r.generation) for r in command.reads]
             specs = self._specs(turn)
             writes: list[Any] = []
             actual: list[AnySpec] | None = None
@@ -467,8 +481,9 @@ class Frame:
         first: dict[int, Any] = {}
         rows: dict[int, int] = {}
         carried = {a for a, _ in loop.carried}
-        for name, value in zip(loop.inputs, values, strict=True):
-            found = self.locate(value, HOST, turn)
+        generations = [r.generation for r in self._reads_again.get(task, ())] or [0] * len(values)
+        for name, value, generation in zip(loop.inputs, values, generations, strict=True):
+            found = self.locate(value, HOST, turn, generation)
             if name in carried:
                 first[body.inputs[name]] = found
             else:

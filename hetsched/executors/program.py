@@ -84,30 +84,30 @@ def every_of(loop: Loop | None) -> dict[int, int]:
 def span_arcs(plan: Timeline) -> list[Arc]:
     """The arcs between the spans of a plan: data, order, reuse, stream lanes, stop."""
     graph, carried = plan.graph, carried_values(plan.loop)
-    maker: dict[tuple[int, str], int] = {}
+    maker: dict[tuple[int, str, int], int] = {}
     launch_of: dict[int, int] = {}
     for i, span in enumerate(plan.spans):
         command = span.command
         if isinstance(command, Launch):
             launch_of[command.task] = i
             for replica in command.writes:
-                maker[replica.value, replica.node] = i
+                maker[replica.value, replica.node, replica.generation] = i
         elif isinstance(command, Copy):
-            maker[command.dst.value, command.dst.node] = i
+            maker[command.dst.value, command.dst.node, command.dst.generation] = i
     arcs: list[Arc] = []
 
     def read(replica: Replica, reader: int) -> None:
         value, distance = replica.value, 0
         if value in carried:
-            own = maker.get((value, replica.node))
+            own = maker.get((value, replica.node, 0))
             if own is not None:  # a carried input copied to another node within the turn
                 arcs.append(Arc(own, reader))
                 return
             value, distance = carried[value], 1
-        before = maker.get((value, replica.node))
+        before = maker.get((value, replica.node, replica.generation))
         if before is not None:
             arcs.append(Arc(before, reader, distance))
-        elif graph.value_task[value] >= 0:
+        elif graph.value_task[value] >= 0 or replica.generation:
             raise InternalError(f"the plan never brings value {graph.value_names[value]!r} to {replica.node}")
 
     for i, span in enumerate(plan.spans):

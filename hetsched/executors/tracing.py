@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from hetsched.executors.program import Program
-from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
+from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
 
 # A loop's trace keeps the spans of its first and last turns; of those between, running sums.
 KEPT_TURNS = 100
@@ -67,10 +67,9 @@ def _of_turn(command: Launch | Copy | object, turn: int) -> Launch | Copy:
     if isinstance(command, Launch):
         if not turn:
             return command
-        reads = tuple(Replica(r.value, turn, r.node) for r in command.reads)
-        return Launch(command.task, turn, reads, tuple(Replica(r.value, turn, r.node) for r in command.writes), command.width)
+        reads = tuple(r._replace(turn=turn) for r in command.reads)
+        return Launch(command.task, turn, reads, tuple(r._replace(turn=turn) for r in command.writes), command.width)
     assert isinstance(command, Copy)
     if not turn:
         return command
-    src, dst = command.src, command.dst
-    return Copy(command.value, turn, Replica(src.value, turn, src.node), Replica(dst.value, turn, dst.node))
+    return Copy(command.value, turn, command.src._replace(turn=turn), command.dst._replace(turn=turn))

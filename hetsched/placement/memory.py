@@ -170,7 +170,7 @@ def _blocks(plan: Timeline) -> _Layout:
         op = graph.task_ops[command.task] if isinstance(command, Launch) else None
         taken: set[int] = set()
         for position, replica in enumerate(writes_of(span)):
-            value, _, node = replica
+            value, node = replica.value, replica.node
             if op is not None and not isinstance(op, Loop) and op.view:
                 _view(plan, layout, op, command, replica, kept=node == HOST and value in outputs)
                 continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from hetsched.graph.spec import Spec
 from hetsched.report.events import ALL_TURNS, Event, events
@@ -19,6 +19,8 @@ from hetsched.timeline import Copy, Free, Lane, Launch, Replica, Timeline
 MICRO = 1e6
 MOST_TURNS = 200
 LOOPS = Lane("loops", 0, "loop")
+# Timeline, value, memory node, generation, turn.
+_Made: TypeAlias = tuple[int, int, str, int, int]
 
 
 def perfetto(timeline: Timeline, turns: int = MOST_TURNS) -> dict[str, Any]:
@@ -119,14 +121,14 @@ def _slice(event: Event, pid: int, tid: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _key(event: Event, replica: Replica) -> tuple[int, int, str, int]:
-    return (id(event.timeline), replica.value, replica.node, event.turn)
+def _key(event: Event, replica: Replica) -> _Made:
+    return (id(event.timeline), replica.value, replica.node, replica.generation, event.turn)
 
 
 def _flows(placed: Sequence[tuple[Event, int, int]]) -> Iterable[dict[str, Any]]:
     """An arrow from the launch that wrote a copied value to the copy, and from the copy to each launch that reads its replica in that turn."""
-    wrote: dict[tuple[int, int, str, int], tuple[Event, int, int]] = {}
-    copied: dict[tuple[int, int, str, int], tuple[Event, int, int]] = {}
+    wrote: dict[_Made, tuple[Event, int, int]] = {}
+    copied: dict[_Made, tuple[Event, int, int]] = {}
     for item in placed:
         command = item[0].span.command
         if isinstance(command, Launch):

@@ -48,7 +48,7 @@ def run_problems(plan: Timeline, trace: Timeline, *, skew_seconds: float = SLACK
 
 
 def done(timeline: Timeline) -> Done:
-    """(task, turn, devices) of every launch and (value, turn, from, to) of every copy of a trace."""
+    """(task, turn, devices) of every launch and (value, turn, from, to, generation unless 0) of every copy of a trace."""
     return Counter(_key(s, s.command.turn) for s in timeline.spans if isinstance(s.command, (Launch, Copy)))
 
 
@@ -76,7 +76,7 @@ def _key(span: Span, turn: int) -> tuple[object, ...]:
     if isinstance(command, Launch):
         return ("launch", command.task, turn, tuple(sorted({lane.owner for lane in span.lanes})))
     assert isinstance(command, Copy)
-    return ("copy", command.value, turn, command.src.node, command.dst.node)
+    return ("copy", command.value, turn, command.src.node, command.dst.node, *([command.dst.generation] if command.dst.generation else []))
 
 
 def _differences(plan: Timeline, trace: Timeline, where: str, skew: float) -> Iterator[str]:
