@@ -82,7 +82,7 @@ def overview() -> str:
         "",
     ]
     for name in command_names():
-        lines.append(f"  {name:<10}{(load(name).__doc__ or '').strip().splitlines()[0]}")
+        lines.append(f"  {name:<12}{(load(name).__doc__ or '').strip().splitlines()[0]}")
     lines += [
         "",
         "exit: 0 done  1 a task failed  2 command line  3 pipeline invalid  4 no device fits  5 out of memory  6 timeout",
