@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hetsched.check import check
     from hetsched.errors import GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
     from hetsched.executors.result import Result
+    from hetsched.graph.gradient import gradient
     from hetsched.graph.graph import Builder, Bundle, Graph, Loop, Value, Where
     from hetsched.graph.op import Attribute, Composite, Op, Work
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
@@ -48,6 +49,7 @@ _HOME = {
     "Where": "hetsched.graph.graph",
     "Work": "hetsched.graph.op",
     "check": "hetsched.check",
+    "gradient": "hetsched.graph.gradient",
     "plan": "hetsched.run",
     "run": "hetsched.run",
     "run_async": "hetsched.run",
@@ -106,6 +108,7 @@ __all__ = [
     "Work",
     "__version__",
     "check",
+    "gradient",
     "plan",
     "run",
     "run_async",

@@ -19,6 +19,7 @@ from hetsched.machine import Machine
 from hetsched.placement import plan_graph
 from hetsched.placement.costs import CostModel
 from hetsched.placement.costs.objective import ObjectiveLike
+from hetsched.placement.draft import Policy
 from hetsched.timeline import Timeline
 
 EXECUTORS = ("auto", "cpu", "simulated")
@@ -27,7 +28,7 @@ EXECUTORS = ("auto", "cpu", "simulated")
 def plan(
     graph: Graph,
     machine: Machine | None = None,
-    policy: str = "auto",
+    policy: str | Policy = "auto",
     objective: ObjectiveLike = "time",
     *,
     plan_seconds: float = 0.0,
@@ -37,7 +38,7 @@ def plan(
 ) -> Timeline:
     """Where and when every task runs: the predicted timeline. Touches no device and runs no kernel.
 
-    machine: the one found here, where None. policy: the name of a file in `placement/policies`, or `auto`.
+    machine: the one found here, where None. policy: the name of a file in `placement/policies`, or `auto`; or a function of a draft.
     objective: `time`, `latency`, `energy` or `price`; weights (`{"time": 0.5, "energy": 0.5}`, shares of what the plan for time costs); with a
     deadline on the makespan `{"minimize": "energy", "deadline": "2 min"}` (or seconds); or as `--objective` has it, `"energy,deadline=2min"`.
     plan_seconds: time to search for a better plan.
@@ -60,7 +61,7 @@ def run(
     inputs: Mapping[str, Any] | None = None,
     *,
     machine: Machine | None = None,
-    policy: str = "auto",
+    policy: str | Policy = "auto",
     objective: ObjectiveLike = "time",
     plan_seconds: float = 0.0,
     only: str | None = None,

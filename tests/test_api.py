@@ -9,6 +9,7 @@ import pytest
 import hetsched as hs
 from hetsched.errors import CommandLineError, OutOfMemoryError
 from hetsched.graph.spec import UpTo
+from hetsched.placement.draft import Draft
 
 
 def product() -> hs.Graph:
@@ -161,3 +162,16 @@ def test_rules_of_users_ops_that_fail_are_told_with_the_task() -> None:
         g.output(g.op(users_op(same, work), g.input("a", (4,)), name="b"))
         with pytest.raises(hs.GraphError, match=message):
             hs.plan(g.freeze())
+
+
+def test_a_policy_may_be_a_function_of_a_draft(arrays: dict[str, np.ndarray]) -> None:
+    from hetsched.placement.policies import heft
+
+    def backwards(draft: Draft) -> None:
+        for task in draft.problem.order:
+            draft.place(task, draft.earliest(task))
+
+    plan = hs.plan(product(), policy=backwards)
+    assert plan.policy == "backwards"
+    np.testing.assert_array_equal(hs.run(plan, arrays)["positive"], hs.run(product(), arrays)["positive"])
+    assert hs.plan(product(), policy=heft.policy).policy == "heft"

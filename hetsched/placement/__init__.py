@@ -14,7 +14,7 @@ from hetsched.placement.costs import CostModel, RooflineCosts
 from hetsched.placement.costs.objective import Objective, ObjectiveLike
 from hetsched.placement.draft import GraphDraft, Policy
 from hetsched.placement.memory import PlanTooLargeError
-from hetsched.placement.policies import earliest_finish, find, one_device, serial
+from hetsched.placement.policies import earliest_finish, find, name_of, one_device, serial
 from hetsched.placement.problem import PlanLoop, Problem, problem_of
 from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import improve
@@ -26,7 +26,7 @@ def plan_graph(
     graph: Graph,
     machine: Machine,
     costs: CostModel | None = None,
-    policy: str = "auto",
+    policy: str | Policy = "auto",
     objective: ObjectiveLike = "time",
     plan_seconds: float = 0.0,
     only: str | None = None,
@@ -34,8 +34,9 @@ def plan_graph(
 ) -> Timeline:
     """The plan of `graph` on `machine` by `policy`, laid out in memory, with a lower bound on its makespan. Pure: touches no device.
 
-    costs: the roofline of the machine where None. objective: what is to be least (`costs.objective.Objective.of`): where it is not `time`, the plan
-    is the best of a pool by the objective's own measure (`tradeoff`). plan_seconds: time to search for something better than the policy's plan.
+    policy: its name, or a function of a draft. costs: the roofline of the machine where None.
+    objective: what is to be least (`costs.objective.Objective.of`): where it is not `time`, the plan is the best of a pool by the objective's own
+    measure (`tradeoff`). plan_seconds: time to search for something better than the policy's plan.
     only: a device pattern (`gpu`, `cuda:0`) for the tasks that have a kernel on a matching device; others are not limited.
     memory: node -> bytes at most, instead of the machine's own figures.
     Raises `PlacementError` (no device fits a task, constraints contradict, a deadline cannot be kept, the machine does not state what the objective
@@ -43,7 +44,7 @@ def plan_graph(
     """
     started = time.perf_counter()
     goal = Objective.of(objective)
-    chosen = find(policy)
+    chosen, policy = find(policy), policy if isinstance(policy, str) else name_of(policy)
     with no_garbage_collection():
         problem, plan_loop = _problem(graph, machine, costs, only, memory)
         if goal == Objective() and not (policy == "auto" and is_worth_it(problem)):

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hetsched.testing.faults import FAULTS, broken, rule_of
     from hetsched.testing.graphs import graphs, machines, random_graph, random_machine
-    from hetsched.testing.ops import check_op
+    from hetsched.testing.ops import Case, check_op
     from hetsched.testing.plans import plain_plan
     from hetsched.testing.policy import check_policy
     from hetsched.testing.reference import interpret
 
 _HOME = {
+    "Case": "ops",
     "FAULTS": "faults",
     "broken": "faults",
     "check_op": "ops",
@@ -43,6 +44,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "FAULTS",
+    "Case",
     "broken",
     "check_op",
     "check_policy",

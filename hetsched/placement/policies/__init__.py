@@ -17,8 +17,16 @@ def names() -> list[str]:
     return sorted({*_files(), *_entries()})
 
 
-def find(name: str) -> Policy:
-    """The policy called `name`; an error with the nearest name where there is none."""
+def name_of(policy: Policy) -> str:
+    """What a plan says of who wrote it: the function's name, or its file's where that is `policy`."""
+    name = getattr(policy, "__name__", type(policy).__name__)
+    return str(getattr(policy, "__module__", name)).rpartition(".")[2] if name == "policy" else name
+
+
+def find(name: str | Policy) -> Policy:
+    """The policy called `name` (or the function given); an error with the nearest name where there is none."""
+    if callable(name):
+        return name
     if name in _files():
         policy: Policy = importlib.import_module(f"{__name__}.{name}").policy
         return policy
