@@ -376,7 +376,6 @@ class Crew:
 
     def _begin_loop(self, item: Item, task: int, loop: Loop, start: float) -> None:
         frame = item.active.frame.child(task, item.turn, self.programs)
-        frame.bind_collected(item.active.frame, task, item.turn)
         inner = Active(frame, item.priority, item, self.drivers)
         inner.began = start
         with self.lock:

@@ -137,7 +137,6 @@ class Simulation:
     def _begin_loop(self, active: _Active, step: Step, turn: int, task: int) -> None:
         body = active.frame.plan.loops[task]
         frame = active.frame.child(task, turn, {id(body): compile_plan(body, join=False)})
-        frame.bind_collected(active.frame, task, turn)
         inner = _Active(frame, active.base + step.start, (active, step, turn), self.now)
         self._push(inner, inner.walk.begin())
         if inner.walk.done:

@@ -1,0 +1,343 @@
+"""The steps of a frame as bound calls: arrays looked up once, not every turn.
+
+A step is a list of calls, made once for every combination of ring slots that turns can meet. Launches that touch what cannot be bound ahead (elements
+of a sequence, the number of the turn, opaque objects, bounded dimensions) find their arrays when they run. What has run `HOT_RUNS` times on the
+host's threads becomes straight-line code (`segments`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+
+from hetsched.errors import InternalError
+from hetsched.executors.memory import HERE, Doer, shaped
+from hetsched.executors.program import Step
+from hetsched.executors.segments import Segment, compile_segment
+from hetsched.graph.op import Op
+from hetsched.graph.spec import AnySpec, Spec, array_form
+from hetsched.machine import HOST
+from hetsched.timeline import Copy, Launch
+
+if TYPE_CHECKING:
+    from hetsched.executors.frame import Frame
+
+# (kernel, inputs, outputs, workspace, attributes, task). Kernel `MOVE`: a copy from inputs[0] to outputs[0]; `LATER`: `inputs` is a function of
+# the turn and of who does it; `GATHER`: `inputs` is a function of the turn, called when the step is done.
+Call: TypeAlias = tuple[Any, Any, Any, Any, Any, int]
+MOVE, LATER, GATHER = "move", "later", "gather"
+Later: TypeAlias = Callable[[int, Doer], None]
+
+# Code costs 10-25 us a task to generate and saves 0.1-1 us a run.
+HOT_RUNS = 50
+
+
+class Bound:
+    """A step for one combination of ring slots: its calls, how often they ran, and, once they are hot, the code that took their place."""
+
+    __slots__ = ("calls", "runs", "segment")
+
+    def __init__(self) -> None:
+        self.calls: list[Call] | None = None
+        self.runs = 0
+        self.segment: Segment | None = None
+
+
+class Bindings:
+    """The bound steps of one frame."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        steps = frame.program.steps
+        self._tables: list[dict[Any, Bound]] = [{} for _ in steps]
+        # A step's bindings repeat after so many turns. Straight plans have one turn.
+        self._periods = [1] * len(steps) if frame.loop is None else [self._period(step) for step in steps]
+        self._may_be_hot = [self._is_host_step(step) for step in steps]
+        self._touching: dict[int, list[int]] | None = None
+        self._kernels: dict[tuple[int, str], Any] = {}
+
+    # What a turn's number means for a step ------------------------------------------------------------------------------------
+
+    def _period(self, step: Step) -> int:
+        """After how many turns a step meets the same ring slots again, and fires again the tasks that do not run every turn."""
+        frame, out = self.frame, 1
+        for i in step.spans:
+            command = frame.plan.spans[i].command
+            if isinstance(command, Launch):
+                touched = [*command.reads, *command.writes]
+                out = math.lcm(out, frame.every.get(command.task, 1))
+            elif isinstance(command, Copy):
+                touched = [command.src, command.dst]
+                out = math.lcm(out, frame.every_k(command.value))
+            else:
+                continue
+            for replica in touched:
+                value, _ = frame.root(replica.value, replica.node)
+                slots = frame.offset.get((value, replica.node), (0, 1))[1]
+                if slots > 1:
+                    out = math.lcm(out, slots * frame.every_k(value))
+        return out
+
+    def _is_host_step(self, step: Step) -> bool:
+        devices = self.frame.plan.machine
+        plain = all(isinstance(self.frame.plan.spans[i].command, Launch) for i in step.spans)
+        return plain and bool(step.lanes) and devices.device(step.owner).memory == HOST and devices.device(step.owner).shares_lanes
+
+    def bound(self, step: int, turn: int) -> Bound:
+        """The binding of a step in a turn."""
+        loop = self.frame.loop
+        key: Any = 0
+        if loop is not None:
+            key = turn % self._periods[step]
+            if loop.is_remainder(turn):
+                key = -1 - key
+        table = self._tables[step]
+        found = table.get(key)
+        if found is None:
+            found = table[key] = Bound()
+        return found
+
+    def calls(self, step: int, turn: int) -> list[Call]:
+        """The bound calls of a step in a turn."""
+        bound = self.bound(step, turn)
+        if bound.calls is None:
+            bound.calls = self._bind(self.frame.program.steps[step], turn)
+        return bound.calls
+
+    def forget(self, changed: Iterable[int]) -> None:
+        """Bind anew what touches the bytes of `changed` (inputs, outputs): other arrays hold them from here on. Code looks them up itself."""
+        if self._touching is None:
+            self._touching = self._find_touching()
+        for step in {s for value in changed for s in self._touching.get(value, ())}:
+            for bound in self._tables[step].values():
+                bound.calls = None
+
+    def _find_touching(self) -> dict[int, list[int]]:
+        frame = self.frame
+        out: dict[int, list[int]] = {}
+        roots = {*frame.graph.inputs.values(), *frame.owned}
+        known: dict[tuple[int, str], int] = {}
+        for step in frame.program.steps:
+            touched: set[int] = set()
+            for i in step.spans:
+                command = frame.plan.spans[i].command
+                replicas = (
+                    (*command.reads, *command.writes)
+                    if isinstance(command, Launch)
+                    else (command.src, command.dst)
+                    if isinstance(command, Copy)
+                    else ()
+                )
+                for r in replicas:
+                    key = (r.value, r.node)
+                    if key not in known:
+                        known[key] = frame.root(*key)[0]
+                    touched |= {r.value, known[key]}
+            for value in touched & roots:
+                out.setdefault(value, []).append(step.index)
+        return out
+
+    # Doing --------------------------------------------------------------------------------------------------------------------
+
+    def perform(self, step: int, turn: int) -> None:
+        """Do a step here and now: every launch or copy of it. Raises `TaskError` with the task's name."""
+        bound = self.bound(step, turn)
+        segment = bound.segment
+        if segment is not None:
+            try:
+                segment.run(turn)
+            except Exception as error:
+                raise self.frame.failure(error, segment.task_of(error), turn) from error
+            return
+        task = -1
+        try:
+            for kernel, inputs, outputs, workspace, attributes, task in bound.calls or self.calls(step, turn):  # noqa: B007 (read in the handler)
+                if callable(kernel):
+                    kernel(np, inputs, outputs, workspace, attributes)
+                elif kernel is LATER:
+                    inputs(turn, HERE)
+                elif kernel is MOVE:
+                    np.copyto(outputs[0], inputs[0])
+                else:
+                    inputs(turn)
+        except Exception as error:
+            raise self.frame.failure(error, task, turn) from error
+        bound.runs += 1
+        if bound.runs >= HOT_RUNS and self._may_be_hot[step]:
+            self.compile(step, turn)
+
+    def compile(self, step: int, turn: int = 0) -> None:
+        """Make code of a step, for the ring slots of `turn`. Only for steps of launches on the host's threads."""
+        bound = self.bound(step, turn)
+        bound.segment = compile_segment(self.frame, self.frame.program.steps[step], turn, self.launch_later)
+        bound.calls = None
+
+    def issue(self, step: int, turn: int, doer: Doer) -> None:
+        """Hand the launches and copies of a step to a stream. `gather` follows when they are done."""
+        task = -1
+        try:
+            for kernel, inputs, outputs, workspace, attributes, task in self.calls(step, turn):  # noqa: B007 (read in the handler)
+                if callable(kernel):
+                    doer.launch(kernel, inputs, outputs, workspace, attributes)
+                elif kernel is LATER:
+                    inputs(turn, doer)
+                elif kernel is MOVE:
+                    doer.move(inputs[0], outputs[0])
+        except Exception as error:
+            raise self.frame.failure(error, task, turn) from error
+
+    def gather(self, step: int, turn: int) -> None:
+        """Gather what a step that a stream has done has brought to the host."""
+        for kernel, inputs, *_ in self.calls(step, turn):
+            if kernel is GATHER:
+                inputs(turn)
+
+    # Binding ------------------------------------------------------------------------------------------------------------------
+
+    def _bind(self, step: Step, turn: int) -> list[Call]:
+        frame, calls = self.frame, []
+        gathering = frame.gathering if frame.loop is not None else None
+        for i in step.spans:
+            command = frame.plan.spans[i].command
+            if isinstance(command, Copy):
+                if turn % frame.every_k(command.value) == 0:
+                    calls.append(self._bind_copy(command, turn))
+                made: Iterable[Any] = (command.dst,)
+                task = -1
+            elif isinstance(command, Launch):
+                task = command.task
+                call = self._bind_launch(command, step, turn) if frame.fires(task, turn) else None
+                if call is not None:
+                    calls.append(call)
+                made = command.writes
+            else:
+                continue
+            if gathering is not None:
+                for r in made:
+                    if r.node == HOST and not gathering.is_straight(r.value):
+                        calls += [(GATHER, collect, None, None, None, task) for collect in gathering.collectors(r.value)]
+        return calls
+
+    def _bind_copy(self, command: Copy, turn: int) -> Call:
+        frame, value, src, dst = self.frame, command.value, command.src.node, command.dst.node
+        old, new = command.src.generation, command.dst.generation
+        if value in frame.dynamic:
+
+            def move(now: int, doer: Doer) -> None:
+                found = frame.locate(value, src, now, old)
+                if array_form(frame.graph.spec(value)) is not None:
+                    target = shaped(frame.buffer(value, dst, now, new), tuple(found.shape))
+                    doer.move(found, target)
+                    found = target
+                frame.cells[value, dst, new or frame.slot(value, dst, now)] = found
+
+            return (LATER, move, None, None, None, -1)
+        if dst == HOST and frame.gathering.is_straight(value):
+            source = frame.locate(value, src, turn)
+
+            def place(now: int, doer: Doer) -> None:
+                doer.move(source, frame.gathering.row(value, now, tuple(source.shape)))
+
+            return (LATER, place, None, None, None, -1)
+        return (MOVE, (frame.locate(value, src, turn, old),), (frame.buffer(value, dst, turn, new),), None, None, -1)
+
+    def kernel_of(self, task: int, owner: str) -> Any:
+        """The kernel that a task runs on device `owner`; None for a view, which readers find through its base."""
+        frame, op = self.frame, cast(Op, self.frame.graph.task_ops[task])
+        key = (id(op), owner)
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            device = frame.plan.machine.device(owner)
+            kernel = op.kernel_for(device, [frame.graph.spec(v) for v in frame.graph.reads(task)])
+            if kernel is None:
+                raise InternalError(f"the plan puts task {frame.graph.task_names[task]!r} on {owner}, which has no kernel for {op.name}")
+            if "opencl" not in op.kernels:  # else it may depend on the inputs
+                self._kernels[key] = kernel
+        return kernel
+
+    def is_alias(self, command: Launch, node: str) -> bool:
+        """True for a view that no kernel makes. What the caller shall own is copied."""
+        op = self.frame.graph.task_ops[command.task]
+        return isinstance(op, Op) and op.view and not (node == HOST and command.writes[0].value in self.frame.owned)
+
+    def _bind_launch(self, command: Launch, step: Step, turn: int) -> Call | None:
+        frame, task = self.frame, command.task
+        node = frame.plan.machine.device(step.owner).memory
+        if self.is_alias(command, node):
+            return None
+        kernel = self.kernel_of(task, step.owner)
+        attributes, workspace, dynamic = frame.attributes(task, turn), frame.workspace(task), frame.dynamic
+        if any(r.value in dynamic for r in command.writes):
+            return (LATER, self.launch_later(command, kernel, node, workspace, attributes), None, None, None, task)
+        if any(r.value in dynamic for r in command.reads):
+            return (LATER, self._launch_partly(command, kernel, node, workspace, attributes, turn), None, None, None, task)
+        reads = tuple(frame.locate(r.value, node, turn, r.generation) for r in command.reads)
+        writes = tuple(frame.buffer(r.value, node, turn) for r in command.writes)
+        return (kernel, reads, writes, workspace, attributes, task)
+
+    def _launch_partly(self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int) -> Later:
+        """A launch bound but for the inputs that only its turn knows."""
+        frame = self.frame
+        bound = [None if r.value in frame.dynamic else frame.locate(r.value, node, turn, r.generation) for r in command.reads]
+        writes = tuple(frame.buffer(r.value, node, turn) for r in command.writes)
+        later = [(i, r.value, r.generation) for i, r in enumerate(command.reads) if r.value in frame.dynamic]
+        number = frame.turn_value if node == HOST else None
+
+        def launch(now: int, doer: Doer) -> None:
+            reads = bound.copy()
+            for i, value, generation in later:
+                reads[i] = np.array(now, np.int64) if value == number else frame.locate(value, node, now, generation)
+            doer.launch(kernel, reads, writes, workspace, attributes)
+
+        return launch
+
+    def launch_later(self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any]) -> Later:
+        """A launch that finds its arrays when it runs."""
+        frame, graph = self.frame, self.frame.graph
+        op = cast(Op, graph.task_ops[command.task])
+        bounded = any(isinstance(s := graph.spec(r.value), Spec) and s.is_bounded for r in command.writes)
+        cells, locate = frame.cells, frame.locate
+        if frame.loop is None and not bounded and all(array_form(graph.spec(r.value)) is None for r in command.writes):
+            reads_of = [(r.value, r.generation) for r in command.reads]
+            keys = [(r.value, r.node, 0) for r in command.writes]
+
+            def make_objects(turn: int, doer: Doer) -> None:
+                made: list[Any] = [None] * len(keys)  # the kernel puts the objects there
+                doer.launch(kernel, [locate(v, node, 0, g) for v, g in reads_of], made, workspace, attributes)
+                for key, found in zip(keys, made, strict=True):
+                    cells[key] = found
+
+            return make_objects
+
+        def launch(turn: int, doer: Doer) -> None:
+            reads = [locate(r.value, node, turn, r.generation) for r in command.reads]
+            specs = frame.specs(turn)
+            writes: list[Any] = []
+            actual: list[AnySpec] | None = None
+            if bounded:
+                seen = [Spec(a.shape, a.dtype) if hasattr(a, "shape") else specs[r.value] for a, r in zip(reads, command.reads, strict=True)]
+                actual = list(op.infer(seen, attributes))
+            for i, r in enumerate(command.writes):
+                if array_form(specs[r.value]) is None:
+                    writes.append(None)  # the kernel puts the object there
+                    continue
+                target = frame.buffer(r.value, node, turn)
+                if actual is not None and isinstance(a := actual[i], Spec):
+                    target = shaped(target, a.bounds)
+                writes.append(target)
+            shapes = doer.launch(kernel, reads, writes, workspace, attributes)
+            for i, r in enumerate(command.writes):
+                if r.value not in frame.dynamic:
+                    continue
+                result = writes[i]
+                if shapes is not None and isinstance(result, np.ndarray) and isinstance(actual, list) and cast(Spec, actual[i]).is_bounded:
+                    result = np.ascontiguousarray(result[tuple(slice(n) for n in shapes[i])])
+                cells[r.value, r.node, frame.slot(r.value, r.node, turn)] = result
+
+        return launch
+
+
+__all__ = ["GATHER", "HOT_RUNS", "LATER", "MOVE", "Bindings", "Bound", "Call"]

@@ -1,0 +1,328 @@
+"""Segments compiled when hot: a step as straight-line Python, with kernels, inputs and outputs as names of the code, and nothing to interpret.
+
+What is the same in every run (arrays of the arena, kernels, attributes) is a global of the code. What a run brings (inputs, fresh outputs) is fetched from
+the frame once, when the code begins; elements of sequences are sliced once a turn; objects that only the segment reads stay in local variables.
+A launch is one line, so that a line of a traceback names the task. What has bounded dimensions is called as it was before.
+
+Kernels may say which calls of the array library they come to for given arrays (`Op`'s `direct`), and plain functions are called with their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from hetsched.executors.memory import HERE
+from hetsched.executors.program import Step
+from hetsched.graph.op import Op
+from hetsched.graph.ops.shape import view_offset
+from hetsched.graph.spec import Spec, array_form
+from hetsched.machine import HOST
+from hetsched.timeline import Launch
+
+if TYPE_CHECKING:
+    from hetsched.executors.frame import Frame
+
+# Launches in one function: the compiler's time grows with a function's size, and more lines than this gain nothing.
+CHUNK = 4096
+
+
+class Piece(NamedTuple):
+    """A function of the code, and the task of each of its lines."""
+
+    run: Callable[[int], None]
+    tasks: list[int]
+
+
+class Segment:
+    """The code of a step. `run(turn)` does it."""
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        self.pieces = pieces
+        self.run: Callable[[int], None] = pieces[0].run if len(pieces) == 1 else self._run_all
+
+    def _run_all(self, turn: int) -> None:
+        for piece in self.pieces:
+            piece.run(turn)
+
+    def task_of(self, error: BaseException) -> int:
+        """The task in whose line an error was raised, -1 where none was."""
+        at = error.__traceback__
+        known = {cast(FunctionType, piece.run).__code__: piece.tasks for piece in self.pieces}
+        while at is not None:
+            tasks = known.get(at.tb_frame.f_code)
+            if tasks is not None:
+                return tasks[at.tb_lineno - 1]
+            at = at.tb_next
+        return -1
+
+
+# (launch, kernel, memory node, workspace, attributes) -> a function of the turn and of who does it: a launch that finds its arrays when it runs.
+Later = Callable[[Launch, Any, str, Any, Mapping[str, Any]], Callable[..., None]]
+
+
+def compile_segment(frame: Frame, step: Step, turn: int, later: Later) -> Segment:
+    """The code of a step of launches on the host, for the ring slots of `turn`."""
+    commands = [c for i in step.spans if isinstance(c := frame.plan.spans[i].command, Launch)]
+    parts = [commands[i : i + CHUNK] for i in range(0, len(commands), CHUNK)] or [[]]
+    return Segment([_Writer(frame, step, turn, later, part).piece() for part in parts])
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> CodeType:
+    """The code object of the one function in `source`; frames of one plan write the same source."""
+    module = compile(source, "<hetsched segment>", "exec")
+    return next(c for c in module.co_consts if isinstance(c, CodeType))
+
+
+class _Writer:
+    """Writes the function of some launches of a step."""
+
+    def __init__(self, frame: Frame, step: Step, turn: int, later: Later, commands: list[Launch]) -> None:
+        self.frame, self.owner, self.turn, self.later, self.commands = frame, step.owner, turn, later, commands
+        self.names: dict[str, Any] = {
+            "np": np, "int64": np.int64, "array": np.array, "HERE": HERE, "locate": frame.locate,
+            "borrowed": frame.borrowed, "owned": frame.owned, "cells": frame.cells, "copyto": np.copyto,
+        }  # fmt: skip
+        self.known: dict[int, str] = {}  # id of a constant -> its name
+        self.kept: list[Any] = []  # constants, so that an id means one object
+        self.lines: list[str] = ["def segment(turn):"]
+        self.tasks: list[int] = [-1]
+        self.task = -1
+        self.fetched: dict[Any, str] = {}  # what has been fetched or sliced in this function -> its local name
+        self.objects: dict[int, str] = {}  # object value -> the local variable that holds it
+        self.free: list[str] = []
+        self.count = 0
+        self.last_use, self.inner = self._lifetimes()
+
+    def piece(self) -> Piece:
+        """The function, with its constants."""
+        for position, command in enumerate(self.commands):
+            self.task = command.task
+            if self.frame.fires(command.task, self.turn):
+                self._launch(command)
+            self._collect(command)  # also what an earlier turn has made
+            for value in self.last_use.get(position, ()):
+                self.free.append(self.objects.pop(value))
+        if len(self.lines) == 1:
+            self._line("pass")
+        code = _compiled("\n".join(self.lines))
+        return Piece(FunctionType(code, self.names), self.tasks)
+
+    # Names --------------------------------------------------------------------------------------------------------------------
+
+    def _line(self, text: str) -> None:
+        self.lines.append(" " + text)
+        self.tasks.append(self.task)
+
+    def _constant(self, thing: Any) -> str:
+        name = self.known.get(id(thing))
+        if name is None:
+            name = self.known[id(thing)] = f"k{len(self.kept)}"
+            self.names[name] = thing
+            self.kept.append(thing)
+        return name
+
+    def _fetch(self, key: Any, text: str) -> str:
+        """The local that holds `text`, evaluated once."""
+        name = self.fetched.get(key)
+        if name is None:
+            self.count += 1
+            name = self.fetched[key] = f"x{self.count}"
+            self._line(f"{name} = {text}")
+        return name
+
+    # Values -------------------------------------------------------------------------------------------------------------------
+
+    def _lifetimes(self) -> tuple[dict[int, list[int]], set[int]]:
+        """Objects that only these launches read: after which launch the last of them is read, and which they are."""
+        frame = self.frame
+        if frame.loop is not None or not any(array_form(frame.graph.spec(r.value)) is None for c in self.commands for r in c.writes):
+            return {}, set()
+        graph = frame.graph
+        position = {c.task: i for i, c in enumerate(self.commands)}
+        made = {r.value: i for i, c in enumerate(self.commands) for r in c.writes if array_form(graph.spec(r.value)) is None}
+        inner = {v for v in made if (v, HOST) not in frame.copied} - set(graph.outputs.values())
+        last = dict(made)
+        starts, values = graph.input_start.tolist(), graph.input_values.tolist()
+        for task, op in enumerate(graph.task_ops):
+            for value in values[starts[task] : starts[task + 1]]:
+                if value in inner:
+                    at = position.get(task, -1)
+                    if at < 0 or (isinstance(op, Op) and op.view):
+                        inner.discard(value)
+                    else:
+                        last[value] = max(last[value], at)
+        out: dict[int, list[int]] = {}
+        for value in inner:
+            out.setdefault(last[value], []).append(value)
+        return out, inner
+
+    def _read(self, value: int, turn: int, generation: int = 0) -> str:
+        """An expression for the array or object that a launch of `turn` reads; `frame.locate` says the same for one turn."""
+        frame = self.frame
+        held = self.objects.get(value)
+        if held is not None and turn == self.turn:
+            return held
+        if generation:
+            return self._constant(frame.locate(value, HOST, turn, generation)) if value not in frame.dynamic else self._cell(value, generation)
+        if (value, HOST) not in frame.copied:
+            if value == frame.turn_value:
+                return self._fetch("turn", "array(turn, int64)") if turn == self.turn else self._found(value, turn)
+            if value in frame.sequences:
+                return self._element(value, turn)
+            if value in frame.graph.constants:
+                return self._constant(frame.graph.constants[value])
+            if value in frame.program.carried:
+                return self._found(value, turn) if value in frame.passed else self._read(frame.program.carried[value], turn - 1)
+            if value in frame.borrowed:
+                return self._fetch(("borrowed", value), f"borrowed[{value}]")
+        mine = value in frame.owned
+        if mine and value not in frame.dynamic:
+            return self._fetch(("owned", value), f"owned[{value}]")
+        task = int(frame.graph.value_task[value])
+        if task >= 0 and (value, HOST) not in frame.copied and not mine:
+            op = frame.graph.task_ops[task]
+            if isinstance(op, Op) and op.view:
+                return self._view(op, task, value, turn)
+        if value in frame.dynamic:
+            return self._cell(value, frame.slot(value, HOST, turn))
+        return self._constant(frame.buffer(value, HOST, turn))
+
+    def _cell(self, value: int, slot: int) -> str:
+        return f"cells[{self._constant_key(value, slot)}]"
+
+    def _constant_key(self, value: int, slot: int) -> str:
+        name = self.fetched.get((value, slot))
+        if name is None:
+            name = self.fetched[value, slot] = self._constant((value, HOST, slot))
+        return name
+
+    def _found(self, value: int, turn: int) -> str:
+        """What `locate` finds, asked each time."""
+        back = self.turn - turn
+        return f"locate({value}, {HOST!r}, turn{f' - {back}' if back else ''})"
+
+    def _element(self, value: int, turn: int) -> str:
+        """Element `turn` of a sequence."""
+        frame = self.frame
+        if turn != self.turn:
+            return self._found(value, turn)
+        whole = self._fetch(("borrowed", value), f"borrowed[{value}]")
+        rows = frame.rows_of.get(value)
+        if rows is not None:
+            n = cast(Spec, frame.graph.spec(value)).bounds[0]
+            return self._fetch(("element", value), f"{whole}[turn * {n} : min(turn * {n} + {n}, {rows})]")
+        index = "turn, ..." if isinstance(frame.borrowed[value], np.ndarray) else "turn"
+        return self._fetch(("element", value), f"{whole}[{index}]")
+
+    def _view(self, op: Op, task: int, value: int, turn: int) -> str:
+        """A view: a constant where its base is, else the same bytes under another shape, once a run."""
+        frame = self.frame
+        base = frame.graph.reads(task)[0]
+        specs = frame.specs(turn)
+        source, spec = specs[base], specs[value]
+        if value not in frame.dynamic and frame.root(value, HOST)[0] not in (frame.borrowed.keys() | frame.owned.keys()):
+            return self._constant(self._kept_view(value, turn))
+        if not (isinstance(source, Spec) and isinstance(spec, Spec)) or source.is_bounded or spec.is_bounded:
+            return self._found(value, turn)
+        text = self._read(base, turn, frame.view_generation(task))
+        first = view_offset(op, source, frame.attributes(task, turn)) // spec.dtype.itemsize
+        if spec.size != source.size:
+            text = f"{text}.reshape(-1)[{first}:{first + spec.size}]"
+        return self._fetch(("view", value, turn), f"{text}.reshape({spec.bounds})")
+
+    def _kept_view(self, value: int, turn: int) -> Any:
+        key = ("constant view", value, turn)
+        if key not in self.fetched:
+            self.fetched[key] = self._constant(self.frame.locate(value, HOST, turn))
+        return self.names[self.fetched[key]]
+
+    # Launches -----------------------------------------------------------------------------------------------------------------
+
+    def _launch(self, command: Launch) -> None:
+        frame, task = self.frame, command.task
+        if frame.bindings.is_alias(command, HOST):
+            return
+        op = cast(Op, frame.graph.task_ops[task])
+        kernel = frame.bindings.kernel_of(task, self.owner)
+        attributes, workspace = frame.attributes(task, self.turn), frame.workspace(task)
+        specs = frame.specs(self.turn)
+        forms = [array_form(specs[r.value]) for r in command.writes]
+        # Bounded outputs take their shapes from what is read when it runs.
+        if any(form is not None and (form.is_bounded or r.value in frame.dynamic) for form, r in zip(forms, command.writes, strict=True)):
+            self._line(f"{self._constant(self.later(command, kernel, HOST, workspace, attributes))}(turn, HERE)")
+            return
+        reads = [self._read(r.value, self.turn, r.generation) for r in command.reads]
+        writes = [
+            None if form is None else self._fetch(("owned", r.value), f"owned[{r.value}]") if r.value in frame.owned
+            else self._constant(frame.buffer(r.value, HOST, self.turn))
+            for form, r in zip(forms, command.writes, strict=True)
+        ]  # fmt: skip
+        function = getattr(kernel, "function", None)
+        if function is not None:
+            self._function(command, function, op, reads, writes, attributes)
+        elif None in writes:
+            self._objects(command, kernel, reads, writes, workspace, attributes)
+        else:
+            self._arrays(kernel, reads, cast(list[str], writes), workspace, attributes)
+
+    def _arrays(self, kernel: Any, reads: list[str], writes: list[str], workspace: Any, attributes: Mapping[str, Any]) -> None:
+        names = self.names
+        fixed = all(x in names for x in (*reads, *writes))
+        direct = getattr(kernel, "direct", None)
+        if direct is not None and fixed:
+            calls = direct([names[x] for x in reads], [names[x] for x in writes], workspace, attributes)
+            if calls is not None:
+                for function, *args in calls:
+                    self._line(f"{self._constant(function)}({', '.join(self._constant(x) for x in args)})")
+                return
+        ins = self._constant(tuple(names[x] for x in reads)) if all(x in names for x in reads) else f"({''.join(x + ', ' for x in reads)})"
+        outs = self._constant(tuple(names[x] for x in writes)) if all(x in names for x in writes) else f"({''.join(x + ', ' for x in writes)})"
+        self._line(f"{self._constant(kernel)}(np, {ins}, {outs}, {self._constant(workspace)}, {self._constant(attributes)})")
+
+    def _objects(
+        self, command: Launch, kernel: Any, reads: list[str], writes: list[str | None], workspace: Any, attributes: Mapping[str, Any]
+    ) -> None:
+        """A launch some of whose outputs are objects: the kernel puts them into the list."""
+        ins = "".join(f"{x}, " for x in reads)
+        self._line(f"made = [{', '.join(x or 'None' for x in writes)}]")
+        self._line(f"{self._constant(kernel)}(np, ({ins}), made, {self._constant(workspace)}, {self._constant(attributes)})")
+        for i, (r, target) in enumerate(zip(command.writes, writes, strict=True)):
+            if target is None:
+                self._line(f"{self._target(r.value)} = made[{i}]")
+
+    def _function(self, command: Launch, function: Any, op: Op, reads: list[str], writes: list[str | None], attributes: Mapping[str, Any]) -> None:
+        """A plain function: called with its values, and what it returns are its outputs."""
+        options = f"**{self._constant(attributes)}" if op.attributes else ""
+        call = f"{self._constant(function)}({', '.join([*reads, *([options] if options else [])])})"
+        if len(writes) == 1:
+            target = writes[0]
+            self._line(f"{self._target(command.writes[0].value)} = {call}" if target is None else f"copyto({target}, {call})")
+            return
+        self._line(f"made = {call}")
+        for i, (r, target) in enumerate(zip(command.writes, writes, strict=True)):
+            self._line(f"{self._target(r.value)} = made[{i}]" if target is None else f"copyto({target}, made[{i}])")
+
+    def _target(self, value: int) -> str:
+        """Where an object goes: a local variable where only this function reads it, else its cell."""
+        if value in self.inner:
+            if self.free:
+                name = self.free.pop()
+            else:
+                self.count += 1
+                name = f"v{self.count}"
+            self.objects[value] = name
+            return name
+        return self._cell(value, self.frame.slot(value, HOST, self.turn))
+
+    def _collect(self, command: Launch) -> None:
+        if self.frame.loop is None:
+            return
+        for r in command.writes:
+            for collect in self.frame.gathering.collectors(r.value):
+                self._line(f"{self._constant(collect)}(turn)")
