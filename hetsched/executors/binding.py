@@ -20,7 +20,7 @@ from hetsched.executors.segments import Segment, compile_segment
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.machine import HOST
-from hetsched.timeline import Copy, Launch
+from hetsched.timeline import Command, Copy, Launch, Replica
 
 if TYPE_CHECKING:
     from hetsched.executors.frame import Frame
@@ -67,14 +67,10 @@ class Bindings:
         for i in step.spans:
             command = frame.plan.spans[i].command
             if isinstance(command, Launch):
-                touched = [*command.reads, *command.writes]
                 out = math.lcm(out, frame.every.get(command.task, 1))
             elif isinstance(command, Copy):
-                touched = [command.src, command.dst]
                 out = math.lcm(out, frame.every_k(command.value))
-            else:
-                continue
-            for replica in touched:
+            for replica in _touched(command):
                 value, _ = frame.root(replica.value, replica.node)
                 slots = frame.offset.get((value, replica.node), (0, 1))[1]
                 if slots > 1:
@@ -124,14 +120,7 @@ class Bindings:
             touched: set[int] = set()
             for i in step.spans:
                 command = frame.plan.spans[i].command
-                replicas = (
-                    (*command.reads, *command.writes)
-                    if isinstance(command, Launch)
-                    else (command.src, command.dst)
-                    if isinstance(command, Copy)
-                    else ()
-                )
-                for r in replicas:
+                for r in _touched(command):
                     key = (r.value, r.node)
                     if key not in known:
                         known[key] = frame.root(*key)[0]
@@ -338,6 +327,13 @@ class Bindings:
                 cells[r.value, r.node, frame.slot(r.value, r.node, turn)] = result
 
         return launch
+
+
+def _touched(command: Command) -> tuple[Replica, ...]:
+    """The replicas that a launch or a copy reads and writes."""
+    if isinstance(command, Launch):
+        return (*command.reads, *command.writes)
+    return (command.src, command.dst) if isinstance(command, Copy) else ()
 
 
 __all__ = ["GATHER", "HOT_RUNS", "LATER", "MOVE", "Bindings", "Bound", "Call"]

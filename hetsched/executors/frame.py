@@ -1,7 +1,7 @@
 """A frame: one run of a program on memory nodes that this process can touch, with arrays that lie where the plan says.
 
-Every replica has its offset in the arena of its memory node and, in a loop, the ring slot of the turn; `locate` finds it. What steps do with the arrays
-is bound ahead (`binding`), so that nothing is allocated or looked up in the steady state of a loop; what a loop collects is in `gathering`.
+Every replica has its offset in the arena of its memory node and, in a loop, the ring slot of the turn; `locate` finds it. What steps do with
+the arrays is bound ahead (`binding`), so that nothing is allocated or looked up in the steady state of a loop; what it collects is in `gathering`.
 
 The outermost frame borrows the graph's inputs, read-only, and owns the outputs, which it hands over. The frame of a loop's body takes
 invariants, sequences and first carried values from the frame around it and writes last carried and collected values into its replicas.

@@ -1,7 +1,7 @@
 """Segments compiled when hot: a step as straight-line Python, with kernels, inputs and outputs as names of the code, and nothing to interpret.
 
-What is the same in every run (arrays of the arena, kernels, attributes) is a global of the code. What a run brings (inputs, fresh outputs) is fetched from
-the frame once, when the code begins; elements of sequences are sliced once a turn; objects that only the segment reads stay in local variables.
+What is the same in every run (arrays of the arena, kernels, attributes) is a global of the code. What a run brings (inputs, fresh outputs) is
+fetched from the frame once, when the code begins; elements of sequences are sliced once a turn; objects that only the segment reads stay in locals.
 A launch is one line, so that a line of a traceback names the task. What has bounded dimensions is called as it was before.
 
 Kernels may say which calls of the array library they come to for given arrays (`Op`'s `direct`), and plain functions are called with their values.

@@ -1,7 +1,7 @@
 """Ops made from plain Python functions of values: `hs.op`.
 
-A plain function takes the values of its inputs (arrays, read-only; or objects) and returns that of its output, or a tuple of them. Arrays that it returns are
-copied to where the plan wants them, which costs a pass over memory; an op that writes into its outputs (a kernel, `Op.kernels`) does without.
+A plain function takes the values of its inputs (arrays, read-only; or objects) and returns that of its output, or a tuple of them. Arrays that it
+returns are copied to where the plan wants them, which costs a pass over memory; an op that writes into its outputs (`Op.kernels`) does without.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def op(
 ) -> Callable[[Callable[..., Any]], Op]:
     """A decorator: an op from a plain function of values, to be used as `builder.op(FUNCTION, values, option=...)`.
 
-    Positional parameters are its inputs (`*values` any number); keyword-only ones its options. `out`: the spec of its output, a sequence of specs, or a
-    function of the inputs' specs that gives them. outputs: their names. flops: floating-point operations of a call, or a function of the inputs'
-    specs (for placement and prediction). waits: it blocks without computing. pure: False where it has an effect outside.
+    Positional parameters are its inputs (`*values` any number); keyword-only ones its options. `out`: the spec of its output, a sequence of
+    specs, or a function of the inputs' specs that gives them. outputs: their names. flops: floating-point operations of a call, or a function of
+    the inputs' specs (for placement and prediction). waits: it blocks without computing. pure: False where it has an effect outside.
     Runs on CPU threads.
     """
 
