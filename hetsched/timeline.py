@@ -112,6 +112,7 @@ class Timeline:
     bodies: loop task -> node -> byte offset in this plan's arena where the arena of the body's plan lies (`loops[task].arenas[node]` bytes).
     peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
     totals: of a trace: device or link -> busy seconds, turns whose spans were not kept included.
+    attributed: of a trace: indices into `spans` of those whose times are shares of a step that was measured as a whole.
     notes: remarks for the user (fallbacks, ignored preferences).
     """
 
@@ -138,6 +139,7 @@ class Timeline:
     plan_seconds: float = 0.0
     bodies: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
+    attributed: frozenset[int] = frozenset()
     version: int = 1
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -157,6 +158,30 @@ class Bindings:
         bound.runs += 1
         if bound.runs >= HOT_RUNS and self._may_be_hot[step]:
             self.compile(step, turn)
+
+    def perform_timed(self, step: int, turn: int, zero: float) -> dict[int, float] | None:
+        """`perform`, and task -> when it ended, `perf_counter` seconds after `zero`; None where the step has become code, which is not timed inside."""
+        bound = self.bound(step, turn)
+        if bound.segment is not None:
+            self.perform(step, turn)
+            return None
+        task, marks = -1, {}
+        try:
+            for call in bound.calls or self.calls(step, turn):
+                kernel, inputs, outputs, workspace, attributes, task = call
+                if callable(kernel):
+                    kernel(np, inputs, outputs, workspace, attributes)
+                elif kernel is LATER:
+                    inputs(turn, HERE)
+                elif kernel is MOVE:
+                    np.copyto(outputs[0], inputs[0])
+                else:
+                    inputs(turn)
+                marks[task] = perf_counter() - zero
+        except Exception as error:
+            raise self.frame.failure(error, task, turn) from error
+        bound.runs += 1
+        return marks
 
     def compile(self, step: int, turn: int = 0) -> None:
         """Make code of a step, for the ring slots of `turn`. Only for steps of launches on the host's threads."""

@@ -22,7 +22,7 @@ from hetsched.executors.frame import Frame
 from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain
 from hetsched.executors.result import Result
-from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
+from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, trace_of
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Free, Launch, Timeline
@@ -140,9 +140,10 @@ class Crew:
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]
         self.total = _launches(root.plan) if self.progress is not None else 0
-        self.zero = perf_counter()
+        self.programs = _programs(root.plan)
         with ExitStack() as stack:
             stack.enter_context(tuned())
+            self.zero = perf_counter()
             with self.lock:
                 self.push(active, active.walk.begin())
                 self.over = not self.outstanding and not any(self.ready.values())
@@ -299,12 +300,15 @@ class Crew:
         if active.is_chain and len(step.lanes) == 1:
             self._follow(item, lane)
             return
+        marks = None
         if len(step.lanes) > 1:
             with wide(len(step.lanes)):
                 frame.perform(step.index, turn)
+        elif self.trace and len(step.spans) > 1 and (frame.loop is None or turn in TIMED_TURNS):
+            marks = frame.perform_timed(step.index, turn, self.zero)
         else:
             frame.perform(step.index, turn)
-        self._finish(item, start, perf_counter() - self.zero, lane)
+        self._finish(item, start, perf_counter() - self.zero, lane, marks)
 
     def _follow(self, item: Item, lane: int) -> None:
         """Turn after turn of a chain, until it ends or something of higher priority is ready."""
@@ -314,13 +318,18 @@ class Crew:
         notes: list[Note] = []
         busy, told, priority = 0.0, 0.0, item.priority
         name = active.frame.graph.task_names[_task_of(active.frame.plan, step)]
+        timed = TIMED_TURNS if self.trace and len(step.spans) > 1 else ()
         while True:
+            marks = None
             start = perf_counter() - zero
-            perform(step.index, turn)
+            if turn in timed:
+                marks = active.frame.perform_timed(step.index, turn, zero)
+            else:
+                perform(step.index, turn)
             finish = perf_counter() - zero
             busy += finish - start
             if self.trace and (turn < KEPT_TURNS or turn >= turns - KEPT_TURNS):
-                notes.append(Note(step.index, turn, lane, start, finish))
+                notes.append(Note(step.index, turn, lane, start, finish, marks))
             turn += 1
             priority += period
             if self.progress is not None and finish - told > TELL_SECONDS:
@@ -355,13 +364,13 @@ class Crew:
             if self.outstanding == 0 or self.error is not None:
                 self.wake_all()
 
-    def _finish(self, item: Item, start: float, finish: float, lane: int) -> None:
+    def _finish(self, item: Item, start: float, finish: float, lane: int, marks: Mapping[int, float] | None = None) -> None:
         active, step, turn = item.active, item.step, item.turn
         stop = step.index == active.stop_step and active.frame.stop_value(turn)
         with self.lock:
             active.busy[step.owner] = active.busy.get(step.owner, 0.0) + (finish - start) * max(len(step.lanes), 1)
             if self.trace and (turn < KEPT_TURNS or turn >= active.walk.turns - KEPT_TURNS or active.stop_step >= 0):
-                active.notes.append(Note(step.index, turn, lane, start, finish))
+                active.notes.append(Note(step.index, turn, lane, start, finish, marks))
             if stop:
                 active.frame.stopped_at = turn
                 self.push(active, active.walk.stop_after(turn))
@@ -441,6 +450,15 @@ def _lanes_needed(plan: Timeline, host: str) -> dict[str, int]:
         for kind, count in _lanes_needed(body, host).items():
             need[kind] = max(need[kind], count)
     return need
+
+
+def _programs(plan: Timeline) -> dict[int, Program]:
+    """id of the plan of each loop's body, loops in loops too -> its program: made before the clock starts."""
+    out: dict[int, Program] = {}
+    for body in plan.loops.values():
+        out[id(body)] = compile_plan(body)
+        out |= _programs(body)
+    return out
 
 
 def _launches(plan: Timeline) -> int:

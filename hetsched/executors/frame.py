@@ -65,6 +65,7 @@ class Frame:
         self.gathering = Gathering(self)
         self.bindings = Bindings(self)
         self.perform, self.issue, self.gather = self.bindings.perform, self.bindings.issue, self.bindings.gather
+        self.perform_timed = self.bindings.perform_timed
 
     def _find_places(self) -> None:
         self.offset: dict[tuple[int, str], tuple[int, int]] = {}

@@ -11,22 +11,29 @@ from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
 
 # A loop's trace keeps the spans of its first and last turns; of those between, running sums.
 KEPT_TURNS = 100
+# In these turns of a loop each task of a step is timed by itself (0.1 us a task). A straight plan runs once: there every task is.
+TIMED_TURNS = frozenset({1, 2, 3, 5, 8, 13, 21, 34, 55, 89})
 
 
 class Note(NamedTuple):
-    """Step `step` of turn `turn` ran on lane number `lane` of its device from `start` to `finish`, seconds of the run."""
+    """Step `step` of turn `turn` ran on lane number `lane` of its device from `start` to `finish`, seconds of the run.
+
+    marks: task -> when it ended, for the tasks of a step that were timed one by one; None where the step was timed as a whole.
+    """
 
     step: int
     turn: int
     lane: int
     start: float
     finish: float
+    marks: Mapping[int, float] | None = None
 
 
 def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float], turns: int, loops: Mapping[int, Timeline]) -> Timeline:
-    """The trace of one frame. A segment is measured as a whole: its launches get shares in proportion to the plan's seconds."""
+    """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so."""
     plan = program.plan
     spans: list[Span] = []
+    attributed: list[int] = []
     for note in sorted(notes, key=lambda n: (n.start, n.finish, n.turn, n.step)):
         step = program.steps[note.step]
         lanes = step.lanes if len(step.lanes) != 1 else (Lane(step.owner, note.lane, step.kind),)
@@ -35,8 +42,13 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
             planned = [s for s in planned if note.turn % _every(program, s.command) == 0]
             if not planned:
                 continue
+        if note.marks is not None:
+            spans += _timed(planned, lanes, note, note.marks)
+            continue
         total = sum(s.finish - s.start for s in planned)
         at = note.start
+        if len(planned) > 1:
+            attributed += range(len(spans), len(spans) + len(planned))
         for k, span in enumerate(planned):
             share = (span.finish - span.start) / total if total > 0 else 1 / len(planned)
             until = note.finish if k == len(planned) - 1 else min(at + share * (note.finish - note.start), note.finish)
@@ -51,8 +63,22 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
             first, last = min(ends), max(ends)
             period = (ends[last] - ends[first]) / (last - first)
     return replace(
-        plan, spans=tuple(spans), after=(), period=period, turns=turns, loops=dict(loops), measured=True, totals=dict(busy), prologue=(), epilogue=()
-    )
+        plan, spans=tuple(spans), after=(), period=period, turns=turns, loops=dict(loops), measured=True, totals=dict(busy), prologue=(), epilogue=(),
+        attributed=frozenset(attributed),
+    )  # fmt: skip
+
+
+def _timed(planned: Sequence[Span], lanes: tuple[Lane, ...], note: Note, marks: Mapping[int, float]) -> list[Span]:
+    """The spans of a step whose tasks were timed one by one, without gaps; a view takes no time."""
+    out, at = [], note.start
+    for span in planned:
+        command = span.command
+        until = marks.get(command.task, at) if isinstance(command, Launch) else at
+        if span is planned[-1]:
+            until = note.finish
+        out.append(Span(lanes, _of_turn(command, note.turn), at, until))
+        at = until
+    return out
 
 
 def _every(program: Program, command: object) -> int:

@@ -187,6 +187,8 @@ def _plain(item: Any) -> dict[str, Any]:
     """The fields of a part of a machine that differ from their defaults, as YAML can write them."""
     out: dict[str, Any] = {}
     for f in fields(item):
+        if f.name == "fingerprint":  # of the device found here, not of a description of it
+            continue
         value = getattr(item, f.name)
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         if value != default:

@@ -33,6 +33,7 @@ class Device:
     False where a lane is a stream, walked in plan order. widths: launch widths (lanes taken at once) the device offers.
     uses: resource -> amount one busy lane takes. busy_watts per busy lane, idle_watts per device, price_per_hour per device.
     always_on: True where the device draws its idle watts during a run that does not use it; False where it is off then.
+    fingerprint: what its measured costs are kept under: hardware, clock, driver, library versions; "" for a described device, of which nothing is kept.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Device:
     price_per_hour: float | None = None
     unified: bool = False
     always_on: bool = True
+    fingerprint: str = ""
 
     def matches(self, pattern: str) -> bool:
         """True if `pattern` (`any`, `cpu`, `gpu`, `cuda`, `cuda:0`) means this device. `gpu` is the hardware's type, never an OpenCL CPU device."""

@@ -10,6 +10,7 @@ import pkgutil
 from dataclasses import dataclass
 
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
+from hetsched.machine.calibration import applied, load
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def kinds() -> list[str]:
 
 
 def here() -> Machine:
-    """The machine this runs on: what every backend finds."""
+    """The machine this runs on: what every backend finds, with the figures of devices that were calibrated (`hetsched calibrate`)."""
     devices: dict[str, Device] = {}
     memories: dict[str, MemoryNode] = {}
     links: dict[tuple[str, str], Link] = {}
@@ -42,7 +43,8 @@ def here() -> Machine:
         links.update(((x.src, x.dst), x) for x in found.links)
         resources.update((r.name, r) for r in found.resources)
     memories.setdefault(HOST, MemoryNode(HOST))
-    return Machine(tuple(devices.values()), tuple(links.values()), tuple(memories.values()), tuple(resources.values()), name="here")
+    machine = Machine(tuple(devices.values()), tuple(links.values()), tuple(memories.values()), tuple(resources.values()), name="here")
+    return applied(machine, {d.id: c for d in machine.devices if (c := load(d)) is not None})
 
 
 Machine.discover = here

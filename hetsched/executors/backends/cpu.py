@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 
 from hetsched.executors.backends import Found
+from hetsched.executors.memory import HostMemory
 from hetsched.executors.process import tuned
+from hetsched.folders import cache_folder
 from hetsched.graph.ops import find as find_op
+from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, MemoryNode, Resource
 
 IO_LANES = 4
@@ -36,6 +39,63 @@ def cores() -> int:
     except (OSError, ValueError):
         pass
     return max(n, 1)
+
+
+class HostDevice:
+    """The processor opened as devices with streams are, for who measures it: an arena, and streams that do at once what they are handed."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = HostMemory.of(nbytes)
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        """The array of `shape` and `dtype` that begins `offset` bytes into the arena."""
+        return self.memory.array(offset, Spec(shape, dtype))
+
+    def stream(self, kind: str) -> HostStream:
+        """A stream; `kind` says nothing here."""
+        return HostStream()
+
+    def close(self) -> None:
+        """Give the arena back."""
+        self.memory = HostMemory.of(0)
+
+
+class HostStream:
+    """The calling thread as a stream."""
+
+    def launch(self, kernel: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> Any:
+        """Run the kernel here and now."""
+        return kernel(np, inputs, outputs, workspace, attributes)
+
+    def upload(self, src: Any, dst: Any) -> None:
+        """Copy."""
+        np.copyto(dst, src)
+
+    download = copy = upload
+
+    def wait(self, event: Any) -> None:
+        """Nothing is left to wait for."""
+
+    def record(self) -> HostStream:
+        """An event that has been reached: this stream."""
+        return self
+
+
+def open(device: Device, nbytes: int) -> HostDevice:
+    """The processor with an arena of `nbytes`."""
+    return HostDevice(nbytes)
+
+
+def fingerprint() -> str:
+    """What measured costs are kept under: processor, its highest clock, cores, versions of what computes."""
+    return hashlib.sha256(f"{_mark()}|{_clock()}".encode()).hexdigest()[:16]
+
+
+def _clock() -> str:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").read_text().strip()
+    except OSError:
+        return ""
 
 
 def find() -> Found:
@@ -60,6 +120,7 @@ def find() -> Found:
         shares_lanes=True,
         widths=(1, n) if n > 1 else (1,),
         uses={"cores": 1.0},
+        fingerprint=fingerprint(),
     )
     memory = MemoryNode(HOST, int(psutil.virtual_memory().available))
     return Found((device,), (memory,), (), (Resource("cores", float(n)),))
@@ -76,9 +137,11 @@ def _name() -> str:
 
 
 def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    mark = f"{_name()}|{cores()}|{np.__version__}|{platform.python_version()}|3"
-    return Path(root) / "hetsched" / f"cpu-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
+    return cache_folder() / f"cpu-{hashlib.sha256(_mark().encode()).hexdigest()[:16]}.json"
+
+
+def _mark() -> str:
+    return f"{_name()}|{cores()}|{np.__version__}|{platform.python_version()}|3"
 
 
 def _speeds() -> dict[str, float]:

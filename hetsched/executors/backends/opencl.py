@@ -165,7 +165,16 @@ def _described(i: int, usable: Usable, cores_here: int) -> Device:
         launch_seconds=speeds["launch"],
         uses={"cores": float(min(cores_here, device.max_compute_units))} if hardware == "cpu" else {},
         unified=bool(device.host_unified_memory),
+        fingerprint=_fingerprint(device, cores_here),
     )
+
+
+def _fingerprint(device: Any, cores_here: int) -> str:
+    """What measured costs are kept under: device, driver, its highest clock, and the cores it may have to share."""
+    from hetsched.executors.backends._opencl_programs import describe
+
+    mark = f"{describe(device)}\n{device.max_compute_units}\n{device.max_clock_frequency}\n{cores_here}"
+    return hashlib.sha256(mark.encode()).hexdigest()[:16]
 
 
 def _links(i: int, speeds: dict[str, float]) -> list[Link]:

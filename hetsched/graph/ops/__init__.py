@@ -32,3 +32,8 @@ def find(name: str) -> Op:
     if isinstance(op, Composite):
         raise GraphError(f"{name!r} is a composite: call its `expand`, or use it in a pipeline")
     return op
+
+
+def family(op: Op) -> str:
+    """The family of an op: the name of the file that defines what it infers (`elementwise`, `linear`, `conv`, ...)."""
+    return op.infer.__module__.rpartition(".")[2]

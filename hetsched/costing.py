@@ -1,0 +1,219 @@
+"""What plans cost on this machine: brings together what is measured, what runs have taught, and the cost model; takes in what a run teaches.
+
+Nothing is learned of described devices, and of emulated ones: they have no fingerprint. `HETSCHED_LEARN=0` in the environment is `--no-learn` for
+every command and call: nothing that runs have taught is read or written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from hetsched.executors.measuring import Case, calibrate, case_of, measure_cases, work_together
+from hetsched.graph.graph import Graph, Loop
+from hetsched.machine import Device, Machine
+from hetsched.machine.calibration import Calibration, complaints, load, save
+from hetsched.placement import plan_graph
+from hetsched.placement.costs.history import Drift, History, Lesson
+from hetsched.placement.costs.kinds import Kind, device_key, is_learned, kind_of, link_key
+from hetsched.placement.costs.known import KnownCosts
+from hetsched.placement.costs.lessons import lessons
+from hetsched.placement.costs.roofline import RooflineCosts
+from hetsched.placement.problem import can_run
+from hetsched.timeline import Timeline
+
+LEARN = "HETSCHED_LEARN"
+# A first run measures what it needs in this time at most, seconds.
+FIRST_SECONDS = 1.5
+
+
+def may_learn() -> bool:
+    """False where the environment says that nothing shall be learned."""
+    return os.environ.get(LEARN, "1").strip().lower() not in ("0", "no", "off", "false")
+
+
+def costs_for(machine: Machine, graph: Graph | None = None, *, learn: bool = True, measure: bool = False) -> KnownCosts | RooflineCosts:
+    """The cost model of `machine`: learned, calibrated, or the roofline of a machine of which nothing is kept.
+
+    learn: False leaves out what runs have taught. measure: what `graph` needs and nothing is known of is measured now, in under two seconds.
+    """
+    kept = [d for d in machine.devices if d.fingerprint]
+    if not kept:
+        return RooflineCosts(machine)
+    calibrations = {d.id: c for d in kept if (c := load(d)) is not None}
+    if not (learn and may_learn()):
+        costs = KnownCosts(machine, {i: c for i, c in calibrations.items() if c.whole})
+    else:
+        history = History()
+        if measure and graph is not None:
+            calibrations |= first_need(graph, machine, kept, calibrations, history)
+        keys = [*map(device_key, kept), *(link_key(x, machine) for x in machine.links)]
+        costs = KnownCosts(machine, calibrations, history.known(keys), history.factors(keys))
+    if graph is not None:
+        for body in bodies(graph):
+            costs.in_body(body)
+    return costs
+
+
+def bodies(graph: Graph) -> Iterator[Graph]:
+    """The bodies of the loops of a graph, loops in loops too."""
+    for op in graph.task_ops:
+        if isinstance(op, Loop):
+            yield op.body
+            yield from bodies(op.body)
+
+
+class Taught(NamedTuple):
+    """What a run has taught: kinds of tasks seen, devices off by more than their spread, and why nothing could be kept ("" where it could)."""
+
+    kinds: int
+    drifts: tuple[Drift, ...]
+    warning: str
+    seconds: float
+
+
+def learn_from(trace: Timeline, history: History | None = None) -> Taught:
+    """Take in what a trace teaches. Costs about 2 us a span and one transaction; call it when the run is over."""
+    begun = perf_counter()
+    if not may_learn():
+        return Taught(0, (), "", 0.0)
+    history = history or History()
+    found = lessons(trace)
+    drifts = history.learn(found)
+    return Taught(len(found), tuple(drifts), history.warning, perf_counter() - begun)
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------------------
+
+
+def first_need(
+    graph: Graph, machine: Machine, devices: list[Device], calibrations: Mapping[str, Calibration], history: History, budget: float = FIRST_SECONDS
+) -> dict[str, Calibration]:
+    """Measure, in about `budget` seconds at most, each kind of task of `graph` that nothing is known of on a device, the most work first.
+
+    What was measured is kept as `alone`: the first run of such a task replaces it. Returns the calibrations that this brought: of a device that was
+    never calibrated the cost of dispatching.
+    """
+    end = perf_counter() + budget
+    known = history.known(map(device_key, devices))
+    brought: dict[str, Calibration] = {}
+    rough = RooflineCosts(machine)
+    for number, device in enumerate(devices):
+        key = device_key(device)
+        cases: dict[str, tuple[float, Kind, Case]] = {}
+        for owner in (graph, *bodies(graph)):
+            for task in range(len(owner)):
+                if not is_learned(owner, task) or not can_run(owner, task, device):
+                    continue
+                kind = kind_of(owner, task)
+                if (key, kind.text, 1) in known or kind.text in cases:
+                    continue
+                case = case_of(owner, task)
+                if case is not None:
+                    cases[kind.text] = (rough.launch(owner, task, device).seconds, kind, case)
+        share = (end - perf_counter()) / (len(devices) - number)
+        if not cases or share <= 0:
+            continue
+        if device.id not in calibrations:
+            brought[device.id] = _quick(device, machine)
+        chosen = sorted(cases.values(), key=lambda x: -x[0])
+        measured = measure_cases(device, [c for _, _, c in chosen], share)
+        history.learn(
+            [
+                Lesson(key, kind.op, kind.text, 1, kind.dtype, kind.flops, kind.nbytes, measured[i].seconds, measured[i].spread, 1, alone=True)
+                for i, (_, kind, _) in enumerate(chosen)
+                if i in measured
+            ]
+        )
+    return brought
+
+
+def _quick(device: Device, machine: Machine) -> Calibration:
+    """What a device's own figures do not say and every plan needs: dispatching."""
+    step, turn = dispatching(device, machine)
+    found = Calibration(
+        device.id, device.fingerprint, device.launch_seconds, dict(device.flops_per_second), device.bytes_per_second, dispatch_seconds=step,
+        turn_seconds=turn, crossing_seconds=device.crossing_seconds, whole=False,
+    )  # fmt: skip
+    save(device, found)
+    return found
+
+
+def calibrate_device(device: Device, machine: Machine, budget: float = 40.0, tell: Callable[[str], None] | None = None) -> tuple[Calibration, list[str]]:
+    """Measure a device in about `budget` seconds at most, keep what was found, and forget what runs have taught of it; with what is remarkable."""
+    begun = perf_counter()
+    before = load(device)
+    found = calibrate(device, machine, budget, tell)
+    (tell or (lambda text: None))("dispatching")
+    step, turn = dispatching(device, machine)
+    together = dict(found.together)
+    for other in machine.devices:
+        if other.id != device.id and other.fingerprint:
+            together[other.id] = work_together(device, other)[0]
+    found = replace(found, dispatch_seconds=step, turn_seconds=turn, together=together, took_seconds=perf_counter() - begun)
+    save(device, found)
+    if may_learn():
+        History().forget(device_key(device))
+    return found, [*found.notes, *complaints(found, before)]
+
+
+def dispatching(device: Device, machine: Machine, tasks: int = 48, turns: int = 300) -> tuple[float, float]:
+    """(seconds that the executor adds to a step of a straight plan, to a turn of a loop that is one step), by running tasks of next to nothing."""
+    graphs = _steps(tasks), _turns(turns)
+    only = device.id
+    if not can_run(graphs[0], 0, device):
+        return 0.0, 0.0
+    from hetsched.executors import cpu, live
+
+    found = []
+    for graph in graphs:
+        plan = plan_graph(graph, machine, policy="one_device", only=only)
+        given = {v: np.ones(graph.spec(v).bounds, np.float32) for v in graph.inputs.values()}  # type: ignore[union-attr]
+        extra = []
+        for _ in range(4):
+            result = live.run_plan(plan, given) if live.drives(plan) else cpu.run_plan(plan, given)
+            extra.append(_added(result.trace))
+        found.append(max(sorted(extra[1:])[1], 0.0))
+    return found[0], found[1]
+
+
+def _added(trace: Timeline) -> float:
+    """Seconds from the end of a step to the end of the next, without the next, on the median: of a loop's turns, or of the steps of a plan."""
+    body = next(iter(trace.loops.values()), None)
+    if body is not None:
+        ends: dict[int, list[float]] = {}
+        for span in body.spans:
+            at = ends.setdefault(span.command.turn, [span.start, span.finish])  # type: ignore[union-attr]
+            at[0], at[1] = min(at[0], span.start), max(at[1], span.finish)
+        rows = [ends[k] for k in sorted(ends)]
+    else:
+        rows = sorted([s.start, s.finish] for s in trace.launches)
+    gaps = [b[0] - a[1] for a, b in zip(rows, rows[1:], strict=False)]
+    return float(np.median(gaps)) if gaps else 0.0
+
+
+def _steps(n: int) -> Graph:
+    """Tasks in a row that are not joined to one step: each reads the last two."""
+    b = Graph.build("dispatching")
+    x, y = b.input("x", (8,)), b.input("y", (8,))
+    for _ in range(n):
+        x, y = y, b.op("tensor.add", x, y)
+    return b.output(y).freeze()
+
+
+def _turns(n: int) -> Graph:
+    """A loop whose turn is one step of a few tasks."""
+    body = Graph.build("turn")
+    x = body.input("x", (8,))
+    y = body.op("tensor.sqrt", body.op("tensor.add", x, x))
+    body.output(y, name="y")
+    b = Graph.build("turning")
+    loop = Loop(body.freeze(), n, carried=(("x", "y"),), name="turns")
+    first = b.input("x", (8,))
+    (last,) = b.loop(loop, first)
+    return b.output(last).freeze()

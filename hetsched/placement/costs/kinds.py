@@ -1,0 +1,57 @@
+"""What is the same work: tasks of one op with equal specs and options. What learned costs are kept under."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.op import Op, Work
+from hetsched.graph.spec import Spec
+from hetsched.machine import Device, Link, Machine
+
+# Options that say what comes out, not how long it takes.
+_SILENT = {"seed", "key", "path", "member", "lr"}
+# The op of copies.
+COPY = "copy"
+
+
+class Kind(NamedTuple):
+    """Tasks that cost the same on a device. `text`: op, specs and options in words; `dtype`: of the first array written."""
+
+    op: str
+    text: str
+    dtype: str
+    flops: float
+    nbytes: float
+
+
+def kind_of(graph: Graph, task: int) -> Kind:
+    """The kind of a task that is not a loop."""
+    op = graph.task_ops[task]
+    assert isinstance(op, Op)
+    ins = [graph.value_specs[v] for v in graph.reads(task)]
+    outs = [graph.value_specs[v] for v in graph.writes(task)]
+    attributes = graph.task_attributes[task]
+    work = Work(*op.work(ins, outs, attributes))
+    dtype = next((s.dtype.name for s in (*outs, *ins) if isinstance(s, Spec)), "float32")
+    # Numbers with a fraction are rates and factors: they change values, not work.
+    options = [f"{k}={v}" for k, v in sorted(attributes.items()) if k not in _SILENT and not isinstance(v, (float, dict, list)) and v is not None]
+    text = f"{op.name}({', '.join(map(repr, ins))}) -> {', '.join(map(repr, outs))} {' '.join(options)}".strip()
+    return Kind(op.name, text, dtype, work.flops, work.bytes_read + work.bytes_written)
+
+
+def device_key(device: Device) -> str:
+    """What the costs of a device are kept under, "" where nothing is kept."""
+    return f"{device.id}|{device.fingerprint}" if device.fingerprint else ""
+
+
+def link_key(link: Link, machine: Machine) -> str:
+    """What the costs of a link are kept under: the devices at its ends. "" where nothing is kept."""
+    ends = sorted({d.fingerprint for d in machine.devices if d.memory in (link.src, link.dst) and d.memory != "host"})
+    return f"{link.id}|{'+'.join(ends)}" if ends and all(ends) else ""
+
+
+def is_learned(graph: Graph, task: int) -> bool:
+    """True for tasks whose time says something: no loops (their bodies do), and no views, which take none."""
+    op = graph.task_ops[task]
+    return not isinstance(op, Loop) and not op.view

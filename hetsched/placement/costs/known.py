@@ -1,0 +1,156 @@
+"""Costs from what is known: runs, a measurement by itself, regression over shapes, calibrated curves; the roofline where nothing is.
+
+An estimate is what an executor's step takes from the end of the one before it: the kernel, and what dispatching adds on the device (in a straight plan
+per step, in a loop's body that is one step per turn, shared by its tasks).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.op import Op
+from hetsched.graph.ops import family
+from hetsched.machine import Device, Link, Machine
+from hetsched.machine.calibration import Calibration
+from hetsched.placement.costs.estimate import Estimate
+from hetsched.placement.costs.history import Known
+from hetsched.placement.costs.kinds import COPY, Kind, device_key, kind_of, link_key
+from hetsched.placement.costs.regression import Fit, fit
+from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak
+
+# What a curve misses of an op it was not measured with, beside the spread of its measurement.
+CURVE_SPREAD, FAMILY_SPREAD = 0.2, 0.4
+# What a measurement by itself differs from one in a run.
+ALONE_SPREAD = 0.15
+
+
+@dataclass(eq=False)
+class KnownCosts:
+    """Costs on `machine` by the best source there is for each kind of task.
+
+    calibrations: device id -> what was measured. known: what runs have taught (`History.known`), empty where it shall not count.
+    factors: device key -> how much slower than calibrated it is (`History.factors`).
+    """
+
+    machine: Machine
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    known: Mapping[tuple[str, str, int], Known] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._roofline = RooflineCosts(self.machine)
+        self._kinds: dict[tuple[int, int], Kind] = {}
+        self._graphs: dict[int, Graph] = {}  # keeps them alive: their ids are keys
+        self._fits: dict[tuple[str, str, str], Fit | None] = {}
+        self._rows: dict[tuple[str, str, str], list[Known]] = {}
+        self._bodies: dict[int, int] = {}
+        for (device, _, width), row in self.known.items():
+            if width == 1:
+                self._rows.setdefault((device, row.op, row.dtype), []).append(row)
+
+    def launch(self, graph: Graph, task: int, device: Device, width: int = 1) -> Estimate:
+        """See `CostModel.launch`. `source` names what the seconds rest on."""
+        if width > 1:
+            return self._wide(graph, task, device, width)
+        op = graph.task_ops[task]
+        if isinstance(op, Loop) or op.view:
+            return self._roofline.launch(graph, task, device, width)
+        found = self._kernel(graph, task, op, device, width)
+        extra = self._dispatch(graph, device)
+        return self._priced(found._replace(seconds=found.seconds + extra), device, 0 if op.waits else width)
+
+    def copy(self, nbytes: int, link: Link) -> Estimate:
+        """The seconds of a copy: a line through what runs have shown, else the calibrated link."""
+        key = link_key(link, self.machine)
+        found = self._fit(key, COPY, "uint8") if key else None
+        if found is not None:
+            seconds = found.seconds(0.0, float(nbytes))
+            return Estimate(seconds, found.error * seconds, None, "regression")
+        seconds = link.seconds(nbytes)
+        is_measured = any(link.id in c.links for c in self.calibrations.values())
+        return Estimate(seconds, (CURVE_SPREAD if is_measured else RELATIVE_SPREAD) * seconds, None, "calibrated" if is_measured else "roofline")
+
+    def in_body(self, graph: Graph) -> None:
+        """Say that `graph` is the body of a loop: its tasks are dispatched together."""
+        self._graphs[id(graph)] = graph
+        self._bodies[id(graph)] = max(1, sum(isinstance(op, Op) and not op.view for op in graph.task_ops))
+
+    # Sources, the best first ------------------------------------------------------------------------------------------------------
+
+    def _kernel(self, graph: Graph, task: int, op: Op, device: Device, width: int) -> Estimate:
+        key = device_key(device)
+        kind = self._kind(graph, task)
+        if key:
+            row = self.known.get((key, kind.text, width))
+            if row is not None:
+                alone = row.runs == 0
+                spread = max(row.spread, (ALONE_SPREAD if alone else 0.02) * row.seconds)
+                return Estimate(row.seconds, spread, None, "measured alone" if alone else f"{row.runs} run{'s' if row.runs > 1 else ''}")
+            found = self._fit(key, kind.op, kind.dtype)
+            if found is not None and found.covers(kind.flops, kind.nbytes):
+                seconds = found.seconds(kind.flops, kind.nbytes)
+                return Estimate(seconds, max(found.error, 0.1) * seconds, None, "regression")
+        calibration = self.calibrations.get(device.id)
+        if calibration is not None and calibration.whole and not op.waits:
+            curved = self._curve(op, kind, device, calibration)
+            if curved is not None:
+                factor = self.factors.get(key, 1.0)
+                return curved._replace(seconds=curved.seconds * factor, spread=curved.spread * factor)
+        found_at_last = self._roofline.launch(graph, task, device, width)
+        factor = self.factors.get(key, 1.0) if key else 1.0
+        return found_at_last._replace(seconds=found_at_last.seconds * factor, spread=found_at_last.spread * factor)
+
+    def _curve(self, op: Op, kind: Kind, device: Device, calibration: Calibration) -> Estimate | None:
+        curve = calibration.curve((op.name, family(op)), kind.dtype)
+        if curve is None:
+            return None
+        ideal = max(kind.flops / peak(device, kind.dtype), kind.nbytes / device.bytes_per_second)
+        seconds = op.calls * calibration.launch_seconds + (ideal * curve.at(ideal) if ideal > 0 else 0.0)
+        own = op.name in calibration.curves
+        spread = math.hypot(calibration.spread, CURVE_SPREAD if own else FAMILY_SPREAD) * seconds
+        return Estimate(seconds, spread, None, "calibrated" if own else "calibrated family")
+
+    def _wide(self, graph: Graph, task: int, device: Device, width: int) -> Estimate:
+        """A wide launch: as measured, else the narrow estimate in the proportion of the roofline."""
+        key = device_key(device)
+        op = graph.task_ops[task]
+        if isinstance(op, Loop) or not op.wide:
+            return self._roofline.launch(graph, task, device, width)
+        row = self.known.get((key, self._kind(graph, task).text, width)) if key else None
+        if row is not None:
+            return self._priced(Estimate(row.seconds + self._dispatch(graph, device), row.spread, None, f"{row.runs} runs"), device, width)
+        narrow, ideal = self._roofline.launch(graph, task, device, 1), self._roofline.launch(graph, task, device, width)
+        if not (math.isfinite(ideal.seconds) and narrow.seconds > 0):
+            return ideal
+        known = self.launch(graph, task, device, 1)
+        share = known.seconds / narrow.seconds
+        return self._priced(Estimate(ideal.seconds * share, known.spread * share + 0.3 * ideal.seconds, None, f"{known.source}, widened"), device, width)
+
+    def _dispatch(self, graph: Graph, device: Device) -> float:
+        calibration = self.calibrations.get(device.id)
+        if calibration is None:
+            return 0.0
+        tasks = self._bodies.get(id(graph))
+        if tasks is None or not device.shares_lanes:
+            return calibration.dispatch_seconds
+        return calibration.turn_seconds / tasks
+
+    def _fit(self, key: str, op: str, dtype: str) -> Fit | None:
+        name = key, op, dtype
+        if name not in self._fits:
+            self._fits[name] = fit(self._rows.get(name, ()))
+        return self._fits[name]
+
+    def _kind(self, graph: Graph, task: int) -> Kind:
+        key = id(graph), task
+        found = self._kinds.get(key)
+        if found is None:
+            self._graphs[id(graph)] = graph
+            found = self._kinds[key] = kind_of(graph, task)
+        return found
+
+    def _priced(self, found: Estimate, device: Device, lanes: int) -> Estimate:
+        return found if device.busy_watts is None else found._replace(joules=found.seconds * device.busy_watts * lanes)

@@ -1,0 +1,69 @@
+"""What a trace teaches: for each kind of task, and for each link, the seconds of a launch or copy as they were measured. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from hetsched.graph.graph import Graph
+from hetsched.placement.costs.history import Lesson
+from hetsched.placement.costs.kinds import COPY, Kind, device_key, is_learned, kind_of, link_key
+from hetsched.timeline import Copy, Launch, Span, Timeline
+
+
+def measured(trace: Timeline) -> Iterator[tuple[Timeline, Span]]:
+    """(timeline that holds it, span) of every launch and copy that was measured itself: shares of a step are left out."""
+    for i, span in enumerate(trace.spans):
+        if i not in trace.attributed:
+            yield trace, span
+    for body in trace.loops.values():
+        yield from measured(body)
+
+
+def lessons(trace: Timeline) -> list[Lesson]:
+    """One lesson for each kind on each device (or link), from the spans that were measured. Of a loop the first turn is left out where there are more (it binds
+    arrays, and touches memory first), and turns of a smaller batch are.
+    """
+    found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
+    kinds: dict[tuple[int, int], Kind] = {}
+    for owner, span in measured(trace):
+        command = span.command
+        seconds = span.finish - span.start
+        if isinstance(command, Launch):
+            if not is_learned(owner.graph, command.task) or not span.lanes or _is_other(owner, command.turn):
+                continue
+            key = device_key(owner.machine.device(span.lanes[0].owner))
+            kind = _kind(owner.graph, command.task, kinds)
+            width = command.width
+        elif isinstance(command, Copy):
+            link = owner.machine.link(command.src.node, command.dst.node)
+            nbytes = float(owner.graph.value_nbytes[command.value])
+            key, width = link_key(link, owner.machine), 1
+            kind = Kind(COPY, f"{COPY} {nbytes:.0f}", "uint8", 0.0, nbytes)
+        else:
+            continue
+        if key:
+            found.setdefault((key, kind.text, width), (kind, []))[1].append(seconds)
+    return [_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()]
+
+
+def _is_other(owner: Timeline, turn: int) -> bool:
+    """True for turns of a loop that are not like the others: the first of several, and those of a smaller batch."""
+    return owner.loop is not None and ((turn == 0 and owner.turns > 1) or owner.loop.is_remainder(turn))
+
+
+def _kind(graph: Graph, task: int, memo: dict[tuple[int, int], Kind]) -> Kind:
+    key = id(graph), task
+    if key not in memo:
+        memo[key] = kind_of(graph, task)
+    return memo[key]
+
+
+def _lesson(device: str, width: int, kind: Kind, seconds: list[float]) -> Lesson:
+    """Of many launches the mean without the slowest tenth: those were interrupted, which the spread between runs tells."""
+    kept = sorted(seconds)[: math.ceil(0.9 * len(seconds))]
+    mean = sum(kept) / len(kept)
+    spread = math.sqrt(sum((x - mean) ** 2 for x in kept) / len(kept))
+    return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, len(kept))
+
+
