@@ -144,7 +144,9 @@ def _quick(device: Device, machine: Machine) -> Calibration:
     return found
 
 
-def calibrate_device(device: Device, machine: Machine, budget: float = 40.0, tell: Callable[[str], None] | None = None) -> tuple[Calibration, list[str]]:
+def calibrate_device(
+    device: Device, machine: Machine, budget: float = 40.0, tell: Callable[[str], None] | None = None
+) -> tuple[Calibration, list[str]]:
     """Measure a device in about `budget` seconds at most, keep what was found, and forget what runs have taught of it; with what is remarkable."""
     begun = perf_counter()
     before = load(device)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
+from hetsched.costing import costs_for, learn_from
 from hetsched.errors import CommandLineError, GraphError, did_you_mean
 from hetsched.executors.result import Result
 from hetsched.graph.graph import Graph
@@ -35,15 +37,19 @@ def plan(
     only: str | None = None,
     memory: Mapping[str, int] | None = None,
     costs: CostModel | None = None,
+    learn: bool = True,
+    measure: bool = False,
 ) -> Timeline:
-    """Where and when every task runs: the predicted timeline. Touches no device and runs no kernel.
+    """Where and when every task runs: the predicted timeline. Touches no device and runs no kernel, unless it is told to measure.
 
     machine: the one found here, where None. policy: the name of a file in `placement/policies`, or `auto`; or a function of a draft.
     objective: `time`, `latency`, `energy` or `price`; weights (`{"time": 0.5, "energy": 0.5}`, shares of what the plan for time costs); with a
     deadline on the makespan `{"minimize": "energy", "deadline": "2 min"}` (or seconds); or as `--objective` has it, `"energy,deadline=2min"`.
     plan_seconds: time to search for a better plan.
     only: a device pattern (`cpu`, `gpu`, `cuda:0`) for every task that has a kernel on a matching device.
-    memory: memory node -> bytes it may use at most. costs: the cost model; the roofline of `machine` where None.
+    memory: memory node -> bytes it may use at most. costs: the cost model; where None what is known of `machine`: learned from runs,
+    calibrated, else its roofline. learn: False leaves out what runs have taught, so that the plan does not depend on them.
+    measure: kinds of tasks that nothing is known of are measured on the devices first, in less than two seconds in all.
     Raises `PlacementError` (no device fits a task, no plan keeps the deadline, the machine states no watts or prices that the objective is about),
     `OutOfMemoryError` (no plan fits the memory), `CommandLineError` (an objective or a policy that is not known).
     """
@@ -53,6 +59,8 @@ def plan(
         machine = Machine.here()
     elif not isinstance(machine, Machine):
         raise CommandLineError(f"plan() takes a Machine, got {machine!r}; Machine.here() finds one, machine.described reads one")
+    if costs is None:
+        costs = costs_for(machine, graph, learn=learn, measure=measure)
     return plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
 
 
@@ -71,6 +79,7 @@ def run(
     timeout: float | None = None,
     keep_going: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
+    learn: bool = True,
 ) -> Result:
     """Run a plan, or plan a graph and run it. Inputs are borrowed, read-only; the results belong to the caller.
 
@@ -79,13 +88,15 @@ def run(
     NumPy). trace: False records nothing.
     timeout: seconds; checked between steps, `RunTimeoutError`. keep_going: a task that fails stops only what needs it (see `Result.failed`).
     progress: called with (launches done, launches in all, task name), from the threads of the run.
+    learn: the costs learn from the trace when the run is over (of a plan run again and again, from its 1st, 2nd, 4th, 8th ... run); False, or
+    `HETSCHED_LEARN=0` in the environment: nothing is learned, and a graph is planned without what runs have taught.
     Raises `TaskError` where a kernel fails; `GraphError` for inputs that do not fit, all of them at once.
     """
     if executor not in EXECUTORS:
         raise CommandLineError(f"unknown executor {executor!r}{did_you_mean(executor, EXECUTORS)}")
     if isinstance(what, Graph):
         given = check_inputs(what, inputs or {})
-        what = plan(what, machine, policy, objective, plan_seconds=plan_seconds, only=only, memory=memory)
+        what = plan(what, machine, policy, objective, plan_seconds=plan_seconds, only=only, memory=memory, learn=learn, measure=learn)
     elif isinstance(what, Timeline):
         if what.measured:
             raise CommandLineError("this timeline is a trace of what has run; run a plan (hetsched.plan) or a graph")
@@ -98,9 +109,21 @@ def run(
         return simulated.run_plan(what, given)
     from hetsched.executors import cpu, live
 
-    if executor == "auto" and live.drives(what):
-        return live.run_plan(what, given, trace=trace, keep_going=keep_going, timeout=timeout, progress=progress)
-    return cpu.run_plan(what, given, trace=trace, keep_going=keep_going, timeout=timeout, progress=progress)
+    run_plan = live.run_plan if executor == "auto" and live.drives(what) else cpu.run_plan
+    result = run_plan(what, given, trace=trace, keep_going=keep_going, timeout=timeout, progress=progress)
+    if learn and trace:
+        _teach(what, result.trace)
+    return result
+
+
+_times: weakref.WeakKeyDictionary[Timeline, int] = weakref.WeakKeyDictionary()
+
+
+def _teach(plan: Timeline, trace: Timeline) -> None:
+    """Learn from a run, unless much has been learned from the same plan."""
+    times = _times[plan] = _times.get(plan, 0) + 1
+    if times & (times - 1) == 0:
+        learn_from(trace)
 
 
 async def run_async(what: Timeline | Graph, inputs: Mapping[str, Any] | None = None, **options: Any) -> Result:

@@ -42,6 +42,8 @@ def placement_options(parser: Parser, *, policy: bool = True) -> None:
     parser.add_argument("--machine", metavar="FILE|NAME", help="plan for this described machine, not for the one found here")
     if policy:
         parser.add_argument("--emulate", action="store_true", help="with --machine: run on it in software, its devices' speeds and links modelled")
+    parser.add_argument("--no-learn", action="store_true", help="neither use nor keep what runs teach about costs (also: HETSCHED_LEARN=0)")
+    parser.add_argument("--deterministic", action="store_true", help="equal plans for equal files: nothing that runs have taught is used")
     parser.add_argument("--memory", action="append", default=[], metavar="[NODE=]SIZE", help="plan within this much memory: 512MiB, cuda:0=2GB")
 
 
@@ -98,4 +100,5 @@ def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
         "plan_seconds": duration(args.plan_time) if args.plan_time is not None else 0.0,
         "only": args.device,
         "memory": memory_limits(args.memory),
+        "learn": not (args.no_learn or args.deterministic),
     }

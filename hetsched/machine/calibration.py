@@ -137,7 +137,9 @@ def complaints(found: Calibration, before: Calibration | None = None, now: float
     if before is not None:
         for what, new, old in _pairs(found, before):
             if old > 0 and new > 0 and not 1 / ABSURD < new / old < ABSURD:
-                out.append(f"{found.device}: {what} is {new:.3g}, the last time it was {old:.3g}; was the machine busy? calibrate again when it is not")
+                out.append(
+                    f"{found.device}: {what} is {new:.3g}, the last time it was {old:.3g}; was the machine busy? calibrate again when it is not"
+                )
     age = (time.time() if now is None else now) - found.taken_at
     if age > STALE_SECONDS:
         out.append(f"{found.device} was calibrated {age / 86400:.0f} days ago; `hetsched calibrate {found.device}` measures it anew")

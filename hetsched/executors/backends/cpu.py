@@ -76,9 +76,19 @@ class HostStream:
     def wait(self, event: Any) -> None:
         """Nothing is left to wait for."""
 
-    def record(self) -> HostStream:
-        """An event that has been reached: this stream."""
-        return self
+    def record(self) -> Reached:
+        """An event that has been reached."""
+        return REACHED
+
+
+class Reached:
+    """An event behind what was done at once."""
+
+    def wait(self) -> None:
+        """Nothing is left to wait for."""
+
+
+REACHED = Reached()
 
 
 def open(device: Device, nbytes: int) -> HostDevice:

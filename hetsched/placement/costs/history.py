@@ -134,7 +134,8 @@ class History:
                 drifts = self._take_in(db, lessons, moment)
                 if db.execute("SELECT COUNT(*) FROM cost").fetchone()[0] > MOST_ROWS:
                     db.execute(
-                        "DELETE FROM cost WHERE (device, kind, width) IN (SELECT device, kind, width FROM cost ORDER BY seen LIMIT ?)", (MOST_ROWS // 10,)
+                        "DELETE FROM cost WHERE (device, kind, width) IN (SELECT device, kind, width FROM cost ORDER BY seen LIMIT ?)",
+                        (MOST_ROWS // 10,),
                     )
                 return drifts
         except (sqlite3.Error, OSError, ValueError, TypeError) as error:
@@ -195,7 +196,9 @@ class History:
         for device, rows in by_device.items():
             factor = self._factors(db, [device]).get(device, 1.0)
             before = [
-                db.execute("SELECT n, mean, m2, surprise, factor, alone FROM cost WHERE device=? AND kind=? AND width=?", (device, x.kind, x.width)).fetchone()
+                db.execute(
+                    "SELECT n, mean, m2, surprise, factor, alone FROM cost WHERE device=? AND kind=? AND width=?", (device, x.kind, x.width)
+                ).fetchone()
                 for x in rows
             ]
             ratios = [_surprise(x, b, factor) for x, b in zip(rows, before, strict=True) if b is not None and not b[5] and not x.alone]

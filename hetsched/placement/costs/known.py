@@ -127,7 +127,9 @@ class KnownCosts:
             return ideal
         known = self.launch(graph, task, device, 1)
         share = known.seconds / narrow.seconds
-        return self._priced(Estimate(ideal.seconds * share, known.spread * share + 0.3 * ideal.seconds, None, f"{known.source}, widened"), device, width)
+        return self._priced(
+            Estimate(ideal.seconds * share, known.spread * share + 0.3 * ideal.seconds, None, f"{known.source}, widened"), device, width
+        )
 
     def _dispatch(self, graph: Graph, device: Device) -> float:
         calibration = self.calibrations.get(device.id)

@@ -65,5 +65,3 @@ def _lesson(device: str, width: int, kind: Kind, seconds: list[float]) -> Lesson
     mean = sum(kept) / len(kept)
     spread = math.sqrt(sum((x - mean) ** 2 for x in kept) / len(kept))
     return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, len(kept))
-
-
