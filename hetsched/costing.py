@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from time import perf_counter
 from typing import NamedTuple
 
@@ -195,7 +196,7 @@ def _added(trace: Timeline) -> float:
         rows = [ends[k] for k in sorted(ends)]
     else:
         rows = sorted([s.start, s.finish] for s in trace.launches)
-    gaps = [b[0] - a[1] for a, b in zip(rows, rows[1:], strict=False)]
+    gaps = [b[0] - a[1] for a, b in pairwise(rows)]
     return float(np.median(gaps)) if gaps else 0.0
 
 

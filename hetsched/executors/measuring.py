@@ -1,7 +1,7 @@
 """Measuring a device through its backend: kernels, copies, memory, arithmetic, and what devices lose when both work.
 
-Every kind of device is measured in the same way: it is opened, arrays are laid out in its arena, commands are handed to a stream, and the host waits for
-an event behind them. Several commands go between two events, so that the wait is not counted.
+Every kind of device is measured in the same way: it is opened, arrays are laid out in its arena, commands are handed to a stream, and the host waits
+for an event behind them. Several commands go between two events, so that the wait is not counted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What has been measured of one device: figures, a curve for each family of ops, links. Plain data, kept as one file a device in the user's cache.
+"""What has been measured of one device: figures, a curve for each family of ops, links. Plain data, one file a device in the user's cache.
 
-A curve says how much longer launches take than the roofline at the measured peaks, over the roofline's seconds: `seconds = calls * launch + r * s(r)`.
+A curve says how much longer launches take than the roofline r at the measured peaks, over r: `seconds = calls * launch + r * s(r)`.
 A file is found by the device's id and fingerprint (hardware, clock, driver, library versions): another driver is another device.
 """
 

@@ -33,7 +33,7 @@ class Device:
     False where a lane is a stream, walked in plan order. widths: launch widths (lanes taken at once) the device offers.
     uses: resource -> amount one busy lane takes. busy_watts per busy lane, idle_watts per device, price_per_hour per device.
     always_on: True where the device draws its idle watts during a run that does not use it; False where it is off then.
-    fingerprint: what its measured costs are kept under: hardware, clock, driver, library versions; "" for a described device, of which nothing is kept.
+    fingerprint: what its measured costs are kept under: hardware, clock, driver, versions; "" for a described device, of which nothing is kept.
     """
 
     id: str

@@ -1,9 +1,9 @@
 """What runs have taught, in one SQLite file in the user's cache: per device, kind of task and width a running mean and spread.
 
 Each run gives one observation of each kind (the mean over its launches). The mean is Welford's (Technometrics 4(3), 1962, 419-420) as long as the
-device stays what it was. An observation that is off by more than its spread allows is a surprise: the first moves the mean half way, a second
-in a row in the same direction replaces it. Where most kinds of a device surprise in one direction, the device itself has changed (throttled, shared,
-repaired): its `factor` is multiplied, which moves every kind that was not measured since as well.
+device stays what it was. An observation that is off by more than its spread allows is a surprise: until the next run the truth is taken to lie half
+way between; if that run agrees with the surprise it replaces the mean, else it is forgotten. Where most kinds of a device surprise in one direction,
+the device itself has changed (throttled, shared, repaired): its `factor` is multiplied, which moves every kind that was not measured since as well.
 
 Several processes may read and write at once (WAL; each run is one short transaction). A file that is locked, or not a database, costs a warning.
 """
@@ -35,8 +35,9 @@ AGREE = 0.6
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cost (
-    device TEXT NOT NULL, op TEXT NOT NULL, kind TEXT NOT NULL, width INTEGER NOT NULL, dtype TEXT NOT NULL, flops REAL NOT NULL, nbytes REAL NOT NULL,
-    n INTEGER NOT NULL, mean REAL NOT NULL, m2 REAL NOT NULL, surprise REAL NOT NULL, factor REAL NOT NULL, alone INTEGER NOT NULL, seen REAL NOT NULL,
+    device TEXT NOT NULL, op TEXT NOT NULL, kind TEXT NOT NULL, width INTEGER NOT NULL,
+    dtype TEXT NOT NULL, flops REAL NOT NULL, nbytes REAL NOT NULL, n INTEGER NOT NULL, mean REAL NOT NULL, m2 REAL NOT NULL,
+    surprise REAL NOT NULL, factor REAL NOT NULL, alone INTEGER NOT NULL, seen REAL NOT NULL,
     PRIMARY KEY (device, kind, width)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS device (device TEXT PRIMARY KEY, factor REAL NOT NULL, seen REAL NOT NULL);
@@ -100,11 +101,15 @@ class History:
             with closing(self._open()) as db:
                 factors = self._factors(db, names)
                 rows = db.execute(
-                    f"SELECT device, kind, width, op, dtype, flops, nbytes, mean, m2, n, factor, alone FROM cost WHERE device IN ({marks})", names
+                    f"SELECT device, kind, width, op, dtype, flops, nbytes, mean, m2, surprise, n, factor, alone FROM cost WHERE device IN ({marks})",
+                    names,
                 )
-                for device, kind, width, op, dtype, flops, nbytes, mean, m2, n, factor, alone in rows:
+                for device, kind, width, op, dtype, flops, nbytes, mean, m2, surprise, n, factor, alone in rows:
                     since = factors.get(device, 1.0) / factor
-                    out[device, kind, width] = Known(op, dtype, flops, nbytes, mean * since, math.sqrt(m2 / max(n, 1)) * since, 0 if alone else n)
+                    spread = math.sqrt(m2 / max(n, 1))
+                    if surprise:
+                        mean, spread = (mean + surprise) / 2, max(spread, abs(mean - surprise) / 2)
+                    out[device, kind, width] = Known(op, dtype, flops, nbytes, mean * since, spread * since, 0 if alone else n)
         except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             self._fails(error)
             return {}
@@ -214,7 +219,7 @@ class History:
                     "INSERT OR REPLACE INTO cost VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                     (
                         device, lesson.op, lesson.kind, lesson.width, lesson.dtype, lesson.flops, lesson.nbytes, n, mean, m2, surprise, factor,
-                        int(lesson.alone), now,
+                        int(lesson.alone and (old is None or bool(old[5]))), now,
                     ),
                 )  # fmt: skip
         return drifts
@@ -250,11 +255,11 @@ def _updated(lesson: Lesson, old: _Row | None, factor: float) -> tuple[int, floa
     if lesson.alone and not alone:
         return n, mean * factor / then, m2 * (factor / then) ** 2, surprise
     off = _surprise(lesson, old, factor)
-    mean, m2 = mean * factor / then, m2 * (factor / then) ** 2
+    surprise, mean, m2 = surprise * factor / then, mean * factor / then, m2 * (factor / then) ** 2
     if off is not None:
-        if surprise and (surprise > 1) == (off > 1):
-            return fresh
-        return n, mean + (x - mean) / 2, max(m2, n * ((x - mean) / 2) ** 2), off
+        if surprise and abs(x - surprise) <= SHARE * max(x, surprise):
+            return 2, (x + surprise) / 2, max((x - surprise) ** 2 / 2, fresh[2]), 0.0
+        return n, mean, m2, x
     n = min(n + 1, MEMORY)
     delta = x - mean
     mean += delta / n

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hetsched.graph.graph import Graph, Loop
-from hetsched.graph.op import Op, Work
+from hetsched.graph.op import Op
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine
 
@@ -32,7 +32,7 @@ def kind_of(graph: Graph, task: int) -> Kind:
     ins = [graph.value_specs[v] for v in graph.reads(task)]
     outs = [graph.value_specs[v] for v in graph.writes(task)]
     attributes = graph.task_attributes[task]
-    work = Work(*op.work(ins, outs, attributes))
+    work = graph.work(task)
     dtype = next((s.dtype.name for s in (*outs, *ins) if isinstance(s, Spec)), "float32")
     # Numbers with a fraction are rates and factors: they change values, not work.
     options = [f"{k}={v}" for k, v in sorted(attributes.items()) if k not in _SILENT and not isinstance(v, (float, dict, list)) and v is not None]

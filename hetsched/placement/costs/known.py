@@ -1,7 +1,7 @@
 """Costs from what is known: runs, a measurement by itself, regression over shapes, calibrated curves; the roofline where nothing is.
 
-An estimate is what an executor's step takes from the end of the one before it: the kernel, and what dispatching adds on the device (in a straight plan
-per step, in a loop's body that is one step per turn, shared by its tasks).
+An estimate is what an executor's step takes from the end of the one before it: the kernel, and what dispatching adds on the device (in a straight
+plan per step, in a loop's body that is one step per turn, shared by its tasks).
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ def measured(trace: Timeline) -> Iterator[tuple[Timeline, Span]]:
 
 
 def lessons(trace: Timeline) -> list[Lesson]:
-    """One lesson for each kind on each device (or link), from the spans that were measured. Of a loop the first turn is left out where there are more (it binds
-    arrays, and touches memory first), and turns of a smaller batch are.
+    """One lesson for each kind on each device (or link), from the spans that were measured.
+
+    Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are.
     """
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
     kinds: dict[tuple[int, int], Kind] = {}
