@@ -38,10 +38,13 @@ def may_learn() -> bool:
     return os.environ.get(LEARN, "1").strip().lower() not in ("0", "no", "off", "false")
 
 
-def costs_for(machine: Machine, graph: Graph | None = None, *, learn: bool = True, measure: bool = False) -> KnownCosts | RooflineCosts:
+def costs_for(
+    machine: Machine, graph: Graph | None = None, *, learn: bool = True, measure: bool = False, only: str | None = None
+) -> KnownCosts | RooflineCosts:
     """The cost model of `machine`: learned, calibrated, or the roofline of a machine of which nothing is kept.
 
-    learn: False leaves out what runs have taught. measure: what `graph` needs and nothing is known of is measured now, in under two seconds.
+    learn: False leaves out what runs have taught. measure: what `graph` needs and nothing is known of is measured now, in under two seconds,
+    on the devices that `only` matches (all, where it matches none).
     """
     kept = [d for d in machine.devices if d.fingerprint]
     if not kept:
@@ -52,21 +55,22 @@ def costs_for(machine: Machine, graph: Graph | None = None, *, learn: bool = Tru
     else:
         history = History()
         if measure and graph is not None:
-            calibrations |= first_need(graph, machine, kept, calibrations, history)
+            wanted = [d for d in kept if only is None or d.matches(only)] or kept
+            calibrations |= first_need(graph, machine, wanted, calibrations, history)
         keys = [*map(device_key, kept), *(link_key(x, machine) for x in machine.links)]
         costs = KnownCosts(machine, calibrations, history.known(keys), history.factors(keys))
     if graph is not None:
-        for body in bodies(graph):
-            costs.in_body(body)
+        for loop in loops_of(graph):
+            costs.in_body(loop.body, loop.every)
     return costs
 
 
-def bodies(graph: Graph) -> Iterator[Graph]:
-    """The bodies of the loops of a graph, loops in loops too."""
+def loops_of(graph: Graph) -> Iterator[Loop]:
+    """The loops of a graph, loops in loops too."""
     for op in graph.task_ops:
         if isinstance(op, Loop):
-            yield op.body
-            yield from bodies(op.body)
+            yield op
+            yield from loops_of(op.body)
 
 
 class Taught(NamedTuple):
@@ -107,7 +111,7 @@ def first_need(
     for number, device in enumerate(devices):
         key = device_key(device)
         cases: dict[str, tuple[float, Kind, Case]] = {}
-        for owner in (graph, *bodies(graph)):
+        for owner in (graph, *(x.body for x in loops_of(graph))):
             for task in range(len(owner)):
                 if not is_learned(owner, task) or not can_run(owner, task, device):
                     continue

@@ -60,7 +60,7 @@ def plan(
     elif not isinstance(machine, Machine):
         raise CommandLineError(f"plan() takes a Machine, got {machine!r}; Machine.here() finds one, machine.described reads one")
     if costs is None:
-        costs = costs_for(machine, graph, learn=learn, measure=measure)
+        costs = costs_for(machine, graph, learn=learn, measure=measure, only=only)
     return plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
 
 

@@ -79,9 +79,10 @@ class Bindings:
         return out
 
     def _is_host_step(self, step: Step) -> bool:
-        devices = self.frame.plan.machine
         plain = all(isinstance(self.frame.plan.spans[i].command, Launch) for i in step.spans)
-        return plain and bool(step.lanes) and devices.device(step.owner).memory == HOST and devices.device(step.owner).shares_lanes
+        # The first lane of a loop's step may be that of a link.
+        device = next((d for d in self.frame.plan.machine.devices if d.id == step.owner), None)
+        return plain and device is not None and device.memory == HOST and device.shares_lanes
 
     def bound(self, step: int, turn: int) -> Bound:
         """The binding of a step in a turn."""
@@ -160,7 +161,7 @@ class Bindings:
             self.compile(step, turn)
 
     def perform_timed(self, step: int, turn: int, zero: float) -> dict[int, float] | None:
-        """`perform`, and task -> when it ended, `perf_counter` seconds after `zero`; None where the step has become code, which is not timed inside."""
+        """`perform`, and task -> when it ended, `perf_counter` seconds after `zero`; None where the step has become code, not timed inside."""
         bound = self.bound(step, turn)
         if bound.segment is not None:
             self.perform(step, turn)

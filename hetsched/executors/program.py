@@ -38,12 +38,18 @@ class Step:
     @property
     def owner(self) -> str:
         """The device (or link) that the step runs on; of a loop, its first (none where its body is empty)."""
-        return self.lanes[0].owner if self.lanes else ""
+        lane = self._lane()
+        return lane.owner if lane is not None else ""
 
     @property
     def kind(self) -> str:
         """Kind of its lanes: compute, io or copy."""
-        return self.lanes[0].kind if self.lanes else "compute"
+        lane = self._lane()
+        return lane.kind if lane is not None else "compute"
+
+    def _lane(self) -> Lane | None:
+        """The lane it goes by: the first, but of a loop, which holds lanes of links as well, the first of a device."""
+        return next((lane for lane in self.lanes if lane.kind != "copy"), self.lanes[0]) if self.lanes else None
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def plan_loop(
     body = Body(loop)
 
     def nested(inner: Loop, on: Machine, prices: CostModel, where: Where | None = where) -> Timeline:
-        return plan_loop(inner, on, prices, memory=memory, where=where, seed=seed)
+        return plan_loop(inner, on, prices, only=only, memory=memory, where=where, seed=seed)
 
     problem = problem_of(loop.body, machine, costs, only=only, memory=memory, plan_loop=nested)
     seconds = durations_of(body, problem, machine, where)

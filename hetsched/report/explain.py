@@ -12,7 +12,7 @@ from hetsched.report.text import bytes_text, plural, seconds_text, table
 from hetsched.timeline import Copy, Launch, Replica, Span, Timeline
 
 if TYPE_CHECKING:
-    from hetsched.placement.costs import CostModel
+    from hetsched.placement.costs import CostModel, Estimate
 
 # Spans that end this close before a start are what it waited for.
 CLOSE = 1e-9
@@ -63,9 +63,14 @@ def _explain(path: str, plan: Timeline, number: int, costs: CostModel | None) ->
                 lines.append(f"  {device.id}: has no kernel for {op.name}")
                 continue
             width = command.width if device.id == there else 1
-            seconds = costs.launch(plan.graph, command.task, device, width).seconds
-            lines.append(f"  {device.id}: {seconds_text(seconds)} a launch, copies not counted" + (" (chosen)" if device.id == there else ""))
+            chosen = " (chosen)" if device.id == there else ""
+            lines.append(f"  {device.id}: {estimate_text(costs.launch(plan.graph, command.task, device, width))}, copies not counted{chosen}")
     return lines
+
+
+def estimate_text(found: Estimate) -> str:
+    """`1.2 ms +- 0.1 ms (3 runs) a launch`: the seconds, their standard deviation, and what they rest on."""
+    return f"{seconds_text(found.seconds)} +- {seconds_text(found.spread)} ({found.source}) a launch"
 
 
 def _arrival(plan: Timeline, replica: Replica, start: float) -> list[str]:

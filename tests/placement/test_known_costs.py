@@ -11,7 +11,7 @@ import hetsched as hs
 from hetsched.machine import Device, Link, Machine, MemoryNode
 from hetsched.machine.calibration import Calibration, Curve, LinkFigures, applied, complaints, load, save
 from hetsched.placement.costs.history import Known
-from hetsched.placement.costs.kinds import device_key, kind_of, link_key
+from hetsched.placement.costs.kinds import device_key, kind_of, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.regression import fit
@@ -58,7 +58,7 @@ def test_runs_come_first_with_their_spread():
 def test_what_was_measured_alone_is_less_sure():
     graph = graph_of()
     found = KnownCosts(HERE, {}, dict([row(3e-3, graph, runs=0)])).launch(graph, 0, CPU)
-    assert found.source == "measured alone"
+    assert found.source == "a measurement alone"
     assert found.spread >= 0.1 * found.seconds
 
 
@@ -66,7 +66,7 @@ def test_unseen_shapes_are_on_the_line_through_those_seen():
     seen = dict(row(1e-5 + 1e-9 * n, graph_of(n)) for n in (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18))
     costs = KnownCosts(HERE, {}, seen)
     found = costs.launch(graph_of(100_000), 0, CPU)
-    assert found.source == "regression"
+    assert found.source == "regression over shapes"
     assert found.seconds == pytest.approx(1e-5 + 1e-9 * 100_000, rel=0.05)
     assert costs.launch(graph_of(10_000_000), 0, CPU).source == "roofline", "too far from what was seen"
     assert costs.launch(graph_of(100_000, "tensor.mul"), 0, CPU).source == "roofline", "another op"
@@ -97,10 +97,10 @@ def test_a_curve_stands_between_runs_and_the_roofline():
     curve = Curve((ideal / 100, ideal * 100), (4.0, 1.0))
     costs = KnownCosts(HERE, {"cpu": calibration(curves={"tensor.add": {"float32": curve}, "elementwise": {"float32": Curve((1.0,), (3.0,))}})})
     found = costs.launch(graph, 0, CPU)
-    assert found.source == "calibrated"
+    assert found.source == "a calibrated curve"
     assert found.seconds == pytest.approx(2e-6 + 2 * ideal), "half way between 4 and 1 on a logarithmic scale"
     other = costs.launch(graph_of(1 << 20, "tensor.mul"), 0, CPU)
-    assert other.source == "calibrated family"
+    assert other.source == "the calibrated curve of its family"
     assert other.seconds == pytest.approx(2e-6 + 3 * ideal)
     assert other.spread / other.seconds > found.spread / found.seconds
 
@@ -118,6 +118,20 @@ def test_tasks_of_a_loop_share_what_a_turn_costs_and_steps_of_a_plan_do_not():
     costs.in_body(body)
     assert costs.launch(graph, 0, CPU).seconds == pytest.approx(1e-3 + 1e-5)
     assert costs.launch(body, 0, CPU).seconds == pytest.approx(1e-3 + 2e-6)
+
+
+def test_a_turn_that_was_measured_scales_its_tasks():
+    b = hs.Graph.build()
+    x = b.op("tensor.exp", b.input("x", (64,)), name="often")
+    body = b.output(b.op("tensor.sqrt", x, name="seldom")).freeze()
+    seen = {(device_key(CPU), turn_kind(body), 1): Known("turn", "", 0.0, 0.0, 3e-3, 0.0, 2)}
+    for task, seconds in ((0, 1e-3), (1, 2e-3)):
+        kind = kind_of(body, task)
+        seen[device_key(CPU), kind.text, 1] = Known(kind.op, kind.dtype, kind.flops, kind.nbytes, seconds, 0.0, 2)
+    costs = KnownCosts(HERE, {"cpu": calibration(turn_seconds=1.0)}, seen)
+    costs.in_body(body, {"seldom": 4})
+    both = [costs.launch(body, t, CPU).seconds for t in (0, 1)]
+    assert both == [pytest.approx(2e-3), pytest.approx(4e-3)], "2 ms and a quarter of 4 ms are the 3 ms of a turn"
 
 
 def test_wide_launches_keep_the_proportion_of_the_roofline_until_they_are_measured():
@@ -140,7 +154,7 @@ def test_copies_are_on_the_line_through_those_seen():
     seen = {(key, f"copy {n}", 1): Known("copy", "uint8", 0.0, float(n), 2e-5 + n * 1e-9, 0.0, 1) for n in (100, 1000, 100_000, 10_000_000)}
     costs = KnownCosts(HERE, {}, seen)
     assert costs.copy(1_000_000, link).seconds == pytest.approx(2e-5 + 1e-3, rel=0.01)
-    assert costs.copy(1_000_000, link).source == "regression"
+    assert costs.copy(1_000_000, link).source == "regression over shapes"
     assert costs.copy(1_000_000, HERE.links[1]).source == "roofline"
 
 
@@ -184,7 +198,7 @@ def test_a_run_times_every_task_of_a_plan_and_of_some_turns_of_a_loop():
     machine = Machine((replace(CPU, lanes=1, widths=(1,)),))
     trace = hs.run(hs.plan(graph, machine), {"x": [1.0] * 64, "y": [2.0] * 64}).trace
     taught = {x.op: x.launches for x in lessons(trace)}
-    assert {"tensor.add", "tensor.exp", "tensor.sqrt", "tensor.scale"} == set(taught)
+    assert {"tensor.add", "tensor.exp", "tensor.sqrt", "tensor.scale", "turn"} == set(taught)
     assert 5 <= taught["tensor.sqrt"] <= 20
     (inner,) = trace.loops.values()
     assert 0 < len(inner.attributed) < len(inner.spans)

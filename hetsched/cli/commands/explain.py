@@ -21,15 +21,16 @@ def arguments(parser: Parser) -> None:
 
 def execute(args: Any) -> int:
     """Plan the file and explain the task; touches no device."""
-    given = overrides(args)
+    parameters = overrides(args)
+    from hetsched.costing import costs_for
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
-    from hetsched.placement.costs import RooflineCosts
     from hetsched.report.explain import explain
     from hetsched.run import plan
 
-    pipeline = load(args.file, given, trust=args.trust)
+    pipeline = load(args.file, parameters, trust=args.trust)
+    given = placement_arguments(args, pipeline.goal)
     with placing(pipeline):
-        planned = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
-    write(explain(planned, args.task, RooflineCosts(planned.machine)))
+        planned = plan(pipeline.graph, **given)
+    write(explain(planned, args.task, costs_for(planned.machine, pipeline.graph, learn=given["learn"])))
     return 0

@@ -102,6 +102,7 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
 
 
 def _front(file: str, pipeline: Pipeline, args: Any) -> tuple[dict[str, Any], str]:
+    from hetsched.costing import costs_for
     from hetsched.machine import Machine
     from hetsched.pipeline.placing import placing
     from hetsched.placement import plan_front
@@ -111,7 +112,8 @@ def _front(file: str, pipeline: Pipeline, args: Any) -> tuple[dict[str, Any], st
     given = placement_arguments(args)
     machine = given["machine"] if given["machine"] is not None else Machine.here()
     with placing(pipeline):
-        points = plan_front(pipeline.graph, machine, policy=given["policy"], only=given["only"], memory=given["memory"])
+        costs = costs_for(machine, pipeline.graph, learn=given["learn"])
+        points = plan_front(pipeline.graph, machine, costs, policy=given["policy"], only=given["only"], memory=given["memory"])
     return front_record(points, file, pipeline.name), front_text(points)
 
 

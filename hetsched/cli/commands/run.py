@@ -45,15 +45,16 @@ def execute(args: Any) -> int:
 
 def _run(args: Any) -> int:
     timeout = duration(args.timeout) if args.timeout is not None else None
-    given = overrides(args)
+    parameters = overrides(args)
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
-    pipeline = load(args.file, given, trust=args.trust)
+    pipeline = load(args.file, parameters, trust=args.trust)
+    given = placement_arguments(args, pipeline.goal)
     with placing(pipeline):
-        planned = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
+        planned = plan(pipeline.graph, measure=given["learn"], **given)
     if args.format == "text":
         from hetsched.report.summary import bound_line
 
@@ -61,7 +62,7 @@ def _run(args: Any) -> int:
     progress = Progress(quiet=args.format != "text")
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
-        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told)
+        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=given["learn"])
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
         write_trace(args.trace, result.trace)

@@ -9,7 +9,10 @@ from hetsched.machine import Device, Link
 
 
 class Estimate(NamedTuple):
-    """A predicted cost. `spread` is a standard deviation in seconds; `joules` is None where no wattage is known; `source` says who measured."""
+    """A predicted cost. `spread` is a standard deviation in seconds; `joules` is None where no wattage is known; `source` says what it rests on:
+
+    "3 runs", "a measurement alone", "regression over shapes", "a calibrated curve", "roofline".
+    """
 
     seconds: float
     spread: float = 0.0

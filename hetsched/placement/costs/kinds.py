@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 from hetsched.graph.graph import Graph, Loop
@@ -11,8 +12,9 @@ from hetsched.machine import Device, Link, Machine
 
 # Options that say what comes out, not how long it takes.
 _SILENT = {"seed", "key", "path", "member", "lr"}
-# The op of copies.
+# The op of copies, and of turns of a loop that are one step.
 COPY = "copy"
+TURN = "turn"
 
 
 class Kind(NamedTuple):
@@ -38,6 +40,14 @@ def kind_of(graph: Graph, task: int) -> Kind:
     options = [f"{k}={v}" for k, v in sorted(attributes.items()) if k not in _SILENT and not isinstance(v, (float, dict, list)) and v is not None]
     text = f"{op.name}({', '.join(map(repr, ins))}) -> {', '.join(map(repr, outs))} {' '.join(options)}".strip()
     return Kind(op.name, text, dtype, work.flops, work.bytes_read + work.bytes_written)
+
+
+def turn_kind(body: Graph) -> str:
+    """What a turn of a loop is known by: the kinds of its body's tasks, in order."""
+    mark = hashlib.sha256()
+    for task in range(len(body)):
+        mark.update((kind_of(body, task).text if is_learned(body, task) else "-").encode())
+    return f"{TURN} of {len(body)} tasks {mark.hexdigest()[:24]}"
 
 
 def device_key(device: Device) -> str:

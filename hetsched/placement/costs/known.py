@@ -17,7 +17,7 @@ from hetsched.machine import Device, Link, Machine
 from hetsched.machine.calibration import Calibration
 from hetsched.placement.costs.estimate import Estimate
 from hetsched.placement.costs.history import Known
-from hetsched.placement.costs.kinds import COPY, Kind, device_key, kind_of, link_key
+from hetsched.placement.costs.kinds import COPY, Kind, device_key, kind_of, link_key, turn_kind
 from hetsched.placement.costs.regression import Fit, fit
 from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak
 
@@ -46,7 +46,8 @@ class KnownCosts:
         self._graphs: dict[int, Graph] = {}  # keeps them alive: their ids are keys
         self._fits: dict[tuple[str, str, str], Fit | None] = {}
         self._rows: dict[tuple[str, str, str], list[Known]] = {}
-        self._bodies: dict[int, int] = {}
+        self._bodies: dict[int, list[int]] = {}  # every how many turns each task runs
+        self._shares: dict[tuple[int, str], float | None] = {}
         for (device, _, width), row in self.known.items():
             if width == 1:
                 self._rows.setdefault((device, row.op, row.dtype), []).append(row)
@@ -59,8 +60,12 @@ class KnownCosts:
         if isinstance(op, Loop) or op.view:
             return self._roofline.launch(graph, task, device, width)
         found = self._kernel(graph, task, op, device, width)
-        extra = self._dispatch(graph, device)
-        return self._priced(found._replace(seconds=found.seconds + extra), device, 0 if op.waits else width)
+        share = self._share(graph, device)
+        if share is None:
+            found = found._replace(seconds=found.seconds + self._dispatch(graph, device))
+        else:
+            found = found._replace(seconds=found.seconds * share, spread=found.spread * share, source=f"{found.source}, scaled to a measured turn")
+        return self._priced(found, device, 0 if op.waits else width)
 
     def copy(self, nbytes: int, link: Link) -> Estimate:
         """The seconds of a copy: a line through what runs have shown, else the calibrated link."""
@@ -68,15 +73,16 @@ class KnownCosts:
         found = self._fit(key, COPY, "uint8") if key else None
         if found is not None:
             seconds = found.seconds(0.0, float(nbytes))
-            return Estimate(seconds, found.error * seconds, None, "regression")
+            return Estimate(seconds, found.error * seconds, None, "regression over shapes")
         seconds = link.seconds(nbytes)
         is_measured = any(link.id in c.links for c in self.calibrations.values())
-        return Estimate(seconds, (CURVE_SPREAD if is_measured else RELATIVE_SPREAD) * seconds, None, "calibrated" if is_measured else "roofline")
+        return Estimate(seconds, (CURVE_SPREAD if is_measured else RELATIVE_SPREAD) * seconds, None, "calibration" if is_measured else "roofline")
 
-    def in_body(self, graph: Graph) -> None:
-        """Say that `graph` is the body of a loop: its tasks are dispatched together."""
+    def in_body(self, graph: Graph, every: Mapping[str, int] | None = None) -> None:
+        """Say that `graph` is the body of a loop: its tasks are dispatched together. every: task -> k, of those that do not run every turn."""
         self._graphs[id(graph)] = graph
-        self._bodies[id(graph)] = max(1, sum(isinstance(op, Op) and not op.view for op in graph.task_ops))
+        given = every or {}
+        self._bodies[id(graph)] = [given.get(name, 1) for name in graph.task_names]
 
     # Sources, the best first ------------------------------------------------------------------------------------------------------
 
@@ -88,11 +94,11 @@ class KnownCosts:
             if row is not None:
                 alone = row.runs == 0
                 spread = max(row.spread, (ALONE_SPREAD if alone else 0.02) * row.seconds)
-                return Estimate(row.seconds, spread, None, "measured alone" if alone else f"{row.runs} run{'s' if row.runs > 1 else ''}")
+                return Estimate(row.seconds, spread, None, "a measurement alone" if alone else _runs(row.runs))
             found = self._fit(key, kind.op, kind.dtype)
             if found is not None and found.covers(kind.flops, kind.nbytes):
                 seconds = found.seconds(kind.flops, kind.nbytes)
-                return Estimate(seconds, max(found.error, 0.1) * seconds, None, "regression")
+                return Estimate(seconds, max(found.error, 0.1) * seconds, None, "regression over shapes")
         calibration = self.calibrations.get(device.id)
         if calibration is not None and calibration.whole and not op.waits:
             curved = self._curve(op, kind, device, calibration)
@@ -111,7 +117,7 @@ class KnownCosts:
         seconds = op.calls * calibration.launch_seconds + (ideal * curve.at(ideal) if ideal > 0 else 0.0)
         own = op.name in calibration.curves
         spread = math.hypot(calibration.spread, CURVE_SPREAD if own else FAMILY_SPREAD) * seconds
-        return Estimate(seconds, spread, None, "calibrated" if own else "calibrated family")
+        return Estimate(seconds, spread, None, "a calibrated curve" if own else "the calibrated curve of its family")
 
     def _wide(self, graph: Graph, task: int, device: Device, width: int) -> Estimate:
         """A wide launch: as measured, else the narrow estimate in the proportion of the roofline."""
@@ -121,7 +127,7 @@ class KnownCosts:
             return self._roofline.launch(graph, task, device, width)
         row = self.known.get((key, self._kind(graph, task).text, width)) if key else None
         if row is not None:
-            return self._priced(Estimate(row.seconds + self._dispatch(graph, device), row.spread, None, f"{row.runs} runs"), device, width)
+            return self._priced(Estimate(row.seconds + self._dispatch(graph, device), row.spread, None, _runs(row.runs)), device, width)
         narrow, ideal = self._roofline.launch(graph, task, device, 1), self._roofline.launch(graph, task, device, width)
         if not (math.isfinite(ideal.seconds) and narrow.seconds > 0):
             return ideal
@@ -135,10 +141,25 @@ class KnownCosts:
         calibration = self.calibrations.get(device.id)
         if calibration is None:
             return 0.0
-        tasks = self._bodies.get(id(graph))
-        if tasks is None or not device.shares_lanes:
+        if id(graph) not in self._bodies or not device.shares_lanes:
             return calibration.dispatch_seconds
-        return calibration.turn_seconds / tasks
+        return calibration.turn_seconds / max(1, sum(isinstance(op, Op) and not op.view for op in graph.task_ops))
+
+    def _share(self, graph: Graph, device: Device) -> float | None:
+        """A measured turn of a body over the sum of its tasks, where the turn was measured on `device`: what all of its tasks are scaled by."""
+        key = id(graph), device.id
+        if key not in self._shares:
+            self._shares[key] = None
+            every, row = self._bodies.get(id(graph)), None
+            if every is not None and device.shares_lanes and device_key(device) and not any(isinstance(op, Loop) for op in graph.task_ops):
+                row = self.known.get((device_key(device), turn_kind(graph), 1))
+            if every is not None and row is not None:
+                total = 0.0
+                for task, op in enumerate(graph.task_ops):
+                    if isinstance(op, Op) and not op.view:
+                        total += self._kernel(graph, task, op, device, 1).seconds / every[task]
+                self._shares[key] = row.seconds / total if total > 0 else None
+        return self._shares[key]
 
     def _fit(self, key: str, op: str, dtype: str) -> Fit | None:
         name = key, op, dtype
@@ -156,3 +177,7 @@ class KnownCosts:
 
     def _priced(self, found: Estimate, device: Device, lanes: int) -> Estimate:
         return found if device.busy_watts is None else found._replace(joules=found.seconds * device.busy_watts * lanes)
+
+
+def _runs(n: int) -> str:
+    return f"{n} run{'s' if n > 1 else ''}"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 from hetsched.graph.graph import Graph
 from hetsched.placement.costs.history import Lesson
-from hetsched.placement.costs.kinds import COPY, Kind, device_key, is_learned, kind_of, link_key
+from hetsched.placement.costs.kinds import COPY, TURN, Kind, device_key, is_learned, kind_of, link_key, turn_kind
 from hetsched.timeline import Copy, Launch, Span, Timeline
+
+# Turns of a loop teach what a turn takes from so many on.
+LEAST_TURNS = 4
 
 
 def measured(trace: Timeline) -> Iterator[tuple[Timeline, Span]]:
@@ -45,7 +49,31 @@ def lessons(trace: Timeline) -> list[Lesson]:
             continue
         if key:
             found.setdefault((key, kind.text, width), (kind, []))[1].append(seconds)
-    return [_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()]
+    return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_turns(trace)]
+
+
+def _turns(trace: Timeline) -> Iterator[Lesson]:
+    """Of each loop whose turns ran one after another on one lane of a device of threads: the seconds from turn to turn, dispatching and all."""
+    for body in trace.loops.values():
+        yield from _turns(body)
+        owners = {lane.owner for span in (*body.spans, *body.prologue) for lane in span.lanes}
+        if len(owners) != 1 or body.loop is None or body.loop.stop is not None or any(isinstance(s.command, Copy) for s in body.spans):
+            continue
+        if body.loops:
+            continue
+        device = body.machine.device(owners.pop())
+        ends: dict[int, tuple[float, float]] = {}
+        for span in body.spans:
+            assert isinstance(span.command, Launch)
+            start, finish = ends.get(span.command.turn, (math.inf, 0.0))
+            ends[span.command.turn] = min(start, span.start), max(finish, span.finish)
+        # From the last turns, where there are many: what is hot has been compiled by then.
+        turns = sorted(ends)[len(ends) // 2 :]
+        pairs = [(a, b) for a, b in pairwise(turns) if b == a + 1 and not body.loop.is_remainder(b)]
+        if len(pairs) < LEAST_TURNS or any(ends[b][0] < ends[a][1] for a, b in pairs) or not device.shares_lanes or not device_key(device):
+            continue
+        seconds = [ends[b][1] - ends[a][1] for a, b in pairs]
+        yield _lesson(device_key(device), 1, Kind(TURN, turn_kind(body.graph), "", 0.0, 0.0), seconds)
 
 
 def _is_other(owner: Timeline, turn: int) -> bool:
