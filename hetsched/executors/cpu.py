@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
+from hetsched.executors import solo
 from hetsched.executors.frame import Frame
 from hetsched.executors.process import tuned, wide
-from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain
+from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
 from hetsched.executors.result import Result
 from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
 from hetsched.executors.walk import Arc, Walk
@@ -470,7 +471,10 @@ def run_plan(
         if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
             raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
     began = perf_counter()
-    return run_crew(Crew(plan, trace, keep_going, timeout, progress), Frame(compile_plan(plan), inputs), began)
+    program = compile_plan(plan, whole=not keep_going and timeout is None and progress is None)
+    if timeout is None and progress is None and not keep_going and is_solo(program):
+        return solo.run(Frame(program, inputs), began, trace)
+    return run_crew(Crew(plan, trace, keep_going, timeout, progress), Frame(program, inputs), began)
 
 
 def run_crew(crew: Crew, frame: Frame, began: float) -> Result:

@@ -21,6 +21,12 @@ from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Free, Lane, Launch, Replica, Span, Timeline
 
+# Tasks this share of a thread crossing long, or shorter, are done by one thread; where the device does not say, a crossing takes 10 us.
+FINE_SHARE = 0.5
+CROSSING_SECONDS = 10e-6
+# Tasks that take longer on average stay steps of their own, with spans of their own in the trace: dispatching one takes a hundredth of it.
+COARSE_SECONDS = 200e-6
+
 # Joining tasks delays the readers on other lanes by at most this much; below, a hand-over between threads costs more than it gains.
 LONG_SECONDS = 50e-6
 
@@ -60,6 +66,15 @@ class Program:
     carried: dict[int, int]
     every: dict[int, int]
     stop_step: int = -1
+
+
+def is_solo(program: Program) -> bool:
+    """True for a straight plan that is one step on a thread of the host: the caller's thread does it, and nobody has to be asked."""
+    plan, steps = program.plan, program.steps
+    if plan.loop is not None or plan.loops or len(steps) != 1 or len(steps[0].lanes) != 1 or steps[0].kind != "compute":
+        return False
+    owner = next((d for d in plan.machine.devices if d.id == steps[0].owner), None)
+    return owner is not None and owner.shares_lanes and owner.memory == HOST
 
 
 def is_chain(program: Program) -> bool:
@@ -165,8 +180,10 @@ def _stream_arcs(plan: Timeline) -> Iterable[Arc]:
             yield Arc(phased[-1][2], phased[0][2], phased[-1][1] - phased[0][1] + 1)
 
 
-def compile_plan(plan: Timeline, join: bool = True) -> Program:
-    """The program of a plan; `join=False` makes every command a step of its own."""
+def compile_plan(plan: Timeline, join: bool = True, whole: bool = False) -> Program:
+    """The program of a plan; `join=False` makes every command a step of its own. whole: a straight plan of tiny tasks may become one step."""
+    if whole and (order := one_segment(plan)) is not None:
+        return _program_of_one(plan, order)
     arcs = span_arcs(plan)
     shared = {d.id for d in plan.machine.devices if d.shares_lanes}
     if plan.loop is not None and any(lane.owner not in shared for span in plan.spans for lane in span.lanes):
@@ -197,6 +214,66 @@ def compile_plan(plan: Timeline, join: bool = True) -> Program:
         # Turns may run ahead of the plan when predictions were wrong; the rings still bound what is alive.
         window = min(max(window, 4), 64)
     return Program(plan, tuple(steps), tuple(joined), window, carried_values(plan.loop), every_of(plan.loop), of.get(stop_span(plan), -1))
+
+
+def one_segment(plan: Timeline, mean_seconds: float | None = None) -> list[int] | None:
+    """The launches of a straight plan in an order that keeps every arc, where one thread does them sooner than several would; else None.
+
+    So it is on one lane, and on several where a task is far shorter than what handing it to another thread costs (Adam, Chandy and Dickson's grain
+    size: below it, parallel work is slower than serial). mean_seconds: of a task, where it has been measured.
+    """
+    if plan.loop is not None or len(plan.spans) == 0 or plan.loops or plan.prologue:
+        return None
+    owner = next((s.lanes[0].owner for s in plan.spans if s.lanes), None)
+    device = next((d for d in plan.machine.devices if d.id == owner), None)
+    if device is None or not device.shares_lanes or device.memory != HOST:
+        return None
+    rows: list[tuple[float, float, int]] = []
+    lanes: set[Lane] = set()
+    total = longest = 0.0
+    for i, (on, command, start, finish) in enumerate(plan.spans):
+        if isinstance(command, Launch):
+            if len(on) != 1 or on[0].kind != "compute" or on[0].owner != owner:
+                return None
+            lanes.add(on[0])
+            rows.append((start, finish, i))
+            seconds = finish - start
+            total += seconds
+            longest = max(longest, seconds)
+        elif isinstance(command, Copy):
+            return None
+    mean = total / max(len(rows), 1) if mean_seconds is None else mean_seconds
+    if len(lanes) > 1 and not (mean <= FINE_SHARE * (device.crossing_seconds or CROSSING_SECONDS) and longest <= LONG_SECONDS):
+        return None
+    if mean > COARSE_SECONDS:
+        return None
+    rows.sort()
+    order = [i for _, _, i in rows]
+    return order if _keeps_arcs(plan, order) else _topological(order, span_arcs(plan))
+
+
+def _keeps_arcs(plan: Timeline, order: list[int]) -> bool:
+    """True if doing the launches in this order has every value made before it is read, and keeps order-only and reuse edges."""
+    graph, spans = plan.graph, plan.spans
+    producer = graph.value_task.tolist()
+    at = [0] * len(graph)
+    for position, i in enumerate(order):
+        at[spans[i].command.task] = position  # type: ignore[union-attr]
+    for position, i in enumerate(order):
+        for replica in spans[i].command.reads:  # type: ignore[union-attr]
+            maker = producer[replica.value]
+            if maker >= 0 and at[maker] >= position:
+                return False
+    if any(at[a] >= at[b] for a, b in graph.after):
+        return False
+    position_of = {i: position for position, i in enumerate(order)}
+    return all(position_of[a.before] < position_of[a.later] for a in plan.after if a.before in position_of and a.later in position_of)
+
+
+def _program_of_one(plan: Timeline, order: list[int]) -> Program:
+    spans = [plan.spans[i] for i in order]
+    step = Step(0, tuple(order), (Lane(spans[0].lanes[0].owner, 0),), min(s.start for s in spans), sum(s.finish - s.start for s in spans))
+    return Program(plan, (step,), (), 1, {}, {})
 
 
 def _segments(plan: Timeline, arcs: list[Arc]) -> list[list[int]]:
