@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from hetsched.check import check
     from hetsched.errors import GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
     from hetsched.executors.result import Result
+    from hetsched.graph.function import op
     from hetsched.graph.gradient import gradient
     from hetsched.graph.graph import Builder, Bundle, Graph, Loop, Value, Where
     from hetsched.graph.op import Attribute, Composite, Op, Work
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
     from hetsched.machine.machine import Machine
     from hetsched.run import plan, run, run_async
+    from hetsched.session import Compiled, Session
     from hetsched.timeline import Timeline
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ _HOME = {
     "Attribute": "hetsched.graph.op",
     "Builder": "hetsched.graph.graph",
     "Bundle": "hetsched.graph.graph",
+    "Compiled": "hetsched.session",
     "Composite": "hetsched.graph.op",
     "Graph": "hetsched.graph.graph",
     "HetschedError": "hetsched.errors",
@@ -42,6 +45,7 @@ _HOME = {
     "Opaque": "hetsched.graph.spec",
     "Result": "hetsched.executors.result",
     "Sequence": "hetsched.graph.spec",
+    "Session": "hetsched.session",
     "Spec": "hetsched.graph.spec",
     "Timeline": "hetsched.timeline",
     "UpTo": "hetsched.graph.spec",
@@ -50,6 +54,7 @@ _HOME = {
     "Work": "hetsched.graph.op",
     "check": "hetsched.check",
     "gradient": "hetsched.graph.gradient",
+    "op": "hetsched.graph.function",
     "plan": "hetsched.run",
     "run": "hetsched.run",
     "run_async": "hetsched.run",
@@ -86,6 +91,7 @@ __all__ = [
     "Attribute",
     "Builder",
     "Bundle",
+    "Compiled",
     "Composite",
     "Graph",
     "GraphError",
@@ -99,6 +105,7 @@ __all__ = [
     "PlanError",
     "Result",
     "Sequence",
+    "Session",
     "Spec",
     "TaskError",
     "Timeline",
@@ -109,6 +116,7 @@ __all__ = [
     "__version__",
     "check",
     "gradient",
+    "op",
     "plan",
     "run",
     "run_async",

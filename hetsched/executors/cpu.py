@@ -106,8 +106,9 @@ class Crew:
 
     def __init__(
         self, plan: Timeline, trace: bool, keep_going: bool, timeout: float | None, progress: Progress | None,
-        drivers: Mapping[str, Driver] | None = None,
+        drivers: Mapping[str, Driver] | None = None, new_thread: Callable[..., Any] = threading.Thread,
     ) -> None:  # fmt: skip
+        self.new_thread = new_thread
         self.drivers = dict(drivers or {})
         self.outstanding = 0  # steps given to drivers and not yet done
         host = next((d for d in plan.machine.devices if d.kind == "cpu"), None)
@@ -136,7 +137,7 @@ class Crew:
         active = Active(root, 0.0, None, self.drivers)
         needed = _lanes_needed(root.plan, next((d.id for d in root.plan.machine.devices if d.kind == "cpu"), ""))
         threads = [
-            threading.Thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
+            self.new_thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]

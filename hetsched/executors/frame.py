@@ -44,6 +44,7 @@ class Frame:
         self.loop: Loop | None = program.plan.loop
         self.turns = self.loop.turns if self.loop is not None else 1
         self.borrowed = dict(borrowed)
+        self._is_array = {v: isinstance(x, np.ndarray) for v, x in borrowed.items()}
         given = memories or {}
         self.memories: dict[str, Memory] = {n: given[n] if n in given else HostMemory.of(nbytes) for n, nbytes in self.plan.arenas.items()}
         # How bytes get from one memory node to another before the first turn and after the last: now, and waiting for it.
@@ -95,8 +96,15 @@ class Frame:
         self.bindings.forget(changed)
 
     def let_go(self) -> None:
-        """Hold no array or object of the run that has ended: they are the caller's."""
+        """Hold nothing of the run that has ended: inputs and outputs are the caller's."""
         self.cells.clear()
+        self._first.clear()
+        given = [v for v, x in self.borrowed.items() if x is not None]
+        self.bindings.forget([*given, *self.owned])
+        self.borrowed.update(dict.fromkeys(given))
+        self.owned.update(dict.fromkeys(self.owned))
+        self.gathering.targets.clear()
+        self.gathering.found.clear()
         for frames in self._idle.values():
             for frame in frames:
                 frame.let_go()
@@ -331,7 +339,7 @@ class Frame:
 
     def takes(self, borrowed: Mapping[int, Any]) -> bool:
         """True if the frame can run again with these inputs: arrays where there were arrays."""
-        return all(isinstance(x, np.ndarray) == isinstance(self.borrowed.get(v), np.ndarray) for v, x in borrowed.items())
+        return all(isinstance(x, np.ndarray) == self._is_array.get(v) for v, x in borrowed.items())
 
     def _begin_loop(self, first: Mapping[int, Any]) -> None:
         assert self.loop is not None

@@ -20,7 +20,7 @@ from hetsched.errors import InternalError, PlacementError
 from hetsched.executors.cpu import Crew, Item, Progress, run_crew
 from hetsched.executors.frame import Frame
 from hetsched.executors.memory import Memory
-from hetsched.executors.program import compile_plan
+from hetsched.executors.program import Program, compile_plan
 from hetsched.executors.result import Result
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device
@@ -124,10 +124,12 @@ class DeviceDriver:
         """Take a step that may be handed to its stream. Called under the crew's lock: it only hands over."""
         self.inbox.put(item)
 
-    def start(self, crew: Crew) -> None:
-        """Begin to serve."""
+    def serve(self, crew: Crew) -> None:
+        """Serve a run; the one before is over."""
+        self.events.clear()
         self.crew = crew
-        self.thread.start()
+        if self.thread.ident is None:
+            self.thread.start()
 
     def stop(self) -> None:
         """End the thread; all steps given to it are done."""
@@ -136,8 +138,8 @@ class DeviceDriver:
             self.thread.join()
 
     def _serve(self) -> None:
-        assert self.crew is not None
         while (message := self.inbox.get()) is not None:
+            assert self.crew is not None
             if isinstance(message, _Done):
                 self._done(self.crew, message)
             else:
@@ -216,34 +218,56 @@ def run_plan(
     Devices are opened for the run and closed after it. Raises `TaskError`, `RunTimeoutError`, `OutOfMemoryError` where an arena cannot be had.
     """
     began = perf_counter()
-    machine = plan.machine
-    devices = drives(plan)
-    opened: dict[str, LiveDevice] = {}
-    drivers: dict[str, DeviceDriver] = {}
+    fleet = Fleet(plan)
     try:
-        memories: dict[str, Memory] = {}
-        for device in devices:
-            backend = _backend(device)
-            live = opened[device.id] = backend.open(device, plan.arenas.get(device.memory, 0))
-            memories[device.memory] = DeviceMemory(live)
-            drivers[device.id] = DeviceDriver(device, live)
-        owner = {d.memory: drivers[d.id] for d in devices}
+        crew = Crew(plan, trace, keep_going, timeout, progress, fleet.drivers)
+        frame = fleet.frame(compile_plan(plan), inputs)
+        fleet.serve(crew)
+        return run_crew(crew, frame, began)
+    finally:
+        fleet.close()
+
+
+class Fleet:
+    """The devices with streams that a plan uses, opened: their arenas, and a driving thread for each. One run at a time."""
+
+    def __init__(self, plan: Timeline) -> None:
+        self.devices = drives(plan)
+        self.opened: dict[str, LiveDevice] = {}
+        self.drivers: dict[str, DeviceDriver] = {}
+        self.memories: dict[str, Memory] = {}
+        machine = plan.machine
+        try:
+            for device in self.devices:
+                live = self.opened[device.id] = _backend(device).open(device, plan.arenas.get(device.memory, 0))
+                self.memories[device.memory] = DeviceMemory(live)
+                self.drivers[device.id] = DeviceDriver(device, live)
+        except BaseException:
+            self.close()
+            raise
+        owner = {d.memory: self.drivers[d.id] for d in self.devices}
         for link in machine.links:
             driver = owner.get(link.dst) if link.dst != HOST else owner.get(link.src)
             if driver is not None:
-                drivers[link.id] = driver
-        crew = Crew(plan, trace, keep_going, timeout, progress, drivers)
-        frame = Frame(compile_plan(plan), inputs, memories=memories)
-        frame.transfer = _Transfer(opened, devices)
-        for device in devices:
-            drivers[device.id].start(crew)
-        try:
-            return run_crew(crew, frame, began)
-        finally:
-            for device in devices:
-                drivers[device.id].stop()
-    finally:
-        for live in opened.values():
+                self.drivers[link.id] = driver
+
+    def frame(self, program: Program, inputs: Mapping[int, Any]) -> Frame:
+        """A frame of the plan in the arenas of these devices."""
+        frame = Frame(program, inputs, memories=self.memories)
+        frame.transfer = _Transfer(self.opened, self.devices)
+        return frame
+
+    def serve(self, crew: Crew) -> None:
+        """Let the driving threads serve a run."""
+        for device in self.devices:
+            self.drivers[device.id].serve(crew)
+
+    def close(self) -> None:
+        """End the threads and close the devices; the run is over."""
+        for device in self.devices:
+            if device.id in self.drivers:
+                self.drivers[device.id].stop()
+        for live in self.opened.values():
             live.close()
 
 

@@ -9,67 +9,99 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 SWITCH_SECONDS = 1e-4
 
 _lock = threading.Lock()
 _runs = 0
-_saved: tuple[float, Any] | None = None
+_saved: tuple[float, list[int]] | None = None
+
+
+class _Blas(NamedTuple):
+    """How to ask a BLAS library for its number of threads, and to set it."""
+
+    get: Callable[[], int]
+    set: Callable[[int], Any]
 
 
 @lru_cache(maxsize=1)
-def _controller() -> Any:
+def _libraries() -> tuple[_Blas, ...]:
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
+    return tuple(_switch(library) for library in ThreadpoolController().lib_controllers if library.user_api == "blas")
 
 
-def _take_control() -> None:
-    """Let this thread set limits. Since threadpoolctl 3.7 only the thread that set OpenBLAS's limit first may; others are ignored without a word,
+def _switch(library: Any) -> _Blas:
+    """The library's own functions where they can be had: a call of threadpoolctl's takes longer than a small product.
 
-    but a wide launch runs on whichever thread is free, and the last run out may be another thread's than the first one in.
+    Since threadpoolctl 3.7 only the thread that set OpenBLAS's limit first may; others are ignored without a word. But a wide launch runs on
+    whichever thread is free, and the last run out may be another thread's than the first one in.
     """
-    for library in _controller().lib_controllers:
+    find = getattr(library, "_get_symbol", None)
+    if find is not None and library.internal_api == "openblas" and getattr(library, "threading_layer", "") == "pthreads":
+        get, change = find("openblas_get_num_threads"), find("openblas_set_num_threads")
+        if get is not None and change is not None:
+            return _Blas(get, change)
+
+    def force(count: int) -> None:
         clear = getattr(library, "clear_controlling_thread", None)
         if clear is not None:
             clear(force=True)
+        library.set_num_threads(count)
+
+    return _Blas(library.get_num_threads, force)
 
 
-@contextmanager
-def tuned() -> Iterator[None]:
-    """Inside, BLAS runs one thread and threads switch quickly."""
-    global _runs, _saved
-    with _lock:
-        _runs += 1
-        if _runs == 1:
-            _take_control()
-            limits = _controller().limit(limits=1, user_api="blas")
-            _saved = (sys.getswitchinterval(), limits)
-            sys.setswitchinterval(SWITCH_SECONDS)
-    try:
-        yield
-    finally:
+def _limit(count: int) -> list[int]:
+    """Let BLAS run `count` threads; gives what it was before, for each library."""
+    before = []
+    for blas in _libraries():
+        now = blas.get()
+        before.append(now)
+        if now != count:
+            blas.set(count)
+    return before
+
+
+def _restore(before: list[int], count: int) -> None:
+    for blas, was in zip(_libraries(), before, strict=True):
+        if was != count:
+            blas.set(was)
+
+
+class tuned:  # noqa: N801 (used as a function)
+    """Inside, BLAS runs one thread and threads switch quickly. 3 us (benchmarks/latency.py counts on it)."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        global _runs, _saved
+        with _lock:
+            _runs += 1
+            if _runs == 1:
+                _saved = (sys.getswitchinterval(), _limit(1))
+                sys.setswitchinterval(SWITCH_SECONDS)
+
+    def __exit__(self, *error: object) -> None:
+        global _runs, _saved
         with _lock:
             _runs -= 1
             if _runs == 0 and _saved is not None:
-                interval, limits = _saved
+                interval, before = _saved
                 _saved = None
                 sys.setswitchinterval(interval)
-                _take_control()
-                limits.restore_original_limits()
+                _restore(before, 1)
 
 
 @contextmanager
 def wide(width: int) -> Iterator[None]:
     """Inside, BLAS runs `width` threads; only while nothing else computes."""
-    _take_control()
-    limits = _controller().limit(limits=width, user_api="blas")
+    before = _limit(width)
     try:
         yield
     finally:
-        _take_control()
-        limits.restore_original_limits()
+        _restore(before, width)

@@ -1,0 +1,181 @@
+"""A plan made ready to run again and again: arenas, bound calls, threads and streams are kept in `Seat`s, and each run takes one.
+
+A seat is a buffer set: while a run has it, nobody else writes there, so runs of one plan may go on at once, as many as there are seats; a further
+caller waits. What a run gives is the caller's own, and no seat holds an input or an output after it. A plan of one step on the host is done by the
+calling thread itself, and once it is hot (`binding.HOT_RUNS`) as straight-line code.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from hetsched.errors import CommandLineError
+from hetsched.executors import solo
+from hetsched.executors.cpu import Crew, run_crew
+from hetsched.executors.frame import Frame
+from hetsched.executors.hands import Hands
+from hetsched.executors.live import Fleet, drives
+from hetsched.executors.process import tuned
+from hetsched.executors.program import Program, compile_plan
+from hetsched.executors.result import Result
+from hetsched.graph.spec import array_form
+from hetsched.timeline import Timeline
+
+
+class Seat:
+    """One buffer set of a plan, and who does its steps."""
+
+    def __init__(self, program: Program, trace: bool, timeout: float | None) -> None:
+        self.program, self.plan, self.trace, self.timeout = program, program.plan, trace, timeout
+        self.is_solo = solo.is_solo(program)
+        self.frame: Frame | None = None
+        self.fleet = Fleet(self.plan) if drives(self.plan) else None
+        self.hands = Hands()
+        self._fresh = _fresh_outputs(self.plan) if self.is_solo else None
+
+    def run(self, given: Mapping[int, Any]) -> Result:
+        """One run; value id -> read-only array or object."""
+        began = perf_counter()
+        frame = self.frame
+        if frame is None or not frame.takes(given):
+            frame = self.frame = self.fleet.frame(self.program, given) if self.fleet is not None else Frame(self.program, given)
+        elif self.is_solo and (segment := frame.bindings.bound(0, 0).segment) is not None and self._fresh is not None:
+            return self._replay(frame, segment, given, self._fresh, began)
+        else:
+            frame.renew(given)
+        try:
+            if self.is_solo:
+                return solo.run(frame, began, self.trace)
+            crew = Crew(self.plan, self.trace, False, self.timeout, None, self.fleet.drivers if self.fleet else None, self.hands.thread)
+            if self.fleet is not None:
+                self.fleet.serve(crew)
+            return run_crew(crew, frame, began)
+        finally:
+            frame.let_go()
+
+    def _replay(self, frame: Frame, segment: Any, given: Mapping[int, Any], fresh: list[Fresh], began: float) -> Result:
+        """The run of a hot step: fresh outputs, the code, and nothing else."""
+        borrowed, owned, outputs = frame.borrowed, frame.owned, {}
+        borrowed.update(given)
+        for names, value, shape, dtype in fresh:
+            owned[value] = array = np.empty(shape, dtype)
+            outputs[names] = array
+        try:
+            with tuned(), np.errstate(all="ignore"):
+                start = perf_counter()
+                segment.run(0)
+                finish = perf_counter()
+        except Exception as error:
+            raise frame.failure(error, segment.task_of(error), 0) from error
+        finally:
+            for value in given:
+                borrowed[value] = None
+            for _, value, _, _ in fresh:
+                owned[value] = None
+        return Result.lazily(outputs, solo.traced(self.program, finish - start if self.trace else None), self.plan, perf_counter() - began)
+
+    def close(self) -> None:
+        """Give back threads, devices and memory."""
+        self.hands.close()
+        if self.fleet is not None:
+            self.fleet.close()
+        self.frame = None
+
+
+# (output name, value, shape, dtype)
+Fresh = tuple[str, int, tuple[int, ...], Any]
+
+
+def _fresh_outputs(plan: Timeline) -> list[Fresh] | None:
+    """The outputs of a plan where each is an array of its own that a task writes; else None, and `Frame.results` sorts them out."""
+    graph, out = plan.graph, []
+    for name, value in graph.outputs.items():
+        spec = array_form(graph.spec(value))
+        if spec is None or spec.is_bounded or int(graph.value_task[value]) < 0 or any(v == value for _, v, _, _ in out):
+            return None
+        out.append((name, value, spec.bounds, spec.dtype))
+    return out
+
+
+class Replay:
+    """A plan with `seats` buffer sets. Safe to run from any number of threads."""
+
+    def __init__(self, plan: Timeline, seats: int, trace: bool = False, timeout: float | None = None) -> None:
+        self.plan = plan
+        self.program = compile_plan(plan, whole=timeout is None)
+        self.most = seats
+        self._make: Callable[[], Seat] = lambda: Seat(self.program, trace, timeout)
+        self._idle: list[Seat] = []
+        self._made = 0
+        self._waiting = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def run(self, given: Mapping[int, Any]) -> Result:
+        """One run, in the first buffer set that is free. `given`: value id -> read-only array or object."""
+        seat = self._take()
+        try:
+            result = seat.run(given)
+        except BaseException as error:
+            # After Ctrl-C something may still be under way: nobody uses that seat again.
+            self._give(seat, is_usable=isinstance(error, Exception))
+            raise
+        self._give(seat)
+        return result
+
+    def _take(self) -> Seat:
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise CommandLineError("this compiled graph is closed; compile it again in an open session")
+                if self._idle:
+                    return self._idle.pop()
+                if self._made < self.most:
+                    self._made += 1
+                    break
+                self._waiting += 1
+                try:
+                    self._changed.wait()
+                finally:
+                    self._waiting -= 1
+        try:
+            return self._make()
+        except BaseException:
+            with self._changed:
+                self._made -= 1
+                self._changed.notify()
+            raise
+
+    def _give(self, seat: Seat, is_usable: bool = True) -> None:
+        with self._changed:
+            if is_usable:
+                self._idle.append(seat)
+            else:
+                self._made -= 1
+            if self._waiting:
+                self._changed.notify_all()
+        if not is_usable:
+            seat.close()
+
+    def close(self) -> None:
+        """Wait for the runs that go on, then give everything back. Again: nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            while len(self._idle) < self._made:
+                self._waiting += 1
+                try:
+                    self._changed.wait()
+                finally:
+                    self._waiting -= 1
+            seats, self._idle, self._made = self._idle, [], 0
+        for seat in seats:
+            seat.close()
+
+
+__all__ = ["Replay", "Seat"]
