@@ -64,8 +64,9 @@ class Compiled:
     def _given(self, arrays: tuple[Any, ...], named: dict[str, Any]) -> dict[int, Any]:
         """Value id -> read-only array or object."""
         if arrays:
-            if len(arrays) == 1 and isinstance(arrays[0], Mapping) and not (len(self._names) == 1 and self._names[0] not in arrays[0]):
-                arrays, named = (), {**arrays[0], **named}
+            first = arrays[0]
+            if len(arrays) == 1 and isinstance(first, Mapping) and not (len(self._names) == 1 and self._names[0] not in first):
+                arrays, named = (), {**first, **named}
             elif len(arrays) > len(self._names):
                 raise GraphError(f"the graph has {len(self._names)} inputs ({', '.join(self._names) or 'none'}), got {len(arrays)}")
             else:

@@ -93,7 +93,8 @@ Fresh = tuple[str, int, tuple[int, ...], Any]
 
 def _fresh_outputs(plan: Timeline) -> list[Fresh] | None:
     """The outputs of a plan where each is an array of its own that a task writes; else None, and `Frame.results` sorts them out."""
-    graph, out = plan.graph, []
+    graph = plan.graph
+    out: list[Fresh] = []
     for name, value in graph.outputs.items():
         spec = array_form(graph.spec(value))
         if spec is None or spec.is_bounded or int(graph.value_task[value]) < 0 or any(v == value for _, v, _, _ in out):
