@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.errors import GraphError, did_you_mean
+from hetsched.errors import GraphError, HetschedError, did_you_mean
 from hetsched.graph.op import Op, Work
 from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, bound, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
@@ -569,6 +569,8 @@ class Builder:
                 seen = ", ".join(f"{n} {s!r}" for n, s in zip(_names(op.inputs, len(specs)), specs, strict=False))
                 self.problems += [f"task {task_name!r} ({op.name}): {p} (inputs: {seen or 'none'})" for p in error.problems]
                 return self._poisoned(op, task_name, tuple(ids))
+            except HetschedError:
+                raise
             except Exception as error:  # a shape rule of the user's own; the others' mistakes are told with it
                 self.problems.append(f"task {task_name!r}: the shape rule of op {op.name} raised {error!r}; it is to raise GraphError, or give specs")
                 self.cause = self.cause or error

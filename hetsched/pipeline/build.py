@@ -257,6 +257,10 @@ class _Build:
         results: Mapping[str, Any] = {}
         try:
             results = self._expand(entry, inputs, after)
+            if builder.cause is not None:  # a shape rule stumbled
+                cause, builder.cause = builder.cause, None
+                del builder.problems[known:]
+                raise cause
         except ModelError as error:
             item = entry.option_items.get("model")
             for path, problem in error.places:
