@@ -416,9 +416,9 @@ def postponed(copies: list[_Copied], launches: list[Span], node_names: tuple[str
     # A loop may hold lanes of links: what was copied before it began still is.
     looped: dict[tuple[str, int], list[float]] = {}
     for span in launches:
-        for lane in span.lanes:
-            if lane.kind == "copy":
-                looped.setdefault((lane.owner, lane.number), []).append(span.start)
+        for on in span.lanes:
+            if on.kind == "copy":
+                looped.setdefault((on.owner, on.number), []).append(span.start)
     lane_free: dict[tuple[int, int, int], float] = {}
     out = []
     for copy in sorted(copies, key=lambda c: (c.start, c.finish), reverse=True):

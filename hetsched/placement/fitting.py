@@ -68,18 +68,19 @@ def _ways(draft: GraphDraft, is_auto: bool) -> Iterator[Callable[[], Timeline]]:
     for name, book in _frugal(problem):
         other = GraphDraft(problem)
         book(other)
-        other.notes.append(f"the fastest plan does not fit the memory; this is the one of {name}")
+        other.notes.append(f"the fastest plan does not fit the memory; this one is that of {name}")
         yield other.plan
         yield partial(_evicted, other, sequence_of(other), BESIDE, "its own order")
 
 
 def _evicted(draft: GraphDraft, sequence: Sequence[Turn], rule: Rule, order: str) -> Timeline:
     """The sequence booked with evictions; the host's limit is kept while booking only where it must be."""
+    notes = (*draft.notes, f"the fastest plan does not fit the memory; this one books the tasks anew, in {order}")
     try:
-        return evicted(draft.problem, sequence, rule, host=False, notes=(*draft.notes, f"short of memory, in {order}"))
+        return evicted(draft.problem, sequence, rule, host=False, notes=notes)
     except PlanTooLargeError as error:
         try:
-            return evicted(draft.problem, sequence, rule, host=True, notes=(*draft.notes, f"short of memory on the host too, in {order}"))
+            return evicted(draft.problem, sequence, rule, host=True, notes=notes)
         except PlanTooLargeError:
             raise error from None
 
@@ -103,6 +104,7 @@ def possible(problem: Problem) -> Problem:
     limited = {node for node, nbytes in enumerate(problem.capacity) if nbytes is not None}
     durations = problem.durations.copy()
     nodes = np.array([c.node for c in problem.choices])
+    hopeless: list[PlanTooLargeError] = []
     for task in range(len(problem)):
         needs = {node: needed(problem, task, node) for node in limited if np.isfinite(durations[task, nodes == node]).any()}
         too_small = [node for node, nbytes in needs.items() if nbytes > (problem.capacity[node] or 0)]
@@ -110,7 +112,9 @@ def possible(problem: Problem) -> Problem:
             continue
         durations[task, np.isin(nodes, too_small)] = np.inf
         if not np.isfinite(durations[task]).any():
-            raise _hopeless(problem, task, {node: needs[node] for node in too_small})
+            hopeless.append(_hopeless(problem, task, {node: needs[node] for node in too_small}))
+    if hopeless:
+        raise max(hopeless, key=lambda e: e.missing)
     if np.array_equal(durations, problem.durations):
         return problem
     _keep_groups(problem, durations)
@@ -176,10 +180,10 @@ def _hopeless(problem: Problem, task: int, needs: Mapping[int, int]) -> PlanTooL
     values = sorted({*graph.reads(task), *graph.writes(task)}, key=lambda v: -int(graph.value_nbytes[v]))[:3]
     largest = ", ".join(f"{graph.value_names[v]!r} {int(graph.value_nbytes[v])}" for v in values)
     others = "".join(f"; in {problem.node_names[n]} it needs {b} of {problem.capacity[n]}" for n, b in needs.items() if n != node)
+    what = f"task {graph.task_names[task]!r} needs {nbytes} bytes in {name} at once (the largest: {largest})"
     return PlanTooLargeError(
         nbytes - limit,
-        f"task {graph.task_names[task]!r} needs {nbytes} bytes in {name} at once (the largest: {largest}), which has {limit} in all{others}. "
-        f"Raise the limit of {name} to at least {nbytes} bytes, or use smaller batches",
+        f"{what}, where {limit} are free, all there are{others}. Raise the limit of {name} to at least {nbytes} bytes, or use smaller batches",
     )
 
 
