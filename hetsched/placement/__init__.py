@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -13,8 +13,9 @@ from hetsched.placement.bounds import SHARE, lower_bound
 from hetsched.placement.costs import CostModel, RooflineCosts
 from hetsched.placement.costs.objective import Objective, ObjectiveLike
 from hetsched.placement.draft import GraphDraft, Policy
+from hetsched.placement.fitting import fitted
 from hetsched.placement.memory import PlanTooLargeError
-from hetsched.placement.policies import earliest_finish, find, name_of, one_device, serial
+from hetsched.placement.policies import find, name_of
 from hetsched.placement.problem import PlanLoop, Problem, problem_of
 from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import improve
@@ -55,14 +56,12 @@ def plan_graph(
             try:
                 plan = draft.plan()
             except PlanTooLargeError as error:
-                if policy != "auto":
-                    raise
-                plan = _frugal_plan(problem, error)
+                plan = fitted(draft, chosen, error, is_auto=policy == "auto")
         else:
             pool = _pool(problem, chosen, policy, plan_loop, only)
             problem = pool.bound_problem()
             left = started + plan_seconds * (1 - SHARE) - time.perf_counter() if plan_seconds > 0 else 0.0
-            plan = choose(pool, goal, lower_bound(problem), _frugal, max(left, 0.0))
+            plan = choose(pool, goal, lower_bound(problem), max(left, 0.0))
         bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
     return _finished(plan, machine, memory, policy, goal, bound, started)
 
@@ -119,27 +118,6 @@ def _finished(
     if memory:
         machine = replace(machine, memories=tuple(replace(m, nbytes=memory.get(m.name, m.nbytes)) for m in machine.memories))
     return replace(plan, machine=machine, policy=policy, objective=str(goal), bound=bound, plan_seconds=time.perf_counter() - started)
-
-
-def _frugal_plan(problem: Problem, error: PlanTooLargeError) -> Timeline:
-    """A plan that fits, by ways that hold less at once, as a rule; where none does, the error of the one that came nearest."""
-    errors = [error]
-    for name, book in _frugal(problem):
-        draft = GraphDraft(problem)
-        book(draft)
-        draft.notes.append(f"the fastest plan does not fit the memory; this is the one of {name}")
-        try:
-            return draft.plan()
-        except PlanTooLargeError as other:
-            errors.append(other)
-    raise min(errors, key=lambda e: e.missing)
-
-
-def _frugal(problem: Problem) -> Iterator[tuple[str, Policy]]:
-    yield "earliest_finish", earliest_finish.policy
-    yield "one_device", one_device.policy
-    for number, device in enumerate(problem.device_ids):
-        yield f"one task at a time, on {device} where it can be", partial(serial.one_at_a_time, device=number)
 
 
 __all__ = ["plan_front", "plan_graph"]

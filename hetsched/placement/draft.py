@@ -413,12 +413,20 @@ def postponed(copies: list[_Copied], launches: list[Span], node_names: tuple[str
         for replica in command.reads:
             key = replica.value, number[replica.node]
             needed[key] = min(needed.get(key, inf), span.start)
+    # A loop may hold lanes of links: what was copied before it began still is.
+    looped: dict[tuple[str, int], list[float]] = {}
+    for span in launches:
+        for on in span.lanes:
+            if on.kind == "copy":
+                looped.setdefault((on.owner, on.number), []).append(span.start)
     lane_free: dict[tuple[int, int, int], float] = {}
     out = []
     for copy in sorted(copies, key=lambda c: (c.start, c.finish), reverse=True):
         seconds = copy.finish - copy.start
         lane = copy.src, copy.dst, copy.engine
-        latest = min(needed.get((copy.value, copy.dst), copy.finish), lane_free.get(lane, inf)) - seconds
+        latest = min(needed.get((copy.value, copy.dst), copy.finish), lane_free.get(lane, inf))
+        held = looped.get((f"{node_names[copy.src]}->{node_names[copy.dst]}", copy.engine), ()) if looped else ()
+        latest = min([latest, *(start for start in held if start >= copy.finish)]) - seconds
         start = max(copy.start, latest)
         out.append(copy._replace(start=start, finish=start + seconds))
         lane_free[lane] = start

@@ -80,6 +80,16 @@ class Block:
 
 
 @dataclass
+class Places:
+    """Places that were decided while the plan was written, on the memory nodes `nodes`: offsets of replicas, of scratch, of arenas of bodies."""
+
+    nodes: frozenset[str] = frozenset()
+    replicas: dict[Replica, int] = field(default_factory=dict)
+    workspaces: dict[int, int] = field(default_factory=dict)
+    bodies: dict[tuple[int, str], int] = field(default_factory=dict)
+
+
+@dataclass
 class _Layout:
     """What is found out about a plan on the way to its arenas."""
 
@@ -96,18 +106,20 @@ class _Layout:
     edges: set[tuple[int, int]] = field(default_factory=set)
 
 
-def lay_out(plan: Timeline, limits: Mapping[str, int | None], *, give_up: bool = True) -> Timeline | None:
+def lay_out(plan: Timeline, limits: Mapping[str, int | None], *, give_up: bool = True, places: Places | None = None) -> Timeline | None:
     """`plan` (spans in the order of time, no frees) with offsets, arenas, workspaces, reuse edges, frees and peaks.
 
     limits: node -> bytes, None: unbounded. Where a node is too small: `OutOfMemoryError`, or None if not `give_up`.
+    places: of nodes where each block has its place already.
     """
-    layout = _blocks(plan)
+    places = places or Places()
+    layout = _blocks(plan, places)
     arenas: dict[str, int] = {}
     for node in dict.fromkeys(b.node for b in layout.blocks):
         blocks = [b for b in layout.blocks if b.node == node]
         limit = limits.get(node)
         room = None if limit is None else limit - (_most(layout.loose.values()) if node == HOST else 0)
-        arenas[node] = pack(blocks, room)
+        arenas[node] = pack(blocks, room) if node not in places.nodes else max(b.offset + _padded(b.nbytes) for b in blocks)
         if room is not None and arenas[node] > room:
             if not give_up:
                 return None
@@ -145,7 +157,7 @@ def in_arena(graph: Graph, value: int, node: str, outputs: frozenset[int]) -> bo
     return node != HOST or (graph.value_task[value] >= 0 and value not in outputs)
 
 
-def _blocks(plan: Timeline) -> _Layout:
+def _blocks(plan: Timeline, places: Places) -> _Layout:
     graph, spans = plan.graph, plan.spans
     outputs = frozenset(graph.outputs.values())
     nbytes = graph.value_nbytes.tolist()
@@ -180,7 +192,7 @@ def _blocks(plan: Timeline) -> _Layout:
                 continue
             heir = None
             if op is not None and not isinstance(op, Loop) and op.inplace:
-                heir = _donor(plan, layout, i, op, position, last_reader, taken)
+                heir = _donor(plan, layout, i, op, position, last_reader, taken, places.replicas.get(replica))
             if heir is not None:
                 taken.add(id(heir))
                 layout.edges.update((user, i) for user in heir.closing if user != i)
@@ -188,8 +200,9 @@ def _blocks(plan: Timeline) -> _Layout:
                 layout.block_of[replica] = heir
             else:
                 layout.block_of[replica] = _new(layout, node, nbytes[value], i, span, replica)
+                layout.block_of[replica].offset = places.replicas.get(replica, 0)
         if isinstance(command, Launch) and op is not None:
-            _private(plan, layout, i, span, command)
+            _private(plan, layout, i, span, command, places)
     return layout
 
 
@@ -218,15 +231,20 @@ def _new(layout: _Layout, node: str, nbytes: int, event: int, span: Span, *membe
     return block
 
 
-def _donor(plan: Timeline, layout: _Layout, event: int, op: Op, position: int, last_reader: Mapping[Replica, int], taken: set[int]) -> Block | None:
-    """The block whose bytes output `position` of a launch may overwrite: that of an input which nothing else uses at the same time or later."""
+def _donor(
+    plan: Timeline, layout: _Layout, event: int, op: Op, position: int, last_reader: Mapping[Replica, int], taken: set[int], place: int | None
+) -> Block | None:
+    """The block whose bytes output `position` of a launch may overwrite: that of an input which nothing else uses at the same time or later.
+
+    place: the only offset that will do, if not None.
+    """
     span, specs = plan.spans[event], plan.graph.value_specs
     reads, written = reads_of(span), writes_of(span)[position]
     for out, into in op.inplace:
         if out != position or into >= len(reads) or specs[reads[into].value] != specs[written.value]:
             continue
         block = layout.block_of.get(reads[into])
-        if block is None or block.kept or id(block) in taken or block.node != written.node:
+        if block is None or block.kept or id(block) in taken or block.node != written.node or (place is not None and place != block.offset):
             continue
         # A view of a part must not give its bytes away, nor may another input lie in the same block.
         whole = block.nbytes == int(plan.graph.value_nbytes[written.value])
@@ -238,13 +256,15 @@ def _donor(plan: Timeline, layout: _Layout, event: int, op: Op, position: int, l
     return None
 
 
-def _private(plan: Timeline, layout: _Layout, event: int, span: Span, command: Launch) -> None:
+def _private(plan: Timeline, layout: _Layout, event: int, span: Span, command: Launch, places: Places) -> None:
     """Blocks of the launch alone: scratch, and the arenas of a loop's body."""
     graph = plan.graph
     op = graph.task_ops[command.task]
     if isinstance(op, Loop):
         body = plan.loops[command.task]
         layout.bodies[command.task] = {node: _new(layout, node, size, event, span) for node, size in body.arenas.items() if size}
+        for node, block in layout.bodies[command.task].items():
+            block.offset = places.bodies.get((command.task, node), 0)
     elif op.workspace is not None:
         ins = [graph.value_specs[v] for v in graph.reads(command.task)]
         outs = [graph.value_specs[v] for v in graph.writes(command.task)]
@@ -252,6 +272,7 @@ def _private(plan: Timeline, layout: _Layout, event: int, span: Span, command: L
         if size > 0:
             node = next((r.node for r in (*command.writes, *command.reads)), HOST)
             layout.workspaces[command.task] = _new(layout, node, size, event, span)
+            layout.workspaces[command.task].offset = places.workspaces.get(command.task, 0)
 
 
 def reads_of(span: Span) -> tuple[Replica, ...]:

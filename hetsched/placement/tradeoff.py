@@ -11,7 +11,7 @@ import heapq
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from hetsched.machine import Device, Machine
 from hetsched.placement.costs.figures import Figures, body_use, figures_of, measure, turn_seconds
 from hetsched.placement.costs.objective import GOALS, Objective
 from hetsched.placement.draft import GraphDraft, Policy
+from hetsched.placement.fitting import fitted
 from hetsched.placement.memory import PlanTooLargeError
 from hetsched.placement.policies import heft
 from hetsched.placement.problem import FloatArray, Problem, loop_seconds
@@ -40,7 +41,6 @@ MOST_BOOKED = 40_000
 SEED = 7
 
 PlanBody = Callable[[int, Machine], Timeline]
-Frugal = Callable[[Problem], Iterator[tuple[str, Policy]]]
 
 
 @dataclass(eq=False)
@@ -201,7 +201,7 @@ def book_biased(draft: GraphDraft, bias: FloatArray) -> None:
 # Choosing -------------------------------------------------------------------------------------------------------------------------
 
 
-def choose(pool: Pool, goal: Objective, bound: Bound, frugal: Frugal, plan_seconds: float = 0.0) -> Timeline:
+def choose(pool: Pool, goal: Objective, bound: Bound, plan_seconds: float = 0.0) -> Timeline:
     """The plan that is best by the objective's measure, the deadline kept.
 
     plan_seconds: time to search for a better one. Raises `PlacementError` where nothing keeps the deadline, or what the objective is about cannot be
@@ -210,26 +210,26 @@ def choose(pool: Pool, goal: Objective, bound: Bound, frugal: Frugal, plan_secon
     try:
         return _choose(pool, pool.candidates, goal, bound, plan_seconds)
     except PlanTooLargeError as error:
-        if not pool.is_auto:
-            raise
-        try:
-            return _choose(pool, _frugal_candidates(pool, frugal), goal, bound, 0.0)
-        except PlanTooLargeError as other:
-            raise min((error, other), key=lambda e: e.missing) from None
+        return _choose(pool, _fitted_candidates(pool, error), goal, bound, 0.0)
 
 
-def _frugal_candidates(pool: Pool, frugal: Frugal) -> list[Candidate]:
-    """Plans that hold less at once than those of the pool, as a rule."""
-    out = []
+def _fitted_candidates(pool: Pool, error: PlanTooLargeError) -> list[Candidate]:
+    """Of each set of devices the plan that fits the memory. Raises `PlanTooLargeError`, the one that misses least, where there is none."""
+    out, errors = [], [error]
     for devices in pool.subsets:
         problem = pool.problem_on(devices)
         if problem is None:
             continue
-        for name, book in frugal(problem):
-            draft = GraphDraft(problem)
-            book(draft)
-            draft.notes.append(f"the fastest plan does not fit the memory; this is the one of {name}")
-            out.append(Candidate(draft, devices, figures_of_draft(draft)))
+        draft = GraphDraft(problem)
+        pool.book(draft)
+        try:
+            plan = fitted(draft, pool.book, error, is_auto=pool.is_auto)
+        except PlanTooLargeError as found:
+            errors.append(found)
+            continue
+        out.append(Candidate(draft, devices, measure(plan), plan=plan))
+    if not out:
+        raise min(errors, key=lambda e: e.missing)
     return out
 
 
@@ -421,7 +421,10 @@ def front(pool: Pool) -> list[Point]:
             break
         fits = [c for c in fits if c not in gone]
         if not fits:
-            _lay_out(gone[0])
+            try:
+                _lay_out(gone[0])
+            except PlanTooLargeError as error:
+                fits = _fitted_candidates(pool, error)
     chosen = _undominated(chosen)
     best = {goal: _best(chosen, Objective(((goal, 1.0),))) for goal in ("time", "energy", "price")}
     return [Point(c.plan, c.figures, tuple(g for g in GOALS if best.get(g) is c)) for c in chosen if c.plan is not None]

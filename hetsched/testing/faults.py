@@ -325,6 +325,84 @@ def _ring_without_slots(plan: Timeline) -> Iterator[Timeline]:
     return (replace(plan, rings={**plan.rings, replica: 0}) for replica in plan.rings)
 
 
+# Eviction -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _brought_again(plan: Timeline) -> Iterator[tuple[int, Replica, Replica]]:
+    """(number of the copy, what it brings in again, what that was before it was evicted), where the bytes of both lie in the arena."""
+    for i, _, c in _copies(plan):
+        old = c.dst._replace(generation=c.dst.generation - 1)
+        if c.dst.generation and plan.graph.value_nbytes[c.value] and {c.dst, old} <= plan.offsets.keys() - _viewed(plan):
+            yield i, c.dst, old
+
+
+def _next_writer(plan: Timeline, replica: Replica) -> int | None:
+    """The span that first writes over the bytes of `replica` when its last user has finished."""
+    until = _last_use(plan, replica)
+    low, high = plan.offsets[replica], plan.offsets[replica] + int(plan.graph.value_nbytes[replica.value])
+    found = [
+        (span.start, i)
+        for i, span in enumerate(plan.spans)
+        for r in _writes(span)
+        if r.node == replica.node and r in plan.offsets and not _is_view(plan, i) and span.start >= until
+        if plan.offsets[r] < high and low < plan.offsets[r] + int(plan.graph.value_nbytes[r.value])
+    ]
+    return min(found)[1] if found else None
+
+
+def _read_after_eviction(plan: Timeline) -> Iterator[Timeline]:
+    for _, new, old in _brought_again(plan):
+        writer = _next_writer(plan, old)
+        for i, span, c in _launches(plan):
+            if (
+                new in c.reads
+                and not _is_view(plan, i)
+                and writer is not None
+                and plan.spans[writer].start < span.finish * (1 - 1e-6)
+                and writer != i
+            ):
+                yield _edited(plan, i, reads=tuple(old if r == new else r for r in c.reads))
+
+
+def _not_brought_again(plan: Timeline) -> Iterator[Timeline]:
+    read = {r for span in plan.spans for r in _reads(span)}
+    return (_without(plan, i) for i, new, _ in _brought_again(plan) if new in read)
+
+
+def _evicted_too_early(plan: Timeline) -> Iterator[Timeline]:
+    for _, _, old in _brought_again(plan):
+        writer = _next_writer(plan, old)
+        users = [s for s in plan.spans if old in _reads(s) and s.finish > s.start * (1 + 1e-6)]
+        if writer is None or not users:
+            continue
+        last = max(users, key=lambda s: s.finish)
+        start, lanes = (last.start + last.finish) / 2, set(plan.spans[writer].lanes)
+        before = [s.finish for i, s in enumerate(plan.spans) if i != writer and lanes & set(s.lanes) and s.start <= plan.spans[writer].start]
+        if max(before, default=0.0) <= start:  # the order of the lane stays: it is the bytes alone that are taken too early
+            yield _moved(plan, writer, start)
+
+
+def _brought_over_others(plan: Timeline) -> Iterator[Timeline]:
+    left_out = _viewed(plan)
+    for i, new, _ in _brought_again(plan):
+        start = plan.spans[i].start
+        for j, span in enumerate(plan.spans):
+            for r in _writes(span):
+                sound = r.node == new.node and r in plan.offsets and r not in left_out and plan.graph.value_nbytes[r.value] and r.value != new.value
+                if sound and j != i and span.start < start * (1 - 1e-6) and _last_use(plan, r) > start * (1 + 1e-6):
+                    yield _together(plan, r, new)
+
+
+def _generation_by_launch(plan: Timeline) -> Iterator[Timeline]:
+    if plan.loop is None:
+        yield from (_edited(plan, i, writes=tuple(w._replace(generation=1) for w in c.writes)) for i, _, c in _launches(plan) if c.writes)
+
+
+def _generation_in_a_body(plan: Timeline) -> Iterator[Timeline]:
+    if plan.loop is not None:
+        yield from (_edited(plan, i, reads=tuple(r._replace(generation=1) for r in c.reads)) for i, _, c in _launches(plan) if c.reads)
+
+
 # Capacity -------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +471,12 @@ FAULTS: Mapping[str, Fault] = {
     "view elsewhere": Fault("alias", _view_elsewhere),
     "ring too small": Fault("reuse", _ring_too_small),
     "ring without slots": Fault("loop", _ring_without_slots),
+    "read after eviction": Fault("reuse", _read_after_eviction),
+    "not brought in again": Fault("missing-copy", _not_brought_again),
+    "evicted too early": Fault("reuse", _evicted_too_early),
+    "brought in over others": Fault("reuse", _brought_over_others),
+    "generation by a launch": Fault("written-once", _generation_by_launch),
+    "generation in a body": Fault("loop", _generation_in_a_body),
     "over capacity": Fault("arena", _over_capacity),
     "outside the arena": Fault("arena", _outside_the_arena),
     "no place": Fault("arena", _no_place),

@@ -264,7 +264,7 @@ def test_a_plan_that_fits_keeps_the_limit_and_one_that_cannot_names_the_task():
     assert plan.machine.memory("gpu").nbytes == 1 << 20
     assert problems(plan) == []
     with pytest.raises(
-        OutOfMemoryError, match=r"needs 4000 bytes in gpu, where \d+ of 20000 are free at .*Raise the limit of gpu to at least (\d+) bytes"
+        OutOfMemoryError, match=r"'end' needs 36288 bytes in gpu at once .*, where 20000 are free, .*Raise the limit of gpu to at least 36288 bytes"
     ) as error:
         plan_graph(graph, TWO, memory={"gpu": 20_000})
     assert error.value.exit_code == 5
@@ -295,7 +295,7 @@ def test_auto_takes_a_slower_plan_where_the_fastest_does_not_fit():
     tight = plan_graph(graph, machine, memory={HOST: limit})
     assert tight.arenas[HOST] <= limit
     assert tight.makespan > free.makespan
-    assert "does not fit the memory; this is the one of one task at a time, on cpu" in tight.notes[-1]
+    assert "does not fit the memory; this one books the tasks anew, in an order that holds little at once" in tight.notes[-1]
     assert problems(tight) == []
 
 

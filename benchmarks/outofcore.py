@@ -1,0 +1,209 @@
+"""Graphs that need more memory than the device has: planned eviction beside a least-recently-used cache, and beside what no plan can be below.
+
+    python benchmarks/outofcore.py [--device emulated|opencl] [--share 0.25] [--repeat 5] [--limits 200] [--json FILE]
+
+Three graphs whose peak is four times (--share 0.25) the memory allowed: `layers` (forward, then backward over activations in reverse), `sweeps`
+(the same tiles over and over, the worst case of a cache), `cholesky` (tiled). For each: the planned and the measured time of the plan
+(median of --repeat), its copies into the device, the same for a plan that books the very same tasks in the same order and evicts what was used
+least recently, the time without a limit, and the lower bound. Values are compared with a plain loop every time.
+
+Then --limits random graphs, each under a random limit between 10 and 100 % of its peak: how many ran with right values, how many were refused
+before they started (which the error must put in bytes). Anything else ends the benchmark with an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hetsched as hs
+from hetsched.check import check
+from hetsched.executors.backends import emulated
+from hetsched.graph.graph import Graph
+from hetsched.machine import HOST, Device, Link, MemoryNode
+from hetsched.placement.costs import RooflineCosts
+from hetsched.placement.draft import GraphDraft
+from hetsched.placement.evicting import LEAST_RECENT, evicted
+from hetsched.placement.fitting import sequence_of
+from hetsched.placement.policies import find
+from hetsched.placement.problem import problem_of
+from hetsched.testing.graphs import random_graph, random_machine
+from hetsched.testing.reference import interpret
+from hetsched.testing.runs import run_problems, value_problems
+from hetsched.timeline import Copy, Timeline
+
+N = 192  # a tile is N x N float32
+SECONDS = 1e-3  # modelled: a copy of a tile, a matrix product of two
+
+
+def machine() -> hs.Machine:
+    """A processor and one modelled accelerator with a copy engine each way."""
+    cpu = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, flops_per_second={"float32": 1e9}, bytes_per_second=1e8)
+    gpu = Device(
+        "gpu:0", "emulated", memory="gpu:0", hardware="gpu", launch_seconds=0.0, flops_per_second={"float32": 2 * N**3 / SECONDS},
+        bytes_per_second=3 * 4 * N * N / (SECONDS / 4),
+    )  # fmt: skip
+    speed = 4 * N * N / SECONDS
+    return hs.Machine((cpu, gpu), (Link(HOST, "gpu:0", 0.0, speed), Link("gpu:0", HOST, 0.0, speed)), (MemoryNode(HOST), MemoryNode("gpu:0")))
+
+
+def layers(depth: int = 24) -> tuple[Graph, dict[str, Any]]:
+    """h(i+1) = tanh(h(i) w(i)), then g(i) = g(i+1) w(i)^T (1 - h(i+1)^2): every activation is read again, the last one first."""
+    rng = np.random.default_rng(0)
+    b = Graph.build("layers")
+    h = b.input("x", (N, N))
+    weights = [b.input(f"w{i}", (N, N)) for i in range(depth)]
+    seen = [h]
+    for w in weights:
+        seen.append(b.op("nn.tanh", b.op("tensor.matmul", seen[-1], w)))
+    g = seen[-1]
+    for w, h in zip(reversed(weights), reversed(seen[1:]), strict=True):
+        g = b.op("tensor.matmul", b.op("tensor.mul", g, b.op("tensor.sub", b.op("tensor.mul", h, h), g)), w)
+    inputs = {name: (rng.normal(size=(N, N)) / N**0.5).astype(np.float32) for name in ["x", *(f"w{i}" for i in range(depth))]}
+    return b.output(g, "g").freeze(), inputs
+
+
+def sweeps(tiles: int = 16, rounds: int = 4) -> tuple[Graph, dict[str, Any]]:
+    """acc = tanh(acc tile(i)) over all tiles, round after round."""
+    rng = np.random.default_rng(1)
+    b = Graph.build("sweeps")
+    acc = b.input("acc", (N, N))
+    given = [b.input(f"t{i}", (N, N)) for i in range(tiles)]
+    for _ in range(rounds):
+        for tile in given:
+            acc = b.op("nn.tanh", b.op("tensor.matmul", acc, tile))
+    inputs = {name: (rng.normal(size=(N, N)) / N**0.5).astype(np.float32) for name in ["acc", *(f"t{i}" for i in range(tiles))]}
+    return b.output(acc, "acc").freeze(), inputs
+
+
+def cholesky(tiles: int = 7) -> tuple[Graph, dict[str, Any]]:
+    """The reads and writes of a tiled Cholesky factorization (its kernels are products and differences here: the pattern is what counts)."""
+    rng = np.random.default_rng(2)
+    b = Graph.build("cholesky")
+    a = {(i, j): b.input(f"a{i}_{j}", (N, N)) for i in range(tiles) for j in range(i + 1)}
+    inputs = {f"a{i}_{j}": (rng.normal(size=(N, N)) / N**0.5).astype(np.float32) for i, j in a}
+    for k in range(tiles):
+        a[k, k] = b.op("nn.tanh", a[k, k])
+        for i in range(k + 1, tiles):
+            a[i, k] = b.op("nn.tanh", b.op("tensor.matmul", a[i, k], a[k, k]))
+        for i in range(k + 1, tiles):
+            for j in range(k + 1, i + 1):
+                a[i, j] = b.op("tensor.sub", a[i, j], b.op("tensor.matmul", a[i, k], a[j, k]))
+    for (i, j), value in a.items():
+        b.output(value, f"l{i}_{j}")
+    return b.freeze(), inputs
+
+
+def cached(graph: Graph, where: hs.Machine, limits: Mapping[str, int], only: str) -> Timeline:
+    """The plan that a least-recently-used cache gives: the tasks of the unlimited plan in its order."""
+    problem = problem_of(graph, where, RooflineCosts(where), only=only, memory=limits)
+    draft = GraphDraft(problem)
+    find("auto")(draft)
+    return evicted(problem, sequence_of(draft), LEAST_RECENT, host=False)
+
+
+def loads(plan: Timeline, node: str) -> int:
+    """Copies into the memory of the device."""
+    return sum(isinstance(s.command, Copy) and s.command.dst.node == node for s in plan.spans)
+
+
+def measured(plan: Timeline, inputs: dict[str, Any], wanted: Mapping[str, Any], repeat: int) -> float:
+    """Median seconds of the run; the values are compared."""
+    times = []
+    for _ in range(repeat):
+        result = hs.run(plan, inputs)
+        if value_problems(result, wanted):
+            raise SystemExit(f"{plan.graph.name}: wrong values: {value_problems(result, wanted)}")
+        times.append(result.trace.makespan)
+    return statistics.median(times)
+
+
+def compare(name: str, where: hs.Machine, device: str, share: float, repeat: int) -> dict[str, Any]:
+    """One graph with and without a limit, and with a cache."""
+    graph, inputs = {"layers": layers, "sweeps": sweeps, "cholesky": cholesky}[name]()
+    wanted = interpret(graph, inputs)
+    free = hs.plan(graph, where, only=device)
+    limits = {device: int(free.peak[device] * share)}
+    ours = hs.plan(graph, where, only=device, memory=limits)
+    lru = cached(graph, where, limits, device)
+    for plan in (ours, lru):
+        check(plan)
+    seconds = {kind: measured(plan, inputs, wanted, repeat) for kind, plan in (("free", free), ("ours", ours), ("lru", lru))}
+    bound = ours.bound.seconds if ours.bound is not None else 0.0
+    row = {
+        "graph": name, "device": device, "tasks": len(graph), "peak": free.peak[device], "limit": limits[device],
+        "planned": {"free": free.makespan, "ours": ours.makespan, "lru": lru.makespan, "bound": bound}, "measured": seconds,
+        "loads": {"free": loads(free, device), "ours": loads(ours, device), "lru": loads(lru, device)},
+    }  # fmt: skip
+    print(
+        f"{name:9s} {len(graph):4d} tasks, peak {free.peak[device] / 1e6:.1f} MB, limit {limits[device] / 1e6:.1f} MB: "
+        f"measured {seconds['ours'] * 1e3:.1f} ms = {seconds['ours'] / seconds['lru']:.2f} x LRU = {seconds['ours'] / seconds['free']:.2f} x without "
+        f"a limit; planned {ours.makespan / lru.makespan:.2f} x LRU, {ours.makespan / bound:.2f} x the bound; "
+        f"copies in: {row['loads']['ours']}, LRU {row['loads']['lru']}, without a limit {row['loads']['free']}",
+        flush=True,
+    )
+    return row
+
+
+def limited(device: str, count: int, first: int = 0) -> dict[str, int]:
+    """Random graphs under random limits: right values, or refused before the run with bytes."""
+    found = {"right": 0, "of them with eviction": 0, "refused": 0}
+    for seed in range(first, first + count):
+        rng = random.Random(seed)
+        graph, inputs = random_graph(rng, tasks=rng.choice([12, 30, 60]), loops=seed % 4 == 0, discrete=device == "emulated")
+        if device == "emulated":
+            where, only = emulated.emulate(random_machine(rng, memory_limits=False)), None
+            while len(where.memories) < 2:
+                where = emulated.emulate(random_machine(rng, memory_limits=False))
+        else:
+            where, only = hs.Machine.here(), device
+        policy = rng.choice(["auto", "round_robin"]) if only is None else "auto"
+        free = hs.plan(graph, where, policy=policy, only=only)
+        limits = {node: max(int(n * rng.uniform(0.1, 1.0)), 1) for node, n in free.arenas.items() if node != HOST or rng.random() < 0.3}
+        try:
+            plan = hs.plan(graph, where, policy=policy, only=only, memory=limits)
+        except hs.OutOfMemoryError as error:
+            if error.exit_code != 5 or "bytes" not in str(error):
+                raise
+            found["refused"] += 1
+            continue
+        check(plan)
+        result = hs.run(plan, inputs, timeout=60)
+        wrong = value_problems(result, interpret(graph, inputs)) + (run_problems(plan, result.trace, skew_seconds=50e-6) if device != "emulated" else [])
+        if wrong:
+            raise SystemExit(f"graph {seed} under {limits}: {wrong[:3]}")
+        found["right"] += 1
+        found["of them with eviction"] += any(isinstance(s.command, Copy) and s.command.dst.generation for s in plan.spans)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="emulated", choices=["emulated", "opencl"])
+    parser.add_argument("--share", type=float, default=0.25, help="of the peak, the memory allowed")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--limits", type=int, default=200, help="random graphs under random limits")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(argv)
+    where, device = (machine(), "gpu:0") if options.device == "emulated" else (hs.Machine.here(), "opencl:0")
+    if device not in [d.id for d in where.devices]:
+        print("no OpenCL device here: skipped")
+        return 0
+    rows = [compare(name, where, device, options.share, options.repeat) for name in ("layers", "sweeps", "cholesky")]
+    found = limited(options.device if options.device == "emulated" else device, options.limits)
+    print(f"{options.limits} random limits: " + ", ".join(f"{n} {what}" for what, n in found.items()))
+    if options.json is not None:
+        options.json.write_text(json.dumps({"graphs": rows, "limits": found}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

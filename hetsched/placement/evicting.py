@@ -1,0 +1,526 @@
+"""Plans that hold no more than a memory node has, by eviction.
+
+Tasks are booked in an order that is given, so the next use of every value is known. Where a launch finds no room, what is needed farthest in the
+future gives up its bytes (Belady: A study of replacement algorithms for a virtual-storage computer, IBM Systems Journal 5(2), 1966): it is copied
+to the host, unless it lies elsewhere still, and copied in again before its next reader. All of it is booked on the links, so the plan's times are
+true. Times are free of the order of booking: a copy goes as early as its source, its link and the bytes it fills allow, so it runs beside kernels
+wherever room allows.
+
+A device's memory suffices whenever it holds what each single task needs. The host has nowhere to copy to: only what lies on a device too may go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+from hetsched.errors import InternalError
+from hetsched.graph.graph import Loop
+from hetsched.placement.arena import ALIGNMENT, Arena, Held, Rank, Want, Window, padded
+from hetsched.placement.draft import GraphDraft
+from hetsched.placement.memory import Places, PlanTooLargeError, in_arena, lay_out
+from hetsched.placement.problem import Problem
+from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
+
+
+class Turn(NamedTuple):
+    """A task, and the choice that it is booked on."""
+
+    task: int
+    choice: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to choose what gives up its bytes, and whether a task may go to another device where the planned one is short of memory."""
+
+    name: str
+    rank: Callable[[EvictingDraft], Rank]
+    moves: bool = False
+
+
+def _farthest(draft: EvictingDraft) -> Rank:
+    def rank(window: Window, when: float) -> tuple[float, ...]:
+        late = max(window.free_at - when, 0.0)
+        if not window.victims:
+            return (0, late, window.left)
+        return (1, -min(draft.distance(v) for v in window.victims), draft.traffic(window.victims), late)
+
+    return rank
+
+
+def _beside(draft: EvictingDraft) -> Rank:
+    def rank(window: Window, when: float) -> tuple[float, ...]:
+        free_at = max((draft.free_time(v) for v in window.victims), default=0.0)
+        late = max(window.free_at - when, free_at - when, 0.0)
+        if not window.victims:
+            return (0, late, window.left)
+        return (1, late > 0.0, -min(draft.distance(v) for v in window.victims), draft.traffic(window.victims), late)
+
+    return rank
+
+
+def _longest_unused(draft: EvictingDraft) -> Rank:
+    def rank(window: Window, when: float) -> tuple[float, ...]:
+        late = max(window.free_at - when, 0.0)
+        return (1, max(v.used for v in window.victims), late) if window.victims else (0, late, window.left)
+
+    return rank
+
+
+FARTHEST = Rule("farthest next use first", _farthest)
+BESIDE = Rule("farthest next use first, of what can go without waiting", _beside)
+ELSEWHERE = Rule("farthest next use first, tasks elsewhere where that is sooner", _beside, moves=True)
+# For comparison only (benchmarks/outofcore.py): what a cache without a view of the future would do.
+LEAST_RECENT = Rule("least recently used first", _longest_unused)
+
+
+def evicted(problem: Problem, sequence: Sequence[Turn], rule: Rule, *, host: bool, notes: Sequence[str] = ()) -> Timeline:
+    """The plan that books `sequence` and evicts by `rule`. Raises `PlanTooLargeError` where that does not fit.
+
+    host: keep to the limit of the host while booking too; else the host's memory is laid out when all is booked, which wastes less of it.
+    """
+    draft = EvictingDraft(problem, sequence, rule, host)
+    draft.notes += notes
+    for turn in sequence:
+        draft.place(turn.task, draft.sooner(turn.task, turn.choice) if rule.moves else turn.choice)
+    return draft.plan()
+
+
+class EvictingDraft(GraphDraft):
+    """A draft that keeps to the capacity of the memory nodes at every instant. Tasks are placed in the order of `sequence`."""
+
+    def __init__(self, problem: Problem, sequence: Sequence[Turn], rule: Rule, host: bool) -> None:
+        super().__init__(problem)
+        self.rule = rule
+        graph, n = self.graph, len(problem)
+        self._results = frozenset(graph.outputs.values())
+        self._readers: list[list[tuple[int, int]]] = [[] for _ in self._nbytes]  # value -> (position, node) of its readers, ascending
+        for position, (task, choice) in enumerate(sequence):
+            for value in self._reads[task]:
+                self._readers[value].append((position, problem.choices[choice].node))
+        for value in self._results:
+            if self._producer[value] >= 0:
+                self._readers[value].append((n, problem.host))
+        self._next = [0] * len(self._nbytes)  # value -> number of its first use that is not booked
+        self._now = 0  # position of the task that is being booked
+        self._arenas: dict[int, Arena] = {}
+        for node, nbytes in enumerate(problem.capacity):
+            if nbytes is not None and (host or node != problem.host):
+                self._arenas[node] = Arena(max(nbytes - (self._owned() if node == problem.host else 0), 0))
+        self._held: dict[tuple[int, int], Held] = {}  # (value, node) -> what it lies in
+        self._made: dict[tuple[int, int], int] = {}  # (value, node) -> replicas there have been
+        self._spans: list[Span] = []
+        self._distances: dict[int, float] = {}
+        self._rank = rule.rank(self)
+        self.places = Places(frozenset(problem.node_names[i] for i in self._arenas))
+        self.evictions = 0
+
+    def _owned(self) -> int:
+        """Bytes of the host that are in no arena: results, and objects."""
+        graph, made = self.graph, [v for v, task in enumerate(self._producer) if task >= 0]
+        name = self.problem.node_names[self.problem.host]
+        views = {v for v in made if getattr(graph.task_ops[self._producer[v]], "view", False) and v not in self._results}
+        return sum(self._nbytes[v] for v in made if not in_arena(graph, v, name, self._results) and v not in views)
+
+    # Booking --------------------------------------------------------------------------------------------------------------------
+
+    def place(self, task: int, choice: int, not_before: float = 0.0) -> float:
+        self._check(task, choice)
+        self._now = len(self.booked)
+        node = self.problem.choices[choice].node
+        ready, scratch, donors = self._make_room(task, node)
+        finish = super().place(task, choice, max(ready, not_before))
+        self._settle(task, node, finish, scratch, donors)
+        return finish
+
+    def sooner(self, task: int, planned: int) -> int:
+        """The choice on which the task would finish first, moves of memory counted roughly; `planned` where none is better."""
+        best, least = planned, inf
+        self._now = len(self.booked)
+        self._distances.clear()
+        for choice in [planned, *(c for c in self._possible[task] if c != planned and self.fits_group(task, c))]:
+            seconds = self._guess(task, choice)
+            if seconds < least * (1 - 1e-9):
+                best, least = choice, seconds
+        return best
+
+    def _guess(self, task: int, choice: int) -> float:
+        """When the task might finish on `choice`: copies in one after another, then the launch; what is evicted counts both ways."""
+        node, host = self.problem.choices[choice].node, self.problem.host
+        ready, back = 0.0, 0.0
+        for value in self._reads[task]:
+            at = self._there[value].get(node)
+            if at is None:
+                at = min(t + self._latency[src][node] + self._nbytes[value] * self._per_byte[src][node] for src, t in self._there[value].items())
+                back += self._nbytes[value] * self._per_byte[host][node] if node != host else 0.0
+            ready = max(ready, at)
+        if node in self._arenas and node != host:
+            self._pin(task, node, True)
+            wants = [Want(n, ready) for _, n in self._wanted(task, node)[0]]
+            found = self._arenas[node].fit(wants, self._rank, self._fixed)
+            self._pin(task, node, False)
+            gone = found[1] if found is not None else [p.held for p in self._arenas[node].pieces if p.held is not None]
+            back += self.traffic(gone) * (self._per_byte[host][node])
+        return self._slot(task, choice, ready)[0] + self._seconds[task][choice] + back
+
+    def _make_room(self, task: int, node: int) -> tuple[float, list[Held], dict[int, Held]]:
+        """Bring in what the task reads and take bytes for what it writes: (when these are free, its scratch, output -> block it takes over)."""
+        self._distances.clear()
+        self._pin(task, node, True)
+        ready = 0.0
+        scratch: list[Held] = []
+        try:
+            wants, donors = self._wanted(task, node)
+            offsets = self._room(task, node, wants)
+            if offsets is None:  # the task's own inputs lie badly: everything goes, and comes in again side by side
+                self._pin(task, node, False)
+                self._now -= 1  # the task still needs them
+                self._clear(node)
+                self._now += 1
+                self._pin(task, node, True)
+                wants, donors = self._wanted(task, node)
+                offsets = self._room(task, node, wants)
+                if offsets is None:  # what the task may write over gives up its bytes to it, even if it is needed again
+                    wants, donors = self._wanted(task, node, over_all=True)
+                    for value in donors.values():
+                        if list(self._there[value]) == [node] and node != self.problem.host and self._need(value, node) < inf:
+                            self._save(value)
+                    offsets = self._room(task, node, wants)
+                if offsets is None:
+                    raise self._too_tight(task, node, sum(padded(n) for _, n in wants))
+            brought = []
+            for (value, nbytes), offset in zip(wants, offsets, strict=True):
+                held = Held(node, nbytes, [value] if value >= 0 else [], pinned=True)
+                free_at = self._arenas[node].lay(held, offset) if node in self._arenas else 0.0
+                if value >= 0:
+                    self._held[value, node] = held
+                    if self._producer[value] != task:
+                        brought.append((value, free_at))
+                        continue
+                else:
+                    scratch.append(held)
+                    self.places.workspaces[task] = offset
+                ready = max(ready, free_at)
+            brought += [(v, 0.0) for v in self._reads[task] if node not in self._there[v] and (v, node) not in self._held]
+            for value, free_at in sorted(brought, key=lambda x: min(self._there[x[0]].values())):
+                self._bring(value, node, free_at)
+            for out, into in donors.items():
+                held = self._held[into, node]
+                ready = max(ready, held.free_at)
+                self._held[out, node] = held
+            if isinstance(self.graph.task_ops[task], Loop):
+                ready = max(ready, self._room_for_body(task, scratch))
+        finally:
+            self._pin(task, node, False)
+        return ready, scratch, {out: self._held[out, node] for out in donors}
+
+    def _wanted(self, task: int, node: int, over_all: bool = False) -> tuple[list[tuple[int, int]], dict[int, int]]:
+        """((value, or -1 for scratch; bytes) of what needs room in the arena of `node`; output -> the input whose bytes it takes over).
+
+        over_all: also over inputs that are needed again.
+        """
+        graph, name = self.graph, self.problem.node_names[node]
+        op = graph.task_ops[task]
+        wants = [(v, self._nbytes[v]) for v in self._reads[task] if node not in self._there[v] and in_arena(graph, v, name, self._results)]
+        donors: dict[int, int] = {}
+        if isinstance(op, Loop) or not op.view:
+            for position, value in enumerate(graph.writes(task)):
+                if not in_arena(graph, value, name, self._results):
+                    continue
+                into = self._donor(task, node, position, donors, over_all)
+                if into is None:
+                    wants.append((value, self._nbytes[value]))
+                else:
+                    donors[value] = into
+        if not isinstance(op, Loop) and op.workspace is not None:
+            reads, writes = ([graph.value_specs[v] for v in values] for values in (graph.reads(task), graph.writes(task)))
+            nbytes = op.workspace(reads, writes, graph.task_attributes[task])
+            if nbytes > 0:
+                wants.append((-1, nbytes))
+        return wants, donors
+
+    def _donor(self, task: int, node: int, position: int, taken: dict[int, int], over_all: bool) -> int | None:
+        """The input whose bytes output `position` may take over, because nothing needs them there after the launch."""
+        graph = self.graph
+        op, specs = graph.task_ops[task], graph.value_specs
+        reads, out = graph.reads(task), graph.writes(task)[position]
+        if isinstance(op, Loop):
+            return None
+        for written, into in op.inplace:
+            if written != position or into >= len(reads) or specs[reads[into]] != specs[out]:
+                continue
+            value = reads[into]
+            held = self._held.get((value, node))
+            if held is None and (node in self._there[value] or not in_arena(graph, value, self.problem.node_names[node], self._results)):
+                continue
+            inside = [value] if held is None else held.values
+            alone = sum((r == value if held is None else self._held.get((r, node)) is held) for r in reads) == 1
+            whole = held is None or held.nbytes == self._nbytes[out]
+            last = all(self._need(v, node, arriving=held is None) == inf for v in inside)
+            last = last or (over_all and len(inside) == 1 and (node != self.problem.host or set(self._there[value]) != {node}))
+            if alone and whole and last and not (held is not None and held.kept) and value not in taken.values():
+                return value
+        return None
+
+    def _room(self, task: int, node: int, wants: Sequence[tuple[int, int]]) -> list[int] | None:
+        """Offsets for `wants` in the arena of `node`, what lay there evicted; None where they do not fit beside what must stay."""
+        if node not in self._arenas:
+            return [0] * len(wants)
+        when = max((self._there[v][node] for v in self._reads[task] if node in self._there[v]), default=0.0)
+        rows = []
+        for value, nbytes in wants:
+            soon = when
+            if value >= 0 and self._producer[value] != task:
+                soon = min(self._link(src, node, value, at)[0] for src, at in self._there[value].items())
+            rows.append(Want(nbytes, soon))
+        found = self._arenas[node].fit(rows, self._rank, self._fixed)
+        if found is None:
+            return None
+        for victim in found[1]:
+            self._evict(victim)
+        return found[0]
+
+    def _room_for_body(self, task: int, scratch: list[Held]) -> float:
+        """Take the bytes of a loop's body on every node it uses; gives when they are free."""
+        ready = 0.0
+        for name, nbytes in self.problem.loops[task].arenas.items():
+            node = self.problem.node_names.index(name)
+            if not nbytes or node not in self._arenas:
+                continue
+            offsets = self._room(task, node, [(-1, nbytes)])
+            if offsets is None:
+                raise self._too_tight(task, node, nbytes)
+            held = Held(node, nbytes, [], pinned=True)
+            ready = max(ready, self._arenas[node].lay(held, offsets[0]))
+            scratch.append(held)
+            self.places.bodies[task, name] = offsets[0]
+        return ready
+
+    def _settle(self, task: int, node: int, finish: float, scratch: list[Held], donors: dict[int, Held]) -> None:
+        """The task is booked: note what it used, and give up what nobody needs any more."""
+        graph, name, position = self.graph, self.problem.node_names[node], self._now
+        op = graph.task_ops[task]
+        reads = tuple(self._replica(v, node) for v in graph.reads(task))
+        for value in graph.writes(task):
+            self._made[value, node] = 1
+        writes = tuple(Replica(v, 0, name) for v in graph.writes(task))
+        if not isinstance(op, Loop) and op.view:
+            base = self._held.get((graph.reads(task)[0], node))
+            if base is not None:
+                view = graph.writes(task)[0]
+                if name == self.problem.node_names[self.problem.host] and view in self._results:
+                    base.kept = True
+                else:
+                    base.values.append(view)
+                    self._held[view, node] = base
+        lanes = self._lanes_of[task]
+        choice = self.problem.choices[self.choice_of[task]]
+        width = len(lanes) if isinstance(op, Loop) else choice.width
+        self._spans.append(Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], finish))
+        for value in (*self._reads[task], *graph.writes(task)):
+            held = self._held.get((value, node))
+            if held is not None:
+                held.free_at, held.used, held.pinned = max(held.free_at, finish), position, False
+        for held in scratch:
+            held.free_at, held.pinned = finish, False
+            if held.node in self._arenas:
+                self._arenas[held.node].give_up(held)
+        for held in donors.values():
+            for old in held.values:
+                if node in self._there[old]:
+                    del self._there[old][node], self._held[old, node]
+        for out, held in donors.items():
+            held.values = [out]
+        if node in self._arenas:
+            for value in graph.writes(task):
+                if (value, node) in self._held and not (not isinstance(op, Loop) and op.view):
+                    self.places.replicas[self._replica(value, node)] = self._held[value, node].offset
+        self._distances.clear()
+        for value in self._reads[task]:
+            uses = self._readers[value]
+            while self._next[value] < len(uses) and uses[self._next[value]][0] <= position:
+                self._next[value] += 1
+        for value in dict.fromkeys((*self._reads[task], *graph.writes(task))):
+            for where in sorted(self._there[value], key=lambda m: m == self.problem.host):
+                self._give_up_dead(value, where)
+
+    def _give_up_dead(self, value: int, node: int) -> None:
+        """Give up the bytes that `value` lies in, if nothing in them is needed there any more."""
+        held = self._held.get((value, node))
+        if held is None or held.kept or any(self._need(v, node) < inf for v in held.values):
+            return
+        for v in held.values:
+            self._there[v].pop(node, None)
+            del self._held[v, node]
+        if node in self._arenas:
+            self._arenas[node].give_up(held)
+
+    # What is needed when --------------------------------------------------------------------------------------------------------
+
+    def _need(self, value: int, node: int, *, arriving: bool = False) -> float:
+        """Position of the next launch, after the one being booked, for which `value` must be in `node`; inf: none.
+
+        The last replica of a value is needed for whoever reads the value anywhere; on the host it is kept for them too, as what others are
+        brought in from. arriving: it is not there yet, so it is elsewhere.
+        """
+        host = self.problem.host
+        uses, now = self._readers[value], self._now
+        alone = not arriving and all(m == node for m in self._there[value])
+        for position, where in uses[self._next[value] :]:
+            if position <= now:
+                continue
+            if where == host and position == len(self.problem) and host in self._there[value] and node != host:
+                continue  # a result that has been delivered
+            if where == node or alone or node == host:
+                return position
+        return inf
+
+    def distance(self, held: Held) -> float:
+        """Position of the next launch that needs what lies in `held`."""
+        found = self._distances.get(id(held))
+        if found is None:
+            found = self._distances[id(held)] = min((self._need(v, held.node) for v in held.values), default=inf)
+        return found
+
+    def traffic(self, victims: Sequence[Held]) -> float:
+        """Bytes that evicting `victims` would copy, out and in again."""
+        total = 0.0
+        for held in victims:
+            for v in held.values:
+                if self._need(v, held.node) < inf:
+                    total += self._nbytes[v] * (1 if len(self._there[v]) > 1 else 2)
+        return total
+
+    def free_time(self, held: Held) -> float:
+        """When the bytes of `held` could be free: after its uses, and after the copy of what lies nowhere else."""
+        host, at = self.problem.host, held.free_at
+        for v in held.values:
+            if len(self._there[v]) == 1 and self._need(v, held.node) < inf:
+                at = max(at, self._link(held.node, host, v, self._there[v][held.node])[0] + self._seconds_of(v, held.node, host))
+        return at
+
+    def _fixed(self, held: Held) -> bool:
+        """True for what cannot give up its bytes."""
+        if held.pinned or held.kept or not held.values:
+            return True
+        return held.node == self.problem.host and any(len(self._there[v]) == 1 for v in held.values)
+
+    def _pin(self, task: int, node: int, on: bool) -> None:
+        for value in self._reads[task]:
+            held = self._held.get((value, node))
+            if held is not None:
+                held.pinned = on
+
+    # Moving ---------------------------------------------------------------------------------------------------------------------
+
+    def _evict(self, held: Held) -> None:
+        """Let `held` give up its bytes, what is still needed copied to the host first unless it lies elsewhere."""
+        node, host = held.node, self.problem.host
+        for value in held.values:
+            if self._need(value, node) < inf:
+                self.evictions += 1
+                if len(self._there[value]) == 1:
+                    if node == host:
+                        raise InternalError(f"value {self.graph.value_names[value]!r} lies on the host alone and cannot be evicted")
+                    self._save(value)
+            del self._there[value][node], self._held[value, node]
+        self._arenas[node].give_up(held)
+        self._distances.clear()
+
+    def _clear(self, node: int) -> None:
+        """Evict everything that can be."""
+        for piece in list(self._arenas[node].pieces):
+            if piece.held is not None and not self._fixed(piece.held):
+                self._evict(piece.held)
+
+    def _save(self, value: int) -> None:
+        """Copy `value` to the host."""
+        host, free_at = self.problem.host, 0.0
+        if host in self._arenas and in_arena(self.graph, value, self.problem.node_names[host], self._results):
+            held = Held(host, self._nbytes[value], [value])
+            found = self._arenas[host].fit([Want(held.nbytes, 0.0)], self._rank, self._fixed)
+            if found is None:
+                raise self._too_tight(None, host, held.nbytes, value)
+            for victim in found[1]:
+                self._evict(victim)
+            free_at = self._arenas[host].lay(held, found[0][0])
+            self._held[value, host] = held
+        self._bring(value, host, free_at)
+
+    def _seconds_of(self, value: int, src: int, dst: int) -> float:
+        return float(self._latency[src][dst] + self._nbytes[value] * self._per_byte[src][dst])
+
+    def _link(self, src: int, dst: int, value: int, at: float) -> tuple[float, int]:
+        """(start, engine) of the earliest copy from `at` on."""
+        engines, seconds = self._engines[src][dst], self._seconds_of(value, src, dst)
+        return min((gaps.find(at, seconds)[1], i) for i, gaps in enumerate(engines)) if engines else (at, 0)
+
+    def _bring(self, value: int, node: int, not_before: float) -> None:
+        """Book the copy of `value` to `node` that arrives first."""
+        best: tuple[float, float, int, int] | None = None
+        for src, at in self._there[value].items():
+            start, engine = self._link(src, node, value, max(at, not_before))
+            finish = start + self._seconds_of(value, src, node)
+            if best is None or finish < best[0]:
+                best = finish, start, engine, src
+        if best is None:
+            raise InternalError(f"value {self.graph.value_names[value]!r} is nowhere")
+        finish, start, engine, src = best
+        if self._engines[src][node]:
+            self._engines[src][node][engine].take(start, finish)
+        source = self._held.get((value, src))
+        if source is not None:
+            source.free_at = max(source.free_at, finish)
+        read = self._replica(value, src)
+        self._made[value, node] = self._made.get((value, node), 0) + 1
+        written = self._replica(value, node)
+        self._there[value][node] = finish
+        held = self._held.get((value, node))
+        if held is not None:
+            held.free_at = max(held.free_at, finish)
+            if node in self._arenas:
+                self.places.replicas[written] = held.offset
+        link = self.machine.link(read.node, written.node)
+        self._spans.append(Span((Lane(link.id, engine, "copy"),), Copy(value, 0, read, written), start, finish))
+
+    def _replica(self, value: int, node: int) -> Replica:
+        return Replica(value, 0, self.problem.node_names[node], max(self._made.get((value, node), 1) - 1, 0))
+
+    def _too_tight(self, task: int | None, node: int, nbytes: int, value: int | None = None) -> PlanTooLargeError:
+        arena, name, graph = self._arenas[node], self.problem.node_names[node], self.graph
+        free = arena.nbytes - sum(padded(p.held.nbytes) for p in arena.pieces if p.held is not None and self._fixed(p.held))
+        what = f"task {graph.task_names[task]!r}" if task is not None else f"what is evicted of {graph.value_names[value or 0]!r}"
+        short = max(nbytes - free, ALIGNMENT)
+        limit = self.problem.capacity[node] or 0
+        return PlanTooLargeError(
+            short,
+            f"{what} needs {nbytes} bytes in {name}, where {free} of {limit} are free or could be made free. "
+            f"Raise the limit of {name} to at least {limit + short} bytes, or use smaller batches",
+        )
+
+    # The plan -------------------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> float:
+        if not self._delivered:
+            self._delivered = True
+            host = self.problem.host
+            away = [v for v in self.graph.outputs.values() if host not in self._there[v]]
+            for value in sorted(dict.fromkeys(away), key=lambda v: min(self._there[v].values())):
+                self._bring(value, host, 0.0)
+        return float(max((s.finish for s in self._spans), default=0.0))
+
+    def plan(self) -> Timeline:
+        """The finished plan. Raises `PlanTooLargeError` where the host does not suffice."""
+        self.finish()
+        problem = self.problem
+        if self.evictions:
+            self.notes.append(f"{self.evictions} evictions, {self.rule.name}")
+        spans = tuple(sorted(self._spans, key=lambda s: (s.start, s.finish)))  # stable: of spans without length, a task's copies come first
+        plan = Timeline(self.graph, self.machine, spans, loops=dict(problem.loops), notes=(*problem.notes, *self.notes))
+        limits = dict(zip(problem.node_names, problem.capacity, strict=True))
+        found = lay_out(plan, limits, places=self.places)
+        assert found is not None
+        return found
