@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hetsched.check import check
-    from hetsched.errors import GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
+    from hetsched.errors import DeviceGoneError, GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
     from hetsched.executors.result import Result
     from hetsched.graph.function import op
     from hetsched.graph.gradient import gradient
@@ -33,6 +33,7 @@ _HOME = {
     "Compiled": "hetsched.session",
     "Composite": "hetsched.graph.op",
     "Graph": "hetsched.graph.graph",
+    "DeviceGoneError": "hetsched.errors",
     "HetschedError": "hetsched.errors",
     "TaskError": "hetsched.errors",
     "PlanError": "hetsched.errors",
@@ -93,6 +94,7 @@ __all__ = [
     "Bundle",
     "Compiled",
     "Composite",
+    "DeviceGoneError",
     "Graph",
     "GraphError",
     "HetschedError",
