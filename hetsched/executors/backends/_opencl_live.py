@@ -261,6 +261,14 @@ class Stream:
                 "a fill", lambda waits: cl.enqueue_fill_buffer(self.queue, array.buffer, pattern, array.offset, array.nbytes, wait_for=waits)
             )
 
+    def fetch(self, array: DeviceArray) -> Any:
+        """See `hetsched.graph.op.OpenCL.fetch`."""
+        out = np.empty(array.shape, array.dtype)
+        if array.nbytes:
+            self.download(array, out)
+            Event(self, self._last, self.live, self._last).wait()
+        return out
+
     def part(self, array: DeviceArray, start: int, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
         """See `DeviceArray.part`."""
         return array.part(start, shape, dtype)
