@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hetsched.check import check
-    from hetsched.errors import GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
+    from hetsched.errors import DeviceGoneError, GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
     from hetsched.executors.result import Result
+    from hetsched.graph.array_op import array_op
     from hetsched.graph.function import op
     from hetsched.graph.gradient import gradient
     from hetsched.graph.graph import Builder, Bundle, Graph, Loop, Value, Where
+    from hetsched.graph.kernel import KernelError, kernel
     from hetsched.graph.op import Attribute, Composite, Op, Work
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
     from hetsched.machine.machine import Machine
@@ -33,6 +35,7 @@ _HOME = {
     "Compiled": "hetsched.session",
     "Composite": "hetsched.graph.op",
     "Graph": "hetsched.graph.graph",
+    "DeviceGoneError": "hetsched.errors",
     "HetschedError": "hetsched.errors",
     "TaskError": "hetsched.errors",
     "PlanError": "hetsched.errors",
@@ -51,6 +54,9 @@ _HOME = {
     "UpTo": "hetsched.graph.spec",
     "Value": "hetsched.graph.graph",
     "Where": "hetsched.graph.graph",
+    "KernelError": "hetsched.graph.kernel",
+    "kernel": "hetsched.graph.kernel",
+    "array_op": "hetsched.graph.array_op",
     "Work": "hetsched.graph.op",
     "check": "hetsched.check",
     "gradient": "hetsched.graph.gradient",
@@ -93,9 +99,11 @@ __all__ = [
     "Bundle",
     "Compiled",
     "Composite",
+    "DeviceGoneError",
     "Graph",
     "GraphError",
     "HetschedError",
+    "KernelError",
     "Loop",
     "Machine",
     "Op",
@@ -114,8 +122,10 @@ __all__ = [
     "Where",
     "Work",
     "__version__",
+    "array_op",
     "check",
     "gradient",
+    "kernel",
     "op",
     "plan",
     "run",

@@ -89,6 +89,16 @@ class TaskError(HetschedError):
         super().__init__(message)
 
 
+class DeviceGoneError(HetschedError):
+    """A device does not answer any more: unplugged, reset, or after an error that it cannot recover from. `device` is its id."""
+
+    exit_code = 1
+
+    def __init__(self, device: str, message: str) -> None:
+        self.device = device
+        super().__init__(message)
+
+
 class PlanError(HetschedError):
     """A plan breaks a rule. `problems` lists every broken rule found."""
 

@@ -178,7 +178,8 @@ class Crew:
             item = Item(active.priority(step, turn), self.number, active, step, turn)
             driver = active.drivers[s]
             if driver is None:
-                heapq.heappush(self.ready[step.kind], item)
+                # A loop holds lanes of every kind, a copy engine's perhaps first: a thread begins it.
+                heapq.heappush(self.ready["io" if step.kind == "io" else "compute"], item)
             else:
                 self.outstanding += 1
                 driver.put(item)

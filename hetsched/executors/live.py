@@ -212,13 +212,16 @@ def run_plan(
     keep_going: bool = False,
     timeout: float | None = None,
     progress: Progress | None = None,
+    backends: Mapping[str, Any] | None = None,
 ) -> Result:
     """Run a plan on the threads of this process and on the devices that it names. `inputs`: value id -> read-only array or object.
+
+    backends: kind of device -> backend, where it is not the one of that name in `backends/`.
 
     Devices are opened for the run and closed after it. Raises `TaskError`, `RunTimeoutError`, `OutOfMemoryError` where an arena cannot be had.
     """
     began = perf_counter()
-    fleet = Fleet(plan)
+    fleet = Fleet(plan, backends)
     try:
         crew = Crew(plan, trace, keep_going, timeout, progress, fleet.drivers)
         frame = fleet.frame(compile_plan(plan), inputs)
@@ -231,7 +234,7 @@ def run_plan(
 class Fleet:
     """The devices with streams that a plan uses, opened: their arenas, and a driving thread for each. One run at a time."""
 
-    def __init__(self, plan: Timeline) -> None:
+    def __init__(self, plan: Timeline, backends: Mapping[str, Any] | None = None) -> None:
         self.devices = drives(plan)
         self.opened: dict[str, LiveDevice] = {}
         self.drivers: dict[str, DeviceDriver] = {}
@@ -239,7 +242,8 @@ class Fleet:
         machine = plan.machine
         try:
             for device in self.devices:
-                live = self.opened[device.id] = _backend(device).open(device, plan.arenas.get(device.memory, 0))
+                backend = (backends or {}).get(device.kind) or _backend(device)
+                live = self.opened[device.id] = backend.open(device, plan.arenas.get(device.memory, 0))
                 self.memories[device.memory] = DeviceMemory(live)
                 self.drivers[device.id] = DeviceDriver(device, live)
         except BaseException:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from hetsched.errors import GraphError, did_you_mean
+from hetsched.graph.guard import guarded, is_ours
 from hetsched.graph.spec import AnySpec, Spec
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ class OpenCL(Protocol):
 
     def copy(self, src: Any, dst: Any) -> None:
         """Enqueue: the bytes of `src` to `dst`, of the same number of bytes."""
+
+    def fetch(self, array: Any) -> Any:
+        """The values of `array`, brought to the host: waits for all that was enqueued. For checks, not for kernels in a hurry."""
 
     def part(self, array: Any, start: int, shape: tuple[int, ...], dtype: Any = None) -> Any:
         """The `shape` elements of `array` from element `start` on (of `dtype`, if given: a workspace is bytes), as an array; nothing is copied."""
@@ -172,6 +176,7 @@ class Op:
     (I/O). `random`: takes attributes `seed` and `key`; the builder fills `key` with the task's name. `pure` is False for ops with
     an effect outside (writing a file): they are never dropped or repeated. `workspace` gives bytes of scratch per launch.
     `capable`: whether the op's kernel in OpenCL C takes inputs of these specs on a device; left out, where the device has their dtypes.
+    `allocating`: its array kernel makes new arrays, which are copied into the outputs (see `hetsched.array_op`).
     `calls`: calls of the array library that a launch makes; each costs the device's `launch_seconds`. `wide`: worth several lanes at once,
     because nearly all its time is one matrix product that the library spreads over threads.
     """
@@ -195,9 +200,14 @@ class Op:
     workspace: Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], int] | None = None
     capable: Capable = has_dtypes
     doc: str = ""
+    allocating: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kernels", MappingProxyType(dict(self.kernels)))
+        kernels = {
+            language: kernel if is_ours(kernel) or language not in ("array", "host") else guarded(kernel, self.name, self.outputs)
+            for language, kernel in self.kernels.items()
+        }
+        object.__setattr__(self, "kernels", MappingProxyType(kernels))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
 
     def kernel_for(self, device: Speaks, specs: Sequence[AnySpec] = ()) -> Kernel | None:

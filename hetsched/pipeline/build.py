@@ -20,7 +20,7 @@ from hetsched.graph.ops.model import metadata_of
 from hetsched.graph.sequence import LazySequence, apply, materialize, whole
 from hetsched.graph.spec import AnySpec
 from hetsched.graph.spec import Sequence as SequenceSpec
-from hetsched.pipeline import document, paths
+from hetsched.pipeline import document, kernels, paths
 from hetsched.pipeline.document import Document, Edge, OutputEntry, TaskEntry
 from hetsched.pipeline.mistakes import Findings, Mistake, TooManyMistakesError, error_for, hint
 from hetsched.pipeline.publish import form_problem, write
@@ -139,12 +139,14 @@ def _built(path: str, data: bytes, overrides: Mapping[str, Any], trust: bool, fi
     root = read(data, findings)
     if root is None:
         return None
-    checked = document.check(root, overrides, registry(), findings)
+    folder = os.path.dirname(os.path.abspath(path))
+    consent = trust or is_trusted(path, kernels.digest(digest, kernels.files(root, folder)))
+    own, broken = kernels.read(root, folder, consent, findings)
+    checked = document.check(root, overrides, {**registry(), **own}, findings)
+    if broken:  # what is wrong with a kernel is told where it stands, not again at its uses
+        findings.found[:] = [m for m in findings.found if not (m.rule == "op" and any(m.message.startswith(f"unknown op {n!r}") for n in broken))]
     if checked is None:
         return None
-    folder = os.path.dirname(os.path.abspath(path))
-    consent = trust or is_trusted(path, digest)
-    _kernels(checked.kernels, consent, findings)
     builder = Builder(checked.name or os.path.splitext(os.path.basename(path))[0])
     build = _Build(checked, builder, findings, folder, consent)
     build.models()
@@ -182,20 +184,6 @@ def _bytes_of(path: str) -> bytes:
                 others = []
             raise FileError(f"{path}: there is no such pipeline file{hint(path, others)}") from error
         raise
-
-
-def _kernels(section: Item | None, consent: bool, findings: Findings) -> None:
-    """A `kernels:` section is code of the user: it needs consent, and devices that take it."""
-    if section is None or section.value.value is BROKEN:
-        return
-    if not isinstance(section.value.value, dict):
-        findings.add(section.value, f"kernels must be a map (`name: {{...}}`), not {section.value.kind}", "type")
-    elif not consent:
-        findings.add(section.key, "the pipeline brings native code (`kernels`), which needs consent", "trust")
-    else:
-        findings.add(
-            section.key, "`kernels` is not supported by this version of hetsched; use ops (`hetsched ops`) and remove the section", "kernels"
-        )
 
 
 class _Build:

@@ -80,7 +80,6 @@ class Document:
     model_items: Mapping[str, Item]
     tasks: Mapping[str, TaskEntry]
     outputs: Mapping[str, OutputEntry]
-    kernels: Item | None
 
 
 def check(root: Node, overrides: Mapping[str, Any], registry: Mapping[str, Op | Composite], findings: Findings) -> Document | None:
@@ -105,7 +104,7 @@ def check(root: Node, overrides: Mapping[str, Any], registry: Mapping[str, Op | 
     return Document(
         root,
         values.text(sections.get("name"), "name", findings), params, goal, constraints, models, model_items,
-        _ordered(entries, findings), outputs, items.get("kernels"),
+        _ordered(entries, findings), outputs,
     )  # fmt: skip
 
 

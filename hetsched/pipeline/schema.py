@@ -20,6 +20,7 @@ PARAMETER = {"type": "string", "pattern": r"^\$[A-Za-z_][A-Za-z0-9_]*$", "descri
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 ParameterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+ArgumentName = ParameterName
 ParameterUse = Annotated[str, StringConstraints(pattern=r"^\$[A-Za-z_][A-Za-z0-9_]*$")]
 Edge = Annotated[str, StringConstraints(pattern=r"^[^.]+(\..+)?$"), Field(description="`task.output`, or `task` where it has one output")]
 Pattern = Annotated[str, Field(description="any, cpu, gpu, cuda[:N], opencl[:N], ...")]
@@ -85,6 +86,33 @@ class Model(_Part):
     dtype: Literal["float32", "float64"] | ParameterUse = "float32"
 
 
+class SourceFile(_Part):
+    """Source text in a file of its own."""
+
+    file: str
+
+
+class Cost(_Part):
+    """What a launch costs."""
+
+    flops: str | float | None = None
+    bytes: str | float | None = None
+
+
+class Kernel(_Part):
+    """A kernel of the user's own; needs consent."""
+
+    arguments: Annotated[dict[ArgumentName, str], Field(min_length=1)] = Field(description="in the order of the function's parameters")
+    cuda: str | SourceFile | None = None
+    opencl: str | SourceFile | None = None
+    function: str | None = None
+    size: str | int | Annotated[list[str | int], Field(min_length=1, max_length=3)] = Field(description="work items along each axis, expressions")
+    group: int | list[int] | None = None
+    cost: Cost | None = None
+    check: str | None = Field(None, description="an op that computes the same")
+    doc: str | None = None
+
+
 class Pipeline(_Part):
     """A pipeline of hetsched."""
 
@@ -95,7 +123,7 @@ class Pipeline(_Part):
     models: dict[Name, Model] = {}
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     outputs: dict[Name, Output] = {}
-    kernels: dict[str, Any] = Field({}, description="own kernels; needs consent")
+    kernels: dict[Name, Kernel] = Field({}, description="own kernels, ops called kernels.NAME; needs consent")
 
 
 def schema(registry: Mapping[str, Op | Composite] | None = None) -> dict[str, Any]:
@@ -109,7 +137,8 @@ def schema(registry: Mapping[str, Op | Composite] | None = None) -> dict[str, An
     definitions = out["$defs"]
     definitions["Parameter"] = PARAMETER
     task = definitions["Task"]
-    task["properties"]["op"] = {"enum": sorted(registry), "description": "what to compute; `hetsched ops` describes them"}
+    own = {"type": "string", "pattern": r"^kernels\.[A-Za-z_][A-Za-z0-9_-]*$"}
+    task["properties"]["op"] = {"anyOf": [{"enum": sorted(registry)}, own], "description": "what to compute; `hetsched ops` describes them"}
     task["allOf"] = [
         {"if": {"properties": {"op": {"const": name}}, "required": ["op"]}, "then": _of_op(op)} for name, op in sorted(registry.items())
     ]  # fmt: skip

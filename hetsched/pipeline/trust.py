@@ -12,6 +12,9 @@ from pathlib import Path
 
 from hetsched.errors import FileError
 from hetsched.graph.formats import publishing, reading
+from hetsched.pipeline import kernels
+from hetsched.pipeline.mistakes import Findings
+from hetsched.pipeline.reader import MAX_BYTES, read
 
 
 def state_folder() -> Path:
@@ -26,14 +29,24 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _digest(path: str | os.PathLike[str]) -> str:
+    own = file_sha256(path)
+    with reading(os.fspath(path), "a pipeline file"), open(path, "rb") as stream:
+        root = read(stream.read(MAX_BYTES + 1), Findings(os.fspath(path)))
+    return own if root is None else kernels.digest(own, kernels.files(root, os.path.dirname(os.path.abspath(path))))
+
+
 def _record(path: str | os.PathLike[str]) -> Path:
     place = os.path.realpath(path)
     return state_folder() / hashlib.sha256(os.fsencode(place)).hexdigest()
 
 
 def trust(path: str | os.PathLike[str]) -> str:
-    """Consent to what the file does, as it is now; returns its SHA-256. `FileError` where it cannot be read or the consent not kept."""
-    digest = file_sha256(path)
+    """Consent to what the file does, as it is now, with the files of source that it names; returns the SHA-256 of that.
+
+    Without such files it is the file's own. `FileError` where the file cannot be read or the consent not kept.
+    """
+    digest = _digest(path)
     record = _record(path)
     try:
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,9 +58,9 @@ def trust(path: str | os.PathLike[str]) -> str:
 
 
 def is_trusted(path: str | os.PathLike[str], sha256: str | None = None) -> bool:
-    """True if the user has consented to this file with exactly these bytes. `sha256`: of the bytes, where they are read already."""
+    """True if the user has consented to this file with exactly these bytes. `sha256`: what `trust` returns of them, where it is known already."""
     try:
         kept = _record(path).read_text("utf-8", "surrogateescape").partition(" ")[0]
     except (OSError, ValueError):
         return False
-    return kept == (file_sha256(path) if sha256 is None else sha256)
+    return kept == (_digest(path) if sha256 is None else sha256)

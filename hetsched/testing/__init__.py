@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hetsched.testing.backend import check_backend
     from hetsched.testing.faults import FAULTS, broken, rule_of
     from hetsched.testing.graphs import graphs, machines, random_graph, random_machine
     from hetsched.testing.ops import Case, check_op
@@ -20,6 +21,7 @@ _HOME = {
     "Case": "ops",
     "FAULTS": "faults",
     "broken": "faults",
+    "check_backend": "backend",
     "check_op": "ops",
     "check_policy": "policy",
     "graphs": "graphs",
@@ -46,6 +48,7 @@ __all__ = [
     "FAULTS",
     "Case",
     "broken",
+    "check_backend",
     "check_op",
     "check_policy",
     "graphs",

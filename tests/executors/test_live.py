@@ -79,6 +79,20 @@ def test_copies_go_on_beside_the_kernels() -> None:
     assert hidden > 0.7 * sum(s.finish - s.start for s in trace.copies)
 
 
+def test_a_loop_whose_first_lane_is_that_of_a_copy_engine() -> None:
+    """Lanes are in the order of their names, and a loop holds them all: `host->zpu:0` comes before `zpu:0`."""
+    zpu = Device("zpu:0", "emulated", memory="zpu:0", bytes_per_second=1e11, flops_per_second={"float32": 1e13})
+    machine = Machine((CPU, zpu), (Link(HOST, "zpu:0", 0.0), Link("zpu:0", HOST, 0.0)), (MemoryNode(HOST), MemoryNode("zpu:0")))
+    body = Graph.build()
+    body.output(body.op("tensor.neg", body.input("x", (8,)), where=hs.Where(("zpu:0",))), "y")
+    b = Graph.build()
+    (y,) = b.loop(Loop(body.freeze(), 5, sequences=("x",), collected=("y",)), b.input("x", (5, 8)))
+    plan = hs.plan(b.output(y, "y").freeze(), machine)
+    assert next(s for s in plan.launches if s.command.task in plan.loops).lanes[0].kind == "copy"
+    x = np.ones((5, 8), np.float32)
+    np.testing.assert_array_equal(hs.run(plan, {"x": x})["y"], -x)
+
+
 def test_a_stream_error_names_the_task_and_ends_everything() -> None:
     def bad(xp: Any, ins: Sequence[Any], outs: Sequence[Any], workspace: Any, attributes: Mapping[str, Any]) -> None:
         raise FloatingPointError("kernel broke")

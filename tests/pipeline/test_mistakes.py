@@ -147,7 +147,7 @@ CASES: dict[str, tuple[str, str]] = {
     "path escape": (tasks(RELU).replace("path: data.npz", "path: ¤../data.npz"), "path"),
     "absolute path": (tasks(RELU).replace("path: data.npz", "path: ¤/etc/passwd"), "path"),
     "damaged file": (tasks(RELU).replace("path: data.npz", "path: ¤damaged.npz"), "damaged"),
-    "kernels": (tasks(RELU) + "¤kernels: {k: {cuda: x}}\n", "trust"),
+    "kernels": (tasks(RELU) + '¤kernels: {k: {arguments: {x: "in float32[n]", y: "out float32[n]"}, cuda: x, size: n}}\n', "trust"),
     "kernels is a list": (tasks(RELU) + "kernels: ¤[1]\n", "type"),
     # outputs
     "output of an unknown task": (tasks(RELU, outputs="outputs: {r: {from: ¤b}}\n"), "task"),

@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hetsched.errors import NotTrustedError, PlacementError
+from hetsched.executors.backends import here
+from hetsched.machine import Machine
 from hetsched.pipeline.build import check, load, publish
+from hetsched.run import plan
 from hetsched.run import run as run_graph
+from hetsched.testing import opencl
 from hetsched.testing.reference import interpret
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -23,8 +28,8 @@ def shipped(tmp_path: Path) -> Path:
     return Path(shutil.copytree(PIPELINES, tmp_path / "pipelines", ignore=shutil.ignore_patterns("out")))
 
 
-def run(path: Path, **overrides: Any) -> Mapping[str, Any]:
-    pipeline = load(path, overrides)
+def run(path: Path, trust: bool = False, **overrides: Any) -> Mapping[str, Any]:
+    pipeline = load(path, overrides, trust=trust)
     results = run_graph(pipeline.graph)
     publish(pipeline, results)
     return results
@@ -76,3 +81,20 @@ def test_matmul_conv_agrees_with_numpy(shipped: Path) -> None:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     assert np.allclose(found["features"], np.einsum("nchwij,fcij->nfhw", windows, found["filters"]), atol=1e-4)
     assert np.array_equal(np.load(shipped / "out" / "features.npy"), found["features"])
+
+
+@pytest.mark.skipif(not opencl.available(), reason="no OpenCL device works here")
+def test_vector_add_runs_its_own_kernel(shipped: Path) -> None:
+    found = run(shipped / "vector_add.yaml", trust=True, n=10_001)
+    assert np.array_equal(found["sum"], found["x"] + found["y"])
+    assert np.array_equal(np.load(shipped / "out" / "vector_add.npy"), found["sum"])
+
+
+def test_vector_add_wants_consent_and_a_device(shipped: Path) -> None:
+    with pytest.raises(NotTrustedError, match=r"vector_add\.yaml:6:1: error: the pipeline brings native code"):
+        load(shipped / "vector_add.yaml")
+    pipeline = load(shipped / "vector_add.yaml", trust=True)
+    assert pipeline.tasks["add"] == "kernels.vector_add"
+    cpu = here().device("cpu")
+    with pytest.raises(PlacementError, match="add"):
+        plan(pipeline.graph, Machine((cpu,), memories=here().memories, resources=here().resources))

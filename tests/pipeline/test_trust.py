@@ -9,7 +9,14 @@ from hetsched.pipeline.build import check, load
 from hetsched.pipeline.trust import is_trusted, state_folder, trust
 
 OUTSIDE = "hetsched: 1\ntasks:\n  load: {op: data.npz, with: {path: ../data.npz}}\noutputs: {r: {from: load.x, save: ../r.npy}}\n"
-KERNELS = "hetsched: 1\ntasks: {a: {op: random.normal, with: {shape: [2]}}}\noutputs: {r: {from: a}}\nkernels: {k: {cuda: x}}\n"
+KERNELS = """\
+hetsched: 1
+kernels: {k: {arguments: {x: "in float32[n]", y: "out float32[n]"}, opencl: text, size: n}}
+tasks:
+  a: {op: random.normal, with: {shape: [2]}}
+  b: {op: kernels.k, in: {x: a}}
+outputs: {r: {from: b}}
+"""
 
 
 @pytest.fixture
@@ -100,15 +107,28 @@ def test_a_mistake_comes_before_consent(path: Path) -> None:
         load(path)
 
 
-def test_kernels_need_consent_and_then_another_version(folder: Path) -> None:
+def test_kernels_need_consent(folder: Path) -> None:
     path = folder / "p.yaml"
     path.write_text(KERNELS)
     with pytest.raises(NotTrustedError, match="native code"):
         load(path)
     trust(path)
-    with pytest.raises(PipelineError, match="not supported by this version") as caught:
+    assert load(path).tasks["b"] == "kernels.k"
+    assert check(path, trust=True) == []
+
+
+def test_consent_to_a_kernel_covers_the_file_of_its_source(folder: Path) -> None:
+    path, source = folder / "p.yaml", folder / "k.cl"
+    path.write_text(KERNELS.replace("opencl: text", "opencl: {file: k.cl}"))
+    source.write_text("one")
+    trust(path)
+    assert load(path)
+    source.write_text("two")
+    with pytest.raises(NotTrustedError):
         load(path)
-    assert caught.value.exit_code == 3
+    source.write_text("one")
+    assert is_trusted(path)
+    assert load(path)
 
 
 def test_without_consent_nothing_outside_is_looked_at(folder: Path) -> None:

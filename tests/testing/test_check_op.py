@@ -78,7 +78,7 @@ BROKEN = {
     "a wrong element": (replace(GOOD, kernels={"array": kernel(wrong_element)}), r"array kernel, output 0 \(out\) is off by 0\.00"),
     "an element not written": (replace(GOOD, kernels={"array": kernel(partly_written)}), "is not finite where it should be.* first at .*: got .*nan"),
     "in place": (replace(GOOD, kernels={"array": kernel(reads_after_writing)}), r"in place \[\(0, 0\)\] \(output, input\): output 0 is"),
-    "a spoilt input": (replace(GOOD, kernels={"array": kernel(spoils)}), "the array kernel wrote input 0"),
+    "a spoilt input": (replace(GOOD, kernels={"array": kernel(spoils)}), "read-only"),
     "a wrong shape": (WIDER, "has shape .* the reference"),
     "a wrong dtype": (NARROWER, "infer says float32, the reference float64"),
     "a bound that does not hold": (replace(GOOD, infer=too_tight), "infer of .* gives out"),
@@ -94,7 +94,7 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_op_is_found(what):
     op, says = BROKEN[what]
-    with pytest.raises((AssertionError, GraphError), match=says) as caught:
+    with pytest.raises((AssertionError, GraphError, ValueError), match=says) as caught:
         check_op(op, lambda rng: [c for c in cases(rng) if c.inputs[0].ndim and c.inputs[0].size > 1], reference=np.square)
     assert caught.value.__notes__[0].startswith("test.square, Case(float64[")
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from hetsched.errors import InternalError, OutOfMemoryError
+from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
+from hetsched.executors.backends._common import alike
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
 
 _QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
@@ -27,6 +28,9 @@ _OUT_OF_MEMORY = {
     cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE, cl.status_code.OUT_OF_HOST_MEMORY, cl.status_code.OUT_OF_RESOURCES,
     cl.status_code.INVALID_BUFFER_SIZE,
 }  # fmt: skip
+# What drivers say of a device that is no longer there, or has lost its context: DEVICE_NOT_AVAILABLE, INVALID_CONTEXT, INVALID_COMMAND_QUEUE, and
+# NVIDIA's -9999, a kernel's access to memory that is not its own.
+_GONE = {-2, -34, -36, -9999}
 # Device clocks drift against perf_counter (28 us a second measured on PoCL, whose clock is not slewed), so their offset is taken anew.
 _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_NS = 5_000
@@ -158,7 +162,7 @@ class Stream:
 
     def upload(self, src: Any, dst: DeviceArray) -> None:
         """Enqueue a copy from the host. `src` must not be written until it is done."""
-        if not _alike(src, dst):
+        if not alike(src, dst):
             return
         host = src if src.flags.c_contiguous else src.copy(order="C")
         self._command(
@@ -167,7 +171,7 @@ class Stream:
 
     def download(self, src: DeviceArray, dst: Any) -> None:
         """Enqueue a copy to the host, into a writable array. Where it is not contiguous, it is written here and now."""
-        if not _alike(src, dst):
+        if not alike(src, dst):
             return
         host = dst if dst.flags.c_contiguous else np.empty(dst.shape, dst.dtype)
         self._command(
@@ -193,6 +197,8 @@ class Stream:
 
     def record(self) -> Event:
         """An event behind everything handed over so far."""
+        if self.live.lost:
+            raise DeviceGoneError(self.live.name, f"device {self.live.name!r} is gone: it was lost while the run used it")
         if self._last is None or self._waits:
             self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
         first, live = self._first or (None, self.live)
@@ -255,6 +261,14 @@ class Stream:
                 "a fill", lambda waits: cl.enqueue_fill_buffer(self.queue, array.buffer, pattern, array.offset, array.nbytes, wait_for=waits)
             )
 
+    def fetch(self, array: DeviceArray) -> Any:
+        """See `hetsched.graph.op.OpenCL.fetch`."""
+        out = np.empty(array.shape, array.dtype)
+        if array.nbytes:
+            self.download(array, out)
+            Event(self, self._last, self.live, self._last).wait()
+        return out
+
     def part(self, array: DeviceArray, start: int, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
         """See `DeviceArray.part`."""
         return array.part(start, shape, dtype)
@@ -278,9 +292,11 @@ class Stream:
             del event, callback, message
 
     def refusal(self, what: str, error: Exception) -> Exception:
-        """The error for what the device refused: `MemoryError` where it has no room, else `DeviceError`."""
+        """The error for what the device refused: `MemoryError` where it has no room, `DeviceGoneError` where it is no more, else `DeviceError`."""
         text = f"{self.live.name} ({self.live.device.name.strip()}): {what}: {_cause(error)}"
         code = getattr(error, "code", None)
+        if code in _GONE:
+            return DeviceGoneError(self.live.name, f"device {self.live.name!r} is gone: {text}")
         return MemoryError(text) if code in _OUT_OF_MEMORY else DeviceError(text)
 
     def _kernel(self, source: str, function: str, args: Sequence[Any]) -> Any:
@@ -346,6 +362,7 @@ class LiveDevice:
         self.is_cpu = bool(self.device.type & cl.device_type.CPU)
         self.has_fp64 = "cl_khr_fp64" in self.device.extensions.split()
         self.nbytes = nbytes
+        self.lost = False
         self._streams: list[Stream] = []
         self._bridge: Stream | None = None
         self._lock = threading.Lock()
@@ -405,6 +422,10 @@ class LiveDevice:
                 self.clock_offset = ((before + after) / 2 - _stamp(event, _QUEUED)) * 1e-9
         self._clock_taken = perf_counter()
 
+    def lose(self) -> None:
+        """As if the device had been unplugged: from now on all work ends with `DeviceGoneError`. For tests of what happens then."""
+        self.lost = True
+
     def close(self) -> None:
         """Wait for what was handed over; release queues and arena. Arrays of it cannot be used any more."""
         for stream in self._streams:
@@ -421,13 +442,6 @@ class LiveDevice:
 def _stamp(event: Any, what: Any) -> int:
     """A timestamp of a done event, nanoseconds of the device's clock."""
     return int(event.get_profiling_info(what))
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """True if there are bytes to copy; raises where two arrays are not of one spec."""
-    if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
-        raise InternalError(f"cannot copy {a.dtype}{list(a.shape)} to {b.dtype}{list(b.shape)}")
-    return bool(a.nbytes)
 
 
 def _local_size(global_size: tuple[int, ...]) -> tuple[int, ...]:

@@ -35,7 +35,12 @@ PREAMBLE = """\
 
 
 class DeviceError(RuntimeError):
-    """An OpenCL device refused or lost work: a program that does not build, a launch that it cannot take, a command that failed."""
+    """An OpenCL device refused or lost work: a program that does not build, a launch that it cannot take, a command that failed.
+
+    complaints: of a compiler: (row, column, what), counted from 1; None for other errors.
+    """
+
+    complaints: list[tuple[int, int, str]] | None = None
 
 
 def cache_folder() -> Path:
@@ -125,7 +130,9 @@ class Programs:
                 log = str(program.get_build_info(self.device, cl.program_build_info.LOG))
             except cl.Error:
                 log = str(error)
-            raise DeviceError(f"OpenCL source does not build on {self.device.name.strip()}\n{complaints(log, source)}") from error
+            refused = DeviceError(f"OpenCL source does not build on {self.device.name.strip()}\n{complaints(log, source)}")
+            refused.complaints = [(int(a or c), int(b or d), what) for a, b, c, d, what in _COMPLAINT.findall(log)]
+            raise refused from error
         self.built += 1
         try:
             binary = cast(list[bytes], program.get_info(cl.program_info.BINARIES))[0]

@@ -8,6 +8,7 @@ sleep, but they count from deadlines, so lateness does not add up.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from hetsched.errors import OutOfMemoryError
+from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends import Found
-from hetsched.executors.memory import HostMemory, shaped
+from hetsched.executors.backends._common import alike, inside
+from hetsched.executors.memory import HostMemory
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, Machine
 
@@ -48,7 +50,13 @@ class EmulatedArray:
 
     def part(self, first: int, shape: tuple[int, ...]) -> EmulatedArray:
         """The elements from number `first` on under another shape; nothing is copied."""
-        return EmulatedArray(self.live, shaped(self.array.reshape(-1)[first:], tuple(shape)))
+        size = math.prod(shape)
+        if first < 0 or first + size > self.size:
+            raise InternalError(f"no {self.dtype}{list(shape)} from element {first} on lies inside {self!r}")
+        return EmulatedArray(self.live, self.array.reshape(-1)[first : first + size].reshape(shape))
+
+    def __repr__(self) -> str:
+        return f"<{self.dtype}{list(self.shape)} of {self.live.device.id}>"
 
 
 class EmulatedEvent:
@@ -97,7 +105,8 @@ class EmulatedEvent:
 class EmulatedStream:
     """A queue of commands with a thread that does them in order."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, live: EmulatedDevice, name: str) -> None:
+        self.live = live
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._expected = 0.0
         self._clock = 0.0  # modelled: when the stream is free
@@ -113,7 +122,7 @@ class EmulatedStream:
     def _work(self, action: Callable[[], object], seconds: float, asked: float) -> None:
         start = max(self._clock, asked)
         self._since = start if self._since is None else self._since
-        if self._error is None:
+        if self._error is None and not self.live.lost:
             try:
                 with np.errstate(all="ignore"):
                     action()
@@ -155,16 +164,19 @@ class EmulatedStream:
         self._enqueue(lambda: kernel(np, ins, outs, scratch, attributes))
 
     def upload(self, src: Any, dst: EmulatedArray) -> None:
-        """Enqueue a copy from the host."""
-        self._enqueue(lambda: np.copyto(dst.array, src))
+        """Enqueue a copy from the host. `src` must not be written until it is done."""
+        if alike(src, dst):
+            self._enqueue(lambda: np.copyto(dst.array, src))
 
     def download(self, src: EmulatedArray, dst: Any) -> None:
         """Enqueue a copy to the host."""
-        self._enqueue(lambda: np.copyto(dst, src.array))
+        if alike(src, dst):
+            self._enqueue(lambda: np.copyto(dst, src.array))
 
     def copy(self, src: EmulatedArray, dst: EmulatedArray) -> None:
         """Enqueue a copy between emulated devices, or inside one."""
-        self._enqueue(lambda: np.copyto(dst.array, src.array))
+        if alike(src, dst):
+            self._enqueue(lambda: np.copyto(dst.array, src.array))
 
     def record(self) -> EmulatedEvent:
         """An event behind everything handed over so far."""
@@ -174,6 +186,8 @@ class EmulatedStream:
             start = self._clock if self._since is None else self._since
             self._since = None
             error, self._error = self._error, None
+            if self.live.lost:
+                error = DeviceGoneError(self.live.device.id, f"device {self.live.device.id!r} is gone: it was lost while the run used it")
             event.reach(start, self._clock, error)
 
         self._commands.put(reach)
@@ -190,6 +204,8 @@ class EmulatedDevice:
 
     def __init__(self, device: Device, nbytes: int) -> None:
         self.device = device
+        self.nbytes = nbytes
+        self.lost = False
         try:
             self.memory = HostMemory.of(nbytes)
         except MemoryError as error:
@@ -198,13 +214,18 @@ class EmulatedDevice:
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> EmulatedArray:
         """The array of `shape` and `dtype` that begins `offset` bytes into the arena."""
-        return EmulatedArray(self, self.memory.array(offset, Spec(shape, dtype)))
+        kind = inside(offset, shape, dtype, self.nbytes)
+        return EmulatedArray(self, self.memory.array(offset, Spec(shape, kind)))
 
     def stream(self, kind: str) -> EmulatedStream:
         """A new stream; `kind` is `compute` or `copy`."""
-        stream = EmulatedStream(f"hetsched-{self.device.id}-{kind}-{len(self.streams)}")
+        stream = EmulatedStream(self, f"hetsched-{self.device.id}-{kind}-{len(self.streams)}")
         self.streams.append(stream)
         return stream
+
+    def lose(self) -> None:
+        """As if the device had been unplugged: from now on all work ends with `DeviceGoneError`. For tests of what happens then."""
+        self.lost = True
 
     def close(self) -> None:
         """End every stream."""

@@ -1,0 +1,69 @@
+"""What stands around the kernels of users' own ops: inputs that cannot be written, and arrays that are returned instead of written.
+
+A kernel writes into `outputs` and returns nothing. One that returns its arrays would leave what was in the planned memory before; they are copied
+there instead, if they are what the shape rule promises. Kernels of hetsched's own ops are not wrapped: check_op has proved them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def is_ours(kernel: Any) -> bool:
+    """True for a kernel that is part of hetsched."""
+    function = getattr(kernel, "func", kernel)
+    module = getattr(function, "__module__", None) or ""
+    return module == "hetsched" or module.startswith("hetsched.")
+
+
+def guarded(kernel: Callable[..., Any], name: str, output_names: tuple[str, ...]) -> Callable[..., Any]:
+    """`kernel` of op `name` with NumPy inputs read-only, and what it returns put into its outputs. About 1 us a launch of two inputs."""
+
+    @functools.wraps(kernel, updated=())
+    def run(xp: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Any) -> Any:
+        shut = [_read_only(x) if isinstance(x, np.ndarray) else x for x in inputs]
+        result = kernel(xp, shut, outputs, workspace, attributes)
+        return result if result is None else store(result, outputs, name, output_names)
+
+    return run
+
+
+def _read_only(array: Any) -> Any:
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+def is_array(x: Any) -> bool:
+    """True for an array of NumPy, CuPy and their like."""
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def store(result: Any, outputs: Any, name: str, output_names: tuple[str, ...]) -> Any:
+    """Copy the arrays that a kernel returned into its outputs; gives what is then left to return: None, or the shapes of bounded outputs.
+
+    Raises `ValueError` where they do not fit the outputs, `TypeError` for anything else that cannot be meant.
+    """
+    given = [result] if is_array(result) or isinstance(result, (int, float, np.number)) else result
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(f"the kernel of {name} returned {type(result).__name__}; it writes into `outputs`, or returns one array an output")
+    if given and all(isinstance(g, (tuple, list)) for g in given):
+        return result  # shapes
+    if len(given) != len(outputs):
+        raise ValueError(f"the kernel of {name} returned {len(given)} arrays for {len(outputs)} outputs ({', '.join(output_names)})")
+    for i, (value, target) in enumerate(zip(given, outputs, strict=True)):
+        said = output_names[min(i, len(output_names) - 1)]
+        if target is None:
+            outputs[i] = value
+        elif value is not target:
+            found = value if is_array(value) else np.asarray(value, target.dtype)
+            if found.dtype != target.dtype or tuple(found.shape) != tuple(target.shape):
+                wanted = f"{target.dtype}{list(target.shape)}"
+                raise ValueError(f"the kernel of {name} returned {found.dtype}{list(found.shape)} for output {said!r}, which is {wanted}")
+            target[...] = found
+    return None
