@@ -65,10 +65,14 @@ class Active:
         self.drivers: list[Driver | None] = [None if is_loop(program.plan, step) else drivers.get(step.owner) for step in program.steps]
         self.walk = Walk(len(program.steps), program.arcs, frame.turns, program.window, self._is_soft if drivers else None)
         self._soft_before: list[list[tuple[int, int]]] = [[] for _ in program.steps]
+        self._awaited: set[int] = set()
         if drivers:
             for arc in program.arcs:
-                if self._is_soft(arc):
+                # A stream keeps the order of its own steps: only those of other lanes are waited for.
+                if self._is_soft(arc) and program.steps[arc.before].lanes[0] != program.steps[arc.later].lanes[0]:
                     self._soft_before[arc.later].append((arc.before, arc.turns))
+                    self._awaited.add(arc.before)
+        self._tells = [self.walk.tells(step.index) or frame.gathers(step.index) for step in program.steps] if drivers else []
         self.base = base
         self.around = around
         self.began = 0.0
@@ -79,8 +83,16 @@ class Active:
         self.is_chain = is_chain(frame.program)
 
     def soft_before(self, step: int) -> list[tuple[int, int]]:
-        """(step before, turns) of the soft arcs that end at a step."""
+        """(step before, turns) of the soft arcs that end at a step and come from another stream."""
         return self._soft_before[step]
+
+    def is_awaited(self, step: int) -> bool:
+        """True if another stream of its device may have to wait for a step."""
+        return step in self._awaited
+
+    def tells(self, step: int) -> bool:
+        """True if somebody waits until a step is done: the host, or another device."""
+        return self._tells[step]
 
     def _is_soft(self, arc: Arc) -> bool:
         """Streams of one device keep the order of two of its steps, but not against the host, which gathers what a step has brought, and

@@ -1,8 +1,11 @@
 """The executor of plans that also use devices with streams: the threads of the host, and one driving thread for each such device.
 
 A driving thread hands a step to its stream as soon as everything it needs on the *same* device has been handed over (a stream waits for the event of
-another stream; nobody waits on the host), and everything it needs from elsewhere is done. What the host, or another device, waits for is told
-by the event's callback, which only puts a message into the driver's inbox. So dependent commands of a device never meet the host.
+another stream; nobody waits on the host), and everything it needs from elsewhere is done. So dependent commands of a device never meet the host.
+
+What has been done is looked for between two steps, which costs a question for each stream. Only where there is nothing to hand over does the driver ask
+to be woken, and then by the first event that the host or another device waits for, or, where none does, by one in the middle of what is on its way: a
+wake-up for each event would cost more than a small kernel does.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import importlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +35,9 @@ class Event(Protocol):
     """The mark that everything handed to a stream before it has been done."""
 
     def wait(self) -> None: ...
+
+    def done(self) -> bool:
+        """True if everything has been done, or has failed."""
 
     def span(self) -> tuple[float, float]:
         """First start and last finish, `perf_counter` seconds, of what the stream did since its event before."""
@@ -101,10 +108,19 @@ class StreamDoer:
             self.stream.copy(src, dst)
 
 
-class _Done(NamedTuple):
+class _Issued(NamedTuple):
+    """A step on its way. `told`: somebody waits until it is done."""
+
     item: Item
     event: Event
     issued: float  # seconds from the start of the run to the handing over
+    told: bool
+
+
+class _Wake(NamedTuple):
+    """What was asked to be woken by has been done."""
+
+    stream: Stream
 
 
 class DeviceDriver:
@@ -114,10 +130,12 @@ class DeviceDriver:
         self.name = device.id
         self.live = live
         self.crew: Crew | None = None
-        self.inbox: queue.SimpleQueue[Item | _Done | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Item | _Wake | None] = queue.SimpleQueue()
         self.streams: dict[Lane, Stream] = {}
         # The last event of every step handed over, for the streams beside its own: (frame, step, turn) -> (stream, event).
         self.events: dict[tuple[int, int, int], tuple[Stream, Event]] = {}
+        self.under_way: dict[Stream, deque[_Issued]] = {}
+        self.watched: set[Stream] = set()
         self.thread = threading.Thread(target=self._serve, name=f"hetsched-{device.id}", daemon=True)
 
     def put(self, item: Item) -> None:
@@ -138,17 +156,29 @@ class DeviceDriver:
             self.thread.join()
 
     def _serve(self) -> None:
-        while (message := self.inbox.get()) is not None:
-            assert self.crew is not None
-            if isinstance(message, _Done):
-                self._done(self.crew, message)
+        inbox = self.inbox
+        while True:
+            try:
+                message = inbox.get_nowait()
+            except queue.Empty:
+                if self._reap():
+                    continue
+                self._watch()
+                message = inbox.get()
+            if message is None:
+                return
+            if isinstance(message, _Wake):
+                self.watched.discard(message.stream)
             else:
+                assert self.crew is not None
                 self._issue(self.crew, message)
+            self._reap()
 
     def _stream(self, lane: Lane) -> Stream:
         stream = self.streams.get(lane)
         if stream is None:
             stream = self.streams[lane] = self.live.stream("copy" if lane.kind == "copy" else "compute")
+            self.under_way[stream] = deque()
         return stream
 
     def _issue(self, crew: Crew, item: Item) -> None:
@@ -171,19 +201,38 @@ class DeviceDriver:
         except Exception as error:
             crew.done_by(item, now, now, 0, error)
             return
-        self.events[id(active), step.index, turn] = (stream, event)
+        if active.is_awaited(step.index):
+            self.events[id(active), step.index, turn] = (stream, event)
+        self.under_way[stream].append(_Issued(item, event, now, active.tells(step.index)))
         with crew.lock:
             crew.push(active, active.walk.issue(step.index, turn))
-        event.on_done(lambda: self.inbox.put(_Done(item, event, now)))
 
-    def _done(self, crew: Crew, message: _Done) -> None:
-        item = message.item
+    def _reap(self) -> bool:
+        """Tell of the steps that have been done; True if there were any."""
+        found = False
+        for steps in self.under_way.values():
+            while steps and steps[0].event.done():
+                self._done(steps.popleft())
+                found = True
+        return found
+
+    def _watch(self) -> None:
+        """Ask every stream that has something to do for a wake-up."""
+        for stream, steps in self.under_way.items():
+            if steps and stream not in self.watched:
+                self.watched.add(stream)
+                chosen = next((s for s in steps if s.told), None) or steps[len(steps) // 2]
+                chosen.event.on_done(lambda stream=stream: self.inbox.put(_Wake(stream)))
+
+    def _done(self, issued: _Issued) -> None:
+        crew, item = self.crew, issued.item
+        assert crew is not None
         self.events.pop((id(item.active), item.step.index, item.turn), None)
         error: Exception | None = None
         start = finish = perf_counter() - crew.zero
         try:
             # A step of views alone gives its stream nothing to do: it was done when it was handed over, not when the stream last did something.
-            start, finish = (max(x - crew.zero, message.issued) for x in message.event.span())
+            start, finish = (max(x - crew.zero, issued.issued) for x in issued.event.span())
         except Exception as failure:  # the device refused or lost the work
             error = item.active.frame.failure(failure, _task(item), item.turn)
         crew.done_by(item, start, finish, item.step.lanes[0].number, error)

@@ -68,6 +68,10 @@ class Walk:
         """The first turn that has not finished."""
         return self._oldest
 
+    def tells(self, step: int) -> bool:
+        """True if something waits until a step is done, not only until it has been handed over."""
+        return bool(self._near[step] or self._far[step])
+
     def begin(self) -> list[tuple[int, int]]:
         """What may start at once, as (step, turn)."""
         if self.steps == 0:

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter, perf_counter_ns
 from typing import Any
 
@@ -35,6 +36,7 @@ _GONE = {-2, -34, -36, -9999}
 _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_NS = 5_000
 _FEW_ITEMS = 4096
+_MOST_LAUNCHES = 4096
 
 
 class DeviceArray:
@@ -123,10 +125,25 @@ class Event:
             self.stream.watch(self, callback)
 
 
+class _Launch:
+    """A launch that may come again: what it was called with, which keeps the ids in use, and what it enqueues."""
+
+    __slots__ = ("attributes", "inputs", "kernel", "outputs", "tape")
+
+    def __init__(self, kernel: Any, inputs: Any, outputs: Any, attributes: Any) -> None:
+        self.kernel = kernel
+        self.inputs = inputs
+        self.outputs = outputs
+        self.attributes = attributes
+        self.tape: list[Callable[..., Any]] | None = None
+
+
 class Stream:
     """An in-order queue of an opened device. See `hetsched.executors.live.Stream` and `hetsched.graph.op.OpenCL`.
 
-    A launch without wait costs 3-5 us from Python (benchmarks/opencl_kernels.py holds it to 15).
+    A launch that comes again with the same tuples of arrays, as those of a loop do, is taped the second time: what its kernel enqueues depends on shapes
+    and attributes alone. From then on its commands are enqueued from the tape, each with a kernel object of its own whose arguments are set.
+    A launch without wait costs 3-5 us from Python, from the tape less than 2 (benchmarks/opencl_kernels.py holds it to 15).
     """
 
     def __init__(self, live: LiveDevice, kind: str) -> None:
@@ -136,6 +153,8 @@ class Stream:
         self.has_fp64 = live.has_fp64
         self.queue = cl.CommandQueue(live.context, live.device, cl.command_queue_properties.PROFILING_ENABLE)
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._launches: dict[tuple[int, int, int], _Launch] = {}
+        self._tape: list[Callable[[Any], Any]] | None = None
         self._waits: list[Any] = []  # events that the next command waits for
         self._first: tuple[Any, LiveDevice] | None = None  # of the commands since the last record
         self._last: Any = None
@@ -158,7 +177,40 @@ class Stream:
 
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch: `kernel(self, inputs, outputs, workspace, attributes)`; gives what the kernel returns."""
-        return kernel(self, inputs, outputs, workspace, attributes)
+        if type(inputs) is not tuple:
+            return kernel(self, inputs, outputs, workspace, attributes)
+        key = (id(kernel), id(inputs), id(outputs))
+        known = self._launches.get(key)
+        if known is None or known.attributes is not attributes:
+            if len(self._launches) >= _MOST_LAUNCHES:
+                self._launches.clear()
+            self._launches[key] = _Launch(kernel, inputs, outputs, attributes)
+            return kernel(self, inputs, outputs, workspace, attributes)
+        if known.tape is None:
+            return self._record(known, workspace)
+        waits = self._waits
+        try:
+            for enqueue in known.tape:
+                event = enqueue(wait_for=waits or None)
+                if waits:
+                    waits = self._waits = []
+                if self._first is None:
+                    self._first = (event, self.live)
+                self._last = event
+        except cl.Error as error:
+            raise self.refusal("a launch", error) from error
+        return None
+
+    def _record(self, launch: _Launch, workspace: Any) -> Any:
+        """Launch, and tape it."""
+        self._tape = tape = []
+        try:
+            result = launch.kernel(self, launch.inputs, launch.outputs, workspace, launch.attributes)
+        finally:
+            self._tape = None
+        if result is None:
+            launch.tape = tape
+        return result
 
     def upload(self, src: Any, dst: DeviceArray) -> None:
         """Enqueue a copy from the host. `src` must not be written until it is done."""
@@ -188,12 +240,8 @@ class Stream:
         if src.nbytes and src.live is not self.live:
             self._fetch(src, dst)
         elif src.nbytes and src.offset != dst.offset:
-            self._command(
-                "a copy",
-                lambda waits: cl.enqueue_copy(
-                    self.queue, dst.buffer, src.buffer, src_offset=src.offset, dst_offset=dst.offset, byte_count=src.nbytes, wait_for=waits
-                ),
-            )
+            where = {"src_offset": src.offset, "dst_offset": dst.offset, "byte_count": src.nbytes}
+            self._taped("a copy", partial(cl.enqueue_copy, self.queue, dst.buffer, src.buffer, **where))
 
     def record(self) -> Event:
         """An event behind everything handed over so far."""
@@ -221,6 +269,7 @@ class Stream:
         self._held.clear()
         self._waits.clear()
         self._kernels.clear()
+        self._launches.clear()
         self._first = self._last = None
 
     # What a kernel asks of a queue ----------------------------------------------------------------------------------------------
@@ -239,6 +288,11 @@ class Stream:
             global_size = tuple(-(-g // n) * n for g, n in zip(global_size, local_size, strict=True))
         elif self.is_cpu:
             local_size = _local_size(global_size)
+        if self._tape is not None:
+            own = self._kernel(source, function, args)
+            own.set_args(*flat)
+            self._taped(f"kernel {function!r}", partial(cl.enqueue_nd_range_kernel, self.queue, own, global_size, local_size))
+            return
         kernel = self._kernels.get((source, function))
         if kernel is None:
             kernel = self._kernels[source, function] = self._kernel(source, function, args)
@@ -257,9 +311,7 @@ class Stream:
         """Enqueue: every element of `array` becomes `value`."""
         if array.size:
             pattern = np.asarray(value, array.dtype)
-            self._command(
-                "a fill", lambda waits: cl.enqueue_fill_buffer(self.queue, array.buffer, pattern, array.offset, array.nbytes, wait_for=waits)
-            )
+            self._taped("a fill", partial(cl.enqueue_fill_buffer, self.queue, array.buffer, pattern, array.offset, array.nbytes))
 
     def fetch(self, array: DeviceArray) -> Any:
         """See `hetsched.graph.op.OpenCL.fetch`."""
@@ -315,6 +367,11 @@ class Stream:
             )
         kernel.set_scalar_arg_dtypes(types)
         return kernel
+
+    def _taped(self, what: str, enqueue: Callable[..., Any]) -> None:
+        if self._tape is not None:
+            self._tape.append(enqueue)
+        self._command(what, lambda waits: enqueue(wait_for=waits))
 
     def _command(self, what: str, enqueue: Callable[[Any], Any], holds: bool = False) -> None:
         try:

@@ -111,6 +111,9 @@ def _usable() -> tuple[list[Usable], list[str]]:
 
 
 def _look() -> tuple[list[Usable], list[str]]:
+    # PoCL compiles a kernel anew for every local size that it meets, and its binaries hold only the code for any size. That is no slower with the
+    # kernels of hetsched, and a program that was read from disk is then not compiled again.
+    os.environ.setdefault("POCL_WORK_GROUP_SPECIALIZATION", "0")
     try:
         import pyopencl as cl
     except ImportError as error:

@@ -1,7 +1,8 @@
 """Element-wise kernels in OpenCL C, with broadcasting: one expression, a source for each pattern of axes.
 
-An expression is written for values of type `V`: the type to calculate with, or 8 of them at once where `vector` allows it. Vectors are written out
-because compilers give up vectorizing where an output may be an input's memory. Of 8 elements all is loaded before anything is stored.
+An expression is written for values of type `V`: the type to calculate with, or a vector of them (8, or 4 of 8 bytes) where `vector` allows it.
+Vectors are written out because compilers give up vectorizing where an output may be an input's memory. Of a vector all is loaded before anything is
+stored. No vector is wider than 32 bytes: the LLVM 14 of PoCL 3.0 crashes on some that are, where the processor has AVX-512.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _source(
     def load(name: str, element: Element, along: bool, width: str) -> str:
         at = f"{name}_at + j" if along else f"{name}_at"
         if width and along:
-            return f"const {element.value}8 {name} = vload8(0, {name}_p + {at});"
+            return f"const {element.value}{width} {name} = vload{width}(0, {name}_p + {at});"
         return f"const {element.value}{width} {name} = ({element.value}{width})({_load(element, f'{name}_p', at)});"
 
     def step(width: str) -> str:
@@ -64,7 +65,8 @@ def _source(
     more, at = offsets(names, axes)
     arrays = ", ".join([f"OUT({out.memory}, out_p)", *(f"IN({e.memory}, {n}_p)" for n, e in zip(names, elements, strict=True))])
     lets = " ".join([f"LET_OUT({out.memory}, out_p);", *(f"LET_IN({e.memory}, {n}_p);" for n, e in zip(names, elements, strict=True))])
-    by_eight = f"for (; j + 8 <= end; j += 8) {step('8')}" if vector else ""
+    many = "4" if out.value in ("double", "long", "ulong") else "8"
+    by_many = f"for (; j + {many} <= end; j += {many}) {step(many)}" if vector else ""
     return f"""{grid}
 __kernel void each({arrays}, {GRID}{more}{parameters}) {{
     {lets}
@@ -72,7 +74,7 @@ __kernel void each({arrays}, {GRID}{more}{parameters}) {{
         {at}
         long j = FIRST;
         const long end = END;
-        {by_eight}
+        {by_many}
         for (; j < end; j++) {step("")}
     }}
 }}
@@ -85,7 +87,7 @@ def _load(element: Element, pointer: str, at: str) -> str:
 
 def _store(element: Element, value: str, pointer: str, at: str, width: str) -> str:
     if width:
-        return f"vstore8({value}, 0, {pointer} + {at});"
+        return f"vstore{width}({value}, 0, {pointer} + {at});"
     return f"vstore_half_rte({value}, {at}, {pointer});" if element.memory == "half" else f"{pointer}[{at}] = ({element.memory})({value});"
 
 
@@ -178,7 +180,7 @@ def fill(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
 
 
 def _is_wide(element: Element) -> bool:
-    """True if 8 elements can be handled as one vector. Not of half: PoCL 3.0 crashes on vload_half8."""
+    """True if elements can be handled as vectors. Not of half: PoCL 3.0 crashes on vload_half8."""
     return element.memory == element.value
 
 

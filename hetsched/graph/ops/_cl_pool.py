@@ -1,7 +1,5 @@
 """Pooling in OpenCL C (pool.py has the ops): one work item a window, or, where a gradient's windows overlap, a pixel, so that no
 two work items add to one element.
-
-The window is part of the program, the images' extents are not: a model has few windows, and dividing by a known stride costs a tenth.
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ from hetsched.graph.ops._windows import paddings, pair
 
 # Window r covers the rows r * sh - ph up to kh more; those of the windows that cover row i run from FIRST to LAST.
 _SOURCE = """
-#define SIZES const long planes, const int h, const int w, const int oh, const int ow
+#define SIZES const long planes, const int h, const int w, const int oh, const int ow, \\
+    const int kh, const int kw, const int sh, const int sw, const int ph, const int pw
 #define FIRST(i, k, s, p) max(0, ((i) + (p) - (k) + (s)) / (s))
 #define LAST(i, s, p, n) min((n) - 1, ((i) + (p)) / (s))
-#define ROWS(r) int i = max(0, (r) * SH - PH); i < min(h, (r) * SH - PH + KH); i++
-#define COLUMNS(s) int j = max(0, (s) * SW - PW); j < min(w, (s) * SW - PW + KW); j++
+#define ROWS(r) int i = max(0, (r) * sh - ph); i < min(h, (r) * sh - ph + kh); i++
+#define COLUMNS(s) int j = max(0, (s) * sw - pw); j < min(w, (s) * sw - pw + kw); j++
 
 __kernel void max_pool(IN(S, x), OUT(S, y), SIZES) {
     LET_IN(S, x) LET_OUT(S, y)
@@ -45,7 +44,7 @@ __kernel void avg_pool(IN(S, x), OUT(S, y), SIZES) {
     const int r = at / ow, s = at % ow;
     T sum = 0;
     for (ROWS(r)) for (COLUMNS(s)) sum += LOAD(x, plane * h * w + i * w + j);
-    STORE(y, plane * oh * ow + at, sum / (T)(KH * KW));
+    STORE(y, plane * oh * ow + at, sum / (T)(kh * kw));
 }
 
 // Windows that do not overlap: one work item a window writes all of its pixels. What no window covers is 0 before.
@@ -71,7 +70,7 @@ __kernel void avg_pool_grad_apart(IN(S, dy), OUT(S, dx), SIZES) {
     const long plane = get_global_id(1);
     if (at >= oh * ow || plane >= planes) return;
     const int r = at / ow, s = at % ow;
-    const T share = LOAD(dy, plane * oh * ow + at) / (T)(KH * KW);
+    const T share = LOAD(dy, plane * oh * ow + at) / (T)(kh * kw);
     for (ROWS(r)) for (COLUMNS(s)) STORE(dx, plane * h * w + i * w + j, share);
 }
 
@@ -86,8 +85,8 @@ __kernel void max_pool_grad(IN(S, x), IN(S, y), IN(S, dy), OUT(S, dx), SIZES) {
     const long pixels = plane * h * w, windows = plane * oh * ow;
     const T own = LOAD(x, pixels + at);
     T sum = 0;
-    for (int r = FIRST(row, KH, SH, PH); r <= LAST(row, SH, PH, oh); r++)
-        for (int s = FIRST(column, KW, SW, PW); s <= LAST(column, SW, PW, ow); s++) {
+    for (int r = FIRST(row, kh, sh, ph); r <= LAST(row, sh, ph, oh); r++)
+        for (int s = FIRST(column, kw, sw, pw); s <= LAST(column, sw, pw, ow); s++) {
             if (LOAD(y, windows + r * ow + s) != own) continue;
             bool first = true;
             for (ROWS(r)) for (COLUMNS(s)) first = first && (i * w + j >= at || LOAD(x, pixels + i * w + j) != own);
@@ -103,9 +102,9 @@ __kernel void avg_pool_grad(IN(S, dy), OUT(S, dx), SIZES) {
     if (at >= h * w || plane >= planes) return;
     const int row = at / w, column = at % w;
     T sum = 0;
-    for (int r = FIRST(row, KH, SH, PH); r <= LAST(row, SH, PH, oh); r++)
-        for (int s = FIRST(column, KW, SW, PW); s <= LAST(column, SW, PW, ow); s++) sum += LOAD(dy, plane * oh * ow + r * ow + s);
-    STORE(dx, plane * h * w + at, sum / (T)(KH * KW));
+    for (int r = FIRST(row, kh, sh, ph); r <= LAST(row, sh, ph, oh); r++)
+        for (int s = FIRST(column, kw, sw, pw); s <= LAST(column, sw, pw, ow); s++) sum += LOAD(dy, plane * oh * ow + r * ow + s);
+    STORE(dx, plane * h * w + at, sum / (T)(kh * kw));
 }
 """
 
@@ -125,9 +124,8 @@ def _run(cl: OpenCL, function: str, inputs: Sequence[Any], target: Any, image: A
         function += "_apart"
         if stride != window or (oh - 1) * stride[0] + window[0] - up < h or (ow - 1) * stride[1] + window[1] - left < w:
             cl.fill(target, 0)
-    values = zip(("KH", "KW", "SH", "SW", "PH", "PW"), (*window, *stride, up, left), strict=True)
-    text = source(cl, target.dtype, _SOURCE, "".join(f"#define {name} {value}\n" for name, value in values))
-    cl.run(text, function, (items, n * c), *inputs, target, np.int64(n * c), *map(np.int32, (h, w, oh, ow)), local_size=(16, 4))
+    sizes = map(np.int32, (h, w, oh, ow, *window, *stride, up, left))
+    cl.run(source(cl, target.dtype, _SOURCE), function, (items, n * c), *inputs, target, np.int64(n * c), *sizes, local_size=(16, 4))
 
 
 def max_pool(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:

@@ -136,17 +136,18 @@ __kernel void reduce(OUT(@OUT, out_p), IN(@IN, x_p), const long outputs, const l
     }
 }
 """
-_EIGHT = """
-            if (end - i >= 32) {
-                @ACC8 acc8 = (@ACC8)(@START), more8 = (@ACC8)(@START);
-                for (; i + 16 <= end; i += 16) {
-                    { const @ACC8 acc = acc8, v = vload8(0, x_p + i); acc8 = @ADD; }
-                    { const @ACC8 acc = more8, v = vload8(0, x_p + i + 8); more8 = @ADD; }
+# Two vectors of W elements, 32 bytes: LLVM 14 crashes on some of 64.
+_WIDE = """
+            if (end - i >= 4 * @W) {
+                @VEC some = (@VEC)(@START), more = (@VEC)(@START);
+                for (; i + 2 * @W <= end; i += 2 * @W) {
+                    { const @VEC acc = some, v = vload@W(0, x_p + i); some = @ADD; }
+                    { const @VEC acc = more, v = vload@W(0, x_p + i + @W); more = @ADD; }
                 }
-                { const @ACC8 acc = acc8, other = more8; acc8 = @JOIN; }
-                @ACC lanes[8];
-                vstore8(acc8, 0, lanes);
-                for (int k = 0; k < 8; k++) acc = JOIN(acc, lanes[k]);
+                { const @VEC acc = some, other = more; some = @JOIN; }
+                @ACC lanes[@W];
+                vstore@W(some, 0, lanes);
+                for (int k = 0; k < @W; k++) acc = JOIN(acc, lanes[k]);
             }
 """
 _ROW_GPU = """
@@ -218,11 +219,12 @@ def _source(
             at += f" + r{i} * s{i}"
     body = _COLUMNS if not shape_kinds[last] else _ROW_CPU if is_cpu else _ROW_GPU
     vector = how.vector and is_cpu and element.memory == accumulator and element.memory in ("float", "double")
+    width = 4 if accumulator in ("double", "long", "ulong") else 8
     loops_text = " ".join(loops) + f" for (long at = {at}, once = 1; once; once = 0)"
     fields = {
-        "@VECTOR": _EIGHT if vector else "", "@LOOPS": loops_text, "@PLACE": " ".join(place), "@INNER": extent[last], "@COLUMNS": f"d{last}",
+        "@VECTOR": _WIDE if vector else "", "@LOOPS": loops_text, "@PLACE": " ".join(place), "@INNER": extent[last], "@COLUMNS": f"d{last}",
         "@PARAMETERS": "".join(f", {p}" for p in parameters), "@START": how.start, "@ADD": how.add, "@JOIN": how.join, "@LOAD": load, "@STORE": store,
-        "@ACC8": f"{accumulator}8", "@ACC": accumulator, "@OUT": result, "@IN": element.memory, "@GROUP": str(_GROUP),
+        "@VEC": f"{accumulator}{width}", "@ACC": accumulator, "@W": str(width), "@OUT": result, "@IN": element.memory, "@GROUP": str(_GROUP),
         "@BLOCK": str(_BLOCK if is_cpu else 1),
     }  # fmt: skip
     text = _HEAD + body

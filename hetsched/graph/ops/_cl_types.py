@@ -27,6 +27,9 @@ _ACCESS = {
     "double": ("((p)[i])", "((p)[i] = (v))", "vload4(0, (p) + (i))", "vstore4(v, 0, (p) + (i))"),
 }
 
+# Before a loop whose arrays should lie in registers.
+UNROLL = '#define UNROLL _Pragma("unroll")\n'
+
 
 def c_type(dtype: Any) -> str:
     """The OpenCL C type of the elements of an array."""
@@ -55,8 +58,7 @@ def _header(dtype: Any, is_cpu: bool, has_fp64: bool) -> str:
     calculate = "float" if name == "half" else name
     width = 4 if name == "double" else 8
     load, store, load_many, store_many = _ACCESS[name]
-    return f"""
-#define S {name}
+    return f"""{UNROLL}#define S {name}
 #define T {calculate}
 #define W {width}
 #define TW {calculate}{width}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Work, WorkRule
+from hetsched.graph.ops import _cl_conv
 from hetsched.graph.ops._rules import nbytes
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.ops._windows import DILATION, PADDING, STRIDE, Pair, extents, output_extent, paddings, pair, want_images
@@ -314,17 +315,20 @@ def _workspace(x: Spec, w: Spec, a: Attributes, *more: int) -> int:
     return scratch_nbytes(x.dtype, *g.counts, *more)
 
 
+# What either language needs: where the launch will run is not known here.
 def _workspace_forward(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
-    return _workspace(_spec(inputs[0]), _spec(inputs[1]), a)
+    x, w = _spec(inputs[0]), _spec(inputs[1])
+    return max(_workspace(x, w, a), _cl_conv.correlate_nbytes(w.bounds, a["groups"], x.dtype))
 
 
 def _workspace_grad_weight(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
-    dw = _spec(outputs[0])
-    return _workspace(_spec(inputs[0]), dw, a, dw.size, dw.bounds[0])
+    x, dy, dw = _spec(inputs[0]), _spec(inputs[1]), _spec(outputs[0])
+    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), _cl_conv.grad_weight_nbytes(dy.bounds, dw.bounds, a["groups"], x.dtype))
 
 
 def _workspace_grad_input(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
-    return _workspace(_spec(outputs[0]), _spec(inputs[0]), a)
+    w = _spec(inputs[0])
+    return max(_workspace(_spec(outputs[0]), w, a), _cl_conv.correlate_nbytes(w.bounds, a["groups"], w.dtype, True))
 
 
 def _gradient(b: Builder, inputs: Sequence[Value], outputs: Sequence[Value], grads: Sequence[Value | None], a: Attributes) -> Sequence[Cotangent]:
@@ -369,7 +373,7 @@ CONV2D = Op(
     ("y",),
     _infer,
     _rule(-1, 1),
-    kernels={"array": _forward},
+    kernels={"array": _forward, "opencl": _cl_conv.forward},
     gradient=_gradient,
     attributes={**_GEOMETRY, "activation": Attribute(("none", "relu"), "none", "applied to the sum")},
     workspace=_workspace_forward,
@@ -387,7 +391,7 @@ CONV2D_GRAD_INPUT = Op(
     ("dx",),
     _infer_grad_input,
     _rule(1, 0),
-    kernels={"array": _grad_input},
+    kernels={"array": _grad_input, "opencl": _cl_conv.grad_input},
     attributes={"image": Attribute("ints", doc="rows and columns of x", low=0), **_GEOMETRY},
     workspace=_workspace_grad_input,
     doc="The gradient of `nn.conv2d` (without activation) with respect to x, [n, c, h, w]: the transposed convolution of dy.",
@@ -400,7 +404,7 @@ CONV2D_GRAD_WEIGHT = Op(
     ("dweight", "dbias"),
     _infer_grad_weight,
     _rule(1, 0, among_outputs=True),
-    kernels={"array": _grad_weight},
+    kernels={"array": _grad_weight, "opencl": _cl_conv.grad_weight},
     attributes={"kernel": Attribute("ints", doc="rows and columns of a window", low=1), **_GEOMETRY},
     workspace=_workspace_grad_weight,
     doc="The gradients of `nn.conv2d` (without activation) with respect to weight, [o, c / groups, kh, kw], and bias, [o].",

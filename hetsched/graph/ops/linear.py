@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Work
+from hetsched.graph.ops import _cl_linear
 from hetsched.graph.ops._rules import (
     arrays,
     broadcast,
@@ -110,7 +111,7 @@ matmul = Op(
     ("out",),
     _infer_matmul,
     _work_matmul,
-    {"array": _matmul},
+    {"array": _matmul, "opencl": _cl_linear.matmul},
     _matmul_gradient,
     {
         "transpose_a": Attribute(bool, False, "swap the last two axes of a first"),
@@ -209,7 +210,7 @@ dense = Op(
     ("out",),
     _infer_dense,
     _work_dense,
-    {"array": _dense},
+    {"array": _dense, "opencl": _cl_linear.dense},
     _dense_gradient,
     {"activation": Attribute(("none", "relu"), "none", "applied to the sum, in the same pass over memory")},
     doc="activation(x[..., k] w[k, n] + b[n]) -> [..., n].",
