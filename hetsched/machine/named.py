@@ -119,7 +119,7 @@ def sources_of(name: str) -> list[Source]:
         part = device_named(known)
         if part.is_processor:
             return _of_device("cpu", part)
-        host = [s._replace(text=f"{_ASSUMED}; {s.text}") for s in _of_device("cpu", device_named(HOST_DEVICE))]
+        host = [s._replace(text=f"{_ASSUMED}; {s.text}") for s in _of_device("cpu", device_named(HOST_DEVICE)) if s.figure != "cpu.lanes"]
         return [*host, Source("host.nbytes", _ASSUMED, ""), Source("cpu.lanes", _ASSUMED, ""), *_of_device(f"{part.kind}:0", part)]
     cloud = cloud_named(known)
     out = [Source(key, text, cloud.read or "") for key, text in cloud.sources.items()]

@@ -9,6 +9,7 @@ from functools import partial
 
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Machine
+from hetsched.placement.asked import Asked, remember
 from hetsched.placement.bounds import SHARE, lower_bound
 from hetsched.placement.costs import CostModel, RooflineCosts
 from hetsched.placement.costs.objective import Objective, ObjectiveLike
@@ -63,7 +64,8 @@ def plan_graph(
             left = started + plan_seconds * (1 - SHARE) - time.perf_counter() if plan_seconds > 0 else 0.0
             plan = choose(pool, goal, lower_bound(problem), max(left, 0.0))
         bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
-    return _finished(plan, machine, memory, policy, goal, bound, started)
+    finished = _finished(plan, machine, memory, policy, goal, bound, started)
+    return remember(finished, Asked(machine, costs, policy, goal, plan_seconds, only, dict(memory) if memory else None))
 
 
 def plan_front(

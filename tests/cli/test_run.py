@@ -308,7 +308,7 @@ def test_a_described_machine_is_planned_for_by_name_or_by_file(matmul, tmp_path,
     from hetsched.machine.described import machine_named, machine_names, write_machine
 
     assert main(["machines"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == machine_names()
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} >= set(machine_names())
     write_machine(machine_named("workstation"), tmp_path / "mine.yaml")
     makespans = []
     for text in ("workstation", str(tmp_path / "mine.yaml")):

@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options, unchanged
 from hetsched.cli.output import is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
@@ -83,22 +83,42 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
     given = overrides(args)
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
+    from hetsched.placement.costs.figures import measure
     from hetsched.report.plan_text import plan_text
-    from hetsched.report.record import plan_record
+    from hetsched.report.prediction import changed_lines, predict, prediction_lines
+    from hetsched.report.record import figures_record, plan_record
     from hetsched.run import plan
 
     pipeline = load(file, given, trust=args.trust)
     if args.pareto:
         return _front(file, pipeline, args)
+    asked = placement_arguments(args, pipeline.goal)
     with placing(pipeline):
-        planned: Timeline = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
+        planned: Timeline = plan(pipeline.graph, **asked)
+        before: Timeline | None = plan(pipeline.graph, **{**asked, "machine": unchanged(args)}) if args.what_if else None
     if args.trace is not None:
         from hetsched.cli.commands.run import write_trace
 
         write_trace(args.trace, planned)
+    predicted, unverified = predict(planned), _unverified(args)
     if args.format != "text":
-        return plan_record(planned, file, pipeline.name), ""
-    return {}, plan_text(planned, width(), ascii_only=is_ascii_only())
+        record = plan_record(planned, file, pipeline.name) | {"band": predicted.record(), "unverified": unverified}
+        if before is not None:
+            record["before"] = {"machine": before.machine.name, **figures_record(measure(before))}
+        return record, ""
+    lines = [plan_text(planned, width(), ascii_only=is_ascii_only()), *prediction_lines(predicted)]
+    if unverified:
+        lines.append(f"unverified figures of the machine: {', '.join(unverified)}")
+    return {}, "\n".join([*lines, *(["", *changed_lines(before, planned)] if before is not None else [])])
+
+
+def _unverified(args: Any) -> list[str]:
+    """The figures of the machine that `--machine` names whose source nobody has read."""
+    if args.machine is None:
+        return []
+    from hetsched.machine.named import sources_of
+
+    return [s.figure for s in sources_of(args.machine) if not s.is_verified]
 
 
 def _front(file: str, pipeline: Pipeline, args: Any) -> tuple[dict[str, Any], str]:
