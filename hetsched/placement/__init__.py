@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from hetsched.errors import CommandLineError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Machine
 from hetsched.placement.asked import Asked, remember
@@ -120,6 +122,17 @@ def _finished(
     if memory:
         machine = replace(machine, memories=tuple(replace(m, nbytes=memory.get(m.name, m.nbytes)) for m in machine.memories))
     return replace(plan, machine=machine, policy=policy, objective=str(goal), bound=bound, plan_seconds=time.perf_counter() - started)
+
+
+def _explain(plan: Timeline, task: str, **options: Any) -> Any:
+    from hetsched.placement.why import explain_task
+
+    if plan.measured:
+        raise CommandLineError("this timeline is a trace of what has run; explain its plan (Result.plan)")
+    return explain_task(plan, task, plan_graph, **options)
+
+
+Timeline.explainer = staticmethod(_explain)
 
 
 __all__ = ["plan_front", "plan_graph"]
