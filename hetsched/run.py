@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
+from hetsched import locked
 from hetsched.costing import costs_for, learn_from
 from hetsched.errors import CommandLineError, GraphError, did_you_mean
 from hetsched.executors.result import Result
@@ -124,6 +126,15 @@ def _teach(plan: Timeline, trace: Timeline) -> None:
     times = _times[plan] = _times.get(plan, 0) + 1
     if times & (times - 1) == 0:
         learn_from(trace)
+
+
+def read_plan(path: str | os.PathLike[str], graph: Graph, machine: Machine | None = None) -> Timeline:
+    """The plan that `write_plan` wrote to a file, for `graph` on `machine` (the one found here, where None): checked, ready for `run`.
+
+    Raises `FileError` for a file that is no plan, was changed, or breaks a rule; `GraphError` or `PlacementError` where it was made for another graph
+    or machine, with what differs; `OutOfMemoryError` where the machine's memory is too small for it now.
+    """
+    return locked.read_plan(path, graph, machine if machine is not None else Machine.here())
 
 
 async def run_async(what: Timeline | Graph, inputs: Mapping[str, Any] | None = None, **options: Any) -> Result:
