@@ -234,7 +234,7 @@ def encoded(plan: Timeline) -> dict[str, Any]:
     keys = _keys(plan.spans, values, tasks)
 
     def replica(r: Replica) -> list[Any]:
-        return [values[r.value], r.turn, r.node]
+        return [values[r.value], r.turn, r.node, *([r.generation] if r.generation else [])]
 
     def span(s: Span) -> list[Any]:
         lanes = [[lane.owner, lane.number, lane.kind] for lane in s.lanes]
@@ -261,8 +261,8 @@ def encoded(plan: Timeline) -> dict[str, Any]:
         "prologue": [span(s) for s in plan.prologue],
         "epilogue": [span(s) for s in plan.epilogue],
         "after": [[keys[a.before], keys[a.later], a.turns] for a in plan.after],
-        "offsets": sorted([*replica(r), offset] for r, offset in plan.offsets.items()),
-        "rings": sorted([*replica(r), slots] for r, slots in plan.rings.items()),
+        "offsets": sorted([replica(r), offset] for r, offset in plan.offsets.items()),
+        "rings": sorted([replica(r), slots] for r, slots in plan.rings.items()),
         "workspaces": sorted([tasks[t], *where] for t, where in plan.workspaces.items()),
         "bodies": sorted([tasks[t], node, offset] for t, body in plan.bodies.items() for node, offset in body.items()),
         "notes": list(plan.notes),
@@ -276,10 +276,10 @@ def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop 
     known = {m.name for m in machine.memories}
 
     def replica(row: Sequence[Any]) -> Replica:
-        name, turn, node = row
+        name, turn, node, *generation = row
         if node not in known:
             raise ValueError(f"there is no memory node {node!r}")
-        return Replica(values[name], _int(turn), node)
+        return Replica(values[name], _int(turn), node, *map(_int, generation))
 
     def lanes(rows: Iterable[Sequence[Any]]) -> tuple[Lane, ...]:
         return tuple(Lane(_str(owner), _int(number), _str(kind)) for owner, number, kind in rows)
@@ -314,10 +314,10 @@ def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop 
         machine,
         spans,
         after=tuple(After(index[before], index[later], _int(turns)) for before, later, turns in data["after"]),
-        offsets={replica(row[:3]): _int(row[3]) for row in data["offsets"]},
+        offsets={replica(row): _int(offset) for row, offset in data["offsets"]},
         arenas={_str(node): _int(nbytes) for node, nbytes in data["arenas"].items()},
         period=None if data["period"] is None else _float(data["period"]),
-        rings={replica(row[:3]): _int(row[3]) for row in data["rings"]},
+        rings={replica(row): _int(slots) for row, slots in data["rings"]},
         workspaces={tasks[name]: (_str(node), _int(offset), _int(nbytes)) for name, node, offset, nbytes in data["workspaces"]},
         prologue=tuple(map(span, data["prologue"])),
         epilogue=tuple(map(span, data["epilogue"])),
@@ -343,7 +343,8 @@ def _keys(spans: Sequence[Span], values: Sequence[str], tasks: Sequence[str]) ->
         if isinstance(c, Launch):
             return f"{tasks[c.task]} {c.turn}"
         if isinstance(c, Copy):
-            return f"copy {values[c.value]} {c.turn} {c.src.node}->{c.dst.node}"
+            again = f" {c.dst.generation}" if c.dst.generation else ""
+            return f"copy {values[c.value]} {c.turn} {c.src.node}->{c.dst.node}{again}"
         return f"free {values[c.replica.value]} {c.replica.turn} {c.replica.node}"
 
     return _unique([key(s) for s in spans])

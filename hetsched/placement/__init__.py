@@ -48,6 +48,7 @@ def plan_graph(
     """
     started = time.perf_counter()
     goal = Objective.of(objective)
+    given = policy
     chosen, policy = find(policy), policy if isinstance(policy, str) else name_of(policy)
     with no_garbage_collection():
         problem, plan_loop = _problem(graph, machine, costs, only, memory)
@@ -67,7 +68,7 @@ def plan_graph(
             plan = choose(pool, goal, lower_bound(problem), max(left, 0.0))
         bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
     finished = _finished(plan, machine, memory, policy, goal, bound, started)
-    return remember(finished, Asked(machine, costs, policy, goal, plan_seconds, only, dict(memory) if memory else None))
+    return remember(finished, Asked(machine, costs, given, goal, plan_seconds, only, dict(memory) if memory else None))
 
 
 def plan_front(

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from hetsched.machine import Machine
 from hetsched.placement.costs import CostModel, RooflineCosts
 from hetsched.placement.costs.objective import Objective
+from hetsched.placement.draft import Policy
 from hetsched.timeline import Timeline
 
 
@@ -18,7 +19,7 @@ class Asked:
 
     machine: Machine
     costs: CostModel | None
-    policy: str
+    policy: str | Policy
     objective: Objective
     plan_seconds: float = 0.0
     only: str | None = None

@@ -26,7 +26,7 @@ def test_a_run_tells_where_when_and_what_was_copied_and_writes_its_outputs(matmu
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("matmul_conv: 6 tasks, planned by auto: makespan ")
     assert out[1] == f"product -> {tmp_path}/out/product.npy"
-    assert [line.split(":")[0] for line in out[-3:]] == ["ran", "time", "transfers"]
+    assert [line.split(":")[0] for line in out[-4:]] == ["ran", "time", "transfers", "energy"]
     assert np.load(tmp_path / "out" / "product.npy").shape == (256, 320)
 
 

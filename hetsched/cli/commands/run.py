@@ -69,7 +69,7 @@ def _run(args: Any) -> int:
     progress = Progress(quiet=args.format != "text")
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
-        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=given["learn"])
+        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=given["learn"], energy=True)
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
         write_trace(args.trace, result.trace)
@@ -124,16 +124,18 @@ def write_trace(path: str, timeline: Timeline) -> None:
 
 def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str]) -> None:
     from hetsched.report.doubts import doubts
+    from hetsched.report.energy import energy_lines, energy_of, energy_record
     from hetsched.report.record import run_record
     from hetsched.report.summary import three_lines
     from hetsched.report.text import table
 
-    numbers = metrics(pipeline, result)
+    numbers, energy = metrics(pipeline, result), energy_of(result.trace, result.energy)
     doubted = doubts((o.source, {part: result[name] for part, name in o.values.items() if name in result}) for o in pipeline.outputs.values())
     if form != "text":
         files = {name: written.get(name) for name in pipeline.outputs}
         record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
         record["warnings"] = doubted
+        record["energy"] = energy_record(energy)
         if result.failed:
             record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
         if form == "jsonl":
@@ -143,4 +145,4 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
     lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {path}" for name, path in written.items()]
     lines += [f"warning: {text}" for text in doubted]
-    write("\n".join([*lines, *three_lines(result.plan, result.trace)]))
+    write("\n".join([*lines, *three_lines(result.plan, result.trace), *energy_lines(energy)]))
