@@ -6,9 +6,9 @@ What it does not hold is the graph and the machine: it names them by fingerprint
 
 Reading refuses, in this order: a file that is no plan, or whose checksum does not fit (`FileError`, exit 7); another graph (`GraphError`, exit 3);
 another machine (`PlacementError`, exit 4); a machine whose memory is too small now (`OutOfMemoryError`, exit 5); a plan that `check` finds a broken
-rule in (`FileError`). The fingerprint of a graph covers names, ops, attributes (of paths the file's name), specs, edges, constraints, constants and
-loops; that of a machine its devices with kind, name, lanes and languages, its memory nodes, links and resources, but no measured speeds, free bytes,
-watts or prices: a plan does not become wrong where they change.
+rule in (`FileError`). The fingerprint of a graph covers names, ops, attributes (of paths the file's name), specs, edges, constraints, constants,
+loops, and what kernels of the user's own do. That of a machine covers its devices with kind, name, lanes and languages, its memory nodes, links and
+resources, but no measured speeds, free bytes, watts or prices: a plan does not become wrong where they change.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from hetsched.check import problems
 from hetsched.errors import FileError, GraphError, OutOfMemoryError, PlacementError
 from hetsched.graph.formats import publishing
 from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.op import Op
+from hetsched.graph.ops import registry
 from hetsched.machine import Machine
 from hetsched.timeline import After, Bound, Copy, Free, Lane, Launch, Replica, Span, Timeline
 
@@ -33,6 +36,8 @@ FORMAT = "hetsched-plan/1"
 MOST_BYTES = 1 << 30
 # Tasks named in a refusal.
 MOST_NAMED = 3
+# How deep the fingerprint looks into a kernel of the user's own.
+_DEPTH = 5
 # What a file that is no plan makes its reader stumble over.
 _BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 _LISTS = ("spans", "prologue", "epilogue", "after", "offsets", "rings", "workspaces", "bodies", "notes")
@@ -142,7 +147,8 @@ def task_digest(graph: Graph, task: int) -> str:
     else:
         paths = {name for name, attribute in op.attributes.items() if attribute.kind == "path"}
         attributes = graph.task_attributes[task]
-        what += [op.name, sorted(op.kernels), {k: os.path.basename(str(v)) if k in paths else v for k, v in attributes.items()}]
+        own = None if registry().get(op.name) is op else [_code(op.kernels[language]) for language in sorted(op.kernels)]
+        what += [op.name, sorted(op.kernels), own, {k: os.path.basename(str(v)) if k in paths else v for k, v in attributes.items()}]
     return hashlib.sha256(json.dumps(_plain(what), sort_keys=True).encode("utf-8")).hexdigest()[:8]
 
 
@@ -175,6 +181,33 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return [type(value).__name__, *(_plain(getattr(value, f.name)) for f in fields(value))]
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _code(value: Any, depth: int = 0) -> Any:
+    """What a kernel of the user's own does, as far as it can be seen: byte code, constants, what it closes over, source in other languages."""
+    if depth > _DEPTH or isinstance(value, Op):
+        return value.name if isinstance(value, Op) else type(value).__name__
+    if isinstance(value, FunctionType):
+        cells = [_code(_contents(cell), depth + 1) for cell in value.__closure__ or ()]
+        return [_code(value.__code__, depth), cells, _code(value.__defaults__, depth + 1)]
+    if isinstance(value, CodeType):
+        return [hashlib.sha256(value.co_code).hexdigest()[:16], list(value.co_names), [_code(c, depth + 1) for c in value.co_consts]]
+    if isinstance(value, MethodType):
+        return [_code(value.__func__, depth), _code(value.__self__, depth + 1)]
+    if isinstance(value, Mapping):
+        return {str(k): _code(v, depth + 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_code(v, depth + 1) for v in value]
+    if hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)) and not is_dataclass(value):
+        return [type(value).__qualname__, _code(vars(value), depth + 1)]
+    return _plain(value)
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 def machine_shape(machine: Machine) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def run(
     from hetsched.executors import cpu, live
 
     run_plan = live.run_plan if executor == "auto" and live.drives(what) else cpu.run_plan
-    how = {"trace": trace, "keep_going": keep_going, "timeout": timeout, "progress": progress}
+    how: dict[str, Any] = {"trace": trace, "keep_going": keep_going, "timeout": timeout, "progress": progress}
     result = _measured(run_plan, what, given, **how) if energy else run_plan(what, given, **how)
     if learn and trace:
         _teach(what, result.trace)

@@ -232,6 +232,12 @@ class FasterCosts:
         """The estimate of `costs`."""
         return self.costs.copy(nbytes, link)
 
+    def in_body(self, graph: Graph, every: Mapping[str, int]) -> None:
+        """Tell `costs` of the body of a loop, if it wants to know."""
+        tell = getattr(self.costs, "in_body", None)
+        if tell is not None:
+            tell(graph, every)
+
 
 class _Search:
     """Plans again and again around one task of a plan."""
@@ -246,6 +252,7 @@ class _Search:
         """The plan of `graph`, asked for as the first was."""
         a: Asked = self.asked
         self.replans += 1
+        _tell_bodies(costs if costs is not None else a.costs, graph)
         return self.replan(
             graph, machine or a.machine, costs=costs if costs is not None else a.costs, policy=a.policy, objective=a.objective,
             plan_seconds=a.plan_seconds, only=a.only, memory=a.memory,
@@ -472,6 +479,17 @@ def _why(chosen: Option, option: Option) -> str:
     if excess <= 0:
         return f"{lost}: what comes after it is put elsewhere"
     return f"{lost}: {cause} ({seconds_text(excess)} more)"
+
+
+def _tell_bodies(costs: CostModel | None, graph: Graph) -> None:
+    """Measured costs know what dispatching adds in a loop, if they are told which graphs are bodies."""
+    tell = getattr(costs, "in_body", None)
+    if tell is None:
+        return
+    for op in graph.task_ops:
+        if isinstance(op, Loop):
+            tell(op.body, op.every)
+            _tell_bodies(costs, op.body)
 
 
 def _allowed(where: Where, device: Device) -> bool:
