@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from hetsched.graph.kernel import KernelError, kernel
     from hetsched.graph.op import Attribute, Composite, Op, Work
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
+    from hetsched.locked import write_plan
     from hetsched.machine.machine import Machine
-    from hetsched.run import plan, run, run_async
+    from hetsched.run import plan, read_plan, run, run_async
     from hetsched.session import Compiled, Session
     from hetsched.timeline import Timeline
 
@@ -62,8 +63,10 @@ _HOME = {
     "gradient": "hetsched.graph.gradient",
     "op": "hetsched.graph.function",
     "plan": "hetsched.run",
+    "read_plan": "hetsched.run",
     "run": "hetsched.run",
     "run_async": "hetsched.run",
+    "write_plan": "hetsched.locked",
 }
 
 
@@ -128,6 +131,8 @@ __all__ = [
     "kernel",
     "op",
     "plan",
+    "read_plan",
     "run",
     "run_async",
+    "write_plan",
 ]

@@ -7,10 +7,11 @@ A straight plan has `turns == 1` and `period is None`. The plan of a loop's body
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+from hetsched.errors import CommandLineError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Machine
 
@@ -142,6 +143,8 @@ class Timeline:
     attributed: frozenset[int] = frozenset()
     version: int = 1
 
+    explainer: ClassVar[Callable[..., Any] | None] = None
+
     @property
     def makespan(self) -> float:
         """Seconds from 0 to the last finish (all turns of a loop's body)."""
@@ -179,6 +182,15 @@ class Timeline:
             if isinstance(span.command, Launch) and span.command.task == task:
                 return "+".join(dict.fromkeys(lane.owner for lane in span.lanes))
         raise KeyError(task)
+
+    def explain(self, task: str, **options: Any) -> Any:
+        """Why `task` is where it is: what it would take on each device, and what would move it; `print` it.
+
+        options: see `hetsched.placement.why.explain_task` (set by `hetsched.placement`, from where plans come).
+        """
+        if Timeline.explainer is None:
+            raise CommandLineError("nothing is loaded that explains plans; import hetsched.placement before plan.explain()")
+        return Timeline.explainer(self, task, **options)
 
     def __repr__(self) -> str:
         kind = "trace" if self.measured else f"plan by {self.policy or 'hand'}"

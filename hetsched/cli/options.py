@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.parser import Parser
@@ -39,12 +38,28 @@ def placement_options(parser: Parser, *, policy: bool = True) -> None:
         help="time, latency, energy, price, time=0.5,energy=0.5, energy,deadline=2min (default: as the file says, else time)",
     )
     parser.add_argument("--plan-time", metavar="D", help="search at most this long for a better plan, where the policy searches: 500ms, 30s, 2min")
-    parser.add_argument("--machine", metavar="FILE|NAME", help="plan for this described machine, not for the one found here")
+    machine_options(parser)
     if policy:
         parser.add_argument("--emulate", action="store_true", help="with --machine: run on it in software, its devices' speeds and links modelled")
     parser.add_argument("--no-learn", action="store_true", help="neither use nor keep what runs teach about costs (also: HETSCHED_LEARN=0)")
     parser.add_argument("--deterministic", action="store_true", help="equal plans for equal files: nothing that runs have taught is used")
     parser.add_argument("--memory", action="append", default=[], metavar="[NODE=]SIZE", help="plan within this much memory: 512MiB, cuda:0=2GB")
+
+
+def machine_options(parser: Parser) -> None:
+    """Which machine, and what is different about it."""
+    parser.add_argument(
+        "--machine",
+        metavar="FILE|NAME",
+        help="a described machine, not the one found here: a file, aws/p5.48xlarge, l4 ... (see `hetsched machines`)",
+    )
+    parser.add_argument(
+        "--what-if",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="the machine with devices more or less: +l4 or +l4:2 (of the catalog), -cuda:0 (of the machine); may be given again",
+    )
 
 
 def overrides(args: Any) -> dict[str, Any]:
@@ -73,11 +88,28 @@ def machine_of(text: str | None) -> Machine | None:
     """The machine that `--machine` names: a file if it looks like one or exists, else a name of the catalog. None: the one found here."""
     if text is None:
         return None
-    from hetsched.machine.described import machine_named, read_machine
+    from hetsched.machine.named import read_or_find
 
-    if os.path.exists(text) or os.sep in text or text.endswith((".yaml", ".yml")):
-        return read_machine(text)
-    return machine_named(text)
+    return read_or_find(text)
+
+
+def changed(machine: Machine | None, changes: list[str]) -> Machine | None:
+    """`machine` (None: the one found here) with the changes of `--what-if`."""
+    if not changes:
+        return machine
+    from hetsched.machine.named import what_if
+
+    if machine is None:
+        import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
+        from hetsched.machine import Machine
+
+        machine = Machine.here()
+    return what_if(machine, changes)
+
+
+def unchanged(args: Any) -> Machine | None:
+    """The machine of the command line without its `--what-if`."""
+    return emulated(machine_of(args.machine), getattr(args, "emulate", False))
 
 
 def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
@@ -94,7 +126,7 @@ def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
 def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
     """The keyword arguments of `hetsched.plan` that the command line asks for; `objective` is the file's."""
     return {
-        "machine": emulated(machine_of(args.machine), getattr(args, "emulate", False)),
+        "machine": emulated(changed(machine_of(args.machine), args.what_if), getattr(args, "emulate", False)),
         "policy": getattr(args, "policy", "auto"),
         "objective": args.objective or objective,
         "plan_seconds": duration(args.plan_time) if args.plan_time is not None else 0.0,

@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 
 from hetsched.errors import CommandLineError
 
+# Options whose value may begin with a dash, which argparse would take for an option.
+DASHED = ("--what-if",)
+
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that never guesses at abbreviations and raises `CommandLineError`."""
@@ -18,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The namespace of `argv`; an unknown option is told with the nearest known one."""
-        found, extra = self.parse_known_args(argv)
+        found, extra = self.parse_known_args(_joined(argv))
         if extra:
             self.error(self._unknown(extra))
         return found
@@ -34,3 +37,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise CommandLineError(f"{self.prog}: {message}\n{self.format_usage().strip()}\ntell more: {self.prog} --help")
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`argv` with the values of `DASHED` joined to their options: `--what-if -cuda:0` as `--what-if=-cuda:0`."""
+    out: list[str] = []
+    for word in argv:
+        if out and out[-1] in DASHED:
+            out[-1] = f"{out[-1]}={word}"
+        else:
+            out.append(word)
+    return out

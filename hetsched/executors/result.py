@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hetsched.errors import GraphError, did_you_mean
+from hetsched.executors.energy import Measured
 from hetsched.timeline import Timeline
 
 
@@ -16,6 +17,7 @@ class Result(Mapping[str, Any]):
 
     trace: what happened, as a timeline on the clock of the run. plans: what was meant to happen, one an epoch.
     wall_seconds: from the call to the last output. failed: with `keep_going`, the tasks that failed, with their errors.
+    energy: what meters counted during the run, where that was asked for.
     """
 
     outputs: Mapping[str, Any]
@@ -23,6 +25,7 @@ class Result(Mapping[str, Any]):
     plans: tuple[Timeline, ...]
     wall_seconds: float
     failed: Mapping[str, Exception]
+    energy: Measured | None = None
 
     @staticmethod
     def lazily(outputs: Mapping[str, Any], trace: Callable[[], Timeline], plan: Timeline, wall_seconds: float) -> Result:

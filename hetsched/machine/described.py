@@ -4,7 +4,8 @@ A file is one map with the keys of `Machine`: `name`, `memories`, `resources`, `
 fields of `MemoryNode`, `Resource`, `Device` and `Link`, and `hetsched_machine: 1`, the version of the format. What is left out has the default of
 the class. Units are in the names: seconds, bytes, bytes per second, floating-point operations per second, watts; prices are per hour in a
 currency of your own. Bytes may carry a unit: `24 GiB` (2**30) or `24 GB` (10**9). Figures of a device are those of one lane.
-Every item may have `sources`, field -> where the figure comes from; it is for readers and not kept in the `Machine`.
+Every item, and the file, may have `sources`, field -> where the figure comes from, and the file `read`, the day on which the sources were read.
+A source that says `unverified` was not read. Sources are not kept in the `Machine`; `hetsched.machine.named.sources_of` gives them.
 
     hetsched_machine: 1
     name: small
@@ -19,10 +20,10 @@ several documents are refused. Importing this module loads pydantic and PyYAML; 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import yaml
@@ -36,6 +37,7 @@ MOST_BYTES = 1 << 20
 MOST_DEPTH = 12
 CATALOG = Path(__file__).with_name("catalog")
 
+M = TypeVar("M", bound=BaseModel)
 Where: TypeAlias = tuple[str | int, ...]  # keys and positions from the top of the file
 
 _UNITS = {"": 1, "b": 1, **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}, **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}}
@@ -44,6 +46,37 @@ _UNITS = {"": 1, "b": 1, **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}, 
 def read_machine(path: str | Path) -> Machine:
     """The machine that the file describes. Raises `FileError` where it cannot be read, `MachineError` with every mistake."""
     path = Path(path)
+    model = validated(path, _MachineModel, _model_at)
+    try:
+        return Machine(
+            tuple(Device(**_given(d)) for d in model.devices),
+            tuple(Link(**_given(x)) for x in model.links),
+            tuple(MemoryNode(**_given(m)) for m in model.memories),
+            tuple(Resource(**_given(r)) for r in model.resources),
+            model.name,
+            model.price_per_hour,
+        )
+    except MachineError as error:
+        raise MachineError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+
+
+def machine_sources(path: str | Path) -> tuple[str, dict[str, str]]:
+    """(the day on which the sources were read, or "", item.field -> source) of a described machine; links by `src->dst`."""
+    model = validated(Path(path), _MachineModel, _model_at)
+    found = dict(model.sources)
+    for items, key in ((model.memories, "name"), (model.resources, "name"), (model.devices, "id")):
+        for item in items:
+            found |= {f"{getattr(item, key)}.{field}": text for field, text in item.sources.items()}
+    for link in model.links:
+        found |= {f"{link.src}->{link.dst}.{field}": text for field, text in link.sources.items()}
+    return model.read or "", found
+
+
+def validated(path: Path, model: type[M], model_at: Callable[[Where], type[BaseModel]]) -> M:
+    """The YAML file at `path` as a `model`. `model_at`: the model of the map at a place, to tell its words.
+
+    Raises `FileError` where it cannot be read, `MachineError` with every mistake.
+    """
     try:
         text = path.read_bytes()[: MOST_BYTES + 1]
     except OSError as error:
@@ -52,24 +85,16 @@ def read_machine(path: str | Path) -> Machine:
         raise MachineError(f"{path}: a machine takes at most {MOST_BYTES} bytes")
     data, lines = _parsed(text, path)
     try:
-        model = _MachineModel.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise MachineError("\n".join(_told(path, lines, data, dict(e)) for e in error.errors(include_url=False))) from error
-    try:
-        return Machine(
-            tuple(Device(**_given(d)) for d in model.devices),
-            tuple(Link(**_given(x)) for x in model.links),
-            tuple(MemoryNode(**_given(m)) for m in model.memories),
-            tuple(Resource(**_given(r)) for r in model.resources),
-            model.name,
-        )
-    except MachineError as error:
-        raise MachineError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+        raise MachineError("\n".join(_told(path, lines, dict(e), model_at) for e in error.errors(include_url=False))) from error
 
 
 def write_machine(machine: Machine, path: str | Path) -> None:
     """Write `machine` so that `read_machine` gives it back, equal. Defaults are left out. Raises `FileError` where the file cannot be written."""
     data: dict[str, Any] = {"hetsched_machine": VERSION, "name": machine.name}
+    if machine.price_per_hour is not None:
+        data["price_per_hour"] = machine.price_per_hour
     for key, items in (("memories", machine.memories), ("resources", machine.resources), ("devices", machine.devices), ("links", machine.links)):
         data[key] = [_plain(item) for item in items]
     try:
@@ -116,27 +141,41 @@ Bytes: TypeAlias = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Rate: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
+Day: TypeAlias = Annotated[str, Field(pattern=r"^20\d\d-[01]\d-[0-3]\d$")]
+Flops: TypeAlias = Annotated[dict[str, Rate], AfterValidator(_dtypes)]
+Language: TypeAlias = Literal["host", "array", "cuda", "opencl"]
+Hardware: TypeAlias = Literal["cpu", "gpu", "accelerator"]
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """A map of a file: unknown keys are mistakes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Sourced(_Model):
+class Sourced(Model):
+    """A map whose figures have sources, by field."""
+
     sources: dict[str, str] = {}
 
 
-class _MemoryModel(_Sourced):
+class Dated(Sourced):
+    """A file with the day on which its sources were read."""
+
+    read: Day | None = None
+
+
+class _MemoryModel(Sourced):
     name: Name
     nbytes: Bytes | None = None
 
 
-class _ResourceModel(_Sourced):
+class _ResourceModel(Sourced):
     name: Name
     capacity: Amount
 
 
-class _LinkModel(_Sourced):
+class _LinkModel(Sourced):
     src: Name
     dst: Name
     latency_seconds: Amount = 10e-6
@@ -144,16 +183,16 @@ class _LinkModel(_Sourced):
     engines: Annotated[int, Field(ge=0)] = 1
 
 
-class _DeviceModel(_Sourced):
+class _DeviceModel(Sourced):
     id: Name
     kind: Name
     lanes: Annotated[int, Field(ge=1)] = 1
     io_lanes: Annotated[int, Field(ge=0)] = 0
     memory: Name = "host"
     name: str = ""
-    hardware: Literal["cpu", "gpu", "accelerator"] = "cpu"
-    languages: tuple[Literal["host", "array", "cuda", "opencl"], ...] = ("array",)
-    flops_per_second: Annotated[dict[str, Rate], AfterValidator(_dtypes)] = {}
+    hardware: Hardware = "cpu"
+    languages: tuple[Language, ...] = ("array",)
+    flops_per_second: Flops = {}
     bytes_per_second: Rate = 10e9
     launch_seconds: Amount = 2e-6
     crossing_seconds: Amount = 0.0
@@ -167,9 +206,10 @@ class _DeviceModel(_Sourced):
     always_on: bool = True
 
 
-class _MachineModel(_Model):
+class _MachineModel(Dated):
     hetsched_machine: Literal[1]
     name: Name = "machine"
+    price_per_hour: Amount | None = None
     memories: tuple[_MemoryModel, ...] = (_MemoryModel(name="host"),)
     resources: tuple[_ResourceModel, ...] = ()
     devices: tuple[_DeviceModel, ...]
@@ -179,7 +219,11 @@ class _MachineModel(_Model):
 _ITEMS: Mapping[str, type[BaseModel]] = {"memories": _MemoryModel, "resources": _ResourceModel, "devices": _DeviceModel, "links": _LinkModel}
 
 
-def _given(model: _Sourced) -> dict[str, Any]:
+def _model_at(where: Where) -> type[BaseModel]:
+    return _ITEMS.get(str(where[0]), _MachineModel) if len(where) > 1 else _MachineModel
+
+
+def _given(model: Sourced) -> dict[str, Any]:
     return model.model_dump(exclude={"sources"}, exclude_unset=True)
 
 
@@ -196,7 +240,7 @@ def _plain(item: Any) -> dict[str, Any]:
     return out
 
 
-def _told(path: Path, lines: Mapping[Where, int], data: Any, error: dict[str, Any]) -> str:
+def _told(path: Path, lines: Mapping[Where, int], error: dict[str, Any], model_at: Callable[[Where], type[BaseModel]]) -> str:
     """One mistake that pydantic found, as a sentence with its place."""
     where: Where = tuple(k for k in error["loc"] if k != "[key]")
     at = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
@@ -204,8 +248,7 @@ def _told(path: Path, lines: Mapping[Where, int], data: Any, error: dict[str, An
     kind, context = error["type"], error.get("ctx", {})
     seen = error.get("input")
     if kind == "extra_forbidden":
-        model: type[BaseModel] = _ITEMS.get(str(where[0]), _MachineModel) if len(where) > 1 else _MachineModel
-        text = f"unknown key {str(where[-1])!r}{did_you_mean(str(where[-1]), model.model_fields)}"
+        text = f"unknown key {str(where[-1])!r}{did_you_mean(str(where[-1]), model_at(where).model_fields)}"
     elif kind == "missing":
         text = f"{key!r} is missing; give it"
     elif kind == "literal_error":

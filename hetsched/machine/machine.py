@@ -94,13 +94,17 @@ class Resource:
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices, memory nodes, links and resources. Host memory is always the node `host`, where inputs come from and outputs end."""
+    """Devices, memory nodes, links and resources. Host memory is always the node `host`, where inputs come from and outputs end.
+
+    price_per_hour: of the whole machine, whatever a plan uses of it (a cloud's machine is rented whole); prices of devices come on top.
+    """
 
     devices: tuple[Device, ...]
     links: tuple[Link, ...] = ()
     memories: tuple[MemoryNode, ...] = (MemoryNode(HOST),)
     resources: tuple[Resource, ...] = ()
     name: str = "machine"
+    price_per_hour: float | None = None
 
     discover: ClassVar[Callable[[], Machine] | None] = None
 

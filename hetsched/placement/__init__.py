@@ -6,9 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from hetsched.errors import CommandLineError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Machine
+from hetsched.placement.asked import Asked, remember
 from hetsched.placement.bounds import SHARE, lower_bound
 from hetsched.placement.costs import CostModel, RooflineCosts
 from hetsched.placement.costs.objective import Objective, ObjectiveLike
@@ -45,6 +48,7 @@ def plan_graph(
     """
     started = time.perf_counter()
     goal = Objective.of(objective)
+    given = policy
     chosen, policy = find(policy), policy if isinstance(policy, str) else name_of(policy)
     with no_garbage_collection():
         problem, plan_loop = _problem(graph, machine, costs, only, memory)
@@ -63,7 +67,8 @@ def plan_graph(
             left = started + plan_seconds * (1 - SHARE) - time.perf_counter() if plan_seconds > 0 else 0.0
             plan = choose(pool, goal, lower_bound(problem), max(left, 0.0))
         bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
-    return _finished(plan, machine, memory, policy, goal, bound, started)
+    finished = _finished(plan, machine, memory, policy, goal, bound, started)
+    return remember(finished, Asked(machine, costs, given, goal, plan_seconds, only, dict(memory) if memory else None))
 
 
 def plan_front(
@@ -118,6 +123,17 @@ def _finished(
     if memory:
         machine = replace(machine, memories=tuple(replace(m, nbytes=memory.get(m.name, m.nbytes)) for m in machine.memories))
     return replace(plan, machine=machine, policy=policy, objective=str(goal), bound=bound, plan_seconds=time.perf_counter() - started)
+
+
+def _explain(plan: Timeline, task: str, **options: Any) -> Any:
+    from hetsched.placement.why import explain_task
+
+    if plan.measured:
+        raise CommandLineError("this timeline is a trace of what has run; explain its plan (Result.plan)")
+    return explain_task(plan, task, plan_graph, **options)
+
+
+Timeline.explainer = staticmethod(_explain)
 
 
 __all__ = ["plan_front", "plan_graph"]

@@ -172,5 +172,6 @@ def machine_record(machine: Machine, notes: Sequence[str] = ()) -> dict[str, Any
             for x in machine.links
         ],
         "resources": [{"name": r.name, "capacity": r.capacity} for r in machine.resources],
+        "price_per_hour": machine.price_per_hour,
         "notes": list(notes),
     }

@@ -4,35 +4,53 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, machine_of
+from hetsched.cli.options import changed, format_option, machine_of, machine_options
 from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
+from hetsched.errors import CommandLineError
 
 if TYPE_CHECKING:
     from hetsched.machine import Machine
+    from hetsched.machine.named import Source
 
 
 def arguments(parser: Parser) -> None:
     """The arguments of `hetsched devices`."""
-    parser.add_argument("--machine", metavar="FILE|NAME", help="a described machine, not the one found here")
+    machine_options(parser)
+    parser.add_argument("--sources", action="store_true", help="where each figure of a described machine comes from, and the day it was read")
     format_option(parser, "text", "json")
 
 
 def execute(args: Any) -> int:
     """Print devices, memory nodes and links."""
+    from hetsched.machine.named import sources_of
     from hetsched.report.record import machine_record
 
-    machine = machine_of(args.machine)
+    if args.sources and (args.machine is None or args.what_if):
+        raise CommandLineError("--sources tells of a described machine as it is: give --machine FILE|NAME, and no --what-if")
+    machine = changed(machine_of(args.machine), args.what_if)
     if machine is None:
         import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
         from hetsched.machine import Machine
 
         machine = Machine.here()
+    sources = sources_of(args.machine) if args.machine is not None and not args.what_if else []
     if args.format == "json":
-        write_json(machine_record(machine))
+        told = [{"figure": s.figure, "source": s.text, "read": s.read, "verified": s.is_verified} for s in sources]
+        write_json(machine_record(machine) | ({"sources": told} if sources else {}))
     else:
-        write(_text(machine))
+        write("\n".join([_text(machine), *_sources_text(sources, args.sources)]))
     return 0
+
+
+def _sources_text(sources: list[Source], every: bool) -> list[str]:
+    """A line for each figure, or only which figures are unverified."""
+    from hetsched.report.text import table
+
+    if every:
+        return ["", *table(["figure", "read", "source"], [[s.figure, s.read if s.is_verified else "never", s.text] for s in sources])]
+    unverified = [s.figure for s in sources if not s.is_verified]
+    return ["", f"unverified: {', '.join(unverified)} (--sources tells where the others come from)"] if unverified else []
 
 
 def _text(machine: Machine) -> str:
@@ -51,6 +69,8 @@ def _text(machine: Machine) -> str:
         )  # fmt: skip
     head = ["device", "kind", "hardware", "lanes", "memory", "GFLOP/s a lane", "GB/s a lane", "launch", "name"]
     lines = table(head, rows, right=(5, 6))
+    if machine.price_per_hour is not None:
+        lines.append(f"the whole machine: {machine.price_per_hour:g} an hour")
     if machine.links:
         links = [[x.id, seconds_text(x.latency_seconds), f"{x.bytes_per_second / 1e9:,.1f}", str(x.engines or "any")] for x in machine.links]
         lines += ["", *table(["link", "latency", "GB/s", "copies at a time"], links, right=(2, 3))]

@@ -1,12 +1,22 @@
-"""explain where and when a task runs: what it waits for, and what it would take on each device"""
+"""explain why a task runs where and when it does: what it would take on each device, and what would move it"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import overrides, pipeline_options, placement_arguments, placement_options
-from hetsched.cli.output import write
+from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
+from hetsched.cli.units import duration
+
+if TYPE_CHECKING:
+    from hetsched.graph.graph import Graph
+    from hetsched.pipeline.build import Pipeline
+    from hetsched.placement.why import Parameter
+
+# Searches for flip points that have not begun after this time are left out, unless --flip-time says otherwise.
+FLIP_SECONDS = 20.0
 
 
 def arguments(parser: Parser) -> None:
@@ -15,22 +25,54 @@ def arguments(parser: Parser) -> None:
     parser.add_argument(
         "task", metavar="TASK", help="a task, a task inside a loop (train/steps/train/dense1, or train/dense1), or a group of tasks (split)"
     )
+    parser.add_argument("--no-flips", action="store_true", help="do not search for what would move the task: faster")
+    parser.add_argument("--flip-time", metavar="D", help="begin no new search for a flip point after this long (default: 20 s)")
     pipeline_options(parser)
     placement_options(parser)
+    format_option(parser, "text", "json")
 
 
 def execute(args: Any) -> int:
     """Plan the file and explain the task; touches no device."""
-    parameters = overrides(args)
-    from hetsched.costing import costs_for
+    given = overrides(args)
+    from hetsched.graph.graph import Loop
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
-    from hetsched.report.explain import explain
+    from hetsched.report.explain import explain, find
     from hetsched.run import plan
 
-    pipeline = load(args.file, parameters, trust=args.trust)
-    given = placement_arguments(args, pipeline.goal)
+    pipeline = load(args.file, given, trust=args.trust)
     with placing(pipeline):
-        planned = plan(pipeline.graph, **given)
-    write(explain(planned, args.task, costs_for(planned.machine, pipeline.graph, learn=given["learn"])))
+        planned = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
+    found = find(planned, args.task)
+    single = [path for path, timeline, i in found if not isinstance(timeline.graph.task_ops[timeline.spans[i].command.task], Loop)]  # type: ignore[union-attr]
+    # Of a group each task's own place is told; what would move them is asked for one at a time.
+    flips = not args.no_flips and len(single) == 1
+    seconds = duration(args.flip_time) if args.flip_time is not None else FLIP_SECONDS
+    vary = parameters(pipeline, args.file, given, args.trust) if flips else {}
+    why = {path: planned.explain(path, flips=flips, vary=vary, seconds=seconds) for path in single}
+    if args.format == "json":
+        write_json({"version": 1, "file": args.file, "name": pipeline.name, "tasks": [asdict(x) for x in why.values()]})
+        return 0
+    texts = []
+    for path, _, _ in found:
+        texts.append(explain(planned, path))
+        if path in why:
+            texts[-1] += "\n" + "\n".join(f"  {line.removeprefix('  ')}" for line in str(why[path]).splitlines()[1:])
+    write("\n\n".join(texts))
     return 0
+
+
+def parameters(pipeline: Pipeline, file: str, given: dict[str, Any], trust: bool) -> dict[str, Parameter]:
+    """The whole numbers among the file's parameters, but for the seed: what a flip point may be searched over."""
+    from hetsched.pipeline.build import load
+    from hetsched.placement.why import Parameter
+
+    def builder(name: str) -> Any:
+        def build(value: int) -> Graph:
+            return load(file, {**given, name: str(value)}, trust=trust).graph
+
+        return build
+
+    whole = {k: v for k, v in pipeline.params.items() if isinstance(v, int) and not isinstance(v, bool) and k != "seed"}
+    return {name: Parameter(value, builder(name), least=1 if value >= 1 else value) for name, value in whole.items()}

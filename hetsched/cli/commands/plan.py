@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options, unchanged
 from hetsched.cli.output import is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COSTED = "placement-bench/1"
 BODY = "period-bench/1"
+FORMAT = "hetsched-plan/1"
 _FORMAT = re.compile(rb'"format"\s*:\s*"([^"]*)"')
 _HEAD = 1 << 16
 MOST_LANES = 24
@@ -31,6 +32,8 @@ def arguments(parser: Parser) -> None:
     pipeline_options(parser)
     placement_options(parser)
     parser.add_argument("--pareto", action="store_true", help="print the front of time, energy and price, and the devices each plan of it uses")
+    parser.add_argument("-o", "--output", metavar="PLAN", help="write the plan to this file, to be run by `hetsched run FILE --plan PLAN`")
+    parser.add_argument("--diff", metavar="PLAN", help="tell what differs from this locked plan (FILE may be a locked plan too)")
     parser.add_argument("--trace", metavar="F", help="write the plan as a Chrome/Perfetto trace, for ui.perfetto.dev")
     format_option(parser)
 
@@ -40,12 +43,14 @@ def execute(args: Any) -> int:
     if args.format == "json" and len(args.files) > 1:
         raise CommandLineError(f"--format json is one object, for one file; for {len(args.files)} files use --format jsonl")
     kinds = [kind_of(file) for file in args.files]
+    if (args.output is not None or args.diff is not None) and (len(kinds) != 1 or kinds[0] not in ("pipeline", FORMAT) or args.pareto):
+        raise CommandLineError("-o and --diff are for the plan of one pipeline (.yaml), without --pareto")
     if args.trace is not None and kinds != ["pipeline"]:
         raise CommandLineError("--trace is written of one pipeline's plan; give one .yaml file")
     if args.pareto and (set(kinds) != {"pipeline"} or args.trace is not None or args.objective is not None or args.plan_time is not None):
         raise CommandLineError("--pareto is for pipelines (.yaml), and without --trace, --objective and --plan-time; leave these out")
     for file, kind in zip(args.files, kinds, strict=True):
-        record, text = _pipeline(file, args) if kind == "pipeline" else _costed(file, args) if kind == COSTED else _body(file, args)
+        record, text = _PLANNERS[kind](file, args)
         if args.format == "text":
             write(text if len(args.files) == 1 else f"{file}\n{text}\n")
         else:
@@ -74,8 +79,8 @@ def kind_of(file: str) -> str:
         raise FileError(f"{file}: cannot be read: {error}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise FileError(f"{file}: not a JSON object: {error}") from error
-    if kind not in (COSTED, BODY):
-        raise FileError(f"{file}: `format` is {kind!r}{did_you_mean(kind, (COSTED, BODY))}")
+    if kind not in (COSTED, BODY, FORMAT):
+        raise FileError(f"{file}: `format` is {kind!r}{did_you_mean(kind, (COSTED, BODY, FORMAT))}")
     return kind
 
 
@@ -83,22 +88,50 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
     given = overrides(args)
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
+    from hetsched.placement.costs.figures import measure
     from hetsched.report.plan_text import plan_text
-    from hetsched.report.record import plan_record
+    from hetsched.report.prediction import changed_lines, predict, prediction_lines
+    from hetsched.report.record import figures_record, plan_record
     from hetsched.run import plan
 
     pipeline = load(file, given, trust=args.trust)
     if args.pareto:
         return _front(file, pipeline, args)
+    asked = placement_arguments(args, pipeline.goal)
     with placing(pipeline):
-        planned: Timeline = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
+        planned: Timeline = plan(pipeline.graph, **asked)
+        before: Timeline | None = plan(pipeline.graph, **{**asked, "machine": unchanged(args)}) if args.what_if else None
+    if args.output is not None:
+        from hetsched.locked import write_plan
+
+        write_plan(planned, args.output)
+    if args.diff is not None:
+        from hetsched.locked import document_of
+
+        return _differences(args.diff, document_of(planned))
     if args.trace is not None:
         from hetsched.cli.commands.run import write_trace
 
         write_trace(args.trace, planned)
+    predicted, unverified = predict(planned), _unverified(args)
     if args.format != "text":
-        return plan_record(planned, file, pipeline.name), ""
-    return {}, plan_text(planned, width(), ascii_only=is_ascii_only())
+        record = plan_record(planned, file, pipeline.name) | {"band": predicted.record(), "unverified": unverified}
+        if before is not None:
+            record["before"] = {"machine": before.machine.name, **figures_record(measure(before))}
+        return record, ""
+    lines = [plan_text(planned, width(), ascii_only=is_ascii_only()), *prediction_lines(predicted)]
+    if unverified:
+        lines.append(f"unverified figures of the machine: {', '.join(unverified)}")
+    return {}, "\n".join([*lines, *(["", *changed_lines(before, planned)] if before is not None else [])])
+
+
+def _unverified(args: Any) -> list[str]:
+    """The figures of the machine that `--machine` names whose source nobody has read."""
+    if args.machine is None:
+        return []
+    from hetsched.machine.named import sources_of
+
+    return [s.figure for s in sources_of(args.machine) if not s.is_verified]
 
 
 def _front(file: str, pipeline: Pipeline, args: Any) -> tuple[dict[str, Any], str]:
@@ -115,6 +148,30 @@ def _front(file: str, pipeline: Pipeline, args: Any) -> tuple[dict[str, Any], st
         costs = costs_for(machine, pipeline.graph, learn=given["learn"])
         points = plan_front(pipeline.graph, machine, costs, policy=given["policy"], only=given["only"], memory=given["memory"])
     return front_record(points, file, pipeline.name), front_text(points)
+
+
+def _locked(file: str, args: Any) -> tuple[dict[str, Any], str]:
+    """A locked plan: what it says, or what differs from another."""
+    from hetsched.locked import read_document
+    from hetsched.report.text import plural, seconds_text
+
+    document = read_document(file)
+    if args.diff is not None:
+        return _differences(args.diff, document)
+    plan = document["plan"]
+    used = dict.fromkeys(lane[0] for span in plan["spans"] if span[0] == "launch" for lane in span[3])
+    text = f"locked plan by {plan['policy']} for {plan['objective']}: makespan {seconds_text(plan['makespan'])}, {plural(len(plan['spans']), 'span')}"
+    return document, f"{text} on {', '.join(used)} of {document['machine']['name']}; graph {document['graph']['fingerprint'][:12]}"
+
+
+def _differences(before: str, after: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    from dataclasses import asdict
+
+    from hetsched.locked import read_document
+    from hetsched.report.plan_diff import differences, differences_text
+
+    found = differences(read_document(before), after)
+    return {"before": before, "equal": not found, "differences": [{**asdict(d), "text": str(d)} for d in found]}, differences_text(found)
 
 
 def _costed(file: str, args: Any) -> tuple[dict[str, Any], str]:
@@ -166,3 +223,6 @@ def costed_rows(record: dict[str, Any], most: int) -> tuple[list[tuple[str, list
         busy = sum(p.finish - p.start for p in pieces)
         drawn.append((f"device {device}/{lane}", pieces, max(1 - busy / makespan, 0.0) if makespan else 0.0))
     return drawn, [f"... and {plural(len(rows) - most, 'more lane', 'more lanes')}"] if len(rows) > most else []
+
+
+_PLANNERS = {"pipeline": _pipeline, COSTED: _costed, BODY: _body, FORMAT: _locked}

@@ -10,10 +10,11 @@ from hetsched.cli.options import format_option, overrides, pipeline_options, pla
 from hetsched.cli.output import Progress, ProgressLines, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
-from hetsched.errors import TaskError
+from hetsched.errors import CommandLineError, TaskError
 
 if TYPE_CHECKING:
     from hetsched.executors.result import Result
+    from hetsched.machine import Machine
     from hetsched.pipeline.build import Pipeline
     from hetsched.timeline import Timeline
 
@@ -24,6 +25,9 @@ def arguments(parser: Parser) -> None:
     pipeline_options(parser)
     placement_options(parser)
     parser.add_argument("-o", "--output", metavar="DIR", help="where outputs are written (default: beside the file, as it says)")
+    parser.add_argument(
+        "--plan", metavar="PLAN", help="run by this locked plan (`hetsched plan FILE -o PLAN`); refused where FILE or machine have changed"
+    )
     parser.add_argument("--trace", metavar="F", help="write what happened as a Chrome/Perfetto trace, for ui.perfetto.dev")
     parser.add_argument("--gantt", action="store_true", help="draw what happened as a chart (with --format text)")
     parser.add_argument("--keep-going", action="store_true", help="a task that fails stops only what needs it")
@@ -53,8 +57,11 @@ def _run(args: Any) -> int:
 
     pipeline = load(args.file, parameters, trust=args.trust)
     given = placement_arguments(args, pipeline.goal)
-    with placing(pipeline):
-        planned = plan(pipeline.graph, measure=given["learn"], **given)
+    if args.plan is not None:
+        planned = _locked(args, pipeline, given["machine"])
+    else:
+        with placing(pipeline):
+            planned = plan(pipeline.graph, measure=given["learn"], **given)
     if args.format == "text":
         from hetsched.report.summary import bound_line
 
@@ -62,7 +69,7 @@ def _run(args: Any) -> int:
     progress = Progress(quiet=args.format != "text")
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
-        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=given["learn"])
+        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=given["learn"], energy=True)
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
         write_trace(args.trace, result.trace)
@@ -74,6 +81,18 @@ def _run(args: Any) -> int:
     for task, error in result.failed.items():
         raise TaskError(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
     return 0
+
+
+def _locked(args: Any, pipeline: Pipeline, machine: Machine | None) -> Timeline:
+    """The locked plan of `--plan`, for the file and the machine of the command line."""
+    from hetsched.locked import read_plan
+    from hetsched.machine import Machine
+
+    given = [("--policy", args.policy != "auto"), ("--objective", args.objective), ("-d", args.device), ("--plan-time", args.plan_time)]
+    for option, value in [*given, ("--memory", args.memory)]:
+        if value:
+            raise CommandLineError(f"{option} is for planning, and --plan {args.plan} is a plan already; leave one out")
+    return read_plan(args.plan, pipeline.graph, machine if machine is not None else Machine.here())
 
 
 def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> Mapping[str, str]:
@@ -105,16 +124,18 @@ def write_trace(path: str, timeline: Timeline) -> None:
 
 def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str]) -> None:
     from hetsched.report.doubts import doubts
+    from hetsched.report.energy import energy_lines, energy_of, energy_record
     from hetsched.report.record import run_record
     from hetsched.report.summary import three_lines
     from hetsched.report.text import table
 
-    numbers = metrics(pipeline, result)
+    numbers, energy = metrics(pipeline, result), energy_of(result.trace, result.energy)
     doubted = doubts((o.source, {part: result[name] for part, name in o.values.items() if name in result}) for o in pipeline.outputs.values())
     if form != "text":
         files = {name: written.get(name) for name in pipeline.outputs}
         record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
         record["warnings"] = doubted
+        record["energy"] = energy_record(energy)
         if result.failed:
             record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
         if form == "jsonl":
@@ -124,4 +145,4 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
     lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {path}" for name, path in written.items()]
     lines += [f"warning: {text}" for text in doubted]
-    write("\n".join([*lines, *three_lines(result.plan, result.trace)]))
+    write("\n".join([*lines, *three_lines(result.plan, result.trace), *energy_lines(energy)]))

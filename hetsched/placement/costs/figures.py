@@ -6,7 +6,8 @@ lane-seconds on `lanes` lanes a device takes `busy_watts * B + idle_watts * (T -
 its idle watts all the time, unless the machine says that it is off then (`always_on: false`). Lanes that wait for files, and copies, draw nothing
 beyond that.
 
-Price: `price_per_hour` of each device that launches something, for the whole makespan, by the second; a device not used costs nothing.
+Price: `price_per_hour` of each device that launches something, for the whole makespan, by the second; a device not used costs nothing. The
+`price_per_hour` of the machine itself, where it has one, is paid whatever is used, and devices without a price are then part of it.
 
 Latency: a request is one turn of each outermost loop, the whole graph where there are none: the makespan of the same plan with every such loop
 held to one turn.
@@ -59,7 +60,7 @@ def figures_of(
     machine: Machine, seconds: float, latency_seconds: float | None, busy: Mapping[str, float], used: frozenset[str], *, measured: bool = False
 ) -> Figures:
     """Figures from a makespan, device -> busy lane-seconds, and the devices used."""
-    joules, price = 0.0, 0.0
+    joules, price = 0.0, (machine.price_per_hour or 0.0) * seconds / SECONDS_PER_HOUR
     unknown_watts, unknown_price = [], []
     for device in machine.devices:
         if device.id in used or device.always_on:
@@ -69,7 +70,8 @@ def figures_of(
             rest = max(0.0, seconds - worked / device.lanes)
             joules += (device.busy_watts or 0.0) * worked + (device.idle_watts or 0.0) * rest
         if device.id in used:
-            unknown_price += [f"{device.id} states no price_per_hour"] if device.price_per_hour is None else []
+            unknown = device.price_per_hour is None and machine.price_per_hour is None
+            unknown_price += [f"{device.id} states no price_per_hour"] if unknown else []
             price += (device.price_per_hour or 0.0) * seconds / SECONDS_PER_HOUR
     missing = {goal: "; ".join(why) for goal, why in (("energy", unknown_watts), ("price", unknown_price)) if why}
     if latency_seconds is None:
