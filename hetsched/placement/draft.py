@@ -23,6 +23,7 @@ from hetsched.graph.graph import Loop
 from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
 from hetsched.placement.memory import lay_out
 from hetsched.placement.problem import FloatArray, Problem
+from hetsched.placement.ranks import least_tails
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
 
 
@@ -37,11 +38,18 @@ class Offer(NamedTuple):
     finish: float
 
 
+class HopelessError(Exception):
+    """A plan is certain to be longer than `Draft.give_up_above`. Policies let it pass to whoever set that."""
+
+
 class Draft(ABC):
     """What is common to the drafts: what is booked, and the constraint that tasks share a device.
 
     choice_of, start_of, finish_of: of each task; choice -1: not booked yet. booked: tasks in the order of booking. notes: remarks for the user.
+    give_up_above: a makespan in seconds; `place_all` raises `HopelessError` as soon as the plan is certain to be longer.
     """
+
+    give_up_above = inf
 
     def __init__(self, problem: Problem) -> None:
         n = len(problem)
@@ -79,6 +87,18 @@ class Draft(ABC):
         if best < 0:
             raise InternalError(f"task {self.problem.name(task)!r} has no choice left")
         return best
+
+    def place_all(self, order: Sequence[int], behind: FloatArray | None = None) -> None:
+        """Book the tasks one after another, each where `earliest` has it. behind: float64[n, C]; what `earliest` is told of each task."""
+        rows = behind[order].tolist() if behind is not None else [None] * len(order)
+        if self.give_up_above == inf:
+            for task, row in zip(order, rows, strict=True):
+                self.place(task, self.earliest(task, row))
+            return
+        tails, limit = least_tails(self.problem).tolist(), self.give_up_above
+        for task, row in zip(order, rows, strict=True):
+            if self.place(task, self.earliest(task, row)) + tails[task] > limit:
+                raise HopelessError
 
     def book(self, offer: Offer) -> None:
         """Accept an offer. Other bookings may have come between; the task then starts when it can."""

@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import Callable
 
+from hetsched.placement import native
 from hetsched.placement.costed_draft import CostedDraft
 from hetsched.placement.draft import Draft
 from hetsched.placement.search_costed import Found, improve_costed
 from hetsched.placement.search_draft import improve_draft
 
 SEED = 7
-# What pays for loading numba (about 0.6 s): seconds of search, or evaluations times tasks.
+# What pays for building machine code (about 0.5 s): seconds of search, or evaluations times tasks. Once built it costs nothing.
 COMPILED_FROM_SECONDS = 0.5
 COMPILED_FROM_WORK = 2e7
 
@@ -34,8 +35,8 @@ def improve(
 ) -> Found:
     """Replace what is booked in `draft`, which must be whole, by the best plan found within `seconds` and `evaluations`, whichever is less.
 
-    target: a makespan in seconds at which to stop, such as a lower bound. compiled: whether numba does the work (costed graphs only); None: where it
-    is there and pays. Its loading is not counted in `seconds`.
+    target: a makespan in seconds at which to stop, such as a lower bound. compiled: whether machine code does the work (costed graphs only); None:
+    where it is there or pays for being built, which is not counted in `seconds`.
     """
     if seconds == math.inf and evaluations == math.inf:
         raise ValueError("a search without end: give seconds or evaluations")
@@ -45,7 +46,7 @@ def improve(
     if isinstance(draft, CostedDraft):
         if compiled is None:
             work = min(evaluations, 1e12) * len(draft.problem)
-            compiled = seconds >= COMPILED_FROM_SECONDS and work >= COMPILED_FROM_WORK
+            compiled = native.is_built() or (seconds >= COMPILED_FROM_SECONDS and work >= COMPILED_FROM_WORK)
         found = improve_costed(draft, seconds, evaluations, seed=seed, clock=clock, compiled=compiled, target=target)
     else:
         found = Found(improve_draft(draft, seconds, evaluations, seed=seed, clock=clock, target=target), 0.0)

@@ -4,9 +4,10 @@ A state is a topological order of the tasks and a device for each. It stands for
 inputs are there and a lane of its device is free. Every plan without needless waiting is such a state, and its makespan costs one pass over the
 edges: no gap is searched. A step moves one task, mostly of the critical path, to another place in the order, to another device, or both.
 
-The functions are plain code on plain sequences, so that they run as they are on lists, and on arrays when numba has compiled them
-(`search_compiled.py`). Random numbers come from integers and the logarithms of the acceptance rule (Metropolis et al., J. Chem. Phys. 21, 1953)
-from a table, so both ways give the same plans. Hot path: 0.3 us a step at 25 tasks, 1 us at 110, compiled; 60 times that as Python.
+The functions are plain code on plain sequences, so that they run as they are on lists. `native.c` is the same in C, statement for statement; where no
+compiler is there but numba is, that compiles them for arrays (`search_compiled.py`). Random numbers come from integers and the logarithms of the
+acceptance rule (Metropolis et al., J. Chem. Phys. 21, 1953) from a table, so all ways give the same plans. Hot path: 0.3 us a step at 25 tasks, 1 us
+at 110, compiled; 60 times that as Python.
 """
 
 from __future__ import annotations
@@ -251,8 +252,31 @@ def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: fl
         limit = now + hot * (length - step) / length * draws[(dice >> 5) & 4095]
         shift(order, place, src, dst)
         device[task] = to
-        first = min(src, dst)
-        found, reached = evaluate(facts, state, first, max(src, dst), limit)
+        first, settled = min(src, dst), max(src, dst)
+        mate = mate_was = -1
+        if to != was and (dice >> 17) & 1:
+            # A neighbour moves along, or one that is on the other device changes places with it.
+            dice ^= (dice << 13) & 0xFFFFFFFF
+            dice ^= dice >> 17
+            dice ^= (dice << 5) & 0xFFFFFFFF
+            mate_to = to
+            before = starts[task + 1] - starts[task]
+            after = succ_starts[task + 1] - succ_starts[task]
+            if dice & 3:
+                if before + after > 0:
+                    pick = (dice >> 4) % (before + after)
+                    mate = preds[starts[task] + pick] if pick < before else succs[succ_starts[task] + pick - before]
+            else:
+                mate = order[(dice >> 4) % n]
+                mate_to = was
+            if mate >= 0:
+                mate_was = device[mate]
+                if mate == task or mate_was == mate_to or seconds[mate][mate_to] >= IMPOSSIBLE or (mate_to == was and mate_was != to):
+                    mate = -1
+                else:
+                    device[mate] = mate_to
+                    first, settled = min(first, place[mate]), max(settled, place[mate])
+        found, reached = evaluate(facts, state, first, settled, limit)
         if found <= limit:
             for i in range(first, n):
                 t = order[i]
@@ -276,5 +300,7 @@ def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: fl
                 why[t] = old_why[t]
             shift(order, place, dst, src)
             device[task] = was
+            if mate >= 0:
+                device[mate] = mate_was
     state.count[0] = dice
     state.spans[0], state.spans[1] = now, best
