@@ -188,6 +188,8 @@ class GraphDraft(Draft):
         first = self._outputs[0] if self._outputs else len(self._nbytes)
         self._there: list[dict[int, float]] = [{problem.host: 0.0} if v < first else {} for v in range(len(self._nbytes))]
         self._copies: list[_Copied] = []
+        # The last that was asked of each choice: task, how many were booked then, start, lane. What was found holds until the next booking.
+        self._offered = [(-1, -1, 0.0, 0)] * len(problem.choices)
         self._delivered = False
 
     # Booking --------------------------------------------------------------------------------------------------------------------
@@ -197,7 +199,9 @@ class GraphDraft(Draft):
         where = self.problem.choices[choice]
         seconds = self._seconds[task][choice]
         ready = max(not_before, self._fetch(task, where.node, keep=True))
-        start, lane = self._slot(task, choice, ready)
+        asked, booked, start, lane = self._offered[choice]
+        if asked != task or booked != len(self.booked) or start < not_before:
+            start, lane = self._slot(task, choice, ready)
         finish = start + seconds
         if where.pool < 0:
             self._lanes_of[task] = self.problem.loop_lanes[task]
@@ -280,7 +284,8 @@ class GraphDraft(Draft):
             node = self.problem.choices[choice].node
             if node not in ready:
                 ready[node] = self._fetch(task, node, keep=False)
-            start, _ = self._slot(task, choice, ready[node])
+            start, lane = self._slot(task, choice, ready[node])
+            self._offered[choice] = task, len(self.booked), start, lane
             yield choice, start, start + self._seconds[task][choice]
 
     def _fetch(self, task: int, node: int, keep: bool) -> float:
@@ -356,16 +361,25 @@ class GraphDraft(Draft):
 
     def _lane(self, lanes: list[Gaps], pool: int, ready: float, seconds: float, apart: dict[tuple[int, int], float] | None) -> tuple[float, int]:
         """The lane that is free first; of equals the one that leaves the least idle time."""
+        # What others hand over comes last of all from lane `own`, which itself has to wait for the rest alone.
+        own, at_own, elsewhere = -1, ready, ready
+        if apart:
+            for (of, number), handed in apart.items():
+                if handed > elsewhere:
+                    own, at_own, elsewhere = number if of == pool else -1, elsewhere, handed
+                elif handed > at_own:
+                    at_own = handed
         best, best_from, lane = inf, -1.0, 0
         for i, gaps in enumerate(lanes):
-            here = ready
-            if apart:
-                for key, handed in apart.items():
-                    if key != (pool, i) and handed > here:
-                        here = handed
-            gap, start = gaps.find(here, seconds)
-            if start < best or (start == best and gaps.starts[gap] > best_from):
-                best, best_from, lane = start, gaps.starts[gap], i
+            here = at_own if i == own else elsewhere
+            since = gaps.starts[-1]
+            if here >= since:
+                start = here
+            else:
+                gap, start = gaps.find(here, seconds)
+                since = gaps.starts[gap]
+            if start < best or (start == best and since > best_from):
+                best, best_from, lane = start, since, i
         return best, lane
 
     def _apart(self, task: int, pool: int) -> dict[tuple[int, int], float] | None:

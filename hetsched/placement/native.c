@@ -28,7 +28,7 @@ typedef struct {
     double *old_finish;
     int64_t *old_why;
     double *rest;
-    int64_t *path, *best_order, *best_device;
+    int64_t *path, *along, *along_was, *best_order, *best_device;
     double *free;
     int64_t *last, *count;
     double *spans;
@@ -175,29 +175,36 @@ void hs_walk(const Facts *f, State *s, int64_t steps, int64_t done, int64_t leng
         const double limit = now + hot * (double)(length - step) / (double)length * f->draws[(dice >> 5) & 4095];
         shift(order, place, src, dst);
         device[task] = to;
-        int64_t first = src < dst ? src : dst, settled = src < dst ? dst : src, mate = -1, mate_was = -1;
+        int64_t first = src < dst ? src : dst, settled = src < dst ? dst : src, count = 0;
         if (to != was && ((dice >> 17) & 1)) {
             DRAW(dice);
-            int64_t mate_to = to;
-            const int64_t before = f->starts[task + 1] - f->starts[task], after = f->succ_starts[task + 1] - f->succ_starts[task];
             if (dice & 3) {
-                if (before + after > 0) {
-                    const int64_t pick = (dice >> 4) % (before + after);
-                    mate = pick < before ? f->preds[f->starts[task] + pick] : f->succs[f->succ_starts[task] + pick - before];
+                for (int64_t tries = (int64_t)1 << ((dice >> 2) & 3); tries > 0; tries--) {
+                    DRAW(dice);
+                    const int64_t at = (dice >> 3) % (count + 1), member = at == count ? task : s->along[at];
+                    const int64_t before = f->starts[member + 1] - f->starts[member], after = f->succ_starts[member + 1] - f->succ_starts[member];
+                    if (before + after > 0) {
+                        const int64_t pick = (dice >> 8) % (before + after);
+                        const int64_t mate = pick < before ? f->preds[f->starts[member] + pick] : f->succs[f->succ_starts[member] + pick - before];
+                        if (device[mate] != to && f->seconds[mate * devices + to] < IMPOSSIBLE) {
+                            s->along[count] = mate;
+                            s->along_was[count++] = device[mate];
+                            device[mate] = to;
+                        }
+                    }
                 }
             } else {
-                mate = order[(dice >> 4) % n];
-                mate_to = was;
-            }
-            if (mate >= 0) {
-                mate_was = device[mate];
-                if (mate == task || mate_was == mate_to || f->seconds[mate * devices + mate_to] >= IMPOSSIBLE || (mate_to == was && mate_was != to))
-                    mate = -1;
-                else {
-                    device[mate] = mate_to;
-                    if (place[mate] < first) first = place[mate];
-                    if (place[mate] > settled) settled = place[mate];
+                const int64_t mate = order[(dice >> 4) % n];
+                if (mate != task && device[mate] == to && f->seconds[mate * devices + was] < IMPOSSIBLE) {
+                    s->along[0] = mate;
+                    s->along_was[0] = to;
+                    count = 1;
+                    device[mate] = was;
                 }
+            }
+            for (int64_t i = 0; i < count; i++) {
+                if (place[s->along[i]] < first) first = place[s->along[i]];
+                if (place[s->along[i]] > settled) settled = place[s->along[i]];
             }
         }
         int64_t reached;
@@ -227,7 +234,7 @@ void hs_walk(const Facts *f, State *s, int64_t steps, int64_t done, int64_t leng
             }
             shift(order, place, dst, src);
             device[task] = was;
-            if (mate >= 0) device[mate] = mate_was;
+            for (int64_t i = 0; i < count; i++) device[s->along[i]] = s->along_was[i];
         }
     }
     s->count[0] = dice;

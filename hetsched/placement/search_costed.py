@@ -19,7 +19,7 @@ from hetsched.placement.search_walk import Facts, State
 # `MILD` cycles, which only small graphs reach, are hot enough to leave the plan behind.
 HEATS = (1e-4, 1e-3, 1e-2, 3e-2, 3e-3)
 MILD = 3 * len(HEATS)
-HOT = (0.05, 0.01, 0.1, 0.003, 0.02)
+HOT = (0.05, 0.01, 0.1, 0.003, 0.3, 0.02)
 # Steps of the first cycle per task, and how much longer each cycle is than the one before.
 FIRST = 4
 GROWTH = 1.3
