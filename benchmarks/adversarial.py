@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 from hetsched.placement.costed import CostedDraft, costed_problem
@@ -28,10 +27,9 @@ def searching(seconds: float):
     """`auto`, then the search for so long."""
 
     def makespan(problem: Problem) -> float:
-        started = time.perf_counter()
         draft = CostedDraft(problem)
         find("auto")(draft)
-        improve(draft, started + seconds)
+        improve(draft, seconds)
         return draft.finish()
 
     return makespan

@@ -129,7 +129,7 @@ def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
         "machine": emulated(changed(machine_of(args.machine), args.what_if), getattr(args, "emulate", False)),
         "policy": getattr(args, "policy", "auto"),
         "objective": args.objective or objective,
-        "plan_seconds": duration(args.plan_time) if args.plan_time is not None else 0.0,
+        "plan_seconds": duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0,
         "only": args.device,
         "memory": memory_limits(args.memory),
         "learn": not (args.no_learn or args.deterministic),

@@ -15,9 +15,9 @@ BYTES: Mapping[str, int] = {
 _FORM = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
-def duration(text: str) -> float:
-    """Seconds of `30s`, `2min`, `500ms`, `1.5h`; a number alone is seconds. More than 0 and finite, else `CommandLineError`."""
-    return _scaled(text, SECONDS, "s", "a duration", "30s, 2min, 500ms")
+def duration(text: str, *, zero: bool = False) -> float:
+    """Seconds of `30s`, `2min`, `500ms`, `1.5h`; a number alone is seconds. Finite and more than 0 (or 0, with `zero`), else `CommandLineError`."""
+    return _scaled(text, SECONDS, "s", "a duration", "30s, 2min, 500ms", zero)
 
 
 def size(text: str) -> int:
@@ -25,7 +25,7 @@ def size(text: str) -> int:
     return int(_scaled(text, BYTES, "B", "a size", "512MiB, 2GB"))
 
 
-def _scaled(text: str, units: Mapping[str, float], plain: str, what: str, examples: str) -> float:
+def _scaled(text: str, units: Mapping[str, float], plain: str, what: str, examples: str, zero: bool = False) -> float:
     found = _FORM.fullmatch(text)
     if found is None:
         raise CommandLineError(f"{text!r} is not {what}; write it like {examples}")
@@ -36,7 +36,7 @@ def _scaled(text: str, units: Mapping[str, float], plain: str, what: str, exampl
         value = float(number) * units[unit or plain]
     except ValueError:
         raise CommandLineError(f"{text!r} is not {what}; write it like {examples}") from None
-    if not 0 < value < math.inf:
+    if not (0 < value < math.inf or (zero and value == 0)):
         raise CommandLineError(f"{text!r}: {what} must be more than 0 and finite")
     return value
 

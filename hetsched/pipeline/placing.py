@@ -23,6 +23,14 @@ def placing(pipeline: Pipeline) -> Iterator[None]:
         raise PlacementError(render(found), error.conflicts) from error
 
 
+def at_objective(pipeline: Pipeline, message: str) -> Mistake:
+    """A mistake that is of no task: at the file's `objective:`, its first line where it has none."""
+    with open(pipeline.path, encoding="utf-8-sig", errors="replace") as file:
+        lines = file.read().splitlines()
+    at = next((i for i, line in enumerate(lines) if line.startswith("objective")), 0)
+    return Mistake(str(pipeline.path), at + 1, 1, message, "placement", lines[at] if lines else "")
+
+
 def mistakes(pipeline: Pipeline, error: PlacementError) -> list[Mistake]:
     """A mistake for every entry of the file that has part in a conflict, in the order of the file; of many conflicts at one entry the first.
 

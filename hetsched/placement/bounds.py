@@ -54,11 +54,7 @@ def lower_bound(problem: Problem, seconds: float = 0.0, above: float = np.inf, *
     if not len(problem):
         return Bound(0.0, "path", np.zeros((0, len(problem.node_names))))
     until = clock() + seconds
-    finish = earliest_finishes(problem)
-    path = float(ends(problem, finish).max())
-    prices = _prices(problem)
-    heads, tails = fastest_heads(problem), fastest_tails(problem)
-    window, worked = _best_window(_dues(problem, prices), heads, tails, tuple(prices.tolist()))
+    finish, path, window, worked = _quick(problem)
     low = max(path, worked)
     proved: Bound | None = problem.memo.get("proved")
     if proved is not None and proved.seconds > low and proved.seconds >= above * (1 - 1e-3):
@@ -73,6 +69,18 @@ def lower_bound(problem: Problem, seconds: float = 0.0, above: float = np.inf, *
         return Bound(path * (1 - _ROUNDING), "path", finish)
     kind = "work" if window.head == 0 and window.tail == 0 else "window"
     return Bound(worked * (1 - _ROUNDING), kind, window)
+
+
+def _quick(problem: Problem) -> tuple[FloatArray, float, Window, float]:
+    """What next to no time proves: (earliest finishes, their bound, window, its bound). Worked out once for a problem."""
+    if "quick_bounds" not in problem.memo:
+        finish = earliest_finishes(problem)
+        prices = _prices(problem)
+        heads, tails = fastest_heads(problem), fastest_tails(problem)
+        window, worked = _best_window(_dues(problem, prices), heads, tails, tuple(prices.tolist()))
+        problem.memo["quick_bounds"] = finish, float(ends(problem, finish).max()), window, worked
+    found: tuple[FloatArray, float, Window, float] = problem.memo["quick_bounds"]
+    return found
 
 
 def check_bound(problem: Problem, bound: Bound) -> None:

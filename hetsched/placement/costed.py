@@ -23,6 +23,9 @@ from hetsched.placement.problem import Choice, FloatArray, IntArray, Pool, Probl
 from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import Found, improve
 
+# The part of the time for planning that is searched whatever the first plan and its bound took.
+LEAST = 0.3
+
 __all__ = ["FORMAT", "CostedDraft", "costed_problem", "plan_costed", "read_costed"]
 
 
@@ -42,7 +45,9 @@ def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.
         chosen(draft)
         found = Found(0, 0.0)
         if plan_seconds > 0:
-            found = improve(draft, plan_seconds * (1 - SHARE), target=lower_bound(problem).seconds * (1 + 1e-9))
+            target = lower_bound(problem).seconds * (1 + 1e-9)
+            left = plan_seconds - (time.perf_counter() - started)
+            found = improve(draft, max(left - SHARE * plan_seconds, LEAST * plan_seconds), target=target)
         makespan = draft.finish()
         bound = lower_bound(problem, plan_seconds * SHARE, makespan)
         seconds = time.perf_counter() - started

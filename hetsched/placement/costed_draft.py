@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from hetsched.errors import PlanError
-from hetsched.placement.draft import Draft
-from hetsched.placement.problem import Problem
+from hetsched.placement import native
+from hetsched.placement.draft import Draft, HopelessError
+from hetsched.placement.facts import list_facts
+from hetsched.placement.problem import FloatArray, Problem
+from hetsched.placement.ranks import least_tails
 
 
 class CostedDraft(Draft):
@@ -20,21 +24,68 @@ class CostedDraft(Draft):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        preds, nbytes = problem.pred_task.tolist(), problem.pred_nbytes.tolist()
-        self._preds = [list(zip(preds[a:b], nbytes[a:b], strict=True)) for a, b in pairwise(problem.pred_start.tolist())]
-        self._seconds: list[list[float]] = problem.durations.tolist()
         self.finish_of = [math.inf] * len(problem)  # so that a task asked for before its predecessors finds no place
-        self._node = problem.nodes.tolist()
-        # From each node to every node: (latency, seconds per byte). Nodes without a device are never asked for.
-        self._links = [list(zip(a, b, strict=True)) for a, b in zip(problem.latency.tolist(), problem.seconds_per_byte.tolist(), strict=True)]
         self._nothing = [0.0] * len(problem.choices)
         self._zeros = [0.0] * len(problem.node_names)
         self._lanes = [[([0.0], [math.inf]) for _ in range(pool.lanes)] for pool in problem.pools]
-        # Gaps shorter than any task on the device can hold nothing and are not kept.
-        finite = np.where(np.isfinite(problem.durations), problem.durations, np.inf)
-        self._shortest = (finite.min(axis=0, initial=np.inf) * (1 - 1e-9)).tolist()
         self._lane_of = [0] * len(problem)
         self._found: tuple[int, int, float, int] | None = None
+
+    # What follows from the problem alone is shared by all drafts of it, and made only where it is asked for: machine code does without.
+
+    @cached_property
+    def _preds(self) -> list[list[tuple[int, float]]]:
+        """Of each task: (predecessor, bytes from it)."""
+        problem = self.problem
+        if "pairs" not in problem.memo:
+            pairs = list(zip(problem.pred_task.tolist(), problem.pred_nbytes.tolist(), strict=True))
+            problem.memo["pairs"] = [pairs[a:b] for a, b in pairwise(problem.pred_start.tolist())]
+        pairs_of: list[list[tuple[int, float]]] = problem.memo["pairs"]
+        return pairs_of
+
+    @cached_property
+    def _seconds(self) -> list[list[float]]:
+        if "rows" not in self.problem.memo:
+            self.problem.memo["rows"] = self.problem.durations.tolist()
+        rows: list[list[float]] = self.problem.memo["rows"]
+        return rows
+
+    @cached_property
+    def _node(self) -> list[int]:
+        node: list[int] = self.problem.nodes.tolist()
+        return node
+
+    @cached_property
+    def _links(self) -> list[list[tuple[float, float]]]:
+        """From each node to every node: (latency, seconds per byte). Nodes without a device are never asked for."""
+        latency, per_byte = self.problem.latency.tolist(), self.problem.seconds_per_byte.tolist()
+        return [list(zip(a, b, strict=True)) for a, b in zip(latency, per_byte, strict=True)]
+
+    @cached_property
+    def _shortest(self) -> list[float]:
+        """Gaps shorter than any task on the device can hold nothing and are not kept."""
+        if "shortest" not in self.problem.memo:
+            self.problem.memo["shortest"] = (self.problem.durations.min(axis=0, initial=np.inf) * (1 - 1e-9)).tolist()
+        shortest: list[float] = self.problem.memo["shortest"]
+        return shortest
+
+    def place_all(self, order: Sequence[int], behind: FloatArray | None = None) -> None:
+        code = native.for_size(len(order)) if not self.booked else None
+        if code is None:
+            super().place_all(order, behind)
+            return
+        facts = list_facts(self.problem)
+        if self.give_up_above < math.inf:
+            facts = facts._replace(tail=least_tails(self.problem))
+        found = native.book(code, facts, self._shortest, order, behind, self.give_up_above)
+        if found is None:
+            raise HopelessError
+        choice, start, finish, lane, booked = found
+        if booked < len(order):
+            self._check(order[booked], int(np.argmin(self.problem.durations[order[booked]])))
+            raise self._refuse(order[booked], "no device can run it")
+        self.choice_of, self.start_of, self.finish_of, self._lane_of = choice.tolist(), start.tolist(), finish.tolist(), lane.tolist()
+        self.booked = list(order)
 
     def earliest(self, task: int, behind: Sequence[float] | None = None) -> int:
         ready = self._ready(task)

@@ -23,6 +23,7 @@ from hetsched.graph.graph import Loop
 from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
 from hetsched.placement.memory import lay_out
 from hetsched.placement.problem import FloatArray, Problem
+from hetsched.placement.ranks import least_tails
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
 
 
@@ -37,11 +38,18 @@ class Offer(NamedTuple):
     finish: float
 
 
+class HopelessError(Exception):
+    """A plan is certain to be longer than `Draft.give_up_above`. Policies let it pass to whoever set that."""
+
+
 class Draft(ABC):
     """What is common to the drafts: what is booked, and the constraint that tasks share a device.
 
     choice_of, start_of, finish_of: of each task; choice -1: not booked yet. booked: tasks in the order of booking. notes: remarks for the user.
+    give_up_above: a makespan in seconds; `place_all` raises `HopelessError` as soon as the plan is certain to be longer.
     """
+
+    give_up_above = inf
 
     def __init__(self, problem: Problem) -> None:
         n = len(problem)
@@ -79,6 +87,18 @@ class Draft(ABC):
         if best < 0:
             raise InternalError(f"task {self.problem.name(task)!r} has no choice left")
         return best
+
+    def place_all(self, order: Sequence[int], behind: FloatArray | None = None) -> None:
+        """Book the tasks one after another, each where `earliest` has it. behind: float64[n, C]; what `earliest` is told of each task."""
+        rows = behind[order].tolist() if behind is not None else [None] * len(order)
+        if self.give_up_above == inf:
+            for task, row in zip(order, rows, strict=True):
+                self.place(task, self.earliest(task, row))
+            return
+        tails, limit = least_tails(self.problem).tolist(), self.give_up_above
+        for task, row in zip(order, rows, strict=True):
+            if self.place(task, self.earliest(task, row)) + tails[task] > limit:
+                raise HopelessError
 
     def book(self, offer: Offer) -> None:
         """Accept an offer. Other bookings may have come between; the task then starts when it can."""
@@ -168,6 +188,8 @@ class GraphDraft(Draft):
         first = self._outputs[0] if self._outputs else len(self._nbytes)
         self._there: list[dict[int, float]] = [{problem.host: 0.0} if v < first else {} for v in range(len(self._nbytes))]
         self._copies: list[_Copied] = []
+        # The last that was asked of each choice: task, how many were booked then, start, lane. What was found holds until the next booking.
+        self._offered = [(-1, -1, 0.0, 0)] * len(problem.choices)
         self._delivered = False
 
     # Booking --------------------------------------------------------------------------------------------------------------------
@@ -177,7 +199,9 @@ class GraphDraft(Draft):
         where = self.problem.choices[choice]
         seconds = self._seconds[task][choice]
         ready = max(not_before, self._fetch(task, where.node, keep=True))
-        start, lane = self._slot(task, choice, ready)
+        asked, booked, start, lane = self._offered[choice]
+        if asked != task or booked != len(self.booked) or start < not_before:
+            start, lane = self._slot(task, choice, ready)
         finish = start + seconds
         if where.pool < 0:
             self._lanes_of[task] = self.problem.loop_lanes[task]
@@ -260,7 +284,8 @@ class GraphDraft(Draft):
             node = self.problem.choices[choice].node
             if node not in ready:
                 ready[node] = self._fetch(task, node, keep=False)
-            start, _ = self._slot(task, choice, ready[node])
+            start, lane = self._slot(task, choice, ready[node])
+            self._offered[choice] = task, len(self.booked), start, lane
             yield choice, start, start + self._seconds[task][choice]
 
     def _fetch(self, task: int, node: int, keep: bool) -> float:
@@ -336,16 +361,25 @@ class GraphDraft(Draft):
 
     def _lane(self, lanes: list[Gaps], pool: int, ready: float, seconds: float, apart: dict[tuple[int, int], float] | None) -> tuple[float, int]:
         """The lane that is free first; of equals the one that leaves the least idle time."""
+        # What others hand over comes last of all from lane `own`, which itself has to wait for the rest alone.
+        own, at_own, elsewhere = -1, ready, ready
+        if apart:
+            for (of, number), handed in apart.items():
+                if handed > elsewhere:
+                    own, at_own, elsewhere = number if of == pool else -1, elsewhere, handed
+                elif handed > at_own:
+                    at_own = handed
         best, best_from, lane = inf, -1.0, 0
         for i, gaps in enumerate(lanes):
-            here = ready
-            if apart:
-                for key, handed in apart.items():
-                    if key != (pool, i) and handed > here:
-                        here = handed
-            gap, start = gaps.find(here, seconds)
-            if start < best or (start == best and gaps.starts[gap] > best_from):
-                best, best_from, lane = start, gaps.starts[gap], i
+            here = at_own if i == own else elsewhere
+            since = gaps.starts[-1]
+            if here >= since:
+                start = here
+            else:
+                gap, start = gaps.find(here, seconds)
+                since = gaps.starts[gap]
+            if start < best or (start == best and since > best_from):
+                best, best_from, lane = start, since, i
         return best, lane
 
     def _apart(self, task: int, pool: int) -> dict[tuple[int, int], float] | None:

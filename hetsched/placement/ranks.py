@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 
 import numpy as np
 
+from hetsched.placement import native
 from hetsched.placement.problem import FloatArray, IntArray, Problem, transpose
 
 
@@ -28,6 +30,10 @@ def upward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) -> l
 
     Topcuoglu, Hariri, Wu (HEFT), equation 8.
     """
+    code = native.for_size(len(problem))
+    if code is not None:
+        found: list[float] = native.upward(code, problem.order, problem.pred_start, problem.pred_task, weights, copies).tolist()
+        return found
     rank = [0.0] * len(problem)
     own = weights.tolist()
     starts, preds, edge = problem.pred_start.tolist(), problem.pred_task.tolist(), copies.tolist()
@@ -39,6 +45,16 @@ def upward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) -> l
             if path > rank[preds[k]]:
                 rank[preds[k]] = path
     return rank
+
+
+def least_tails(problem: Problem) -> FloatArray:
+    """float64[n]: seconds that at least follow the finish of each task: of what comes after it, each at its fastest, nothing for copies."""
+    if "tails" not in problem.memo:
+        least = problem.durations.min(axis=1)
+        behind = np.array(upward_ranks(problem, least, np.zeros(len(problem.pred_task)))) - least
+        problem.memo["tails"] = np.maximum(behind * (1 - 1e-9), 0.0)
+    tails: FloatArray = problem.memo["tails"]
+    return tails
 
 
 def downward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) -> list[float]:
@@ -81,6 +97,23 @@ def levels(n: int, start: IntArray, other: IntArray) -> Iterator[tuple[IntArray,
         a, b = task_ends[level] - count[level], task_ends[level]
         low = edge_ends[level - 1] if level else 0
         yield tasks[a:b], edges[low : edge_ends[level]], first_edge[a:b] - low
+
+
+def as_ready(problem: Problem, rank: list[float]) -> list[int]:
+    """Tasks in the order in which a list scheduler takes them: of those whose predecessors have been taken, the one of highest rank, then number."""
+    succ_start, succ_task = (a.tolist() for a in problem.succ[:2])
+    waiting = np.diff(problem.pred_start).tolist()
+    ready = [(-rank[t], t) for t in range(len(problem)) if waiting[t] == 0]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, task = heapq.heappop(ready)
+        order.append(task)
+        for later in succ_task[succ_start[task] : succ_start[task + 1]]:
+            waiting[later] -= 1
+            if not waiting[later]:
+                heapq.heappush(ready, (-rank[later], later))
+    return order
 
 
 def by_rank(problem: Problem, rank: list[float]) -> list[int]:

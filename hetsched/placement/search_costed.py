@@ -8,18 +8,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hetsched.placement import search_walk
+from hetsched.placement import native, search_walk
 from hetsched.placement.costed_draft import CostedDraft
+from hetsched.placement.facts import facts_of
 from hetsched.placement.problem import Problem
-from hetsched.placement.ranks import upward_ranks
 from hetsched.placement.search_compiled import kernels
-from hetsched.placement.search_walk import DRAWS, Facts, State
+from hetsched.placement.search_walk import Facts, State
 
-# Temperatures at the start of the cycles, in turn, as shares of the makespan. The first is all but descent: large graphs get no further.
+# Temperatures at the start of the cycles, in turn, as shares of the makespan. The first is all but descent: large graphs get no further. Those after
+# `MILD` cycles, which only small graphs reach, are hot enough to leave the plan behind.
 HEATS = (1e-4, 1e-3, 1e-2, 3e-2, 3e-3)
+MILD = 3 * len(HEATS)
+HOT = (0.05, 0.01, 0.1, 0.003, 0.3, 0.02)
 # Steps of the first cycle per task, and how much longer each cycle is than the one before.
 FIRST = 4
-GROWTH = 1.6
+GROWTH = 1.3
 # Seconds between two looks at the clock, about.
 LOOK = 0.01
 
@@ -50,19 +53,19 @@ def improve_costed(
 
 
 class Walker:
-    """A search over one problem. `is_compiled`: whether numba does it."""
+    """A search over one problem. `is_compiled`: whether machine code does it: that of `native.c`, or of numba where there is no C compiler."""
 
     def __init__(self, problem: Problem, seed: int, *, compiled: bool) -> None:
-        module = kernels() if compiled else None
-        self.is_compiled = module is not None
-        self._code: Any = module or search_walk
-        self._n = len(problem)
         facts, state = facts_of(problem), _empty(len(problem), sum(pool.lanes for pool in problem.pools))
-        self.facts = facts if module else Facts(*(x.tolist() for x in facts))
-        self.state = state if module else State(*(x.tolist() for x in state))
+        code = _machine_code(facts, state) if compiled else None
+        self.is_compiled = code is not None
+        self._code: Any = code or search_walk
+        self._n = len(problem)
+        self.facts = facts if code else Facts(*(x.tolist() for x in facts))
+        self.state = state if code else State(*(x.tolist() for x in state))
         self.state.count[0] = (seed * 2654435761 + 88172645) & 0xFFFFFFFF or 1
         self._cycle, self._length, self._done, self._hot = -1, 0, 0, 0.0
-        if module:
+        if code:
             self._warm_up(seed)
 
     @property
@@ -106,7 +109,8 @@ class Walker:
         self._cycle += 1
         self._done = 0
         self._length = int(FIRST * self._n * GROWTH**self._cycle) + 1
-        self._hot = HEATS[self._cycle % len(HEATS)] * self.best
+        heats = HEATS if self._cycle < MILD else HOT
+        self._hot = heats[self._cycle % len(heats)] * self.best
         best, device = list(self.state.best_order), list(self.state.best_device)
         self._stand_at(best, device)
         start = self.state.start
@@ -136,32 +140,9 @@ class Walker:
         self._code.walk(self.facts, self.state, 0, 0, 1, 0.0)
 
 
-def facts_of(problem: Problem) -> Facts:
-    """The arrays of a costed problem as the walk wants them."""
-    least = problem.durations.min(axis=1)
-    behind = np.array(upward_ranks(problem, least, np.zeros(len(problem.pred_task)))) - least
-    succ_starts, succs, _ = problem.succ
-    possible = np.isfinite(problem.durations)
-    return Facts(
-        seconds=np.ascontiguousarray(problem.durations),
-        tail=np.maximum(behind * (1 - 1e-9), 0.0),
-        starts=problem.pred_start,
-        preds=problem.pred_task,
-        nbytes=problem.pred_nbytes,
-        succ_starts=succ_starts,
-        succs=succs,
-        node=problem.nodes,
-        lanes=_starts([pool.lanes for pool in problem.pools]),
-        latency=problem.latency,
-        per_byte=problem.seconds_per_byte,
-        able_starts=_starts(possible.sum(axis=1)),
-        able=np.nonzero(possible)[1].astype(np.int64),
-        draws=-np.log((np.arange(DRAWS) + 0.5) / DRAWS),
-    )
-
-
-def _starts(counts: Any) -> Any:
-    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+def _machine_code(facts: Facts, state: State) -> Any:
+    found = native.library()
+    return native.Walk(found.code, facts, state) if found is not None else kernels()
 
 
 def _empty(n: int, lanes: int) -> State:

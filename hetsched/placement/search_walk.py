@@ -4,9 +4,10 @@ A state is a topological order of the tasks and a device for each. It stands for
 inputs are there and a lane of its device is free. Every plan without needless waiting is such a state, and its makespan costs one pass over the
 edges: no gap is searched. A step moves one task, mostly of the critical path, to another place in the order, to another device, or both.
 
-The functions are plain code on plain sequences, so that they run as they are on lists, and on arrays when numba has compiled them
-(`search_compiled.py`). Random numbers come from integers and the logarithms of the acceptance rule (Metropolis et al., J. Chem. Phys. 21, 1953)
-from a table, so both ways give the same plans. Hot path: 0.3 us a step at 25 tasks, 1 us at 110, compiled; 60 times that as Python.
+The functions are plain code on plain sequences, so that they run as they are on lists. `native.c` is the same in C, statement for statement; where no
+compiler is there but numba is, that compiles them for arrays (`search_compiled.py`). Random numbers come from integers and the logarithms of the
+acceptance rule (Metropolis et al., J. Chem. Phys. 21, 1953) from a table, so all ways give the same plans. Hot path: 0.3 us a step at 25 tasks, 1 us
+at 110, compiled; 60 times that as Python.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class State(NamedTuple):
 
     order, place (its inverse), device, lane, start, finish, why (the task that this one waits for, -1: none): [n], the present plan; `start` is right
     only after a whole evaluation. old_lane, old_finish, old_why: [n], as they were after the last step that was taken. rest: [n], see `look_back`.
-    path: [n], the tasks of a critical path. best_order, best_device: [n]. free, last: [lanes], scratch. count: [random state, tasks on the path].
-    spans: [present makespan, best makespan].
+    path: [n], the tasks of a critical path. along, along_was: [n], scratch: what moves together with a task, and from where. best_order,
+    best_device: [n]. free, last: [lanes], scratch. count: [random state, tasks on the path]. spans: [present makespan, best makespan].
     """
 
     order: Any
@@ -63,6 +64,8 @@ class State(NamedTuple):
     old_why: Any
     rest: Any
     path: Any
+    along: Any
+    along_was: Any
     best_order: Any
     best_device: Any
     free: Any
@@ -206,6 +209,7 @@ def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: fl
     seconds, able_starts, able, draws = facts.seconds, facts.able_starts, facts.able, facts.draws
     order, place, device, lane, finish, why = state.order, state.place, state.device, state.lane, state.finish, state.why
     old_lane, old_finish, old_why, path = state.old_lane, state.old_finish, state.old_why, state.path
+    along, along_was = state.along, state.along_was
     n = len(order)
     now, best = state.spans[0], state.spans[1]
     dice, on_path = state.count[0], state.count[1]
@@ -251,8 +255,41 @@ def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: fl
         limit = now + hot * (length - step) / length * draws[(dice >> 5) & 4095]
         shift(order, place, src, dst)
         device[task] = to
-        first = min(src, dst)
-        found, reached = evaluate(facts, state, first, max(src, dst), limit)
+        first, settled = min(src, dst), max(src, dst)
+        count = 0
+        if to != was and (dice >> 17) & 1:
+            dice ^= (dice << 13) & 0xFFFFFFFF
+            dice ^= dice >> 17
+            dice ^= (dice << 5) & 0xFFFFFFFF
+            if dice & 3:
+                # Neighbours move along, and theirs: one to eight of them are asked.
+                for _ in range(1 << ((dice >> 2) & 3)):
+                    dice ^= (dice << 13) & 0xFFFFFFFF
+                    dice ^= dice >> 17
+                    dice ^= (dice << 5) & 0xFFFFFFFF
+                    at = (dice >> 3) % (count + 1)
+                    member = task if at == count else along[at]
+                    before = starts[member + 1] - starts[member]
+                    after = succ_starts[member + 1] - succ_starts[member]
+                    if before + after > 0:
+                        pick = (dice >> 8) % (before + after)
+                        mate = preds[starts[member] + pick] if pick < before else succs[succ_starts[member] + pick - before]
+                        if device[mate] != to and seconds[mate][to] < IMPOSSIBLE:
+                            along[count] = mate
+                            along_was[count] = device[mate]
+                            count += 1
+                            device[mate] = to
+            else:
+                # One that is there changes places with it.
+                mate = order[(dice >> 4) % n]
+                if mate != task and device[mate] == to and seconds[mate][was] < IMPOSSIBLE:
+                    along[0] = mate
+                    along_was[0] = to
+                    count = 1
+                    device[mate] = was
+            for i in range(count):
+                first, settled = min(first, place[along[i]]), max(settled, place[along[i]])
+        found, reached = evaluate(facts, state, first, settled, limit)
         if found <= limit:
             for i in range(first, n):
                 t = order[i]
@@ -276,5 +313,7 @@ def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: fl
                 why[t] = old_why[t]
             shift(order, place, dst, src)
             device[task] = was
+            for i in range(count):
+                device[along[i]] = along_was[i]
     state.count[0] = dice
     state.spans[0], state.spans[1] = now, best

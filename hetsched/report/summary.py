@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from hetsched.machine import HOST
 from hetsched.report.events import ALL_TURNS, Event, busy_seconds, counted, events, merged
@@ -220,6 +221,7 @@ def above_text(seconds: float, bound: float) -> str:
     above = seconds / bound - 1
     if above <= ROUNDING:
         return "the best possible"
-    if above < 0.005:
+    if above < 0.01:
         return "less than 1 % above the best possible"
-    return f"at most {percent_text(above) if above < 1 else f'{100 * above:,.0f} %'} above the best possible"
+    # What is proved is rounded up: a plan 5.2 % above the bound is not shown to be at most 5 % above the best.
+    return f"at most {ceil(100 * (above - ROUNDING)):,} % above the best possible"

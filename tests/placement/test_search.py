@@ -1,17 +1,21 @@
+import functools
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from hetsched.check import problems as problems_of_plan
+from hetsched.placement import native
 from hetsched.placement.bounds import lower_bound
 from hetsched.placement.costed import CostedDraft, costed_problem
 from hetsched.placement.draft import GraphDraft
+from hetsched.placement.facts import facts_of
 from hetsched.placement.policies import find
 from hetsched.placement.search import improve
-from hetsched.placement.search_costed import Walker, facts_of
+from hetsched.placement.search_costed import Walker
 from hetsched.testing.policy import costed_faults, random_costed, random_problem
 
 
@@ -145,9 +149,53 @@ def test_the_policy_search_is_never_worse_than_auto():
 # Compiled -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_compiled_and_plain_give_the_same_plans(monkeypatch, tmp_path_factory):
-    pytest.importorskip("numba")
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """A C compiler, and an empty cache."""
+    if not any(shutil.which(c) for c in native.COMPILERS):
+        pytest.skip("no C compiler")
+    fresh(monkeypatch, tmp_path)
+
+
+def fresh(monkeypatch, cache, compiler=None):
+    """As in a new process with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    if compiler is not None:
+        monkeypatch.setenv("CC", compiler)
+    for name in ("library", "_file"):
+        monkeypatch.setattr(native, name, functools.cache(getattr(native, name).__wrapped__))
+
+
+def test_machine_code_and_plain_give_the_same_plans(compiler):
     for seed in range(8):
+        document = random_costed(seed, 30)
+        plain, _ = searched(document, 3000, compiled=False)
+        quick, found = searched(document, 3000, compiled=True)
+        assert found.compile_seconds > 0
+        assert plain.rows() == quick.rows()
+    assert native.is_built()
+
+
+@pytest.mark.parametrize("name", ["heft", "peft", "hedge", "twice", "auto"])
+def test_policies_by_machine_code_give_the_plans_of_python(compiler, monkeypatch, name):
+    for seed in range(6):
+        document = random_costed(seed, 70)
+        monkeypatch.setattr(native, "BUILD_FROM", 10**9)
+        plain = CostedDraft(costed_problem(document))
+        find(name)(plain)
+        monkeypatch.setattr(native, "BUILD_FROM", 0)
+        quick = CostedDraft(costed_problem(document))
+        find(name)(quick)
+        assert plain.rows() == quick.rows()
+        assert plain.booked == quick.booked
+        native.library.cache_clear()
+        shutil.rmtree(native._file().parent)
+
+
+def test_numba_gives_the_same_plans_where_no_compiler_is(monkeypatch, tmp_path):
+    pytest.importorskip("numba")
+    fresh(monkeypatch, tmp_path, "no-such-compiler")
+    for seed in range(3):
         document = random_costed(seed, 30)
         plain, _ = searched(document, 3000, compiled=False)
         quick, found = searched(document, 3000, compiled=True)
@@ -155,14 +203,27 @@ def test_compiled_and_plain_give_the_same_plans(monkeypatch, tmp_path_factory):
         assert plain.rows() == quick.rows()
 
 
-def test_without_numba_the_search_is_plain(monkeypatch):
+def test_without_compiler_and_numba_the_search_is_plain(monkeypatch, tmp_path):
     from hetsched.placement import search_compiled
 
+    fresh(monkeypatch, tmp_path, "no-such-compiler")
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.setattr(search_compiled, "kernels", search_compiled.kernels.__wrapped__)
     monkeypatch.setattr("hetsched.placement.search_costed.kernels", search_compiled.kernels)
     problem = costed_problem(random_costed(1, 20))
     assert not Walker(problem, 7, compiled=True).is_compiled
+    draft = CostedDraft(costed_problem(random_costed(1, 100)))
+    monkeypatch.setattr(native, "BUILD_FROM", 0)
+    find("heft")(draft)
+    assert draft.finish() > 0
+
+
+def test_machine_code_lands_elsewhere_where_the_cache_cannot_be_written(compiler, monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    fresh(monkeypatch, blocked)
+    assert native.library() is not None
+    assert not native.is_built()
 
 
 def test_numba_is_not_loaded_for_a_short_search():

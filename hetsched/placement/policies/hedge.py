@@ -18,7 +18,5 @@ TRUST = 0.5
 def policy(draft: Draft) -> None:
     """Book every task of the draft."""
     problem = draft.problem
-    behind = (TRUST * optimistic_costs(problem)).tolist()
     rank = upward_ranks(problem, problem.durations.min(axis=1), np.zeros(len(problem.pred_task)))
-    for task in by_rank(problem, rank):
-        draft.place(task, draft.earliest(task, behind[task]))
+    draft.place_all(by_rank(problem, rank), TRUST * optimistic_costs(problem))

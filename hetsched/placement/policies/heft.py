@@ -12,5 +12,4 @@ from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upwar
 def policy(draft: Draft) -> None:
     """Book every task of the draft."""
     problem = draft.problem
-    for task in by_rank(problem, upward_ranks(problem, mean_durations(problem), mean_copies(problem))):
-        draft.place(task, draft.earliest(task))
+    draft.place_all(by_rank(problem, upward_ranks(problem, mean_durations(problem), mean_copies(problem))))

@@ -5,13 +5,13 @@ Arabnejad, Barbosa: List scheduling algorithm for heterogeneous systems by an op
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 
+from hetsched.placement import native
 from hetsched.placement.draft import Draft
+from hetsched.placement.facts import list_facts
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import levels, mean_copies
+from hetsched.placement.ranks import as_ready, levels, mean_copies
 
 
 def policy(draft: Draft) -> None:
@@ -19,26 +19,19 @@ def policy(draft: Draft) -> None:
     problem = draft.problem
     table = optimistic_costs(problem)
     finite = np.isfinite(problem.durations)
-    rank = (np.where(finite, table, 0.0).sum(axis=1) / np.maximum(finite.sum(axis=1), 1)).tolist()
-    rows = table.tolist()
-    succ_start, succ_task = (a.tolist() for a in problem.succ[:2])
-    waiting = np.diff(problem.pred_start).tolist()
-    ready = [(-rank[t], t) for t in range(len(problem)) if waiting[t] == 0]
-    heapq.heapify(ready)
-    while ready:
-        _, task = heapq.heappop(ready)
-        draft.place(task, draft.earliest(task, rows[task]))
-        for k in range(succ_start[task], succ_start[task + 1]):
-            later = succ_task[k]
-            waiting[later] -= 1
-            if not waiting[later]:
-                heapq.heappush(ready, (-rank[later], later))
+    rank = np.where(finite, table, 0.0).sum(axis=1) / np.maximum(finite.sum(axis=1), 1)
+    draft.place_all(as_ready(problem, rank.tolist()), table)
 
 
 def optimistic_costs(problem: Problem) -> FloatArray:
     """float64[n, C]: seconds from the finish of a task on a choice to the end, if every successor went where that is least (equation 2)."""
     if "optimistic_costs" not in problem.memo:
-        problem.memo["optimistic_costs"] = _optimistic_costs(problem)
+        code = native.for_size(len(problem))
+        if code is not None:
+            found = native.optimistic(code, list_facts(problem), problem.order, mean_copies(problem))
+        else:
+            found = _optimistic_costs(problem)
+        problem.memo["optimistic_costs"] = found
     table: FloatArray = problem.memo["optimistic_costs"]
     return table
 

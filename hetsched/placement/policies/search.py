@@ -18,4 +18,4 @@ def policy(draft: Draft) -> None:
     """Book every task of the draft."""
     auto.policy(draft)
     work = COSTED_WORK if draft.problem.is_costed else WORK
-    improve(draft, evaluations=max(20, work // max(1, len(draft.problem))), compiled=False)
+    improve(draft, evaluations=max(20, work // max(1, len(draft.problem))))

@@ -1,0 +1,153 @@
+"""How long planning takes: HEFT and `auto` on random layered graphs of 100 to 100,000 tasks on 16 unlike devices; `hetsched.plan` on a whole graph.
+
+usage: planning.py [--most N] [--save FILE]
+
+"cold": a process of its own, `hetsched plan FILE --policy heft`, less one with `round_robin` on the same file, so that reading and starting do not
+count; in an empty cache, so that whatever is built is built. "warm": the policy alone, in this process, the median of 5. "auto / heft": medians of 5
+pairs taken in turn. "plain": machine code switched off. Beside them, HEFT elsewhere: SAGA 2.1.0, plain Python lists and numba, as told in
+the README of the placement benchmark (another machine: for the order of magnitude).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import hetsched as hs
+from hetsched.machine.described import machine_named
+from hetsched.placement import native
+from hetsched.placement.costed import CostedDraft, read_costed
+from hetsched.placement.policies import find
+from hetsched.placement.quiet import no_garbage_collection
+
+DEVICES = 16
+SIZES = (100, 300, 1_000, 3_000, 10_000, 100_000)
+ELSEWHERE = {  # microseconds a task
+    1_000: "SAGA 950, lists 40, numba warm 0.9",
+    10_000: "SAGA 4600, lists 56, numba warm 1.4",
+    100_000: "lists 35, numba warm 1.1",
+}
+GOALS = "heft at most 30 us cold without machine code at 10,000; at 100,000 at most 40 cold and 4 warm; auto at most 3 x heft from 100 to 10,000"
+
+
+def document(n: int, seed: int = 0) -> dict[str, object]:
+    """A layered graph of n tasks, up to three predecessors each, whose durations differ from device to device as in the HEFT paper."""
+    dice = random.Random(f"{n}/{seed}")
+    width = max(4, int(n**0.5))
+    edges = []
+    for t in range(width, n):
+        low = (t // width - 1) * width
+        edges += [[u, t, round(dice.lognormvariate(0, 0.7), 4)] for u in dice.sample(range(low, low + width), dice.randint(1, 3))]
+    rows = []
+    for _ in range(n):
+        work = dice.lognormvariate(0, 0.7)
+        rows.append([round(work * dice.uniform(0.25, 1.75), 4) for _ in range(DEVICES)])
+    pairs = [(a, b) for a in range(DEVICES) for b in range(DEVICES) if a != b]
+    return {
+        "format": "placement-bench/1",
+        "mem_nodes": [f"m{d}" for d in range(DEVICES)],
+        "devices": [{"name": f"d{d}", "kind": "any", "lanes": 1, "mem": d} for d in range(DEVICES)],
+        "links": [{"src": a, "dst": b, "latency": 0.05, "bandwidth": round(dice.uniform(0.5, 1.5), 4)} for a, b in pairs],
+        "durations": rows,
+        "edges": edges,
+    }
+
+
+def warm(problem, *names, repeat=5):
+    """policy -> median seconds, the policies taken in turn; each time as if nothing were known of the problem."""
+    seconds = {name: [] for name in names}
+    for _ in range(repeat):
+        for name in names:
+            fresh = dataclasses.replace(problem)
+            with no_garbage_collection():
+                started = time.perf_counter()
+                find(name)(CostedDraft(fresh))
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def cold(file, policy, cache, compiler):
+    """Wall seconds of a process."""
+    environment = {**os.environ, "XDG_CACHE_HOME": cache, "CC": os.environ.get("CC", "cc") if compiler else "no-such-compiler"}
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "hetsched", "plan", str(file), "--policy", policy, "--format", "jsonl"],
+        check=True, stdout=subprocess.DEVNULL, env=environment,
+    )  # fmt: skip
+    return time.perf_counter() - started
+
+
+def cold_above_round_robin(file, compiler):
+    """(seconds of `heft` above `round_robin` with an empty cache, of which seconds the compiler took)."""
+    found = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as cache:
+            found.append(cold(file, "heft", cache, compiler) - cold(file, "round_robin", cache, compiler))
+    return statistics.median(found)
+
+
+def whole_graph(n):
+    """Seconds of building and of planning a graph of n ops on a described workstation, copies, offsets and reuse edges included."""
+    dice = random.Random(n)
+    started = time.perf_counter()
+    builder = hs.Graph.build()
+    values = [builder.input("x", (64, 64))]
+    for _ in range(n):
+        a, b = values[-dice.randint(1, min(64, len(values)))], values[-dice.randint(1, min(64, len(values)))]
+        values.append(builder.op("tensor.add", a, b))
+    graph = builder.output(values[-1], "y").freeze()
+    built = time.perf_counter() - started
+    started = time.perf_counter()
+    plan = hs.plan(graph, machine=machine_named("workstation"))
+    return built, time.perf_counter() - started, len(plan.spans)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="tasks of the largest graph")
+    parser.add_argument("--graphs", type=int, default=100_000, help="ops of the graph planned by hetsched.plan; 0: none")
+    parser.add_argument("--save", metavar="FILE", help="write the figures there, as JSON")
+    args = parser.parse_args()
+    rows = []
+    library = native.library()
+    print(f"machine code: {'none (no C compiler)' if library is None else f'built in {library.build_seconds:.2f} s'}; goals: {GOALS}")
+    with tempfile.TemporaryDirectory() as folder:
+        for n in (s for s in SIZES if s <= args.most):
+            file = Path(folder) / f"layered-{n}.json"
+            file.write_text(json.dumps(document(n)))
+            problem = read_costed(file)
+            row = {"tasks": n, "devices": DEVICES}
+            for how, code in (("plain", lambda: None), ("", native.library)):
+                kept, native.library = native.library, code
+                try:
+                    found = warm(problem, "heft", "auto", repeat=5 if n <= 10_000 else 1 if how else 3)
+                finally:
+                    native.library = kept
+                prefix = f"{how}_" if how else ""
+                row |= {f"{prefix}heft_us": 1e6 * found["heft"] / n, f"{prefix}auto_over_heft": found["auto"] / found["heft"]}
+            if n >= 10_000:
+                row["cold_us"] = 1e6 * cold_above_round_robin(file, compiler=n > 10_000) / n
+            rows.append(row)
+            text = f"{n:>7} tasks: heft {row['heft_us']:5.1f} us a task, auto {row['auto_over_heft']:.2f} x that"
+            text += f"; plain: heft {row['plain_heft_us']:5.1f}, auto {row['plain_auto_over_heft']:.2f} x"
+            text += f"; cold, above round_robin: {row['cold_us']:.1f}" if "cold_us" in row else ""
+            print(text + (f"  [{ELSEWHERE[n]}]" if n in ELSEWHERE else ""), flush=True)
+    if args.graphs:
+        built, planned, spans = whole_graph(args.graphs)
+        rows.append({"graph_ops": args.graphs, "build_seconds": built, "plan_seconds": planned})
+        print(f"{args.graphs:>7} ops: graph built in {built:.2f} s, hetsched.plan {planned:.2f} s ({spans:,} spans, offsets and reuse edges)")
+    if args.save:
+        Path(args.save).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

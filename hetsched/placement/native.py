@@ -1,0 +1,171 @@
+"""`native.c` as machine code: built by the C compiler of this machine when it first pays (about 0.5 s), then kept in the user's cache folder.
+
+Without a compiler `library` is None, and what is told to be the same in Python does the work. Nothing is built when hetsched is installed, so that
+packages are the same for all machines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hetsched.placement.search_walk import Facts, State
+
+SOURCE = Path(__file__).with_name("native.c")
+# No contraction of a * b + c into one rounding: plans must be those of Python to the last bit.
+FLAGS = ("-O2", "-std=c99", "-shared", "-fPIC", "-ffp-contract=off")
+COMPILERS = ("cc", "gcc", "clang")
+# Tasks from which machine code plans: where it is there already, and where it must be built first.
+BUILT_FROM, BUILD_FROM = 64, 20_000
+_MOST_SECONDS = 60.0
+
+
+class Library(NamedTuple):
+    """The functions of `native.c`; `build_seconds`: what the compiler took, 0 where they were there."""
+
+    code: ctypes.CDLL
+    build_seconds: float
+
+
+@cache
+def library() -> Library | None:
+    """The functions of `native.c`, built if need be; None where that cannot be done."""
+    started = time.perf_counter()
+    where = _file()
+    built = False
+    try:
+        if not _is_ours(where):
+            where = _build(where)
+            built = True
+        code = ctypes.CDLL(str(where))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    code.hs_evaluate.restype = ctypes.c_double
+    code.hs_book.restype = ctypes.c_int64
+    return Library(code, time.perf_counter() - started if built else 0.0)
+
+
+def for_size(tasks: int) -> ctypes.CDLL | None:
+    """The functions, where they pay for a graph of so many tasks planned once; else None."""
+    if tasks < (BUILT_FROM if is_built() else BUILD_FROM):
+        return None
+    found = library()
+    return found.code if found is not None else None
+
+
+def is_built() -> bool:
+    """True if `library` has nothing to build."""
+    return _is_ours(_file())
+
+
+@cache
+def _file() -> Path:
+    key = hashlib.sha256("\n".join((SOURCE.read_text(), *FLAGS, platform.machine(), platform.system())).encode()).hexdigest()
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "hetsched" / "native" / f"{key[:20]}.so"
+
+
+def _is_ours(where: Path) -> bool:
+    """True if the file is there and nobody else wrote it."""
+    try:
+        return not hasattr(os, "getuid") or where.stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _build(where: Path) -> Path:
+    """Compile; the file appears whole or not at all. In a folder of its own where the cache cannot be written."""
+    compiler = os.environ.get("CC") or next((c for c in COMPILERS if shutil.which(c)), None)
+    if compiler is None:
+        raise OSError("no C compiler")
+    try:
+        where.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=where.parent)
+    except OSError:
+        folder = tempfile.mkdtemp()
+        where = Path(folder) / where.name
+    made = Path(folder) / "made.so"
+    subprocess.run([*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE), "-lm"], check=True, capture_output=True, timeout=_MOST_SECONDS)
+    os.replace(made, where)
+    if where.parent != Path(folder):
+        os.rmdir(folder)
+    return where
+
+
+class Walk:
+    """The functions of `search_walk` for one problem, whose arrays stay where they are."""
+
+    def __init__(self, code: ctypes.CDLL, facts: Facts, state: State) -> None:
+        self._code = code
+        self._kept = facts, state
+        self._facts, self._state = _facts(facts), (ctypes.c_void_p * len(state))(*(x.ctypes.data for x in state))
+        self._done = ctypes.c_int64()
+
+    def evaluate(self, facts: Facts, state: State, first: int, settled: int, limit: float) -> tuple[float, int]:
+        found = self._code.hs_evaluate(
+            self._facts, self._state, ctypes.c_int64(first), ctypes.c_int64(settled), ctypes.c_double(limit), ctypes.byref(self._done)
+        )
+        return found, self._done.value
+
+    def look_back(self, facts: Facts, state: State) -> None:
+        self._code.hs_look_back(self._facts, self._state)
+
+    def trace(self, state: State) -> None:
+        self._code.hs_trace(self._facts, self._state)
+
+    def walk(self, facts: Facts, state: State, steps: int, done: int, length: int, hot: float) -> None:
+        whole = (ctypes.c_int64(x) for x in (steps, done, length))
+        self._code.hs_walk(self._facts, self._state, *whole, ctypes.c_double(hot))
+
+
+def book(code: ctypes.CDLL, facts: Facts, shortest: Any, order: Any, behind: Any, limit: float) -> tuple[Any, Any, Any, Any, int] | None:
+    """(choice, start, finish, lane of each task, how many were booked), by insertion, as `Draft.place_all` does it.
+
+    order: int64[n]. behind: float64[n, C] or None. Fewer are booked where no device can run the next. None where, by the tails of `facts`, the plan
+    is certain to end after `limit`.
+    """
+    n = len(order)
+    choice, lane = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    start, finish = np.zeros(n), np.full(n, np.inf)
+    given = [np.ascontiguousarray(shortest), np.ascontiguousarray(order, dtype=np.int64), None if behind is None else np.ascontiguousarray(behind)]
+    pointers = [ctypes.c_void_p(None if x is None else x.ctypes.data) for x in (*given, choice, start, finish, lane)]
+    booked = code.hs_book(_facts(facts), *pointers[:3], ctypes.c_double(limit), *pointers[3:])
+    if booked == -1:
+        raise MemoryError("no memory for the gaps of the lanes")
+    if booked < 0:
+        return None
+    return choice, start, finish, lane, booked
+
+
+def upward(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any, copies: Any) -> Any:
+    """float64[n], as `ranks.upward_ranks`."""
+    rank = np.zeros(len(weights))
+    arrays = [*(np.ascontiguousarray(x) for x in (order, starts, preds, weights, copies)), rank]
+    code.hs_upward(ctypes.c_int64(len(rank)), *(ctypes.c_void_p(x.ctypes.data) for x in arrays))
+    return rank
+
+
+def optimistic(code: ctypes.CDLL, facts: Facts, order: Any, copies: Any) -> Any:
+    """float64[n, C], as `peft.optimistic_costs`. copies: float64[edges], in the order of `facts.preds`."""
+    table, through = np.zeros(facts.seconds.shape), np.empty(len(facts.latency))
+    arrays = [np.ascontiguousarray(order), np.ascontiguousarray(copies), table, through]
+    code.hs_optimistic(_facts(facts), *(ctypes.c_void_p(x.ctypes.data) for x in arrays))
+    return table
+
+
+def _facts(facts: Facts) -> Any:
+    """The struct `Facts` of native.c: four numbers, then pointers."""
+    n, devices = facts.seconds.shape
+    numbers = [n, devices, len(facts.latency), int(facts.lanes[-1])]
+    return (ctypes.c_int64 * (len(numbers) + len(facts)))(*numbers, *(x.ctypes.data if len(x) else 0 for x in facts))
