@@ -3,8 +3,8 @@
     hetsched calibrate && python benchmarks/prediction.py [--graphs 30] [--pipelines] [--save]
 
 Each graph (random, of ops of at least 100 us) and each pipeline of pipelines/ is planned and run three times in a row, with a cache that knows
-the calibration and nothing else at first; each run teaches the next. Beside it the run-to-run spread of the same plan is measured. With --pairs several
-placements of each graph (each device alone, several policies) are planned and run, and every pair that differs by more than 20 % is compared.
+the calibration and nothing else at first; each run teaches the next. Beside it the run-to-run spread of the same plan is measured. With --pairs
+several placements of each graph (devices alone, policies) are planned and run, and every pair that differs by more than 20 % is compared.
 
 Goals (issue 5): median error at most 15 % on the first run, 8 % on the third (or twice the run-to-run spread), 95 % of pairs in the right order.
 """
@@ -118,6 +118,7 @@ def main() -> int:
     parser.add_argument("--pipelines", action="store_true", help="pipelines only")
     parser.add_argument("-d", "--device", default=None)
     parser.add_argument("--pairs", action="store_true", help="compare placements too")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no further graph after so long")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/prediction.json")
     args = parser.parse_args()
 
@@ -138,6 +139,8 @@ def main() -> int:
             rows.append(pipeline_row(file, args.device))
             tell(rows[-1])
         for i in range(0 if args.pipelines else args.graphs):
+            if time.perf_counter() - begun > args.seconds:
+                break
             rng = random.Random(args.seed * 1000 + i)
             graph, inputs = random_graph(rng, args.tasks)
             rows.append(three_runs(f"random {i}", lambda graph=graph: graph, inputs, args.device))
@@ -165,6 +168,12 @@ def pipeline_row(file: Path, only: str | None) -> Row:
         shutil.rmtree(copy, ignore_errors=True)
 
 
+def devices() -> Any:
+    import hetsched as hs
+
+    return hs.Machine.here().devices
+
+
 def tell(row: Row) -> None:
     errors = "  ".join(f"{100 * e:5.1f} %" for e in row.errors)
     print(f"{row.name:22} {errors}   run to run {100 * row.spread:4.1f} %   {1e3 * row.seconds:8.2f} ms", flush=True)
@@ -173,6 +182,7 @@ def tell(row: Row) -> None:
 def summary(rows: list[Row], pairs: list[tuple[float, float, float, float]], seconds: float) -> dict[str, Any]:
     out: dict[str, Any] = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "devices": [f"{d.id}: {d.name}" for d in devices()],
         "graphs": len(rows),
         "median_error": [round(statistics.median(r.errors[i] for r in rows), 4) for i in range(RUNS)],
         "median_run_to_run": round(statistics.median(r.spread for r in rows), 4),
