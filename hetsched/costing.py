@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from statistics import median
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hetsched.executors import cpu, live
 from hetsched.executors.measuring import Case, calibrate, case_of, measure_cases, work_together
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Device, Machine
@@ -140,10 +142,9 @@ def first_need(
 
 def _quick(device: Device, machine: Machine) -> Calibration:
     """What a device's own figures do not say and every plan needs: dispatching."""
-    step, turn = dispatching(device, machine)
     found = Calibration(
-        device.id, device.fingerprint, device.launch_seconds, dict(device.flops_per_second), device.bytes_per_second, dispatch_seconds=step,
-        turn_seconds=turn, crossing_seconds=device.crossing_seconds, whole=False,
+        device.id, device.fingerprint, device.launch_seconds, dict(device.flops_per_second), device.bytes_per_second,
+        crossing_seconds=device.crossing_seconds, whole=False, **dispatching(device, machine),
     )  # fmt: skip
     save(device, found)
     return found
@@ -157,51 +158,60 @@ def calibrate_device(
     before = load(device)
     found = calibrate(device, machine, budget, tell)
     (tell or (lambda text: None))("dispatching")
-    step, turn = dispatching(device, machine)
+    dispatch = dispatching(device, machine)
     together = dict(found.together)
     for other in machine.devices:
         if other.id != device.id and other.fingerprint:
             together[other.id] = work_together(device, other)[0]
-    found = replace(found, dispatch_seconds=step, turn_seconds=turn, together=together, took_seconds=perf_counter() - begun)
+    found = replace(found, together=together, took_seconds=perf_counter() - begun, **dispatch)
     save(device, found)
     if may_learn():
         History().forget(device_key(device))
     return found, [*found.notes, *complaints(found, before)]
 
 
-def dispatching(device: Device, machine: Machine, tasks: int = 48, turns: int = 300) -> tuple[float, float]:
-    """(seconds that the executor adds to a step of a straight plan, to a turn of a loop that is one step), by running tasks of next to nothing."""
-    graphs = _steps(tasks), _turns(turns)
-    only = device.id
+def dispatching(device: Device, machine: Machine, tasks: int = 48, turns: int = 300) -> dict[str, Any]:
+    """What the executor adds on a device, by running tasks of next to nothing: `Calibration`'s `dispatch_seconds`, `turn_seconds`, `loop_seconds` and
+
+    `loop_task_seconds`; empty where the device cannot run them.
+    """
+    graphs = [_steps(tasks), _turns(turns, 2), _turns(turns, 12)]
     if not can_run(graphs[0], 0, device):
-        return 0.0, 0.0
-    from hetsched.executors import cpu, live
-
-    found = []
-    for graph in graphs:
-        plan = plan_graph(graph, machine, policy="one_device", only=only)
+        return {}
+    step, turn, few, many = 0.0, 0.0, 0.0, 0.0
+    for i, graph in enumerate(graphs):
+        plan = plan_graph(graph, machine, policy="one_device", only=device.id)
         given = {v: np.ones(graph.spec(v).bounds, np.float32) for v in graph.inputs.values()}  # type: ignore[union-attr]
-        extra = []
-        for _ in range(4):
-            result = live.run_plan(plan, given) if live.drives(plan) else cpu.run_plan(plan, given)
-            extra.append(_added(result.trace))
-        found.append(max(sorted(extra[1:])[1], 0.0))
-    return found[0], found[1]
+        traces = [(live.run_plan(plan, given) if live.drives(plan) else cpu.run_plan(plan, given)).trace for _ in range(4)][1:]
+        if i == 0:
+            step = max(median(_gap(sorted([s.start, s.finish] for s in t.launches)) for t in traces), 0.0)
+            continue
+        rows = [_turn_rows(t) for t in traces]
+        if i == 1:
+            turn = max(median(map(_gap, rows)), 0.0)
+        more = [t.makespan - turns * _period(r) for t, r in zip(traces, rows, strict=True)]
+        few, many = (max(median(more), 0.0), many) if i == 1 else (few, max(median(more), 0.0))
+    each = max(many - few, 0.0) / 10
+    return {"dispatch_seconds": step, "turn_seconds": turn, "loop_seconds": max(few - 2 * each, 0.0), "loop_task_seconds": each}
 
 
-def _added(trace: Timeline) -> float:
-    """Seconds from the end of a step to the end of the next, without the next, on the median: of a loop's turns, or of the steps of a plan."""
-    body = next(iter(trace.loops.values()), None)
-    if body is not None:
-        ends: dict[int, list[float]] = {}
-        for span in body.spans:
-            at = ends.setdefault(span.command.turn, [span.start, span.finish])  # type: ignore[union-attr]
-            at[0], at[1] = min(at[0], span.start), max(at[1], span.finish)
-        rows = [ends[k] for k in sorted(ends)]
-    else:
-        rows = sorted([s.start, s.finish] for s in trace.launches)
-    gaps = [b[0] - a[1] for a, b in pairwise(rows)]
-    return float(np.median(gaps)) if gaps else 0.0
+def _turn_rows(trace: Timeline) -> list[list[float]]:
+    """[start, finish] of each turn that the trace of a graph with one loop has kept."""
+    ends: dict[int, list[float]] = {}
+    for span in next(iter(trace.loops.values())).spans:
+        at = ends.setdefault(span.command.turn, [span.start, span.finish])  # type: ignore[union-attr]
+        at[0], at[1] = min(at[0], span.start), max(at[1], span.finish)
+    return [ends[k] for k in sorted(ends)]
+
+
+def _gap(rows: list[list[float]]) -> float:
+    """Seconds from the end of one to the start of the next, on the median."""
+    return float(np.median([b[0] - a[1] for a, b in pairwise(rows)]))
+
+
+def _period(rows: list[list[float]]) -> float:
+    """Seconds from end to end of the last half, on the median."""
+    return float(np.median([b[1] - a[1] for a, b in pairwise(rows[len(rows) // 2 :])]))
 
 
 def _steps(n: int) -> Graph:
@@ -213,14 +223,15 @@ def _steps(n: int) -> Graph:
     return b.output(y).freeze()
 
 
-def _turns(n: int) -> Graph:
+def _turns(n: int, tasks: int) -> Graph:
     """A loop whose turn is one step of a few tasks."""
     body = Graph.build("turn")
     x = body.input("x", (8,))
-    y = body.op("tensor.sqrt", body.op("tensor.add", x, x))
+    y = body.op("tensor.sqrt", x)
+    for _ in range(tasks - 1):
+        y = body.op("tensor.maximum", y, x)
     body.output(y, name="y")
     b = Graph.build("turning")
     loop = Loop(body.freeze(), n, carried=(("x", "y"),), name="turns")
-    first = b.input("x", (8,))
-    (last,) = b.loop(loop, first)
+    (last,) = b.loop(loop, b.input("x", (8,)))
     return b.output(last).freeze()

@@ -113,6 +113,7 @@ class Timeline:
     bodies: loop task -> node -> byte offset in this plan's arena where the arena of the body's plan lies (`loops[task].arenas[node]` bytes).
     peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
     totals: of a trace: device or link -> busy seconds, turns whose spans were not kept included.
+    begin_seconds: of a loop's body: what beginning and ending the loop takes beside its turns, prologue and epilogue.
     attributed: of a trace: indices into `spans` of those whose times are shares of a step that was measured as a whole.
     notes: remarks for the user (fallbacks, ignored preferences).
     """
@@ -141,6 +142,7 @@ class Timeline:
     bodies: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
     attributed: frozenset[int] = frozenset()
+    begin_seconds: float = 0.0
     version: int = 1
 
     explainer: ClassVar[Callable[..., Any] | None] = None

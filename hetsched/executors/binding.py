@@ -160,6 +160,15 @@ class Bindings:
         if bound.runs >= HOT_RUNS and self._may_be_hot[step]:
             self.compile(step, turn)
 
+    def prepare(self, step: int, turn: int) -> None:
+        """Bind a step, so that the time it takes is its own."""
+        bound = self.bound(step, turn)
+        frame = self.frame
+        command = frame.plan.spans[frame.program.steps[step].spans[0]].command
+        is_loop = isinstance(command, Launch) and command.task in frame.plan.loops
+        if bound.segment is None and bound.calls is None and not is_loop:
+            bound.calls = self._bind(frame.program.steps[step], turn)
+
     def perform_timed(self, step: int, turn: int, zero: float) -> dict[int, float] | None:
         """`perform`, and task -> when it ended, `perf_counter` seconds after `zero`; None where the step has become code, not timed inside."""
         bound = self.bound(step, turn)

@@ -304,6 +304,9 @@ class Crew:
         frame = active.frame
         plan = frame.plan
         command = plan.spans[step.spans[0]].command
+        timed = self.trace and len(step.spans) > 1 and (frame.loop is None or turn in TIMED_TURNS)
+        if timed or frame.loop is None:
+            frame.bindings.prepare(step.index, turn)
         start = perf_counter() - self.zero
         if isinstance(command, Launch) and isinstance(loop := frame.graph.task_ops[command.task], Loop):
             if frame.fires(command.task, turn):
@@ -319,7 +322,7 @@ class Crew:
         if len(step.lanes) > 1:
             with wide(len(step.lanes)):
                 frame.perform(step.index, turn)
-        elif self.trace and len(step.spans) > 1 and (frame.loop is None or turn in TIMED_TURNS):
+        elif timed:
             marks = frame.perform_timed(step.index, turn, self.zero)
         else:
             frame.perform(step.index, turn)
@@ -336,10 +339,12 @@ class Crew:
         timed = TIMED_TURNS if self.trace and len(step.spans) > 1 else ()
         while True:
             marks = None
-            start = perf_counter() - zero
             if turn in timed:
+                active.frame.bindings.prepare(step.index, turn)
+                start = perf_counter() - zero
                 marks = active.frame.perform_timed(step.index, turn, zero)
             else:
+                start = perf_counter() - zero
                 perform(step.index, turn)
             finish = perf_counter() - zero
             busy += finish - start

@@ -19,7 +19,7 @@ from typing import Any
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine.machine import Device, Link, Machine
 
-FORMAT = 1
+FORMAT = 2
 # Of this age, figures are told to be old.
 STALE_SECONDS = 90 * 86400.0
 # A figure this many times off the last one is told.
@@ -60,6 +60,7 @@ class Calibration:
     """What was measured of a device.
 
     dispatch_seconds: what the executor adds to a step outside of loops; turn_seconds: to a turn of a loop that is one step.
+    loop_seconds, loop_task_seconds: what beginning and ending a loop takes, and more for each task of its body.
     crossing_seconds: handing work to another thread. curves: op, or family of ops, -> dtype -> curve. links: link id -> figures.
     together: other device, or "lanes" for the device's own, -> share of its speed that is left when both work.
     spread: relative deviation between repeated measurements. notes: what is remarkable. whole: False where only what a first run needs was measured.
@@ -72,6 +73,8 @@ class Calibration:
     bytes_per_second: float
     dispatch_seconds: float = 0.0
     turn_seconds: float = 0.0
+    loop_seconds: float = 0.0
+    loop_task_seconds: float = 0.0
     crossing_seconds: float = 0.0
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     links: Mapping[str, LinkFigures] = field(default_factory=dict)

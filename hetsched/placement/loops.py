@@ -75,7 +75,9 @@ def plan_loop(
     seconds = durations_of(body, problem, machine, where)
     drafts = _drafts(body, problem, seconds, costs, machine, seed)
     plan = _fitting(body, problem, drafts, machine)
-    return replace(plan, plan_seconds=time.perf_counter() - begin, notes=problem.notes)
+    beginning = getattr(costs, "beginning", None)  # not every model knows what beginning a loop takes
+    more = beginning(plan) if beginning is not None else 0.0
+    return replace(plan, plan_seconds=time.perf_counter() - begin, notes=problem.notes, begin_seconds=more)
 
 
 # Drafts -----------------------------------------------------------------------------------------------------------------------

@@ -250,10 +250,10 @@ def problem_of(
 
 
 def loop_seconds(body: Timeline) -> float:
-    """Seconds of a whole loop: prologue, all turns, epilogue."""
+    """Seconds of a whole loop: prologue, all turns, epilogue, and what beginning and ending it takes."""
     before = max((s.finish for s in body.prologue), default=0.0)
     after = max((s.finish for s in body.epilogue), default=0.0)
-    return before + (body.makespan if body.turns else 0.0) + after
+    return before + (body.makespan if body.turns else 0.0) + after + body.begin_seconds
 
 
 def _choices(machine: Machine, node_of: Mapping[str, int]) -> tuple[tuple[Pool, ...], tuple[Choice, ...]]:

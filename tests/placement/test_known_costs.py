@@ -198,7 +198,7 @@ def test_a_run_times_every_task_of_a_plan_and_of_some_turns_of_a_loop():
     machine = Machine((replace(CPU, lanes=1, widths=(1,)),))
     trace = hs.run(hs.plan(graph, machine), {"x": [1.0] * 64, "y": [2.0] * 64}).trace
     taught = {x.op: x.launches for x in lessons(trace)}
-    assert {"tensor.add", "tensor.exp", "tensor.sqrt", "tensor.scale", "turn"} == set(taught)
+    assert {"tensor.add", "tensor.exp", "tensor.sqrt", "tensor.scale", "turn", "begin"} == set(taught)
     assert 5 <= taught["tensor.sqrt"] <= 20
     (inner,) = trace.loops.values()
     assert 0 < len(inner.attributed) < len(inner.spans)

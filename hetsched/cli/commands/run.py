@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,13 @@ from hetsched.cli.options import format_option, overrides, pipeline_options, pla
 from hetsched.cli.output import Progress, ProgressLines, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
-from hetsched.errors import CommandLineError, TaskError
+from hetsched.errors import CommandLineError, FileError, TaskError
 
 if TYPE_CHECKING:
     from hetsched.executors.result import Result
     from hetsched.machine import Machine
     from hetsched.pipeline.build import Pipeline
+    from hetsched.placement.costs.history import Drift
     from hetsched.timeline import Timeline
 
 
@@ -69,7 +71,7 @@ def _run(args: Any) -> int:
     progress = Progress(quiet=args.format != "text")
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
-        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=given["learn"], energy=True)
+        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True)
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
         write_trace(args.trace, result.trace)
@@ -77,7 +79,11 @@ def _run(args: Any) -> int:
         from hetsched.report.gantt import gantt
 
         write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
-    _tell(args.format, pipeline, result, written)
+    drifts, warning = _learn(result, given["learn"])
+    _tell(args.format, pipeline, result, written, drifts)
+    if warning:
+        print(f"hetsched: warning: {warning}", file=sys.stderr)
+    _keep(args, pipeline, parameters, given, result, written, drifts)
     for task, error in result.failed.items():
         raise TaskError(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
     return 0
@@ -93,6 +99,42 @@ def _locked(args: Any, pipeline: Pipeline, machine: Machine | None) -> Timeline:
         if value:
             raise CommandLineError(f"{option} is for planning, and --plan {args.plan} is a plan already; leave one out")
     return read_plan(args.plan, pipeline.graph, machine if machine is not None else Machine.here())
+
+
+def _learn(result: Result, wanted: bool) -> tuple[tuple[Drift, ...], str]:
+    """(devices that were off by more than their spread, why nothing could be learned): the run is over, and what it measured is taken in."""
+    from hetsched.costing import learn_from
+
+    if not wanted:
+        return (), ""
+    taught = learn_from(result.trace)
+    return taught.drifts, taught.warning
+
+
+def _keep(
+    args: Any,
+    pipeline: Pipeline,
+    parameters: Mapping[str, Any],
+    given: Mapping[str, Any],
+    result: Result,
+    written: Mapping[str, str],
+    drifts: tuple[Drift, ...],
+) -> None:
+    """Keep the run for `hetsched runs`."""
+    from hetsched.pipeline.trust import file_sha256
+    from hetsched.report.runs import Runs, record_of
+
+    options = {"machine": args.machine, "emulate": args.emulate, "only": given["only"], "memory": given["memory"]}
+    files = {name: written.get(name) for name in pipeline.outputs}
+    try:
+        digest = file_sha256(args.file)
+    except FileError:  # gone, or a pipe
+        digest = ""
+    record = record_of(
+        result, file=args.file, sha256=digest, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
+        outputs=files, drifts=drifts,
+    )  # fmt: skip
+    Runs().add(record)
 
 
 def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> Mapping[str, str]:
@@ -122,7 +164,8 @@ def write_trace(path: str, timeline: Timeline) -> None:
         stream.write(perfetto_text(timeline).encode("utf-8"))
 
 
-def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str]) -> None:
+def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], drifts: tuple[Drift, ...] = ()) -> None:
+    from hetsched.report.after import compare, drift_lines, worst_line
     from hetsched.report.doubts import doubts
     from hetsched.report.energy import energy_lines, energy_of, energy_record
     from hetsched.report.record import run_record
@@ -136,6 +179,7 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
         record["warnings"] = doubted
         record["energy"] = energy_record(energy)
+        record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds} for d in drifts]
         if result.failed:
             record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
         if form == "jsonl":
@@ -145,4 +189,7 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
     lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {path}" for name, path in written.items()]
     lines += [f"warning: {text}" for text in doubted]
+    lines += drift_lines(drifts)
+    far = worst_line(compare(result.plan, result.trace), result.trace.makespan)
+    lines += [far] if far else []
     write("\n".join([*lines, *three_lines(result.plan, result.trace), *energy_lines(energy)]))

@@ -12,9 +12,10 @@ from hetsched.machine import Device, Link, Machine
 
 # Options that say what comes out, not how long it takes.
 _SILENT = {"seed", "key", "path", "member", "lr"}
-# The op of copies, and of turns of a loop that are one step.
+# The op of copies, of turns of a loop that are one step, and of what a loop takes beside its turns.
 COPY = "copy"
 TURN = "turn"
+BEGIN = "begin"
 
 
 class Kind(NamedTuple):
@@ -48,6 +49,11 @@ def turn_kind(body: Graph) -> str:
     for task in range(len(body)):
         mark.update((kind_of(body, task).text if is_learned(body, task) else "-").encode())
     return f"{TURN} of {len(body)} tasks {mark.hexdigest()[:24]}"
+
+
+def begin_kind(body: Graph, turns: int) -> str:
+    """What beginning and ending a loop of so many turns is known by."""
+    return f"{BEGIN} {turns} turns: {turn_kind(body)}"
 
 
 def device_key(device: Device) -> str:

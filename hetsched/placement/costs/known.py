@@ -17,9 +17,10 @@ from hetsched.machine import Device, Link, Machine
 from hetsched.machine.calibration import Calibration
 from hetsched.placement.costs.estimate import Estimate
 from hetsched.placement.costs.history import Known
-from hetsched.placement.costs.kinds import COPY, Kind, device_key, kind_of, link_key, turn_kind
+from hetsched.placement.costs.kinds import COPY, Kind, begin_kind, device_key, kind_of, link_key, turn_kind
 from hetsched.placement.costs.regression import Fit, fit
 from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak
+from hetsched.timeline import Timeline
 
 # What a curve misses of an op it was not measured with, beside the spread of its measurement.
 CURVE_SPREAD, FAMILY_SPREAD = 0.2, 0.4
@@ -77,6 +78,17 @@ class KnownCosts:
         seconds = link.seconds(nbytes)
         is_measured = any(link.id in c.links for c in self.calibrations.values())
         return Estimate(seconds, (CURVE_SPREAD if is_measured else RELATIVE_SPREAD) * seconds, None, "calibration" if is_measured else "roofline")
+
+    def beginning(self, body: Timeline) -> float:
+        """Seconds that a loop takes beside its turns, by the plan of its body: binding arrays, first turns that are slower, handing over results."""
+        owners = {lane.owner for span in body.spans for lane in span.lanes if lane.kind != "copy"}
+        devices = [d for d in self.machine.devices if d.id in owners]
+        rows = [self.known.get((device_key(d), begin_kind(body.graph, body.turns), 1)) for d in devices if device_key(d)]
+        found = [row.seconds for row in rows if row is not None]
+        if found:
+            return max(found)
+        host = next((c for d in self.machine.devices if d.shares_lanes and (c := self.calibrations.get(d.id)) is not None), None)
+        return host.loop_seconds + host.loop_task_seconds * len(body.graph) if host is not None else 0.0
 
     def in_body(self, graph: Graph, every: Mapping[str, int] | None = None) -> None:
         """Say that `graph` is the body of a loop: its tasks are dispatched together. every: task -> k, of those that do not run every turn."""

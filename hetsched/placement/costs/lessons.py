@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from statistics import median
 
 from hetsched.graph.graph import Graph
 from hetsched.placement.costs.history import Lesson
-from hetsched.placement.costs.kinds import COPY, TURN, Kind, device_key, is_learned, kind_of, link_key, turn_kind
-from hetsched.timeline import Copy, Launch, Span, Timeline
+from hetsched.placement.costs.kinds import BEGIN, COPY, TURN, Kind, begin_kind, device_key, is_learned, kind_of, link_key, turn_kind
+from hetsched.timeline import Copy, Free, Launch, Span, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
 LEAST_TURNS = 4
@@ -49,31 +50,47 @@ def lessons(trace: Timeline) -> list[Lesson]:
             continue
         if key:
             found.setdefault((key, kind.text, width), (kind, []))[1].append(seconds)
-    return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_turns(trace)]
+    return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace)]
 
 
-def _turns(trace: Timeline) -> Iterator[Lesson]:
-    """Of each loop whose turns ran one after another on one lane of a device of threads: the seconds from turn to turn, dispatching and all."""
-    for body in trace.loops.values():
-        yield from _turns(body)
-        owners = {lane.owner for span in (*body.spans, *body.prologue) for lane in span.lanes}
-        if len(owners) != 1 or body.loop is None or body.loop.stop is not None or any(isinstance(s.command, Copy) for s in body.spans):
+def _loops(trace: Timeline) -> Iterator[Lesson]:
+    """Of each loop that ran on one device of threads: what beginning and ending it took, and, where its turns ran one after another, the seconds from
+
+    turn to turn, dispatching and all.
+    """
+    for span in trace.spans:
+        body = trace.loops.get(span.command.task) if isinstance(span.command, Launch) else None
+        if body is None or body.loop is None:
             continue
-        if body.loops:
+        yield from _loops(body)
+        owners = {lane.owner for s in (*body.spans, *body.prologue) for lane in s.lanes}
+        if len(owners) != 1 or body.loop.stop is not None or body.loops or any(isinstance(s.command, Copy) for s in body.spans):
             continue
         device = body.machine.device(owners.pop())
-        ends: dict[int, tuple[float, float]] = {}
-        for span in body.spans:
-            assert isinstance(span.command, Launch)
-            start, finish = ends.get(span.command.turn, (math.inf, 0.0))
-            ends[span.command.turn] = min(start, span.start), max(finish, span.finish)
-        # From the last turns, where there are many: what is hot has been compiled by then.
-        turns = sorted(ends)[len(ends) // 2 :]
-        pairs = [(a, b) for a, b in pairwise(turns) if b == a + 1 and not body.loop.is_remainder(b)]
-        if len(pairs) < LEAST_TURNS or any(ends[b][0] < ends[a][1] for a, b in pairs) or not device.shares_lanes or not device_key(device):
+        if not device.shares_lanes or not device_key(device):
             continue
-        seconds = [ends[b][1] - ends[a][1] for a, b in pairs]
-        yield _lesson(device_key(device), 1, Kind(TURN, turn_kind(body.graph), "", 0.0, 0.0), seconds)
+        steady, in_line = _steady(body)
+        if not steady:
+            continue
+        rest = Kind(TURN, turn_kind(body.graph), "", 0.0, 0.0)
+        if in_line and len(steady) >= LEAST_TURNS:
+            yield _lesson(device_key(device), 1, rest, steady)
+        more = span.finish - span.start - body.turns * median(steady)
+        yield _lesson(device_key(device), 1, Kind(BEGIN, begin_kind(body.graph, body.turns), "", 0.0, 0.0), [max(more, 0.0)])
+
+
+def _steady(body: Timeline) -> tuple[list[float], bool]:
+    """Seconds of the last turns, where there are many (what is hot has been compiled by then); True where they ran one after another."""
+    assert body.loop is not None
+    ends: dict[int, tuple[float, float]] = {}
+    for span in body.spans:
+        assert not isinstance(span.command, Free)
+        start, finish = ends.get(span.command.turn, (math.inf, 0.0))
+        ends[span.command.turn] = min(start, span.start), max(finish, span.finish)
+    turns = sorted(ends)[len(ends) // 2 :]
+    pairs = [(a, b) for a, b in pairwise(turns) if b == a + 1 and not body.loop.is_remainder(b)]
+    in_line = all(ends[b][0] >= ends[a][1] for a, b in pairs)
+    return [ends[b][1] - ends[a][1] for a, b in pairs] or [finish - start for start, finish in (ends[t] for t in turns)], in_line and bool(pairs)
 
 
 def _is_other(owner: Timeline, turn: int) -> bool:

@@ -1,0 +1,29 @@
+"""list the runs that are kept, the newest first"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hetsched.cli.options import format_option
+from hetsched.cli.output import write, write_json
+from hetsched.cli.parser import Parser
+
+
+def arguments(parser: Parser) -> None:
+    """The arguments of `hetsched runs`."""
+    parser.add_argument("-n", type=int, default=20, metavar="N", help="at most so many (default: 20)")
+    format_option(parser, "text", "json")
+
+
+def execute(args: Any) -> int:
+    """Print a line a run."""
+    from hetsched.report.run_text import runs_lines
+    from hetsched.report.runs import Runs
+
+    found = Runs().every()[-args.n :] if args.n > 0 else []
+    if args.format == "json":
+        keys = ("id", "at", "name", "file", "status", "measured_seconds", "planned_seconds", "policy", "objective", "devices")
+        write_json({"version": 1, "runs": [{k: r[k] for k in keys} for r in reversed(found)]})
+    else:
+        write("\n".join(runs_lines(found)) if found else "no runs are kept yet; `hetsched run FILE` keeps each")
+    return 0

@@ -1,0 +1,30 @@
+"""write what happened in a kept run as a Chrome/Perfetto trace: of loops the first turns"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hetsched.cli.output import write
+from hetsched.cli.parser import Parser
+
+
+def arguments(parser: Parser) -> None:
+    """The arguments of `hetsched trace`."""
+    parser.add_argument(
+        "run", metavar="RUN", nargs="?", default="last", help="an id of `hetsched runs`, its beginning, last, or last~1 (default: last)"
+    )
+    parser.add_argument("-o", "--output", metavar="F", help="the file (default: RUN.trace.json here); `run --trace F` keeps every turn")
+
+
+def execute(args: Any) -> int:
+    """Write the file; open it in ui.perfetto.dev."""
+    from hetsched.graph.formats import publishing
+    from hetsched.report.runs import Runs, chrome_trace
+
+    record = Runs().load(args.run)
+    path = args.output or f"{record['id']}.trace.json"
+    with publishing(path) as stream:
+        stream.write(json.dumps(chrome_trace(record)).encode())
+    write(f"trace of {record['id']} -> {path}")
+    return 0

@@ -1,0 +1,156 @@
+"""What is kept of runs: runs, show, diff, report, trace, cache; learning from the command, and its off-switches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hetsched.cli import main
+from hetsched.executors import measuring
+from hetsched.placement.costs.history import History
+from hetsched.report.runs import Runs
+
+PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
+
+
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch):
+    """A small pipeline in a home of its own, where learning is on."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HETSCHED_LEARN", "1")
+    monkeypatch.setattr("hetsched.costing.FIRST_SECONDS", 0.1)
+    return shutil.copy(PIPELINES / "matmul_conv.yaml", tmp_path)
+
+
+def out(capsys, *argv):
+    code = main([str(a) for a in argv])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+def test_runs_are_kept_shown_and_compared(pipeline, tmp_path, capsys):
+    assert "no runs are kept" in out(capsys, "runs")
+    out(capsys, "run", pipeline, "-d", "cpu")
+    out(capsys, "run", pipeline, "-d", "cpu", "-s", "seed=3", "--policy", "peft")
+    listed = json.loads(out(capsys, "runs", "--format", "json"))["runs"]
+    assert [r["policy"] for r in listed] == ["peft", "auto"]
+    assert listed[0]["id"] in out(capsys, "runs")
+    shown = out(capsys, "show")
+    assert "seed=3" in shown
+    assert "planned by peft" in shown
+    assert "product" in shown
+    different = out(capsys, "diff", "last~1", listed[0]["id"])
+    assert "policy: auto and peft" in different
+    assert "seed: None and 3" in different
+    assert "features" in different
+
+
+def test_a_report_tells_what_other_policies_would_have_made_of_the_costs_measured(pipeline, tmp_path, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu", "--policy", "serial")
+    told = out(capsys, "report", "last", "--policies", "heft,serial")
+    assert "regret: by the costs measured the plan takes" in told
+    rows = {line.split()[0]: line for line in told.splitlines() if line.startswith(("heft", "serial"))}
+    assert set(rows) == {"heft", "serial"}
+    assert "+0.0 %" in rows["serial"], "the plan that was followed, replayed"
+    Path(pipeline).write_text(Path(pipeline).read_text() + "# changed\n")
+    assert "has changed since the run" in out(capsys, "report")
+
+
+def test_the_trace_of_a_kept_run_opens_in_perfetto(pipeline, tmp_path, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    file = tmp_path / "t.json"
+    out(capsys, "trace", "last", "-o", file)
+    events = json.loads(file.read_text())["traceEvents"]
+    assert {e["name"] for e in events if e["ph"] == "X"} >= {"product", "features"}
+    assert all(e["dur"] >= 0 for e in events if e["ph"] == "X")
+
+
+def test_a_run_that_is_not_there_is_told_with_what_is(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    for wanted, text in (("nope", "no run begins"), ("last~7", "1 are kept"), ("last~x", "1 are kept")):
+        assert main(["show", wanted]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_the_number_and_the_bytes_of_kept_runs_are_bounded(tmp_path):
+    runs = Runs(tmp_path)
+    names = [runs.add({"n": i, "filling": "x" * 100}, now=1e9 + i) for i in range(5)]
+    assert runs.ids() == names
+    assert runs.prune(runs=3) == 2
+    assert runs.ids() == names[2:]
+    size = runs.files()[0].stat().st_size
+    assert runs.prune(nbytes=size + 1) == 2
+    assert runs.ids() == names[4:]
+    assert runs.load("last")["n"] == 4
+
+
+def test_a_broken_record_keeps_no_other_from_being_listed(tmp_path):
+    runs = Runs(tmp_path)
+    runs.add({"n": 1}, now=1e9)
+    (tmp_path / "20990101-000000.json.gz").write_bytes(b"broken")
+    assert [r["n"] for r in runs.every()] == [1]
+
+
+def test_runs_teach_and_explain_says_on_what_an_estimate_rests(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    out(capsys, "run", pipeline, "-d", "cpu")
+    assert "(2 runs) a launch" in out(capsys, "explain", pipeline, "product", "-d", "cpu")
+    told = out(capsys, "explain", pipeline, "product", "-d", "cpu", "--no-learn")
+    assert "runs) a launch" not in told
+
+
+@pytest.mark.parametrize("switch", ["--no-learn", "--deterministic"])
+def test_learning_can_be_switched_off(pipeline, capsys, switch):
+    out(capsys, "run", pipeline, "-d", "cpu", switch)
+    assert not History().path.exists()
+
+
+def test_deterministic_plans_do_not_depend_on_what_was_learned(pipeline, capsys):
+    first = json.loads(out(capsys, "plan", pipeline, "-d", "cpu", "--deterministic", "--format", "json"))
+    for _ in range(2):
+        out(capsys, "run", pipeline, "-d", "cpu")
+    again = json.loads(out(capsys, "plan", pipeline, "-d", "cpu", "--deterministic", "--format", "json"))
+    learned = json.loads(out(capsys, "plan", pipeline, "-d", "cpu", "--format", "json"))
+    assert again["tasks"] == first["tasks"]
+    assert learned["makespan"] != first["makespan"]
+
+
+def test_the_environment_switches_learning_off(pipeline, capsys, monkeypatch):
+    monkeypatch.setenv("HETSCHED_LEARN", "0")
+    out(capsys, "run", pipeline, "-d", "cpu")
+    assert not History().path.exists()
+
+
+def test_costs_that_cannot_be_kept_cost_a_warning(pipeline, tmp_path, capsys):
+    History().path.parent.mkdir(parents=True)
+    History().path.write_bytes(b"this is no database, whatever its name says" * 50)
+    assert main(["run", str(pipeline), "-d", "cpu"]) == 0
+    assert History().path.with_name("costs.sqlite.broken").exists()
+
+
+def test_the_cache_is_listed_and_cleaned(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    listed = {row["what"]: row for row in json.loads(out(capsys, "cache", "ls", "--format", "json"))["kept"]}
+    assert {"costs that runs have taught", "runs", "speeds of devices"} <= set(listed)
+    History().path.with_name("costs.sqlite.broken").write_bytes(b"x")
+    assert "removed 0 files" in out(capsys, "cache", "gc"), "what is a minute old may be in use"
+    assert json.loads(out(capsys, "cache", "gc", "--all", "--format", "json"))["removed_files"] >= 3
+    assert [row["what"] for row in json.loads(out(capsys, "cache", "ls", "--format", "json"))["kept"]] == ["runs"]
+
+
+def test_calibrate_measures_keeps_and_shows(pipeline, capsys, monkeypatch):
+    monkeypatch.setattr(measuring, "CASES", {"tensor.add": measuring.CASES["tensor.add"][:2]})
+    assert main(["calibrate", "nosuch"]) == 4
+    assert main(["calibrate", "cpu", "--show"]) == 4
+    assert main(["calibrate", "cpu", "--time", "2h"]) == 2
+    capsys.readouterr()
+    found = json.loads(out(capsys, "calibrate", "cpu", "--format", "json"))["devices"][0]
+    assert found["flops_per_second"]["float32"] > 1e8
+    assert set(found["curves"]) == {"tensor.add", "elementwise"}
+    assert found["dispatch_seconds"] >= 0
+    assert "measured in" in out(capsys, "calibrate", "cpu", "--show")
