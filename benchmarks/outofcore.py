@@ -177,7 +177,9 @@ def limited(device: str, count: int, first: int = 0) -> dict[str, int]:
             continue
         check(plan)
         result = hs.run(plan, inputs, timeout=60)
-        wrong = value_problems(result, interpret(graph, inputs)) + (run_problems(plan, result.trace, skew_seconds=50e-6) if device != "emulated" else [])
+        wrong = value_problems(result, interpret(graph, inputs)) + (
+            run_problems(plan, result.trace, skew_seconds=50e-6) if device != "emulated" else []
+        )
         if wrong:
             raise SystemExit(f"graph {seed} under {limits}: {wrong[:3]}")
         found["right"] += 1
