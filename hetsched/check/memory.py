@@ -81,7 +81,7 @@ def places(sheet: Sheet) -> None:
                 sheet.say("arena", (command.task, "workspace"), text)
 
 
-class _Storage(NamedTuple):
+class Storage(NamedTuple):
     """Bytes [low, high) of a node from the event that writes them until the last of `users` (the writer among them) is done."""
 
     node: str
@@ -95,30 +95,30 @@ class _Storage(NamedTuple):
 class _Place(NamedTuple):
     """An instance's own bytes [low, high) in a storage: all of it, or the part that a view shows."""
 
-    storage: _Storage
+    storage: Storage
     low: int
     high: int
 
 
-def _storages(sheet: Sheet) -> tuple[list[_Storage], dict[Instance, _Place]]:
+def storages(sheet: Sheet) -> tuple[list[Storage], dict[Instance, _Place]]:
     """What lies in arenas, and who uses it. A view joins what it views; everything else that is produced has bytes of its own."""
     plan, graph = sheet.plan, sheet.plan.graph
-    storages: list[_Storage] = []
+    laid: list[Storage] = []
     places: dict[Instance, _Place] = {}
     views: dict[Instance, int] = {}
     for key, event in sheet.produced.items():
         slot = _slot(sheet, key)
-        if _is_view(sheet, event):
+        if is_view(sheet, event):
             views[key] = event
-        elif sheet.plan.loop is not None and _is_object(graph.spec(key[0])):
+        elif sheet.plan.loop is not None and is_object(graph.spec(key[0])):
             # One cell holds an object of all turns.
-            storages.append(_Storage(OBJECTS, key[0], key[0] + 1, event, {event}, sheet.value(key[0])))
-            places[key] = _Place(storages[-1], key[0], key[0] + 1)
+            laid.append(Storage(OBJECTS, key[0], key[0] + 1, event, {event}, sheet.value(key[0])))
+            places[key] = _Place(laid[-1], key[0], key[0] + 1)
         elif slot is None and not _homeless(sheet, key, event):
             sheet.say("arena", (key[0], key[2]), f"{sheet.value(key[0])} has no offset in the arena of {key[2]} ({sheet.name(event)})")
         elif slot is not None and slot.nbytes > 0:
-            storage = _Storage(key[2], slot.low, slot.low + slot.nbytes, event, {event}, sheet.value(key[0]))
-            storages.append(storage)
+            storage = Storage(key[2], slot.low, slot.low + slot.nbytes, event, {event}, sheet.value(key[0]))
+            laid.append(storage)
             places[key] = _Place(storage, storage.low, storage.high)
     # Values are numbered in topological order and carried ones come from the turn before, so what is viewed has its place already.
     for key in sorted(views, key=lambda k: (k[1], k[0])):
@@ -127,7 +127,7 @@ def _storages(sheet: Sheet) -> tuple[list[_Storage], dict[Instance, _Place]]:
             places[key] = place
     for event, sources in enumerate(sheet.sources):
         for _, key in sources:
-            if key in places and not sheet.idle[event] and (not _is_view(sheet, event) or _is_gathered(sheet, event)):
+            if key in places and not sheet.idle[event] and (not is_view(sheet, event) or _is_gathered(sheet, event)):
                 places[key].storage.users.add(event)
     for event, span in enumerate(sheet.spans):
         task = span.command.task if isinstance(span.command, Launch) and not sheet.idle[event] else -1
@@ -136,11 +136,12 @@ def _storages(sheet: Sheet) -> tuple[list[_Storage], dict[Instance, _Place]]:
             scratch += [(node, low, plan.loops[task].arenas.get(node, 0)) for node, low in plan.bodies.get(task, {}).items()]
         for node, low, nbytes in scratch:
             if nbytes > 0:
-                storages.append(_Storage(node, low, low + nbytes, event, {event}, f"the workspace of {graph.task_names[task]!r}"))
-    return storages, places
+                laid.append(Storage(node, low, low + nbytes, event, {event}, f"the workspace of {graph.task_names[task]!r}"))
+    return laid, places
 
 
-def _is_view(sheet: Sheet, event: int) -> bool:
+def is_view(sheet: Sheet, event: int) -> bool:
+    """True for the launch of a view op."""
     command = sheet.spans[event].command
     return isinstance(command, Launch) and getattr(sheet.plan.graph.task_ops[command.task], "view", False)
 
@@ -177,13 +178,13 @@ def _homeless(sheet: Sheet, key: Instance, event: int) -> bool:
     In the body of a loop, what prologue and epilogue bring to the host is the caller's; what is collected is copied to it turn by turn.
     """
     graph, (value, _, node, _) = sheet.plan.graph, key
-    if _is_object(graph.spec(value)) or graph.value_nbytes[value] == 0:
+    if is_object(graph.spec(value)) or graph.value_nbytes[value] == 0:
         return True
     owned = value in sheet.results and sheet.plan.loop is None
     return node == HOST and (owned or sheet.span[event] in (PROLOGUE, EPILOGUE))
 
 
-def _is_object(spec: AnySpec) -> bool:
+def is_object(spec: AnySpec) -> bool:
     """True for what is no array: opaque values, and sequences that have no array form."""
     if isinstance(spec, Sequence):
         return not isinstance(spec.element, Spec) or spec.length is None or spec.element.is_bounded
@@ -192,17 +193,17 @@ def _is_object(spec: AnySpec) -> bool:
 
 def reuse(sheet: Sheet, order: list[int]) -> None:
     """No bytes are written while what lies there is used, by time and by order."""
-    storages, places = _storages(sheet)
+    laid, places = storages(sheet)
     position = [0] * len(order)
     for i, event in enumerate(order):
         position[event] = i
-    kept = _kept(sheet, places)
+    to_the_end = kept(sheet, places)
     questions: list[tuple[int, int, str]] = []
     arenas: dict[str, _Bytes] = {}
-    for new in sorted(storages, key=lambda s: (sheet.start[s.writer], position[s.writer])):
+    for new in sorted(laid, key=lambda s: (sheet.start[s.writer], position[s.writer])):
         for old in arenas.setdefault(new.node, _Bytes()).occupy(new):
             text = f"{sheet.name(new.writer)} writes {new.name} over {old.name} in {new.node}"
-            if id(old) in kept:
+            if id(old) in to_the_end:
                 sheet.say("reuse", (sheet.span[new.writer], old.name, "kept"), f"{text}, which is a result and needed to the end")
             for user in old.users:
                 key = (sheet.span[user], sheet.span[new.writer], old.name)
@@ -220,14 +221,14 @@ def reuse(sheet: Sheet, order: list[int]) -> None:
             sheet.say("reuse-edge", (sheet.span[user], sheet.span[writer], what), text)
 
 
-def _kept(sheet: Sheet, places: Mapping[Instance, _Place]) -> set[int]:
+def kept(sheet: Sheet, places: Mapping[Instance, _Place]) -> set[int]:
     """Storages on the host that hold results after the last turn: outputs of a straight plan (views), last carried values of a body."""
     values = sheet.carried.values() if sheet.plan.loop is not None else sheet.plan.graph.outputs.values()
     keys = [sheet.source(value, sheet.turns - 1, HOST)[1] for value in values] if sheet.turns else []
     return {id(places[key].storage) for key in keys if key in places}
 
 
-def _in_place(sheet: Sheet, event: int, old: _Storage, new: _Storage, places: Mapping[Instance, _Place]) -> bool:
+def _in_place(sheet: Sheet, event: int, old: Storage, new: Storage, places: Mapping[Instance, _Place]) -> bool:
     """True if the launch may write `new` over what it reads: its op pairs that output with every input there, on the very same bytes."""
     command, graph = sheet.spans[event].command, sheet.plan.graph
     op = graph.task_ops[command.task] if isinstance(command, Launch) else None
@@ -250,9 +251,9 @@ class _Bytes:
 
     def __init__(self) -> None:
         self.lows: list[int] = []
-        self.rows: list[tuple[int, int, _Storage]] = []
+        self.rows: list[tuple[int, int, Storage]] = []
 
-    def occupy(self, new: _Storage) -> list[_Storage]:
+    def occupy(self, new: Storage) -> list[Storage]:
         """Lay `new` over what is there; gives each storage that it covers, wholly or in part, once."""
         first = max(bisect_right(self.lows, new.low) - 1, 0)
         last = bisect_left(self.lows, new.high)
