@@ -131,6 +131,7 @@ def main() -> int:
         shutil.copytree(cache_folder(), Path(home) / "hetsched", ignore=shutil.ignore_patterns("costs.sqlite*"))
     os.environ["XDG_CACHE_HOME"] = home
     os.environ["HETSCHED_LEARN"] = "1"
+    names = [f"{d.id}: {d.name}" for d in devices()]
     rows: list[Row] = []
     pairs: list[tuple[float, float, float, float]] = []
     begun = time.perf_counter()
@@ -150,7 +151,7 @@ def main() -> int:
                 pairs += [(*a, *b) for k, a in enumerate(every) for b in every[:k]]
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    record = summary(rows, pairs, time.perf_counter() - begun)
+    record = {"devices": names, **summary(rows, pairs, time.perf_counter() - begun)}
     print(json.dumps(record, indent=2))
     if args.save:
         (ROOT / "benchmarks" / "results" / "prediction.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -182,7 +183,6 @@ def tell(row: Row) -> None:
 def summary(rows: list[Row], pairs: list[tuple[float, float, float, float]], seconds: float) -> dict[str, Any]:
     out: dict[str, Any] = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "devices": [f"{d.id}: {d.name}" for d in devices()],
         "graphs": len(rows),
         "median_error": [round(statistics.median(r.errors[i] for r in rows), 4) for i in range(RUNS)],
         "median_run_to_run": round(statistics.median(r.spread for r in rows), 4),

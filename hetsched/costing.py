@@ -23,7 +23,7 @@ from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, save
 from hetsched.placement import plan_graph
 from hetsched.placement.costs.history import Drift, History, Lesson
-from hetsched.placement.costs.kinds import Kind, device_key, is_learned, kind_of, link_key
+from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.roofline import RooflineCosts
@@ -109,26 +109,30 @@ def first_need(
     end = perf_counter() + budget
     known = history.known(map(device_key, devices))
     brought: dict[str, Calibration] = {}
-    rough = RooflineCosts(machine)
+    rough, kinds = RooflineCosts(machine), Kinds()
     for number, device in enumerate(devices):
         key = device_key(device)
         cases: dict[str, tuple[float, Kind, Case]] = {}
+        unable: set[str] = set()
         for owner in (graph, *(x.body for x in loops_of(graph))):
             for task in range(len(owner)):
-                if not is_learned(owner, task) or not can_run(owner, task, device):
+                if not is_learned(owner, task):
                     continue
-                kind = kind_of(owner, task)
-                if (key, kind.text, 1) in known or kind.text in cases:
+                kind = kinds.of(owner, task)
+                if (key, kind.text, 1) in known or kind.text in cases or kind.text in unable:
                     continue
-                case = case_of(owner, task)
-                if case is not None:
+                case = case_of(owner, task) if can_run(owner, task, device) else None
+                if case is None:
+                    unable.add(kind.text)
+                else:
                     cases[kind.text] = (rough.launch(owner, task, device).seconds, kind, case)
         share = (end - perf_counter()) / (len(devices) - number)
         if not cases or share <= 0:
             continue
         if device.id not in calibrations:
             brought[device.id] = _quick(device, machine)
-        chosen = sorted(cases.values(), key=lambda x: -x[0])
+        # Each is launched a few times at least, and may take several times what the roofline says.
+        chosen = sorted((x for x in cases.values() if 8 * x[0] < share), key=lambda x: -x[0])
         measured = measure_cases(device, [c for _, _, c in chosen], share)
         history.learn(
             [

@@ -22,7 +22,7 @@ from hetsched.executors.memory import stride_of
 from hetsched.executors.process import tuned
 from hetsched.graph.graph import Graph
 from hetsched.graph.op import Attributes, Op
-from hetsched.graph.ops import find
+from hetsched.graph.ops import family, find
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.machine import HOST, Device, Machine
 from hetsched.machine.calibration import Calibration, Curve, LinkFigures
@@ -167,6 +167,7 @@ def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Call
         links = _links(bench, machine, device)
         curves: dict[str, dict[str, Curve]] = {}
         spreads: list[float] = []
+        late: list[str] = []
         measured = Device(
             device.id, device.kind, memory=device.memory, languages=device.languages, flops_per_second=flops, bytes_per_second=memory,
             launch_seconds=launch,
@@ -176,16 +177,18 @@ def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Call
             for dtype in [d for d in ("float32", "float64") if d in flops]:
                 left = budget - (perf_counter() - begun)
                 if left <= 0:
-                    notes.append(f"the time was over before {name} in {dtype}")
+                    late.append(name)
                     continue
                 if dtype != "float32" and name not in _BOTH:
                     continue
                 curve = _curve(bench, measured, name, dtype, sizes, min(left, 2.0), spreads)
                 if curve is not None:
                     curves.setdefault(name, {})[dtype] = curve
-    for family, name in FAMILIES.items():
+    if late:
+        notes.append(f"the time was over before {len(set(late))} of {len(CASES)} ops were measured, from {late[0]} on; give more with --time")
+    for kin, name in FAMILIES.items():
         if name in curves:
-            curves.setdefault(family, curves[name])
+            curves.setdefault(kin, curves[name])
     say("lanes at work together")
     together = {"lanes": lanes_together(device)} if device.shares_lanes and device.lanes > 1 else {}
     return Calibration(
@@ -384,9 +387,12 @@ def _repeated(action: Callable[[], object], seconds: float) -> float:
 
 
 def case_of(graph: Graph, task: int) -> Case | None:
-    """The launch of a task as a case; None for what cannot be measured by itself: loops, views, effects outside, objects from other tasks."""
+    """The launch of a task as a case; None for what cannot be measured by itself: loops, views, effects outside, objects from other tasks.
+
+    Nor are users' own ops: who knows what they do with invented values.
+    """
     op = graph.task_ops[task]
-    if not isinstance(op, Op) or op.view or not op.pure:
+    if not isinstance(op, Op) or op.view or not op.pure or not family(op):
         return None
     inputs = tuple(graph.value_specs[v] for v in graph.reads(task))
     if not all(isinstance(s, Spec) and not s.is_bounded for s in inputs):

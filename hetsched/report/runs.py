@@ -29,6 +29,8 @@ from hetsched.timeline import Timeline
 MOST_RUNS, MOST_BYTES = 200, 64 << 20
 # Of a run's trace the first events are kept, and of its loops the first turns.
 MOST_EVENTS, KEPT_TURNS = 2000, 8
+# Of its tasks those furthest from the plan, and of its kinds of task as many.
+MOST_TASKS = 2000
 SUFFIX = ".json.gz"
 
 
@@ -142,8 +144,8 @@ def record_of(
         "objective": plan.objective,
         "devices": devices_record(trace),
         "transfers": transfers_record(trace),
-        "tasks": [list(row) for row in compare(plan, trace)],
-        "costs": [list(x) for x in named(lessons(trace))],
+        "tasks": [list(row) for row in compare(plan, trace)[:MOST_TASKS]],
+        "costs": [list(x) for x in named(lessons(trace))[:MOST_TASKS]],
         "drifts": [list(x) for x in drifts],
         "events": _events(trace),
         "metrics": dict(metrics),

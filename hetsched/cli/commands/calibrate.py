@@ -51,7 +51,7 @@ def execute(args: Any) -> int:
             found.append((device, kept, [*kept.notes, *complaints(kept)]))
         else:
             # A tenth is left for dispatching and for what devices lose together.
-            calibration, remarks = calibrate_device(device, machine, 0.9 * budget - 1.0, _telling(device.id))
+            calibration, remarks = calibrate_device(device, machine, max(0.9 * budget - 1.0, 0.5), _telling(device.id))
             found.append((device, calibration, remarks))
         if args.format == "text":
             _clear()

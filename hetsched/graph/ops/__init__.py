@@ -35,5 +35,6 @@ def find(name: str) -> Op:
 
 
 def family(op: Op) -> str:
-    """The family of an op: the name of the file that defines what it infers (`elementwise`, `linear`, `conv`, ...)."""
-    return op.infer.__module__.rpartition(".")[2]
+    """The family of an op: the name of the file that defines what it infers (`elementwise`, `linear`, `conv`, ...); "" for users' ops."""
+    package, _, name = (getattr(op.infer, "__module__", None) or "").rpartition(".")
+    return name if package == __name__ else ""

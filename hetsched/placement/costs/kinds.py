@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
@@ -49,6 +49,32 @@ def turn_kind(body: Graph) -> str:
     for task in range(len(body)):
         mark.update((kind_of(body, task).text if is_learned(body, task) else "-").encode())
     return f"{TURN} of {len(body)} tasks {mark.hexdigest()[:24]}"
+
+
+class Kinds:
+    """The kinds of tasks of graphs, each worked out once: a graph of 100,000 tasks has a few."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Kind] = {}
+        self._graphs: dict[int, Graph] = {}  # keeps alive what ids stand for
+
+    def of(self, graph: Graph, task: int) -> Kind:
+        """See `kind_of`."""
+        self._graphs.setdefault(id(graph), graph)
+        specs = graph.value_specs
+        key: Any = (
+            id(graph.task_ops[task]), tuple([id(specs[v]) for v in graph.reads(task)]), tuple([id(specs[v]) for v in graph.writes(task)]),
+        )  # fmt: skip
+        attributes = graph.task_attributes[task]
+        if attributes:
+            key = (*key, tuple((k, v) for k, v in attributes.items() if k not in _SILENT))
+        try:
+            found = self._known.get(key)
+        except TypeError:  # an option that is a list or a map
+            return kind_of(graph, task)
+        if found is None:
+            found = self._known[key] = kind_of(graph, task)
+        return found
 
 
 def begin_kind(body: Graph, turns: int) -> str:

@@ -17,7 +17,7 @@ from hetsched.machine import Device, Link, Machine
 from hetsched.machine.calibration import Calibration
 from hetsched.placement.costs.estimate import Estimate
 from hetsched.placement.costs.history import Known
-from hetsched.placement.costs.kinds import COPY, Kind, begin_kind, device_key, kind_of, link_key, turn_kind
+from hetsched.placement.costs.kinds import COPY, Kind, Kinds, begin_kind, device_key, link_key, turn_kind
 from hetsched.placement.costs.regression import Fit, fit
 from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak
 from hetsched.timeline import Timeline
@@ -43,7 +43,7 @@ class KnownCosts:
 
     def __post_init__(self) -> None:
         self._roofline = RooflineCosts(self.machine)
-        self._kinds: dict[tuple[int, int], Kind] = {}
+        self._kinds = Kinds()
         self._graphs: dict[int, Graph] = {}  # keeps them alive: their ids are keys
         self._fits: dict[tuple[str, str, str], Fit | None] = {}
         self._rows: dict[tuple[str, str, str], list[Known]] = {}
@@ -100,7 +100,7 @@ class KnownCosts:
 
     def _kernel(self, graph: Graph, task: int, op: Op, device: Device, width: int) -> Estimate:
         key = device_key(device)
-        kind = self._kind(graph, task)
+        kind = self._kinds.of(graph, task)
         if key:
             row = self.known.get((key, kind.text, width))
             if row is not None:
@@ -137,7 +137,7 @@ class KnownCosts:
         op = graph.task_ops[task]
         if isinstance(op, Loop) or not op.wide:
             return self._roofline.launch(graph, task, device, width)
-        row = self.known.get((key, self._kind(graph, task).text, width)) if key else None
+        row = self.known.get((key, self._kinds.of(graph, task).text, width)) if key else None
         if row is not None:
             return self._priced(Estimate(row.seconds + self._dispatch(graph, device), row.spread, None, _runs(row.runs)), device, width)
         narrow, ideal = self._roofline.launch(graph, task, device, 1), self._roofline.launch(graph, task, device, width)
@@ -178,14 +178,6 @@ class KnownCosts:
         if name not in self._fits:
             self._fits[name] = fit(self._rows.get(name, ()))
         return self._fits[name]
-
-    def _kind(self, graph: Graph, task: int) -> Kind:
-        key = id(graph), task
-        found = self._kinds.get(key)
-        if found is None:
-            self._graphs[id(graph)] = graph
-            found = self._kinds[key] = kind_of(graph, task)
-        return found
 
     def _priced(self, found: Estimate, device: Device, lanes: int) -> Estimate:
         return found if device.busy_watts is None else found._replace(joules=found.seconds * device.busy_watts * lanes)

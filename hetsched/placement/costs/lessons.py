@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median
 
-from hetsched.graph.graph import Graph
 from hetsched.placement.costs.history import Lesson
-from hetsched.placement.costs.kinds import BEGIN, COPY, TURN, Kind, begin_kind, device_key, is_learned, kind_of, link_key, turn_kind
+from hetsched.placement.costs.kinds import BEGIN, COPY, TURN, Kind, Kinds, begin_kind, device_key, is_learned, link_key, turn_kind
 from hetsched.timeline import Copy, Free, Launch, Span, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
@@ -31,7 +30,7 @@ def lessons(trace: Timeline) -> list[Lesson]:
     Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are.
     """
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
-    kinds: dict[tuple[int, int], Kind] = {}
+    kinds = Kinds()
     for owner, span in measured(trace):
         command = span.command
         seconds = span.finish - span.start
@@ -39,7 +38,7 @@ def lessons(trace: Timeline) -> list[Lesson]:
             if not is_learned(owner.graph, command.task) or not span.lanes or _is_other(owner, command.turn):
                 continue
             key = device_key(owner.machine.device(span.lanes[0].owner))
-            kind = _kind(owner.graph, command.task, kinds)
+            kind = kinds.of(owner.graph, command.task)
             width = command.width
         elif isinstance(command, Copy):
             link = owner.machine.link(command.src.node, command.dst.node)
@@ -96,13 +95,6 @@ def _steady(body: Timeline) -> tuple[list[float], bool]:
 def _is_other(owner: Timeline, turn: int) -> bool:
     """True for turns of a loop that are not like the others: the first of several, and those of a smaller batch."""
     return owner.loop is not None and ((turn == 0 and owner.turns > 1) or owner.loop.is_remainder(turn))
-
-
-def _kind(graph: Graph, task: int, memo: dict[tuple[int, int], Kind]) -> Kind:
-    key = id(graph), task
-    if key not in memo:
-        memo[key] = kind_of(graph, task)
-    return memo[key]
 
 
 def _lesson(device: str, width: int, kind: Kind, seconds: list[float]) -> Lesson:

@@ -15,7 +15,7 @@ from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Device, Link
 from hetsched.placement.costs.estimate import CostModel, Estimate
 from hetsched.placement.costs.history import Lesson
-from hetsched.placement.costs.kinds import Kind, kind_of
+from hetsched.placement.costs.kinds import Kinds
 from hetsched.timeline import Copy, Free, Lane, Launch, Replica, Timeline
 
 OTHERS = ("heft", "peft", "lookahead", "hedge", "min_min", "one_device")
@@ -28,7 +28,7 @@ class MeasuredCosts:
     lessons: Iterable[Lesson]
     base: CostModel
     _seconds: dict[tuple[str, str, int], float] = field(default_factory=dict)
-    _kinds: dict[tuple[int, int], tuple[Graph, Kind]] = field(default_factory=dict)
+    _kinds: Kinds = field(default_factory=Kinds)
 
     def __post_init__(self) -> None:
         self._seconds = {(x.device, x.kind, x.width): x.seconds for x in self.lessons}
@@ -38,10 +38,7 @@ class MeasuredCosts:
         op = graph.task_ops[task]
         if isinstance(op, Loop) or op.view:
             return self.base.launch(graph, task, device, width)
-        key = id(graph), task
-        if key not in self._kinds:
-            self._kinds[key] = graph, kind_of(graph, task)
-        found = self._seconds.get((device.id, self._kinds[key][1].text, width))
+        found = self._seconds.get((device.id, self._kinds.of(graph, task).text, width))
         known = self.base.launch(graph, task, device, width)
         return known if found is None else known._replace(seconds=found, spread=0.0, source="this run")
 
