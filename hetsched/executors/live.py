@@ -3,9 +3,9 @@
 A driving thread hands a step to its stream as soon as everything it needs on the *same* device has been handed over (a stream waits for the event of
 another stream; nobody waits on the host), and everything it needs from elsewhere is done. So dependent commands of a device never meet the host.
 
-What has been done is looked for between two steps, which costs a question for each stream. Only where there is nothing to hand over does the driver ask
-to be woken, and then by the first event that the host or another device waits for, or, where none does, by one in the middle of what is on its way: a
-wake-up for each event would cost more than a small kernel does.
+What has been done is looked for between two steps, which costs a question for each stream. Only where there is nothing to hand over does the driver
+ask to be woken, and then by the first event that the host or another device waits for, or, where none does, by one in the middle of what is on its
+way: a wake-up for each event would cost more than a small kernel does.
 """
 
 from __future__ import annotations

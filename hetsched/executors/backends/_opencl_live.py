@@ -82,14 +82,15 @@ class DeviceArray:
 class Event:
     """The mark that everything handed to a stream before it has been done."""
 
-    __slots__ = ("_asked", "_first", "_first_live", "last", "stream")
+    __slots__ = ("_asked", "_before", "_first", "_first_live", "last", "stream")
 
-    def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any) -> None:
+    def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, before: Any = None) -> None:
         self._asked = perf_counter()
         self.stream = stream
         self.last = last
         self._first = first
         self._first_live = first_live
+        self._before = before
 
     def wait(self) -> None:
         """Wait for it on the host; raises `DeviceError` if the work failed."""
@@ -113,6 +114,8 @@ class Event:
             if self._first is None:
                 return (max(finish, self._asked),) * 2
             start = _stamp(self._first, _START) * 1e-9 + self._first_live.clock()
+            if self._before is not None:  # another device may have begun its part while this stream was not yet free
+                start = max(start, _stamp(self._before, _END) * 1e-9 + self.stream.live.clock())
         except cl.Error as error:
             raise self.stream.refusal("a command failed", error) from error
         return start, max(start, finish)
@@ -141,8 +144,8 @@ class _Launch:
 class Stream:
     """An in-order queue of an opened device. See `hetsched.executors.live.Stream` and `hetsched.graph.op.OpenCL`.
 
-    A launch that comes again with the same tuples of arrays, as those of a loop do, is taped the second time: what its kernel enqueues depends on shapes
-    and attributes alone. From then on its commands are enqueued from the tape, each with a kernel object of its own whose arguments are set.
+    A launch that comes again with the same tuples of arrays, as those of a loop do, is taped the second time: what its kernel enqueues depends on
+    shapes and attributes alone. From then on its commands are enqueued from the tape, each with a kernel object of its own whose arguments are set.
     A launch without wait costs 3-5 us from Python, from the tape less than 2 (benchmarks/opencl_kernels.py holds it to 15).
     """
 
@@ -158,6 +161,7 @@ class Stream:
         self._waits: list[Any] = []  # events that the next command waits for
         self._first: tuple[Any, LiveDevice] | None = None  # of the commands since the last record
         self._last: Any = None
+        self._recorded: Any = None  # the last one at the last record
         # Events that hold host arrays: dropping one blocks until it is done.
         self._held: deque[Any] = deque()
         self._watched: queue.SimpleQueue[tuple[Event, Callable[[], object]] | None] = queue.SimpleQueue()
@@ -250,8 +254,9 @@ class Stream:
         if self._last is None or self._waits:
             self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
         first, live = self._first or (None, self.live)
-        event = Event(self, first, live, self._last)
+        event = Event(self, first, live, self._last, None if live is self.live else self._recorded)
         self._first = None
+        self._recorded = self._last
         self.queue.flush()
         held = self._held
         while held and held[0].command_execution_status <= 0:
@@ -270,7 +275,7 @@ class Stream:
         self._waits.clear()
         self._kernels.clear()
         self._launches.clear()
-        self._first = self._last = None
+        self._first = self._last = self._recorded = None
 
     # What a kernel asks of a queue ----------------------------------------------------------------------------------------------
 
@@ -422,6 +427,7 @@ class LiveDevice:
         self.lost = False
         self._streams: list[Stream] = []
         self._bridge: Stream | None = None
+        self._closed = False
         self._lock = threading.Lock()
         self.bridging = threading.Lock()
         self._clock_queue = cl.CommandQueue(self.context, self.device, cl.command_queue_properties.PROFILING_ENABLE)
@@ -484,7 +490,10 @@ class LiveDevice:
         self.lost = True
 
     def close(self) -> None:
-        """Wait for what was handed over; release queues and arena. Arrays of it cannot be used any more."""
+        """Wait for what was handed over; release queues and arena. Arrays of it cannot be used any more. A second time nothing is done."""
+        if self._closed:
+            return
+        self._closed = True
         for stream in self._streams:
             stream.close()
         self._streams.clear()
