@@ -144,10 +144,14 @@ class _Launch:
 class Stream:
     """An in-order queue of an opened device. See `hetsched.executors.live.Stream` and `hetsched.graph.op.OpenCL`.
 
+    is_timed: its events tell when each command ended, so the launches of a step can be timed one by one.
+
     A launch that comes again with the same tuples of arrays, as those of a loop do, is taped the second time: what its kernel enqueues depends on
     shapes and attributes alone. From then on its commands are enqueued from the tape, each with a kernel object of its own whose arguments are set.
     A launch without wait costs 3-5 us from Python, from the tape less than 2 (benchmarks/opencl_kernels.py holds it to 15).
     """
+
+    is_timed = True
 
     def __init__(self, live: LiveDevice, kind: str) -> None:
         self.live = live
@@ -157,7 +161,7 @@ class Stream:
         self.queue = cl.CommandQueue(live.context, live.device, cl.command_queue_properties.PROFILING_ENABLE)
         self._kernels: dict[tuple[str, str], Any] = {}
         self._launches: dict[tuple[int, int, int], _Launch] = {}
-        self._tape: list[Callable[[Any], Any]] | None = None
+        self._tape: list[Callable[..., Any]] | None = None
         self._waits: list[Any] = []  # events that the next command waits for
         self._first: tuple[Any, LiveDevice] | None = None  # of the commands since the last record
         self._last: Any = None
@@ -207,7 +211,8 @@ class Stream:
 
     def _record(self, launch: _Launch, workspace: Any) -> Any:
         """Launch, and tape it."""
-        self._tape = tape = []
+        tape: list[Callable[..., Any]] = []
+        self._tape = tape
         try:
             result = launch.kernel(self, launch.inputs, launch.outputs, workspace, launch.attributes)
         finally:

@@ -1,5 +1,7 @@
 """OpenCL devices, through PyOpenCL: `opencl:0`, `opencl:1`, ... in the order of platform name, platform version and device name.
 
+`HETSCHED_OPENCL_PARTS` splits devices into sub-devices of equal parts, which are devices of their own and counted as such.
+
 Speeds are measured once (a device takes about 0.15 s, and the driver's compiler about a second) and kept in the user's cache under a fingerprint of
 device, driver and platform. A device whose compiler does not work is left out, with a note. Devices live in contexts of their own, which are kept
 for the life of the process, as their programs are.
@@ -159,13 +161,44 @@ def _look() -> tuple[list[Usable], list[str]]:
         except cl.Error as error:
             notes.append(f"OpenCL platform {platform.name!r} has no device: {error}")
     out: list[Usable] = []
-    for _, device in sorted(found, key=lambda pair: pair[0]):
+    for device in _split([device for _, device in sorted(found, key=lambda pair: pair[0])], notes):
         speeds = _speeds(device)
         if isinstance(speeds, str):
             notes.append(f"OpenCL device {_full_name(device)} cannot be used: {speeds}{_way_out(device)}")
         else:
             out.append(Usable(device, speeds))
     return out, notes
+
+
+def _split(devices: list[Any], notes: list[str]) -> list[Any]:
+    """`devices`, those that `HETSCHED_OPENCL_PARTS` names in as many equal parts: "2" for all of them, "0:2,3:4" for numbers 0 and 3."""
+    import pyopencl as cl
+
+    asked = os.environ.get("HETSCHED_OPENCL_PARTS", "").strip()
+    if not asked:
+        return devices
+    try:
+        pairs = [(range(len(devices)), int(asked))] if ":" not in asked else [((int(a),), int(b)) for a, b in (x.split(":") for x in asked.split(","))]
+        parts = {number: count for numbers, count in pairs for number in numbers}
+    except ValueError:
+        notes.append(f'HETSCHED_OPENCL_PARTS is {asked!r}; give a number of parts ("2"), or numbers of devices and their parts ("0:2,3:4")')
+        return devices
+    notes += [f"HETSCHED_OPENCL_PARTS names OpenCL device number {n}; there are {len(devices)}" for n in parts if n >= len(devices)]
+    out = []
+    for number, device in enumerate(devices):
+        count = parts.get(number, 1)
+        units = device.max_compute_units // max(count, 1)
+        if count > 1 and not units:
+            notes.append(f"OpenCL device {_full_name(device)} has {device.max_compute_units} compute units, too few for {count} parts")
+        if count <= 1 or not units:
+            out.append(device)
+            continue
+        try:
+            out += device.create_sub_devices([cl.device_partition_property.EQUALLY, units])[:count]
+        except cl.Error as error:
+            notes.append(f"OpenCL device {_full_name(device)} cannot be split: {error}")
+            out.append(device)
+    return out
 
 
 def _way_out(device: Any) -> str:
