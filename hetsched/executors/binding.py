@@ -199,17 +199,19 @@ class Bindings:
         bound.segment = compile_segment(self.frame, self.frame.program.steps[step], turn, self.launch_later)
         bound.calls = None
 
-    def issue(self, step: int, turn: int, doer: Doer) -> None:
-        """Hand the launches and copies of a step to a stream. `gather` follows when they are done."""
+    def issue(self, step: int, turn: int, doer: Doer, handed_over: Callable[[int], None] | None = None) -> None:
+        """Hand the launches and copies of a step to a stream. `gather` follows when they are done. `handed_over(task)`: called behind each launch."""
         task = -1
         try:
-            for kernel, inputs, outputs, workspace, attributes, task in self.calls(step, turn):  # noqa: B007 (read in the handler)
+            for kernel, inputs, outputs, workspace, attributes, task in self.calls(step, turn):
                 if callable(kernel):
                     doer.launch(kernel, inputs, outputs, workspace, attributes)
                 elif kernel is LATER:
                     inputs(turn, doer)
                 elif kernel is MOVE:
                     doer.move(inputs[0], outputs[0])
+                if handed_over is not None:
+                    handed_over(task)
         except Exception as error:
             raise self.frame.failure(error, task, turn) from error
 

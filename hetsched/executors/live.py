@@ -30,6 +30,9 @@ from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device
 from hetsched.timeline import Lane, Timeline
 
+# Launches of a joined step are timed one by one in so many first turns, from which costs are learnt; later ones get shares of the step's time.
+TIMED_TURNS = 8
+
 
 class Event(Protocol):
     """The mark that everything handed to a stream before it has been done."""
@@ -109,12 +112,13 @@ class StreamDoer:
 
 
 class _Issued(NamedTuple):
-    """A step on its way. `told`: somebody waits until it is done."""
+    """A step on its way. `told`: somebody waits until it is done. `marks`: task -> event behind its launch, where they are timed one by one."""
 
     item: Item
     event: Event
     issued: float  # seconds from the start of the run to the handing over
     told: bool
+    marks: Mapping[int, Event]
 
 
 class _Wake(NamedTuple):
@@ -196,14 +200,18 @@ class DeviceDriver:
             expect = getattr(stream, "expect", None)
             if expect is not None:
                 expect(step.seconds)
-            active.frame.issue(step.index, turn, StreamDoer(stream))
-            event = stream.record()
+            marks: dict[int, Event] = {}
+            if len(step.spans) > 1 and turn < TIMED_TURNS and getattr(stream, "is_timed", False):
+                active.frame.issue(step.index, turn, StreamDoer(stream), lambda task: marks.update({task: stream.record()}))
+            else:
+                active.frame.issue(step.index, turn, StreamDoer(stream))
+            event = next(reversed(marks.values())) if marks else stream.record()
         except Exception as error:
             crew.done_by(item, now, now, 0, error)
             return
         if active.is_awaited(step.index):
             self.events[id(active), step.index, turn] = (stream, event)
-        self.under_way[stream].append(_Issued(item, event, now, active.tells(step.index)))
+        self.under_way[stream].append(_Issued(item, event, now, active.tells(step.index), marks))
         with crew.lock:
             crew.push(active, active.walk.issue(step.index, turn))
 
@@ -230,12 +238,17 @@ class DeviceDriver:
         self.events.pop((id(item.active), item.step.index, item.turn), None)
         error: Exception | None = None
         start = finish = perf_counter() - crew.zero
+        marks: dict[int, float] | None = None
         try:
+            first = next(iter(issued.marks.values()), issued.event)
+            (start, finish), (_, ended) = first.span(), issued.event.span()
             # A step of views alone gives its stream nothing to do: it was done when it was handed over, not when the stream last did something.
-            start, finish = (max(x - crew.zero, issued.issued) for x in issued.event.span())
+            start, finish = max(start - crew.zero, issued.issued), max(finish - crew.zero, ended - crew.zero, issued.issued)
+            if issued.marks:
+                marks = {task: max(event.span()[1] - crew.zero, start) for task, event in issued.marks.items()}
         except Exception as failure:  # the device refused or lost the work
             error = item.active.frame.failure(failure, _task(item), item.turn)
-        crew.done_by(item, start, finish, item.step.lanes[0].number, error)
+        crew.done_by(item, start, finish, item.step.lanes[0].number, error, marks)
 
 
 def _task(item: Item) -> int:

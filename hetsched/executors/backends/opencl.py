@@ -178,7 +178,9 @@ def _split(devices: list[Any], notes: list[str]) -> list[Any]:
     if not asked:
         return devices
     try:
-        pairs = [(range(len(devices)), int(asked))] if ":" not in asked else [((int(a),), int(b)) for a, b in (x.split(":") for x in asked.split(","))]
+        pairs = (
+            [(range(len(devices)), int(asked))] if ":" not in asked else [((int(a),), int(b)) for a, b in (x.split(":") for x in asked.split(","))]
+        )
         parts = {number: count for numbers, count in pairs for number in numbers}
     except ValueError:
         notes.append(f'HETSCHED_OPENCL_PARTS is {asked!r}; give a number of parts ("2"), or numbers of devices and their parts ("0:2,3:4")')
