@@ -14,13 +14,14 @@ import importlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError
+from hetsched.executors.binding import Call
 from hetsched.executors.cpu import Crew, Item, Progress, run_crew
 from hetsched.executors.frame import Frame
 from hetsched.executors.memory import Memory
@@ -100,6 +101,11 @@ class StreamDoer:
     def launch(self, kernel: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch."""
         return self.stream.launch(kernel, inputs, outputs, workspace, attributes)
+
+    def segment(self, calls: Sequence[Call]) -> bool:
+        """Enqueue launches that follow each other at once; False where the stream cannot, or not yet: they are to be launched one by one."""
+        segment = getattr(self.stream, "segment", None)
+        return segment is not None and segment(calls)
 
     def move(self, src: Any, dst: Any) -> None:
         """Enqueue a copy; its direction is told by where the arrays lie."""

@@ -314,8 +314,9 @@ def _phase(plan: Timeline, start: float) -> float:
 
 
 def _stream_segments(plan: Timeline, arcs: list[Arc], groups: list[list[int]]) -> list[list[int]]:
-    """`groups`, launches that follow each other on a stream joined where that changes nothing: nobody elsewhere waits for one that is not the last,
-    and none but the first waits for anybody elsewhere (or for those alone for whom the first waits too)."""
+    """`groups`, launches that follow each other on a stream joined where that changes nothing: nobody elsewhere waits in the same turn for one that
+    is not the last, and none but the first waits for anybody elsewhere (or for those alone for whom the first waits too). So no cycle can come of it:
+    whatever a joined launch needs is there when the first one starts."""
     shared = {d.id for d in plan.machine.devices if d.shares_lanes}
     every = every_of(plan.loop)
     spans = plan.spans
@@ -329,7 +330,8 @@ def _stream_segments(plan: Timeline, arcs: list[Arc], groups: list[list[int]]) -
     is_awaited: set[int] = set()
     for before, later, turns in arcs:
         if spans[before].lanes != spans[later].lanes:
-            is_awaited.add(before)
+            if turns == 0:  # what a later turn waits for (room, mostly) can be had at the end of the step as well
+                is_awaited.add(before)
             waits.setdefault(later, set()).add((before, turns))
 
     def slots(i: int) -> list[int]:

@@ -23,6 +23,7 @@ import pyopencl as cl
 from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import alike
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
+from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows
 
 _QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
 _OUT_OF_MEMORY = {
@@ -141,6 +142,16 @@ class _Launch:
         self.tape: list[Callable[..., Any]] | None = None
 
 
+class _Segment:
+    """Launches that may come again together, and what they enqueue."""
+
+    __slots__ = ("calls", "tape")
+
+    def __init__(self, calls: Any) -> None:
+        self.calls = calls
+        self.tape: list[Callable[..., Any]] | None = None
+
+
 class Stream:
     """An in-order queue of an opened device. See `hetsched.executors.live.Stream` and `hetsched.graph.op.OpenCL`.
 
@@ -161,7 +172,10 @@ class Stream:
         self.queue = cl.CommandQueue(live.context, live.device, cl.command_queue_properties.PROFILING_ENABLE)
         self._kernels: dict[tuple[str, str], Any] = {}
         self._launches: dict[tuple[int, int, int], _Launch] = {}
+        self._segments: dict[int, _Segment] = {}
         self._tape: list[Callable[..., Any]] | None = None
+        self._parts: list[Part] = []  # element-wise launches that are being taped
+        self._ends = False
         self._waits: list[Any] = []  # events that the next command waits for
         self._first: tuple[Any, LiveDevice] | None = None  # of the commands since the last record
         self._last: Any = None
@@ -196,17 +210,7 @@ class Stream:
             return kernel(self, inputs, outputs, workspace, attributes)
         if known.tape is None:
             return self._record(known, workspace)
-        waits = self._waits
-        try:
-            for enqueue in known.tape:
-                event = enqueue(wait_for=waits or None)
-                if waits:
-                    waits = self._waits = []
-                if self._first is None:
-                    self._first = (event, self.live)
-                self._last = event
-        except cl.Error as error:
-            raise self.refusal("a launch", error) from error
+        self._play(known.tape)
         return None
 
     def _record(self, launch: _Launch, workspace: Any) -> Any:
@@ -215,11 +219,73 @@ class Stream:
         self._tape = tape
         try:
             result = launch.kernel(self, launch.inputs, launch.outputs, workspace, launch.attributes)
+            self._end_chain()
         finally:
             self._tape = None
+            self._parts.clear()
         if result is None:
             launch.tape = tape
         return result
+
+    def segment(self, calls: Sequence[tuple[Any, ...]]) -> bool:
+        """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each, neighbouring element-wise ones in one
+        kernel. False for a list that comes for the first time: its launches are to be handed over one by one."""
+        known = self._segments.get(id(calls))
+        if known is None:
+            if len(self._segments) >= _MOST_LAUNCHES:
+                self._segments.clear()
+            self._segments[id(calls)] = _Segment(calls)
+            return False
+        if known.tape is None:
+            tape: list[Callable[..., Any]] = []
+            self._tape = tape
+            try:
+                for kernel, inputs, outputs, workspace, attributes, *_ in calls:
+                    kernel(self, inputs, outputs, workspace, attributes)
+                self._end_chain()
+            finally:
+                self._tape = None
+                self._parts.clear()
+            known.tape = tape
+        else:
+            self._play(known.tape)
+        return True
+
+    def chain(self, part: Part) -> bool:
+        """While taping: keep an element-wise launch, to be put into one kernel with those that follow. False otherwise."""
+        if self._tape is None or self._ends:
+            return False
+        if self._parts and not follows(self._parts, part):
+            self._end_chain()
+        if not part.can_be_chained:
+            self._end_chain()
+            return False
+        self._parts.append(part)
+        return True
+
+    def _end_chain(self) -> None:
+        if self._parts:
+            parts, self._parts, self._ends = self._parts, [], True
+            try:
+                if len(parts) == 1:
+                    parts[0].run(self)
+                else:
+                    enqueue_chain(self, parts)
+            finally:
+                self._ends = False
+
+    def _play(self, tape: Sequence[Callable[..., Any]]) -> None:
+        waits = self._waits
+        try:
+            for enqueue in tape:
+                event = enqueue(wait_for=waits or None)
+                if waits:
+                    waits = self._waits = []
+                if self._first is None:
+                    self._first = (event, self.live)
+                self._last = event
+        except cl.Error as error:
+            raise self.refusal("a launch", error) from error
 
     def upload(self, src: Any, dst: DeviceArray) -> None:
         """Enqueue a copy from the host. `src` must not be written until it is done."""
@@ -280,6 +346,7 @@ class Stream:
         self._waits.clear()
         self._kernels.clear()
         self._launches.clear()
+        self._segments.clear()
         self._first = self._last = self._recorded = None
 
     # What a kernel asks of a queue ----------------------------------------------------------------------------------------------
@@ -299,6 +366,7 @@ class Stream:
         elif self.is_cpu:
             local_size = _local_size(global_size)
         if self._tape is not None:
+            self._end_chain()
             own = self._kernel(source, function, args)
             own.set_args(*flat)
             self._taped(f"kernel {function!r}", partial(cl.enqueue_nd_range_kernel, self.queue, own, global_size, local_size))
@@ -380,6 +448,7 @@ class Stream:
 
     def _taped(self, what: str, enqueue: Callable[..., Any]) -> None:
         if self._tape is not None:
+            self._end_chain()
             self._tape.append(enqueue)
         self._command(what, lambda waits: enqueue(wait_for=waits))
 
