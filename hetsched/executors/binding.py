@@ -326,7 +326,7 @@ class Bindings:
         return (kernel, reads, writes, workspace, attributes, task)
 
     def _lies_as_planned(self, replica: Replica) -> bool:
-        """True for what every turn finds on the host anew (an element of a sequence, the turn's number) and copies to a device: its place is there."""
+        """True for what every turn finds on the host anew (an element of a sequence, the turn's number) and copies to a device: there it lies."""
         frame, form = self.frame, array_form(self.frame.graph.spec(replica.value))
         copied = replica.node != HOST and (replica.value, replica.node) in frame.copied and replica.value not in frame.passed
         return copied and frame.loop is not None and not replica.generation and form is not None and not form.is_bounded
