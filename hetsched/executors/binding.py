@@ -39,10 +39,11 @@ HOT_RUNS = 50
 class Bound:
     """A step for one combination of ring slots: its calls, how often they ran, and, once they are hot, the code that took their place."""
 
-    __slots__ = ("calls", "runs", "segment")
+    __slots__ = ("calls", "pieces", "runs", "segment")
 
     def __init__(self) -> None:
         self.calls: list[Call] | None = None
+        self.pieces: tuple[list[Call], list[list[Call]]] | None = None  # calls, and the same where launches that are bound stand together
         self.runs = 0
         self.segment: Segment | None = None
 
@@ -199,19 +200,39 @@ class Bindings:
         bound.segment = compile_segment(self.frame, self.frame.program.steps[step], turn, self.launch_later)
         bound.calls = None
 
-    def issue(self, step: int, turn: int, doer: Doer) -> None:
-        """Hand the launches and copies of a step to a stream. `gather` follows when they are done."""
-        task = -1
+    def issue(self, step: int, turn: int, doer: Doer, handed_over: Callable[[int], None] | None = None) -> None:
+        """Hand the launches and copies of a step to a stream. `gather` follows when they are done. `handed_over(task)`: called behind each launch."""
+        task, calls = -1, self.calls(step, turn)
         try:
-            for kernel, inputs, outputs, workspace, attributes, task in self.calls(step, turn):  # noqa: B007 (read in the handler)
-                if callable(kernel):
-                    doer.launch(kernel, inputs, outputs, workspace, attributes)
-                elif kernel is LATER:
-                    inputs(turn, doer)
-                elif kernel is MOVE:
-                    doer.move(inputs[0], outputs[0])
+            for piece in [calls] if handed_over is not None or len(calls) == 1 else self._pieces(self.bound(step, turn), calls):
+                if len(piece) > 1 and handed_over is None:
+                    task = piece[0][5]
+                    if doer.segment(piece):
+                        continue
+                for kernel, inputs, outputs, workspace, attributes, task in piece:
+                    if callable(kernel):
+                        doer.launch(kernel, inputs, outputs, workspace, attributes)
+                    elif kernel is LATER:
+                        inputs(turn, doer)
+                    elif kernel is MOVE:
+                        doer.move(inputs[0], outputs[0])
+                    if handed_over is not None:
+                        handed_over(task)
         except Exception as error:
             raise self.frame.failure(error, task, turn) from error
+
+    @staticmethod
+    def _pieces(bound: Bound, calls: list[Call]) -> list[list[Call]]:
+        """`calls` in pieces: launches with all their arrays that follow each other, and others one by one."""
+        if bound.pieces is None or bound.pieces[0] is not calls:
+            pieces: list[list[Call]] = []
+            for call in calls:
+                if pieces and callable(call[0]) and callable(pieces[-1][-1][0]):
+                    pieces[-1].append(call)
+                else:
+                    pieces.append([call])
+            bound.pieces = (calls, pieces)
+        return bound.pieces[1]
 
     def gather(self, step: int, turn: int) -> None:
         """Gather what a step that a stream has done has brought to the host."""
@@ -296,11 +317,19 @@ class Bindings:
         attributes, workspace, dynamic = frame.attributes(task, turn), frame.workspace(task), frame.dynamic
         if any(r.value in dynamic for r in command.writes):
             return (LATER, self.launch_later(command, kernel, node, workspace, attributes), None, None, None, task)
-        if any(r.value in dynamic for r in command.reads):
+        if any(r.value in dynamic and not self._lies_as_planned(r) for r in command.reads):
             return (LATER, self._launch_partly(command, kernel, node, workspace, attributes, turn), None, None, None, task)
-        reads = tuple(frame.locate(r.value, node, turn, r.generation) for r in command.reads)
+        reads = tuple(
+            frame.buffer(r.value, node, turn) if r.value in dynamic else frame.locate(r.value, node, turn, r.generation) for r in command.reads
+        )
         writes = tuple(frame.buffer(r.value, node, turn) for r in command.writes)
         return (kernel, reads, writes, workspace, attributes, task)
+
+    def _lies_as_planned(self, replica: Replica) -> bool:
+        """True for what every turn finds on the host anew (an element of a sequence, the turn's number) and copies to a device: there it lies."""
+        frame, form = self.frame, array_form(self.frame.graph.spec(replica.value))
+        copied = replica.node != HOST and (replica.value, replica.node) in frame.copied and replica.value not in frame.passed
+        return copied and frame.loop is not None and not replica.generation and form is not None and not form.is_bounded
 
     def _launch_partly(self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int) -> Later:
         """A launch bound but for the inputs that only its turn knows."""

@@ -368,12 +368,14 @@ class Crew:
         if ended and active.around is not None:
             self._end_loop(active)
 
-    def done_by(self, item: Item, start: float, finish: float, lane: int, error: BaseException | None) -> None:
-        """A driver's step has been done, or has failed (`error`), or was left out because another had."""
+    def done_by(
+        self, item: Item, start: float, finish: float, lane: int, error: BaseException | None, marks: Mapping[int, float] | None = None
+    ) -> None:
+        """A driver's step has been done, or has failed (`error`), or was left out because another had. `marks`: see `Note`."""
         if error is None:
             try:
                 item.active.frame.gather(item.step.index, item.turn)
-                self._finish(item, start, finish, lane)
+                self._finish(item, start, finish, lane, marks)
             except Exception as failure:
                 error = failure
         with self.lock:

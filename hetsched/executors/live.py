@@ -3,9 +3,9 @@
 A driving thread hands a step to its stream as soon as everything it needs on the *same* device has been handed over (a stream waits for the event of
 another stream; nobody waits on the host), and everything it needs from elsewhere is done. So dependent commands of a device never meet the host.
 
-What has been done is looked for between two steps, which costs a question for each stream. Only where there is nothing to hand over does the driver ask
-to be woken, and then by the first event that the host or another device waits for, or, where none does, by one in the middle of what is on its way: a
-wake-up for each event would cost more than a small kernel does.
+What has been done is looked for between two steps, which costs a question for each stream. Only where there is nothing to hand over does the driver
+ask to be woken, and then by the first event that the host or another device waits for, or, where none does, by one in the middle of what is on its
+way: a wake-up for each event would cost more than a small kernel does.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import importlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError
+from hetsched.executors.binding import Call
 from hetsched.executors.cpu import Crew, Item, Progress, run_crew
 from hetsched.executors.frame import Frame
 from hetsched.executors.memory import Memory
@@ -29,6 +30,9 @@ from hetsched.executors.result import Result
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device
 from hetsched.timeline import Lane, Timeline
+
+# Launches of a joined step are timed one by one in so many first turns, from which costs are learnt; later ones get shares of the step's time.
+TIMED_TURNS = 8
 
 
 class Event(Protocol):
@@ -98,6 +102,11 @@ class StreamDoer:
         """Enqueue a launch."""
         return self.stream.launch(kernel, inputs, outputs, workspace, attributes)
 
+    def segment(self, calls: Sequence[Call]) -> bool:
+        """Enqueue launches that follow each other at once; False where the stream cannot, or not yet: they are to be launched one by one."""
+        segment = getattr(self.stream, "segment", None)
+        return segment is not None and segment(calls)
+
     def move(self, src: Any, dst: Any) -> None:
         """Enqueue a copy; its direction is told by where the arrays lie."""
         if isinstance(src, np.ndarray):
@@ -109,12 +118,13 @@ class StreamDoer:
 
 
 class _Issued(NamedTuple):
-    """A step on its way. `told`: somebody waits until it is done."""
+    """A step on its way. `told`: somebody waits until it is done. `marks`: task -> event behind its launch, where they are timed one by one."""
 
     item: Item
     event: Event
     issued: float  # seconds from the start of the run to the handing over
     told: bool
+    marks: Mapping[int, Event]
 
 
 class _Wake(NamedTuple):
@@ -196,14 +206,18 @@ class DeviceDriver:
             expect = getattr(stream, "expect", None)
             if expect is not None:
                 expect(step.seconds)
-            active.frame.issue(step.index, turn, StreamDoer(stream))
-            event = stream.record()
+            marks: dict[int, Event] = {}
+            if len(step.spans) > 1 and turn < TIMED_TURNS and getattr(stream, "is_timed", False):
+                active.frame.issue(step.index, turn, StreamDoer(stream), lambda task: marks.update({task: stream.record()}))
+            else:
+                active.frame.issue(step.index, turn, StreamDoer(stream))
+            event = next(reversed(marks.values())) if marks else stream.record()
         except Exception as error:
             crew.done_by(item, now, now, 0, error)
             return
         if active.is_awaited(step.index):
             self.events[id(active), step.index, turn] = (stream, event)
-        self.under_way[stream].append(_Issued(item, event, now, active.tells(step.index)))
+        self.under_way[stream].append(_Issued(item, event, now, active.tells(step.index), marks))
         with crew.lock:
             crew.push(active, active.walk.issue(step.index, turn))
 
@@ -230,12 +244,17 @@ class DeviceDriver:
         self.events.pop((id(item.active), item.step.index, item.turn), None)
         error: Exception | None = None
         start = finish = perf_counter() - crew.zero
+        marks: dict[int, float] | None = None
         try:
+            first = next(iter(issued.marks.values()), issued.event)
+            (start, finish), (_, ended) = first.span(), issued.event.span()
             # A step of views alone gives its stream nothing to do: it was done when it was handed over, not when the stream last did something.
-            start, finish = (max(x - crew.zero, issued.issued) for x in issued.event.span())
+            start, finish = max(start - crew.zero, issued.issued), max(finish - crew.zero, ended - crew.zero, issued.issued)
+            if issued.marks:
+                marks = {task: max(event.span()[1] - crew.zero, start) for task, event in issued.marks.items()}
         except Exception as failure:  # the device refused or lost the work
             error = item.active.frame.failure(failure, _task(item), item.turn)
-        crew.done_by(item, start, finish, item.step.lanes[0].number, error)
+        crew.done_by(item, start, finish, item.step.lanes[0].number, error, marks)
 
 
 def _task(item: Item) -> int:

@@ -35,6 +35,9 @@ class Doer(Protocol):
 
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any: ...
 
+    def segment(self, calls: Sequence[Any]) -> bool:
+        """Carry out launches that follow each other at once, where this can; else False."""
+
     def move(self, src: Any, dst: Any) -> None: ...
 
 
@@ -66,6 +69,10 @@ class HostDoer:
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Run the kernel here and now."""
         return kernel(np, inputs, outputs, workspace, attributes)
+
+    def segment(self, calls: Sequence[Any]) -> bool:
+        """The host has code of its own for that."""
+        return False
 
     def move(self, src: Any, dst: Any) -> None:
         """Copy between arrays of the host."""

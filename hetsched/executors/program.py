@@ -11,6 +11,7 @@ long launch waits for another lane's result nor another lane waits for the end o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +30,9 @@ COARSE_SECONDS = 200e-6
 
 # Joining tasks delays the readers on other lanes by at most this much; below, a hand-over between threads costs more than it gains.
 LONG_SECONDS = 50e-6
+
+# A joined step of a loop's body has bindings for every combination of its ring slots: no more than these.
+MOST_BINDINGS = 24
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,12 @@ def compile_plan(plan: Timeline, join: bool = True, whole: bool = False) -> Prog
         return _program_of_one(plan, order)
     arcs = span_arcs(plan)
     shared = {d.id for d in plan.machine.devices if d.shares_lanes}
-    if plan.loop is not None and any(lane.owner not in shared for span in plan.spans for lane in span.lanes):
-        join = False  # streams order steps across turns: a joined step could then wait for itself over several turns
-    groups = _segments(plan, arcs) if join else [[i] for i, s in enumerate(plan.spans) if not isinstance(s.command, Free)]
+    has_streams = any(lane.owner not in shared for span in plan.spans for lane in span.lanes)
+    # Streams order steps across turns: a step of several lanes' launches could then wait for itself over several turns.
+    alone = not join or (plan.loop is not None and has_streams)
+    groups = [[i] for i, s in enumerate(plan.spans) if not isinstance(s.command, Free)] if alone else _segments(plan, arcs)
+    if join and has_streams:
+        groups = _stream_segments(plan, arcs, groups)
     of: dict[int, int] = {}
     for g, group in enumerate(groups):
         of.update((i, g) for i in group)
@@ -300,6 +307,66 @@ def _segments(plan: Timeline, arcs: list[Arc]) -> list[list[int]]:
         return plain and len(span.lanes) == 1 and span.lanes[0].owner in shared
 
     return _lane_segments(plan, order, before, after, joinable) if plan.loop is not None else _chains(plan, order, before, after, joinable)
+
+
+def _phase(plan: Timeline, start: float) -> float:
+    return start - (start // plan.period) * plan.period if plan.period else start
+
+
+def _stream_segments(plan: Timeline, arcs: list[Arc], groups: list[list[int]]) -> list[list[int]]:
+    """`groups`, launches that follow each other on a stream joined where that changes nothing: nobody elsewhere waits in the same turn for one that
+    is not the last, and none but the first waits for anybody elsewhere (or for those alone for whom the first waits too). So no cycle can come of it:
+    whatever a joined launch needs is there when the first one starts."""
+    shared = {d.id for d in plan.machine.devices if d.shares_lanes}
+    every = every_of(plan.loop)
+    spans = plan.spans
+
+    def joinable(i: int) -> bool:
+        lanes, command = spans[i].lanes, spans[i].command
+        plain = isinstance(command, Launch) and not isinstance(plan.graph.task_ops[command.task], Loop) and command.task not in every
+        return plain and len(lanes) == 1 and lanes[0].kind == "compute" and lanes[0].owner not in shared
+
+    waits: dict[int, set[tuple[int, int]]] = {}
+    is_awaited: set[int] = set()
+    for before, later, turns in arcs:
+        if spans[before].lanes != spans[later].lanes:
+            if turns == 0:  # what a later turn waits for (room, mostly) can be had at the end of the step as well
+                is_awaited.add(before)
+            waits.setdefault(later, set()).add((before, turns))
+
+    def slots(i: int) -> list[int]:
+        command = spans[i].command
+        assert isinstance(command, Launch)
+        return [plan.rings.get(r._replace(turn=0), 1) for r in (*command.reads, *command.writes)]
+
+    rows: dict[Lane, list[tuple[int, float, float, int]]] = {}
+    for i in filter(joinable, (g[0] for g in groups if len(g) == 1)):
+        stage = int(spans[i].start // plan.period) if plan.period else 0
+        rows.setdefault(spans[i].lanes[0], []).append((stage, spans[i].start, spans[i].finish, i))
+    into: dict[int, list[int]] = {}
+    for lane, row in rows.items():
+        # What lies between on the lane without being joinable parts them.
+        whole = sorted((_phase(plan, s.start), s.finish, i) for i, s in enumerate(spans) if lane in s.lanes)
+        stage_of = {i: stage for stage, _, _, i in row}
+        current: list[int] = []
+        for _, _, i in whole:
+            if i not in stage_of:
+                current = []
+                continue
+            period = math.lcm(*slots(i), *(n for j in current for n in slots(j)))
+            joins = (
+                bool(current) and stage_of[current[0]] == stage_of[i] and current[-1] not in is_awaited
+                and waits.get(i, set()) <= waits.get(current[0], set()) and period <= MOST_BINDINGS
+            )  # fmt: skip
+            current = current if joins else []
+            current.append(i)
+            into[i] = current
+    out: list[list[int]] = []
+    for group in groups:
+        joined = into.get(group[0], group)
+        if group[0] == joined[0]:
+            out.append(joined)
+    return out
 
 
 def _chains(

@@ -264,6 +264,47 @@ def test_a_span_covers_what_was_handed_over_since_the_record_before(live):
     assert e <= f
 
 
+def skew(stream, y, tries):
+    """Between what the device's clock, put on the host's, can be off: (least, most) seconds, from commands that the host knows to lie in a window.
+
+    Of a command that begins not before `before` and has ended at `after`, the start is off by start - before at most and by
+    start - (after - length) at least; the narrowest of many windows counts, so a busy machine only needs more of them.
+    """
+    least, most = -np.inf, np.inf
+    for _ in range(tries):
+        before = perf_counter()
+        stream.run(ADD, "slow", (1,), y, np.int32(1))
+        event = stream.record()
+        event.wait()
+        after = perf_counter()
+        start, finish = event.span()
+        least, most = max(least, start - (after - (finish - start))), min(most, start - before)
+        if least >= -50e-6 and most <= 50e-6:
+            break
+    return least, most
+
+
+def test_the_devices_clock_is_at_most_50_us_off(live):
+    stream = live.stream("compute")
+    y = live.array(0, (64,), np.float32)
+    stream.fill(y, 0)
+    least, most = skew(stream, y, 5000)
+    assert -50e-6 <= least <= most + 10e-6 <= 60e-6
+
+
+def test_a_clock_that_is_off_is_seen_to_be(live):
+    stream = live.stream("compute")
+    y = live.array(0, (64,), np.float32)
+    stream.fill(y, 0)
+    for off in (1e-3, -1e-3):
+        live.renew()
+        live.clock_offset += off
+        live._clock_taken = perf_counter() + 60  # not to be taken anew meanwhile
+        least, most = skew(stream, y, 5)
+        assert least > 50e-6 or most > 50e-6 if off > 0 else least < -50e-6 or most < -50e-6
+    live.renew()
+
+
 def test_the_clocks_offset_is_taken_anew(live):
     taken = live.clock_offset
     live.clock_offset += 3.0

@@ -240,3 +240,38 @@ def test_check_op_sees_what_a_kernel_does_wrong():
 def test_errors_of_programs_are_errors_of_the_device(fresh):
     with pytest.raises(DeviceError, match="does not build"):
         fresh().get("__kernel nonsense")
+
+
+PARTS = """
+    import json
+    from hetsched.executors import backends
+    from hetsched.executors.backends import opencl
+    import hetsched as hs
+    import numpy as np
+    found = opencl.find()
+    b = hs.Graph.build()
+    x = b.input("x", (1000,))
+    where = [hs.Where((d.id,)) for d in found.devices] * 2
+    y = b.op("tensor.exp", b.op("tensor.neg", x, where=where[0]), where=where[1])
+    result = hs.run(hs.plan(b.output(y, "y").freeze(), backends.here()), {"x": np.ones(1000, np.float32)})
+    used = sorted({lane.owner for span in result.trace.spans for lane in span.lanes if "->" not in lane.owner})
+    units = [int(u.device.max_compute_units) for u in opencl._usable()[0]]
+    print(json.dumps([[d.id for d in found.devices], units, list(found.notes), used, float(result["y"][0])]))
+"""
+
+
+def test_a_device_is_split_into_sub_devices_by_request():
+    whole = opencl._usable()[0][0].device.max_compute_units
+    if whole < 2:
+        pytest.skip("the device has one compute unit")
+    names, units, notes, used, value = python(PARTS, HETSCHED_OPENCL_PARTS="0:2", HETSCHED_LEARN="0")
+    assert names[:2] == used == ["opencl:0", "opencl:1"]
+    assert units[:2] == [whole // 2] * 2
+    assert notes == []
+    assert value == pytest.approx(np.exp(-1))
+
+
+@pytest.mark.parametrize(("asked", "words"), [("two", "give a number of parts"), ("9:2", "there are"), ("100000", "too few for 100000 parts")])
+def test_a_split_that_cannot_be_is_a_note(asked, words):
+    _, _, notes, _, _ = python(PARTS, HETSCHED_OPENCL_PARTS=asked, HETSCHED_LEARN="0")
+    assert any(words in note for note in notes)

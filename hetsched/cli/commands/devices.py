@@ -22,24 +22,25 @@ def arguments(parser: Parser) -> None:
 
 
 def execute(args: Any) -> int:
-    """Print devices, memory nodes and links."""
+    """Print devices, memory nodes and links; of this machine also what cannot be used, and why."""
     from hetsched.machine.named import sources_of
     from hetsched.report.record import machine_record
 
     if args.sources and (args.machine is None or args.what_if):
         raise CommandLineError("--sources tells of a described machine as it is: give --machine FILE|NAME, and no --what-if")
     machine = changed(machine_of(args.machine), args.what_if)
-    if machine is None:
-        import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
-        from hetsched.machine import Machine
+    notes: list[str] = []
+    if args.machine is None:
+        from hetsched.executors import backends
 
-        machine = Machine.here()
+        machine, notes = machine or backends.here(), backends.notes()
+    assert machine is not None
     sources = sources_of(args.machine) if args.machine is not None and not args.what_if else []
     if args.format == "json":
         told = [{"figure": s.figure, "source": s.text, "read": s.read, "verified": s.is_verified} for s in sources]
-        write_json(machine_record(machine) | ({"sources": told} if sources else {}))
+        write_json(machine_record(machine) | ({"sources": told} if sources else {}) | ({"notes": notes} if args.machine is None else {}))
     else:
-        write("\n".join([_text(machine), *_sources_text(sources, args.sources)]))
+        write("\n".join([_text(machine), *_sources_text(sources, args.sources), *(f"note: {note}" for note in notes)]))
     return 0
 
 

@@ -47,4 +47,9 @@ def here() -> Machine:
     return applied(machine, {d.id: c for d in machine.devices if (c := load(d)) is not None})
 
 
+def notes() -> list[str]:
+    """What backends have to say of devices that cannot be used, with the way out."""
+    return [note for kind in kinds() for note in importlib.import_module(f"{__name__}.{kind}").find().notes]
+
+
 Machine.discover = here

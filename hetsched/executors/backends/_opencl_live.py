@@ -23,6 +23,7 @@ import pyopencl as cl
 from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import alike
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
+from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows
 
 _QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
 _OUT_OF_MEMORY = {
@@ -82,14 +83,15 @@ class DeviceArray:
 class Event:
     """The mark that everything handed to a stream before it has been done."""
 
-    __slots__ = ("_asked", "_first", "_first_live", "last", "stream")
+    __slots__ = ("_asked", "_before", "_first", "_first_live", "last", "stream")
 
-    def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any) -> None:
+    def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, before: Any = None) -> None:
         self._asked = perf_counter()
         self.stream = stream
         self.last = last
         self._first = first
         self._first_live = first_live
+        self._before = before
 
     def wait(self) -> None:
         """Wait for it on the host; raises `DeviceError` if the work failed."""
@@ -113,6 +115,8 @@ class Event:
             if self._first is None:
                 return (max(finish, self._asked),) * 2
             start = _stamp(self._first, _START) * 1e-9 + self._first_live.clock()
+            if self._before is not None:  # another device may have begun its part while this stream was not yet free
+                start = max(start, _stamp(self._before, _END) * 1e-9 + self.stream.live.clock())
         except cl.Error as error:
             raise self.stream.refusal("a command failed", error) from error
         return start, max(start, finish)
@@ -138,13 +142,27 @@ class _Launch:
         self.tape: list[Callable[..., Any]] | None = None
 
 
+class _Segment:
+    """Launches that may come again together, and what they enqueue."""
+
+    __slots__ = ("calls", "tape")
+
+    def __init__(self, calls: Any) -> None:
+        self.calls = calls
+        self.tape: list[Callable[..., Any]] | None = None
+
+
 class Stream:
     """An in-order queue of an opened device. See `hetsched.executors.live.Stream` and `hetsched.graph.op.OpenCL`.
 
-    A launch that comes again with the same tuples of arrays, as those of a loop do, is taped the second time: what its kernel enqueues depends on shapes
-    and attributes alone. From then on its commands are enqueued from the tape, each with a kernel object of its own whose arguments are set.
+    is_timed: its events tell when each command ended, so the launches of a step can be timed one by one.
+
+    A launch that comes again with the same tuples of arrays, as those of a loop do, is taped the second time: what its kernel enqueues depends on
+    shapes and attributes alone. From then on its commands are enqueued from the tape, each with a kernel object of its own whose arguments are set.
     A launch without wait costs 3-5 us from Python, from the tape less than 2 (benchmarks/opencl_kernels.py holds it to 15).
     """
+
+    is_timed = True
 
     def __init__(self, live: LiveDevice, kind: str) -> None:
         self.live = live
@@ -154,10 +172,14 @@ class Stream:
         self.queue = cl.CommandQueue(live.context, live.device, cl.command_queue_properties.PROFILING_ENABLE)
         self._kernels: dict[tuple[str, str], Any] = {}
         self._launches: dict[tuple[int, int, int], _Launch] = {}
-        self._tape: list[Callable[[Any], Any]] | None = None
+        self._segments: dict[int, _Segment] = {}
+        self._tape: list[Callable[..., Any]] | None = None
+        self._parts: list[Part] = []  # element-wise launches that are being taped
+        self._ends = False
         self._waits: list[Any] = []  # events that the next command waits for
         self._first: tuple[Any, LiveDevice] | None = None  # of the commands since the last record
         self._last: Any = None
+        self._recorded: Any = None  # the last one at the last record
         # Events that hold host arrays: dropping one blocks until it is done.
         self._held: deque[Any] = deque()
         self._watched: queue.SimpleQueue[tuple[Event, Callable[[], object]] | None] = queue.SimpleQueue()
@@ -188,9 +210,74 @@ class Stream:
             return kernel(self, inputs, outputs, workspace, attributes)
         if known.tape is None:
             return self._record(known, workspace)
+        self._play(known.tape)
+        return None
+
+    def _record(self, launch: _Launch, workspace: Any) -> Any:
+        """Launch, and tape it."""
+        tape: list[Callable[..., Any]] = []
+        self._tape = tape
+        try:
+            result = launch.kernel(self, launch.inputs, launch.outputs, workspace, launch.attributes)
+            self._end_chain()
+        finally:
+            self._tape = None
+            self._parts.clear()
+        if result is None:
+            launch.tape = tape
+        return result
+
+    def segment(self, calls: Sequence[tuple[Any, ...]]) -> bool:
+        """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each, neighbouring element-wise ones in one
+        kernel. False for a list that comes for the first time: its launches are to be handed over one by one."""
+        known = self._segments.get(id(calls))
+        if known is None:
+            if len(self._segments) >= _MOST_LAUNCHES:
+                self._segments.clear()
+            self._segments[id(calls)] = _Segment(calls)
+            return False
+        if known.tape is None:
+            tape: list[Callable[..., Any]] = []
+            self._tape = tape
+            try:
+                for kernel, inputs, outputs, workspace, attributes, *_ in calls:
+                    kernel(self, inputs, outputs, workspace, attributes)
+                self._end_chain()
+            finally:
+                self._tape = None
+                self._parts.clear()
+            known.tape = tape
+        else:
+            self._play(known.tape)
+        return True
+
+    def chain(self, part: Part) -> bool:
+        """While taping: keep an element-wise launch, to be put into one kernel with those that follow. False otherwise."""
+        if self._tape is None or self._ends:
+            return False
+        if self._parts and not follows(self._parts, part):
+            self._end_chain()
+        if not part.can_be_chained:
+            self._end_chain()
+            return False
+        self._parts.append(part)
+        return True
+
+    def _end_chain(self) -> None:
+        if self._parts:
+            parts, self._parts, self._ends = self._parts, [], True
+            try:
+                if len(parts) == 1:
+                    parts[0].run(self)
+                else:
+                    enqueue_chain(self, parts)
+            finally:
+                self._ends = False
+
+    def _play(self, tape: Sequence[Callable[..., Any]]) -> None:
         waits = self._waits
         try:
-            for enqueue in known.tape:
+            for enqueue in tape:
                 event = enqueue(wait_for=waits or None)
                 if waits:
                     waits = self._waits = []
@@ -199,18 +286,6 @@ class Stream:
                 self._last = event
         except cl.Error as error:
             raise self.refusal("a launch", error) from error
-        return None
-
-    def _record(self, launch: _Launch, workspace: Any) -> Any:
-        """Launch, and tape it."""
-        self._tape = tape = []
-        try:
-            result = launch.kernel(self, launch.inputs, launch.outputs, workspace, launch.attributes)
-        finally:
-            self._tape = None
-        if result is None:
-            launch.tape = tape
-        return result
 
     def upload(self, src: Any, dst: DeviceArray) -> None:
         """Enqueue a copy from the host. `src` must not be written until it is done."""
@@ -250,8 +325,9 @@ class Stream:
         if self._last is None or self._waits:
             self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
         first, live = self._first or (None, self.live)
-        event = Event(self, first, live, self._last)
+        event = Event(self, first, live, self._last, None if live is self.live else self._recorded)
         self._first = None
+        self._recorded = self._last
         self.queue.flush()
         held = self._held
         while held and held[0].command_execution_status <= 0:
@@ -270,7 +346,8 @@ class Stream:
         self._waits.clear()
         self._kernels.clear()
         self._launches.clear()
-        self._first = self._last = None
+        self._segments.clear()
+        self._first = self._last = self._recorded = None
 
     # What a kernel asks of a queue ----------------------------------------------------------------------------------------------
 
@@ -289,6 +366,7 @@ class Stream:
         elif self.is_cpu:
             local_size = _local_size(global_size)
         if self._tape is not None:
+            self._end_chain()
             own = self._kernel(source, function, args)
             own.set_args(*flat)
             self._taped(f"kernel {function!r}", partial(cl.enqueue_nd_range_kernel, self.queue, own, global_size, local_size))
@@ -370,6 +448,7 @@ class Stream:
 
     def _taped(self, what: str, enqueue: Callable[..., Any]) -> None:
         if self._tape is not None:
+            self._end_chain()
             self._tape.append(enqueue)
         self._command(what, lambda waits: enqueue(wait_for=waits))
 
@@ -422,6 +501,7 @@ class LiveDevice:
         self.lost = False
         self._streams: list[Stream] = []
         self._bridge: Stream | None = None
+        self._closed = False
         self._lock = threading.Lock()
         self.bridging = threading.Lock()
         self._clock_queue = cl.CommandQueue(self.context, self.device, cl.command_queue_properties.PROFILING_ENABLE)
@@ -484,7 +564,10 @@ class LiveDevice:
         self.lost = True
 
     def close(self) -> None:
-        """Wait for what was handed over; release queues and arena. Arrays of it cannot be used any more."""
+        """Wait for what was handed over; release queues and arena. Arrays of it cannot be used any more. A second time nothing is done."""
+        if self._closed:
+            return
+        self._closed = True
         for stream in self._streams:
             stream.close()
         self._streams.clear()

@@ -89,6 +89,10 @@ class Programs:
                 program = self._programs[source] = self._load(source) or self._build(source)
             return program
 
+    def clear(self) -> None:
+        """Let go of all programs. Kernels of them that others hold keep theirs."""
+        self._programs.clear()
+
     def kernel(self, source: str, function: str) -> Any:
         """A new kernel object; setting arguments is not thread-safe, so whoever drives a queue keeps its own."""
         program = self.get(source)

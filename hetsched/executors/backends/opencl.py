@@ -1,5 +1,7 @@
 """OpenCL devices, through PyOpenCL: `opencl:0`, `opencl:1`, ... in the order of platform name, platform version and device name.
 
+`HETSCHED_OPENCL_PARTS` splits devices into sub-devices of equal parts, which are devices of their own and counted as such.
+
 Speeds are measured once (a device takes about 0.15 s, and the driver's compiler about a second) and kept in the user's cache under a fingerprint of
 device, driver and platform. A device whose compiler does not work is left out, with a note. Devices live in contexts of their own, which are kept
 for the life of the process, as their programs are.
@@ -7,11 +9,16 @@ for the life of the process, as their programs are.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import hashlib
 import json
 import math
 import os
 import threading
+import time
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -23,6 +30,7 @@ from hetsched.executors.backends import Found
 from hetsched.executors.backends.cpu import cores
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 
+_KEPT_SECONDS = 86400.0  # how long a device that did not work is not tried again
 _MARK = "2"  # of the way in which speeds are measured
 _NEEDED = ("float32", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
 
@@ -54,6 +62,7 @@ class Usable:
 _lock = threading.Lock()
 _listed: tuple[int, list[Usable], list[str]] | None = None
 _programs: dict[tuple[int, int], Any] = {}
+_opened: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def find() -> Found:
@@ -83,7 +92,26 @@ def open(device: Device, arena_nbytes: int) -> Any:
 def _open(name: str, device: Any, arena_nbytes: int) -> Any:
     from hetsched.executors.backends._opencl_live import LiveDevice
 
-    return LiveDevice(name, _programs_of(device), arena_nbytes)
+    live = LiveDevice(name, _programs_of(device), arena_nbytes)
+    _opened.add(live)
+    return live
+
+
+def release() -> None:
+    """Close what is still open, and let go of programs and contexts in this order. At the end of the process: left to the interpreter, which drops
+    objects in any order and some never, a driver may find a context released before its programs (PoCL: "still have references to IRs") and abort."""
+    global _listed
+    for live in list(_opened):
+        with suppress(Exception):  # nobody is left to be told
+            live.close()
+    with _lock:
+        programs = list(_programs.values()) if all(pid == os.getpid() for pid, _ in _programs) else []
+        _programs.clear()
+        _listed = None
+    for each in programs:
+        each.clear()
+    gc.collect()  # kernels in cycles of streams and tapes
+    programs.clear()
 
 
 def _programs_of(device: Any) -> Any:
@@ -93,6 +121,9 @@ def _programs_of(device: Any) -> Any:
 
     with _lock:
         key = (os.getpid(), device.int_ptr)
+        if not _programs:
+            atexit.unregister(release)
+            atexit.register(release)  # after PyOpenCL has been imported, so before whatever it does at exit
         if key not in _programs:
             _programs[key] = Programs(cl.Context([device]), device)
         return _programs[key]
@@ -130,13 +161,54 @@ def _look() -> tuple[list[Usable], list[str]]:
         except cl.Error as error:
             notes.append(f"OpenCL platform {platform.name!r} has no device: {error}")
     out: list[Usable] = []
-    for _, device in sorted(found, key=lambda pair: pair[0]):
+    for device in _split([device for _, device in sorted(found, key=lambda pair: pair[0])], notes):
         speeds = _speeds(device)
         if isinstance(speeds, str):
-            notes.append(f"OpenCL device {_full_name(device)} cannot be used: {speeds}")
+            notes.append(f"OpenCL device {_full_name(device)} cannot be used: {speeds}{_way_out(device)}")
         else:
             out.append(Usable(device, speeds))
     return out, notes
+
+
+def _split(devices: list[Any], notes: list[str]) -> list[Any]:
+    """`devices`, those that `HETSCHED_OPENCL_PARTS` names in as many equal parts: "2" for all of them, "0:2,3:4" for numbers 0 and 3."""
+    import pyopencl as cl
+
+    asked = os.environ.get("HETSCHED_OPENCL_PARTS", "").strip()
+    if not asked:
+        return devices
+    try:
+        pairs = (
+            [(range(len(devices)), int(asked))] if ":" not in asked else [((int(a),), int(b)) for a, b in (x.split(":") for x in asked.split(","))]
+        )
+        parts = {number: count for numbers, count in pairs for number in numbers}
+    except ValueError:
+        notes.append(f'HETSCHED_OPENCL_PARTS is {asked!r}; give a number of parts ("2"), or numbers of devices and their parts ("0:2,3:4")')
+        return devices
+    notes += [f"HETSCHED_OPENCL_PARTS names OpenCL device number {n}; there are {len(devices)}" for n in parts if n >= len(devices)]
+    out = []
+    for number, device in enumerate(devices):
+        count = parts.get(number, 1)
+        units = device.max_compute_units // max(count, 1)
+        if count > 1 and not units:
+            notes.append(f"OpenCL device {_full_name(device)} has {device.max_compute_units} compute units, too few for {count} parts")
+        if count <= 1 or not units:
+            out.append(device)
+            continue
+        try:
+            out += device.create_sub_devices([cl.device_partition_property.EQUALLY, units])[:count]
+        except cl.Error as error:
+            notes.append(f"OpenCL device {_full_name(device)} cannot be split: {error}")
+            out.append(device)
+    return out
+
+
+def _way_out(device: Any) -> str:
+    """What a user can do about a device that does not work."""
+    if "pocl" not in device.platform.version.lower():
+        return "; look for a newer driver"
+    # The PoCL of pip calls clang for a processor "generic" where its LLVM does not know the one that is there, and clang refuses.
+    return "; another PoCL may work, beside this one: apt-get install pocl-opencl-icd (Debian, Ubuntu), or the pocl of conda-forge"
 
 
 def _full_name(device: Any) -> str:
@@ -202,7 +274,7 @@ def _speeds(device: Any) -> dict[str, float] | str:
     path = cache_folder() / f"opencl-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
     try:
         known = json.loads(path.read_text())
-        if isinstance(known, dict) and isinstance(known.get("error"), str):
+        if isinstance(known, dict) and isinstance(known.get("error"), str) and time.time() - float(known["when"]) < _KEPT_SECONDS:
             return str(known["error"])
         if all(isinstance(known[k], float) and known[k] > 0 for k in _NEEDED):
             return {k: float(v) for k, v in known.items()}
@@ -212,8 +284,8 @@ def _speeds(device: Any) -> dict[str, float] | str:
         speeds = measure(device)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, DeviceError):  # a compiler that does not work will not tomorrow; other things may pass
-            write_aside(path, json.dumps({"error": reason}).encode())
+        if isinstance(error, DeviceError):  # a compiler that does not work will not in an hour; other things may pass
+            write_aside(path, json.dumps({"error": reason, "when": time.time()}).encode())
         return reason
     write_aside(path, json.dumps(speeds).encode())
     return speeds

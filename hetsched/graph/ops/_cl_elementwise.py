@@ -91,6 +91,135 @@ def _store(element: Element, value: str, pointer: str, at: str, width: str) -> s
     return f"vstore_half_rte({value}, {at}, {pointer});" if element.memory == "half" else f"{pointer}[{at}] = ({element.memory})({value});"
 
 
+class Part(NamedTuple):
+    """One element-wise launch: what `enqueue` was called with. A queue that tapes launches may put several into one kernel (`enqueue_chain`)."""
+
+    expression: str
+    inputs: tuple[Any, ...]
+    out: Any
+    elements: tuple[Element, ...]
+    result: Element
+    names: tuple[str, ...]
+    parameters: str
+    arguments: tuple[Any, ...]
+    vector: bool
+
+    @property
+    def can_be_chained(self) -> bool:
+        """True if every input has the shape of the output, or one element, and no type is calculated in another than it is stored in."""
+        shapes = all(x.shape == self.out.shape or x.size == 1 for x in self.inputs)
+        return shapes and all(e.memory == e.value for e in (*self.elements, self.result))
+
+    def run(self, cl: OpenCL) -> None:
+        """Enqueue it alone."""
+        dims, strides = _walk(tuple(self.out.shape), *(tuple(x.shape) for x in self.inputs))
+        varies = tuple(s[-1] != 0 for s in strides)
+        text = _source(
+            grid_source(cl),
+            self.expression,
+            self.names,
+            self.elements,
+            self.result,
+            varies,
+            len(dims) - 1,
+            self.parameters,
+            self.vector and cl.is_cpu,
+        )
+        run_grid(cl, text, "each", dims[-1], math.prod(dims[:-1]), [self.out, *self.inputs], [*row_arguments(dims, strides), *self.arguments])
+
+
+def follows(parts: Sequence[Part], part: Part) -> bool:
+    """True if `part` may be done with `parts`, element by element in one kernel: all of one size, and no bytes that one writes are those of another
+    element that one reads or writes. (A plan may give an output bytes of an input that nobody reads any more, shifted.)"""
+    if not part.can_be_chained or part.out.shape != parts[0].out.shape or len(parts) >= _LONGEST_CHAIN:
+        return False
+    every = [*parts, part]
+    written = [(p.out, p.result.memory) for p in every]
+    read = [(x, e.memory) for p in every for x, e in zip(p.inputs, p.elements, strict=True)]
+    # Of other types in memory not even the same bytes: a compiler may take pointers of two types not to meet.
+    return all(_apart(x, y) or (_same(x, y) and x.size == y.size and a == b) for y, b in written for x, a in (*read, *written))
+
+
+def _apart(x: Any, y: Any) -> bool:
+    return x.buffer is not y.buffer or x.offset + x.nbytes <= y.offset or y.offset + y.nbytes <= x.offset
+
+
+def _same(x: Any, y: Any) -> bool:
+    return x.buffer is y.buffer and x.offset == y.offset and x.dtype.itemsize == y.dtype.itemsize
+
+
+_LONGEST_CHAIN = 16
+
+
+def enqueue_chain(cl: OpenCL, parts: Sequence[Part]) -> None:
+    """Enqueue `parts`, each of which `follows` those before, as one kernel: what one has made the next takes from a register. Every output is
+    written. Each expression is a statement of its own, so products and sums of different parts are not contracted: the bits stay."""
+    arrays: list[tuple[Any, str, str]] = []  # (array, type in memory, name)
+
+    def pointer(x: Any, memory: str) -> str:
+        for y, kind, name in arrays:
+            if _same(x, y) and x.size == y.size and kind == memory:
+                return name
+        arrays.append((x, memory, f"p{len(arrays)}"))
+        return arrays[-1][2]
+
+    wide = cl.is_cpu and all(p.vector for p in parts)
+    sizes = {p.out.dtype.itemsize for p in parts}
+    many = ("4" if sizes == {8} else "8") if wide and len(sizes) == 1 else ""
+    made: dict[str, tuple[int, Element]] = {}  # pointer -> (the part that made it, how)
+    lines: list[tuple[str, str]] = []  # (of vectors, of elements)
+    parameters = ""
+    arguments: list[Any] = []
+    for number, part in enumerate(parts):
+        both = []
+        for width in (many, ""):
+            loads = []
+            for name, x, element in zip(part.names, part.inputs, part.elements, strict=True):
+                p = pointer(x, element.memory)
+                kind = f"{element.value}{width}"
+                if p in made and made[p][1] == element:
+                    value = f"y{made[p][0]}"
+                elif x.size == 1 and part.out.size != 1:
+                    value = f"({kind})({p}[0])"
+                else:
+                    value = f"vload{width}(0, {p} + j)" if width else f"{p}[j]"
+                loads.append(f"const {kind} {name} = {value};")
+            for name in _names(part.parameters):
+                loads.append(f"const {_kind(part.parameters, name)} {name} = {name}_{number};")
+            value = part.expression.replace("(V)", f"({part.result.value}{width})")
+            target = pointer(part.out, part.result.memory)
+            store = f"vstore{width}(y{number}, 0, {target} + j);" if width else f"{target}[j] = y{number};"
+            both.append(f"{part.result.value}{width} y{number}; {{ {' '.join(loads)} y{number} = {value}; }} {store}")
+        lines.append((both[0], both[1]))
+        made[pointer(part.out, part.result.memory)] = (number, part.result)
+        parameters += "".join(f", const {_kind(part.parameters, n)} {n}_{number}" for n in _names(part.parameters))
+        arguments += part.arguments
+    given = ", ".join(f"OUT({kind}, {name})" for _, kind, name in arrays)
+    lets = " ".join(f"LET_OUT({kind}, {name});" for _, kind, name in arrays)
+    vectors = f"for (; j + {many} <= end; j += {many}) {{ {' '.join(a for a, _ in lines)} }}" if many else ""
+    text = f"""{grid_source(cl)}
+__kernel void chain({given}, {GRID}{parameters}) {{
+    {lets}
+    ROWS {{
+        long j = FIRST;
+        const long end = END;
+        {vectors}
+        for (; j < end; j++) {{ {" ".join(b for _, b in lines)} }}
+    }}
+}}
+"""
+    run_grid(cl, text, "chain", parts[0].out.size, 1, [x for x, _, _ in arrays], arguments)
+
+
+def _names(parameters: str) -> list[str]:
+    """The names in ", const float k, const int n"."""
+    return [p.split()[-1] for p in parameters.split(",") if p.strip()]
+
+
+def _kind(parameters: str, name: str) -> str:
+    return next(p.split()[-2] for p in parameters.split(",") if p.split()[-1:] == [name])
+
+
 def enqueue(
     cl: OpenCL, expression: str, inputs: Sequence[Any], out: Any, elements: Sequence[Element], result: Element,
     names: Sequence[str] = ("a", "b", "c"), parameters: str = "", arguments: Sequence[Any] = (), vector: bool = False,
@@ -101,12 +230,11 @@ def enqueue(
     """
     if not out.size:
         return
-    dims, strides = _walk(tuple(out.shape), *(tuple(x.shape) for x in inputs))
-    varies = tuple(s[-1] != 0 for s in strides)
-    wide = vector and cl.is_cpu
     given = tuple(names[: len(inputs)])
-    source = _source(grid_source(cl), expression, given, tuple(elements), result, varies, len(dims) - 1, parameters, wide)
-    run_grid(cl, source, "each", dims[-1], math.prod(dims[:-1]), [out, *inputs], [*row_arguments(dims, strides), *arguments])
+    part = Part(expression, tuple(inputs), out, tuple(elements), result, given, parameters, tuple(arguments), vector)
+    chain = getattr(cl, "chain", None)
+    if chain is None or not chain(part):
+        part.run(cl)
 
 
 @cache
