@@ -83,7 +83,7 @@ def plan_loop(
     plan = _fitting(body, problem, drafts, machine)
     beginning = getattr(costs, "beginning", None)  # not every model knows what beginning a loop takes
     more = beginning(plan) if beginning is not None else 0.0
-    return replace(plan, plan_seconds=time.perf_counter() - begin, notes=problem.notes, begin_seconds=more)
+    return replace(plan, plan_seconds=time.perf_counter() - begin, notes=(*problem.notes, *plan.notes), begin_seconds=more)
 
 
 # Drafts -----------------------------------------------------------------------------------------------------------------------

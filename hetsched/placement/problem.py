@@ -242,7 +242,7 @@ def problem_of(
         costs=costs,
         loops=loops,
         names=graph.task_names,
-        notes=tuple(notes),
+        notes=(*notes, *(f"loop {graph.task_names[t]!r}: {note}" for t, body in loops.items() for note in body.notes if note not in notes)),
     )
 
 
