@@ -38,7 +38,7 @@ def plan(
     *,
     plan_seconds: float = 0.0,
     only: str | None = None,
-    memory: Mapping[str, int] | None = None,
+    memory: Mapping[str, int] | int | None = None,
     costs: CostModel | None = None,
     learn: bool = True,
     measure: bool = False,
@@ -50,7 +50,8 @@ def plan(
     deadline on the makespan `{"minimize": "energy", "deadline": "2 min"}` (or seconds); or as `--objective` has it, `"energy,deadline=2min"`.
     plan_seconds: time to search for a better plan.
     only: a device pattern (`cpu`, `gpu`, `cuda:0`) for every task that has a kernel on a matching device.
-    memory: memory node -> bytes it may use at most. costs: the cost model; where None what is known of `machine`: learned from runs,
+    memory: bytes that may be used at most: of the host (a number), or by memory node, device or pattern of devices (`{"gpu": 2 << 30}`); what does
+    not fit at once is evicted in a planned order. costs: the cost model; where None what is known of `machine`: learned from runs,
     calibrated, else its roofline. learn: False leaves out what runs have taught, so that the plan does not depend on them.
     measure: kinds of tasks that nothing is known of are measured on the devices first, in less than two seconds in all.
     Raises `PlacementError` (no device fits a task, no plan keeps the deadline, the machine states no watts or prices that the objective is about),
@@ -76,7 +77,7 @@ def run(
     objective: ObjectiveLike = "time",
     plan_seconds: float = 0.0,
     only: str | None = None,
-    memory: Mapping[str, int] | None = None,
+    memory: Mapping[str, int] | int | None = None,
     executor: str = "auto",
     trace: bool = True,
     timeout: float | None = None,

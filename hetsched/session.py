@@ -129,7 +129,7 @@ class Session:
         timeout: float | None = None,
         plan_seconds: float = 0.0,
         only: str | None = None,
-        memory: Mapping[str, int] | None = None,
+        memory: Mapping[str, int] | int | None = None,
         costs: CostModel | None = None,
     ) -> Compiled:
         """A function that runs a graph, or a plan, again and again. It plans once; other options are those of `hetsched.plan`.

@@ -43,7 +43,13 @@ def placement_options(parser: Parser, *, policy: bool = True) -> None:
         parser.add_argument("--emulate", action="store_true", help="with --machine: run on it in software, its devices' speeds and links modelled")
     parser.add_argument("--no-learn", action="store_true", help="neither use nor keep what runs teach about costs (also: HETSCHED_LEARN=0)")
     parser.add_argument("--deterministic", action="store_true", help="equal plans for equal files: nothing that runs have taught is used")
-    parser.add_argument("--memory", action="append", default=[], metavar="[NODE=]SIZE", help="plan within this much memory: 512MiB, cuda:0=2GB")
+    parser.add_argument(
+        "--memory",
+        action="append",
+        default=[],
+        metavar="[NODE=]SIZE",
+        help="use at most this much memory of the host (512MiB), of a device (cuda:0=2GB), of all such (gpu=2GB); what exceeds it is evicted",
+    )
 
 
 def machine_options(parser: Parser) -> None:
@@ -73,7 +79,7 @@ def overrides(args: Any) -> dict[str, Any]:
 
 
 def memory_limits(texts: list[str]) -> dict[str, int] | None:
-    """`["512MiB", "cuda:0=2GB"]` as memory node -> bytes; without a node it is the host's."""
+    """`["512MiB", "cuda:0=2GB"]` as memory node (or device, or pattern of devices) -> bytes; without a name it is the host's."""
     limits: dict[str, int] = {}
     for text in texts:
         node, equals, amount = text.rpartition("=")

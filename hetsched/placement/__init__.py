@@ -19,7 +19,7 @@ from hetsched.placement.draft import GraphDraft, Policy
 from hetsched.placement.fitting import fitted
 from hetsched.placement.memory import PlanTooLargeError
 from hetsched.placement.policies import find, name_of
-from hetsched.placement.problem import PlanLoop, Problem, problem_of
+from hetsched.placement.problem import PlanLoop, Problem, limits_of, problem_of
 from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search import improve
 from hetsched.placement.tradeoff import Point, Pool, choose, front, is_worth_it
@@ -34,7 +34,7 @@ def plan_graph(
     objective: ObjectiveLike = "time",
     plan_seconds: float = 0.0,
     only: str | None = None,
-    memory: Mapping[str, int] | None = None,
+    memory: Mapping[str, int] | int | None = None,
 ) -> Timeline:
     """The plan of `graph` on `machine` by `policy`, laid out in memory, with a lower bound on its makespan. Pure: touches no device.
 
@@ -42,16 +42,18 @@ def plan_graph(
     objective: what is to be least (`costs.objective.Objective.of`): where it is not `time`, the plan is the best of a pool by the objective's own
     measure (`tradeoff`). plan_seconds: time to search for something better than the policy's plan.
     only: a device pattern (`gpu`, `cuda:0`) for the tasks that have a kernel on a matching device; others are not limited.
-    memory: node -> bytes at most, instead of the machine's own figures.
+    memory: bytes at most, instead of the machine's own figures: by memory node, device or pattern of devices (`gpu`); a number is the host's.
+    What does not fit at once is evicted, in an order that is planned.
     Raises `PlacementError` (no device fits a task, constraints contradict, a deadline cannot be kept, the machine does not state what the objective
     is about), `OutOfMemoryError` (no plan was found that fits), `CommandLineError` (unknown policy or objective).
     """
     started = time.perf_counter()
     goal = Objective.of(objective)
     given = policy
+    limits = limits_of(machine, memory)
     chosen, policy = find(policy), policy if isinstance(policy, str) else name_of(policy)
     with no_garbage_collection():
-        problem, plan_loop = _problem(graph, machine, costs, only, memory)
+        problem, plan_loop = _problem(graph, machine, costs, only, limits)
         if goal == Objective() and not (policy == "auto" and is_worth_it(problem)):
             draft = GraphDraft(problem)
             chosen(draft)
@@ -67,8 +69,8 @@ def plan_graph(
             left = started + plan_seconds * (1 - SHARE) - time.perf_counter() if plan_seconds > 0 else 0.0
             plan = choose(pool, goal, lower_bound(problem), max(left, 0.0))
         bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
-    finished = _finished(plan, machine, memory, policy, goal, bound, started)
-    return remember(finished, Asked(machine, costs, given, goal, plan_seconds, only, dict(memory) if memory else None))
+    finished = _finished(plan, machine, limits, policy, goal, bound, started)
+    return remember(finished, Asked(machine, costs, given, goal, plan_seconds, only, limits or None))
 
 
 def plan_front(
@@ -77,21 +79,22 @@ def plan_front(
     costs: CostModel | None = None,
     policy: str = "auto",
     only: str | None = None,
-    memory: Mapping[str, int] | None = None,
+    memory: Mapping[str, int] | int | None = None,
 ) -> list[Point]:
     """The front of time, energy and price: plans that no other plan found beats in all three, the fastest first. Arguments are those of `plan_graph`.
 
     What the machine states no watts or prices for does not count; `Point.figures.missing` says so.
     """
     started = time.perf_counter()
+    limits = limits_of(machine, memory)
     chosen = find(policy)
     with no_garbage_collection():
-        problem, plan_loop = _problem(graph, machine, costs, only, memory)
+        problem, plan_loop = _problem(graph, machine, costs, only, limits)
         pool = _pool(problem, chosen, policy, plan_loop, only)
         points = front(pool)
         bound = lower_bound(pool.bound_problem())
     goal = Objective()
-    return [replace(p, plan=_finished(p.plan, machine, memory, policy, goal, bound, started)) for p in points]
+    return [replace(p, plan=_finished(p.plan, machine, limits, policy, goal, bound, started)) for p in points]
 
 
 def _problem(

@@ -9,20 +9,24 @@ with or without wide launches.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from hetsched.errors import GraphError, OutOfMemoryError
+from hetsched.errors import GraphError
 from hetsched.graph.graph import Loop, Where
 from hetsched.machine import HOST, Machine
 from hetsched.placement.costs.estimate import CostModel
 from hetsched.placement.loops_body import Body
 from hetsched.placement.loops_memory import Memory, layout
 from hetsched.placement.loops_model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
+from hetsched.placement.memory import PlanTooLargeError
 from hetsched.placement.periodic import Search, fastest, one_by_one
 from hetsched.placement.periodic_assign import least_period
 from hetsched.placement.periodic_bound import period_bound
+from hetsched.placement.periodic_modulo import heights, modulo_starts, topological
 from hetsched.placement.periodic_problem import NANOSECONDS, Core, Ops, PeriodBound, whole
+from hetsched.placement.periodic_slide import slid
 from hetsched.placement.problem import Problem, problem_of
 from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
 
@@ -30,6 +34,8 @@ from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
 _WORTH = 0.85
 # ... and this much less a turn: below, switching between threads (the GIL among them) costs what it gains.
 _GAIN = 100_000  # nanoseconds
+# Longer periods tried where a plan does not fit the memory.
+_LONGER = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 # Orders tried for a pipeline over threads: some tens of milliseconds for 40 tasks.
 _EVALUATIONS = 300
 
@@ -77,7 +83,7 @@ def plan_loop(
     plan = _fitting(body, problem, drafts, machine)
     beginning = getattr(costs, "beginning", None)  # not every model knows what beginning a loop takes
     more = beginning(plan) if beginning is not None else 0.0
-    return replace(plan, plan_seconds=time.perf_counter() - begin, notes=problem.notes, begin_seconds=more)
+    return replace(plan, plan_seconds=time.perf_counter() - begin, notes=(*problem.notes, *plan.notes), begin_seconds=more)
 
 
 # Drafts -----------------------------------------------------------------------------------------------------------------------
@@ -191,6 +197,10 @@ def _draft(model: Model, search: Search, serial: Ops | None) -> _Draft:
     else:
         ops = serial
         period, start = one_by_one(ops)
+    return _drafted(model, ops, period, start, search.bound)
+
+
+def _drafted(model: Model, ops: Ops, period: int, start: Sequence[int], bound: PeriodBound) -> _Draft:
     low = min(start, default=0)
     n = len(model.problem.durations)
     draft = _Draft(
@@ -198,7 +208,7 @@ def _draft(model: Model, search: Search, serial: Ops | None) -> _Draft:
         period,
         tuple((ops.assignment[t], start[t] - low, ops.seconds[t], 1) for t in range(n)),
         tuple((w, link, start[n + i] - low, ops.seconds[n + i]) for i, (w, link) in enumerate(ops.copies)) if not model.threads else (),
-        search.bound,
+        bound,
     )
     return draft if _lane_numbers(draft) is not None else _laned(draft)
 
@@ -230,29 +240,65 @@ def _overtakes(draft: _Draft, machine: Machine, problem: Problem) -> bool:
 
 
 def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Machine) -> Timeline:
-    """The first draft whose arenas fit, as a timeline; `OutOfMemoryError` with what the smallest wants."""
-    worst = ""
-    for draft in drafts:
-        spans, times = _spans(body, problem, draft)
-        prologue, epilogue = _once(body, spans, draft, problem, machine)
-        memory = layout(body, spans, times, draft.period, prologue, problem.loops)
-        worst = _excess(body, problem, memory)
-        if not worst:
-            return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
-    raise OutOfMemoryError(worst)
+    """The first draft whose arenas fit, as a timeline.
+
+    Where a draft does not fit, its period is made longer, so that fewer turns are in flight and rings are smaller, until no two turns overlap; then
+    values of a turn share bytes. Only then comes the next draft. Bodies evict nothing: what is still too large is refused, with the least that some
+    draft wants.
+    """
+    errors: list[PlanTooLargeError] = []
+    for first in drafts:
+        for draft in chain((first,), _slower(first)):
+            spans, times = _spans(body, problem, draft)
+            prologue, epilogue = _once(body, spans, draft, problem, machine)
+            for share in (False, True):
+                memory = layout(body, spans, times, draft.period, prologue, problem.loops, share=share)
+                error = _excess(body, problem, memory)
+                if error is None:
+                    plan = _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
+                    return replace(plan, notes=(*plan.notes, *_told(first, draft, share))) if errors else plan
+                errors.append(error)
+    raise min(errors, key=lambda e: e.missing)
 
 
-def _excess(body: Body, problem: Problem, memory: Memory) -> str:
+def _told(first: _Draft, draft: _Draft, share: bool) -> list[str]:
+    longer = f"its period is {draft.period / first.period:.3g} times as long" if draft.period > first.period else ""
+    shared = "values of a turn share bytes" if share else ""
+    return [f"short of memory: {' and '.join(x for x in (longer, shared) if x) or 'another plan of the loop was taken'}"]
+
+
+def _slower(draft: _Draft) -> Iterator[_Draft]:
+    """The same tasks on the same places at longer periods, up to one op after another."""
+    if any(width > 1 for *_, width in draft.tasks):
+        return
+    search = Search(Core(draft.model.problem), 0, None, None)
+    ops = Ops(search.core, [place for place, *_ in draft.tasks])
+    last, _ = one_by_one(ops)
+    if last <= draft.period:
+        return
+    for factor in _LONGER:
+        period = int(draft.period * factor)
+        if period >= last:
+            break
+        height = heights(ops, period, topological(ops.count, ops.out))
+        start = modulo_starts(ops, period, height, [False] * search.core.resources, 40 + 4 * ops.count) if height is not None else None
+        if start is not None:
+            yield _drafted(draft.model, ops, period, slid(ops, start, period), draft.bound)
+    yield _drafted(draft.model, ops, *one_by_one(ops), draft.bound)
+
+
+def _excess(body: Body, problem: Problem, memory: Memory) -> PlanTooLargeError | None:
     capacity = dict(zip(problem.node_names, problem.capacity, strict=True))
     for node, nbytes in memory.arenas.items():
         limit = capacity.get(node)
         if limit is not None and nbytes > limit:
             size, name = memory.largest[node]
-            return (
-                f"loop {body.loop.name!r} needs {nbytes} bytes of {node}, which has {limit} free; the largest piece is {name!r} with {size} bytes. "
-                "Use a smaller batch, or give it more memory"
+            return PlanTooLargeError(
+                nbytes - limit,
+                f"loop {body.loop.name!r} needs {nbytes} bytes of {node}, where {limit} are free; the largest piece is {name!r} with {size} bytes. "
+                f"Raise the limit of {node} to at least {nbytes} bytes, or use a smaller batch",
             )
-    return ""
+    return None
 
 
 def _spans(body: Body, problem: Problem, draft: _Draft) -> tuple[list[Span], list[tuple[int, int]]]:

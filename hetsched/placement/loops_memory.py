@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from hetsched.errors import InternalError
 from hetsched.graph.ops.shape import view_offset
 from hetsched.machine import HOST
 from hetsched.placement.loops_body import Body, dense
+from hetsched.placement.memory import Block, pack, reuse_edges
 from hetsched.timeline import After, Copy, Launch, Replica, Span, Timeline
 
 ALIGNMENT = 64
@@ -35,8 +36,13 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def layout(body: Body, spans: Sequence[Span], times: Times, period: int, prologue: Iterable[Span], nested: Mapping[int, Timeline]) -> Memory:
-    """Rings, reuse edges and offsets for `spans` that repeat every `period` nanoseconds."""
+def layout(
+    body: Body, spans: Sequence[Span], times: Times, period: int, prologue: Iterable[Span], nested: Mapping[int, Timeline], *, share: bool = False
+) -> Memory:
+    """Rings, reuse edges and offsets for `spans` that repeat every `period` nanoseconds.
+
+    share: where no two turns overlap, values of a turn may lie in the same bytes one after another; else each has bytes of its own.
+    """
     graph = body.graph
     maker: dict[tuple[int, str], int] = {}
     launch_of: dict[int, int] = {}
@@ -123,14 +129,25 @@ def layout(body: Body, spans: Sequence[Span], times: Times, period: int, prologu
         largest[node] = max(largest.get(node, (0, "")), (nbytes, name))
         return at
 
+    shared = _Shared(spans, times, period) if share and max((t[1] for t in times), default=0) <= period else None
+    passing = {key for key, rows in uses.items() if slots[key] == 1 and _passes(body, key[0], rows)} if shared is not None else set()
     for key in [*sorted(still), *maker]:
         value, node = key
         if dense(graph.spec(value)) is None:
             continue
         n = slots.get(key, 1)
         nbytes = int(graph.value_nbytes[value])
+        if shared is not None and key in passing:
+            shared.add(Replica(value, 0, node), nbytes, maker[key], [r for r, _ in uses[key]])
+            rings[Replica(value, 0, node)] = 1
+            continue
         offsets[Replica(value, 0, node)] = take(node, n * aligned(nbytes), graph.value_names[value])
         rings[Replica(value, 0, node)] = n
+    if shared is not None:
+        for node, size in shared.lay_out(offsets).items():
+            at = take(node, size, "values of a turn, which share bytes")
+            offsets.update({r: offsets[r] + at for r in shared.on(node)})
+        after += shared.edges
     _place_views(body, spans, offsets, rings)
 
     workspaces: dict[int, tuple[str, int, int]] = {}
@@ -143,6 +160,52 @@ def layout(body: Body, spans: Sequence[Span], times: Times, period: int, prologu
             bodies[task] = {node: take(node, n, graph.task_names[task]) for node, n in nested[task].arenas.items()}
     after += [After(launch_of[o.before], launch_of[o.later], o.turns) for o in body.orders if o.before == o.later]
     return Memory(offsets, arenas, rings, workspaces, bodies, tuple(dict.fromkeys(after)), largest)
+
+
+def _passes(body: Body, value: int, rows: Sequence[tuple[int, int]]) -> bool:
+    """True for a value of one turn: no other turn reads it, and nobody outside (who gathers it) does."""
+    k = body.every[body.producer[value]] if body.producer[value] >= 0 else 1
+    return k == 1 and value not in body.wanted and value not in body.carried.values() and value not in body.carried and all(d == 0 for _, d in rows)
+
+
+class _Shared:
+    """Values that live within one turn, packed by their lives; no two turns overlap."""
+
+    def __init__(self, spans: Sequence[Span], times: Times, period: int) -> None:
+        self.spans, self.times, self.period = spans, times, period
+        self.blocks: list[Block] = []
+        self.edges: list[After] = []
+
+    def add(self, replica: Replica, nbytes: int, maker: int, users: Sequence[int]) -> None:
+        """A value that span `maker` writes and `users` read."""
+        last = max(users, default=maker)
+        finish = max(self.times[u][1] for u in (maker, *users))
+        block = Block(replica.node, nbytes, maker, self.times[maker][0], finish, last, [maker, *sorted(users)], [replica])
+        self.blocks.append(block)
+
+    def on(self, node: str) -> list[Replica]:
+        """The replicas in `node`."""
+        return [b.members[0] for b in self.blocks if b.node == node]
+
+    def lay_out(self, offsets: dict[Replica, int]) -> dict[str, int]:
+        """Node -> bytes that the values take together; `offsets` within them."""
+        sizes = {}
+        self.blocks.sort(key=lambda b: b.first)
+        for node in dict.fromkeys(b.node for b in self.blocks):
+            row = [b for b in self.blocks if b.node == node]
+            sizes[node] = pack(row, 0)
+            offsets.update({b.members[0]: b.offset for b in row})
+            # The turn after lies in the same bytes: what waits for whom is seen by laying out two turns.
+            n = len(self.spans)
+            again = [
+                replace(
+                    b, first=b.first + n, last=b.last + n, start=b.start + self.period, finish=b.finish + self.period, users=[u + n for u in b.users]
+                )
+                for b in row
+            ]
+            edges = {(a % n, b % n, b // n - a // n) for a, b in reuse_edges([*row, *again])}
+            self.edges += [After(a, b, turns) for a, b, turns in sorted(edges) if (a, turns) != (b, 0)]
+        return sizes
 
 
 def _place_views(body: Body, spans: Sequence[Span], offsets: dict[Replica, int], rings: dict[Replica, int]) -> None:

@@ -129,7 +129,7 @@ def lay_out(plan: Timeline, limits: Mapping[str, int | None], *, give_up: bool =
         if not give_up:
             return None
         raise _out_of_memory(plan, layout, HOST, [], 0, host_limit, host_limit - _most(layout.loose.values()))
-    edges = layout.edges | _reuse(layout.blocks)
+    edges = layout.edges | reuse_edges(layout.blocks)
     edges -= _implied(plan, edges)
     frees = [Span((), Free(r), at, at) for r, at in _frees(plan, layout)]
     spans = [*plan.spans, *frees]
@@ -408,7 +408,7 @@ def _by_size(blocks: Sequence[Block]) -> int:
 # Reuse --------------------------------------------------------------------------------------------------------------------------
 
 
-def _reuse(blocks: Sequence[Block]) -> set[tuple[int, int]]:
+def reuse_edges(blocks: Sequence[Block]) -> set[tuple[int, int]]:
     """(user of what lay in some bytes, first writer of what lies there next), over neighbours in time only: older ones are done before."""
     edges: set[tuple[int, int]] = set()
     rows: dict[str, tuple[list[int], list[tuple[int, int, Block]]]] = {}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.errors import PlacementError
+from hetsched.errors import CommandLineError, PlacementError, did_you_mean
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, Machine
@@ -216,10 +216,7 @@ def problem_of(
     if loops:
         uses = np.concatenate((uses, np.zeros((1, len(resource_names)))))
     pred_start, pred_task, pred_nbytes, pred_largest = _edges(graph)
-    limits = memory or {}
-    for name in limits:
-        if name not in node_of:
-            raise PlacementError(f"a memory limit names no memory node: {name!r}; known: {', '.join(node_names)}")
+    limits = limits_of(machine, memory)
     return Problem(
         device_ids=tuple(d.id for d in machine.devices),
         node_names=node_names,
@@ -245,8 +242,30 @@ def problem_of(
         costs=costs,
         loops=loops,
         names=graph.task_names,
-        notes=tuple(notes),
+        notes=(*notes, *(f"loop {graph.task_names[t]!r}: {note}" for t, body in loops.items() for note in body.notes if note not in notes)),
     )
+
+
+def limits_of(machine: Machine, memory: Mapping[str, int] | int | None) -> dict[str, int]:
+    """Memory node -> bytes, from limits by memory node, by device or by a pattern of devices (`gpu`); a number alone is the host's limit.
+
+    Where several name a node, the least counts. Raises `CommandLineError` for a name that means nothing, and for limits that are not above 0.
+    """
+    if memory is None:
+        return {}
+    given = {HOST: memory} if isinstance(memory, int) else memory
+    names = [m.name for m in machine.memories]
+    out: dict[str, int] = {}
+    for name, nbytes in given.items():
+        nodes = [name] if name in names else list(dict.fromkeys(d.memory for d in machine.devices if d.matches(name)))
+        if not nodes:
+            known = sorted({*names, *(d.id for d in machine.devices)})
+            raise CommandLineError(f"a memory limit names no memory node and no device: {name!r}{did_you_mean(name, known)}")
+        if isinstance(nbytes, bool) or not isinstance(nbytes, int) or nbytes <= 0:
+            raise CommandLineError(f"the memory limit of {name!r} is {nbytes!r}; give a number of bytes above 0")
+        for node in nodes:
+            out[node] = min(nbytes, out.get(node, nbytes))
+    return out
 
 
 def loop_seconds(body: Timeline) -> float:

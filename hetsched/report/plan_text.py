@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hetsched.check.certificate import Certificate, certify
 from hetsched.graph.graph import Loop
 from hetsched.placement.costs.figures import Figures, measure
 from hetsched.placement.tradeoff import Point
@@ -14,6 +15,8 @@ from hetsched.report.text import bytes_text, percent_text, plural, seconds_text,
 from hetsched.timeline import Launch, Timeline
 
 MOST_ROWS = 60
+# Longer plans are not proved before they are shown (10,000 spans take about a second): `hetsched check` does it.
+MOST_PROVED = 20_000
 
 
 def plan_text(plan: Timeline, width: int = 100, ascii_only: bool = False, most: int = MOST_ROWS) -> str:
@@ -34,9 +37,25 @@ def plan_text(plan: Timeline, width: int = 100, ascii_only: bool = False, most: 
         lines.append(f"transfers: {plural(t.count, 'copy', 'copies')}, {bytes_text(t.nbytes)} in {seconds_text(t.seconds)}{hidden}")
     lines += costs_lines(measure(plan))
     if plan.peak:
-        lines.append("memory at most: " + ", ".join(f"{node} {bytes_text(nbytes)}" for node, nbytes in sorted(plan.peak.items())))
+        lines.append(certificate_text(certify(plan)) if len(plan.spans) <= MOST_PROVED else f"memory at most: {_peaks(plan)}")
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def certificate_text(certificate: Certificate) -> str:
+    """`memory at most: cuda:0 7.9 GiB of 8 GiB, host 12 MiB of 22.6 GiB; proved, with 48 arrays of known shape and dtype`."""
+    nodes = []
+    for name, node in sorted(certificate.memory.items()):
+        of = f" of {bytes_text(node.limit)}" if node.limit is not None else ""
+        nodes.append(f"{name} {bytes_text(node.arena + node.beside)}{of}")
+    objects = f", {plural(certificate.objects, 'object')}" if certificate.objects else ""
+    evicted = f"; {plural(certificate.evictions, 'value')} brought in again after eviction" if certificate.evictions else ""
+    known = f"{plural(certificate.arrays, 'array')} of known shape and dtype{objects}"
+    return f"memory at most: {', '.join(nodes) or 'none'}{evicted}; proved, with {known}"
+
+
+def _peaks(plan: Timeline) -> str:
+    return ", ".join(f"{node} {bytes_text(nbytes)}" for node, nbytes in sorted(plan.peak.items()))
 
 
 def costs_lines(figures: Figures) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hetsched.check.certificate import Certificate
 from hetsched.graph.graph import Loop
 from hetsched.machine import Device, Machine
 from hetsched.placement.costs.figures import Figures, measure
@@ -61,9 +62,26 @@ def plan_record(plan: Timeline, file: str = "", name: str = "") -> dict[str, Any
         "transfers": transfers_record(plan),
         "figures": figures_record(measure(plan)),
         "peak_bytes": dict(plan.peak),
+        "memory": memory_record(plan),
         "tasks": tasks_record(plan, times=True),
         "notes": list(plan.notes),
     }
+
+
+def memory_record(plan: Timeline) -> dict[str, dict[str, int | None]]:
+    """Memory node -> its arena, the most bytes alive at once and its limit (null: unbounded)."""
+    limits = {m.name: m.nbytes for m in plan.machine.memories}
+    names = dict.fromkeys([*plan.arenas, *plan.peak])
+    return {n: {"arena_bytes": plan.arenas.get(n, 0), "peak_bytes": plan.peak.get(n, 0), "limit_bytes": limits.get(n)} for n in names}
+
+
+def certificate_record(certificate: Certificate) -> dict[str, Any]:
+    """What has been proved of a plan: values of known spec, and of each memory node bytes alive at most, in the arena, beside it, and the limit."""
+    nodes = {
+        name: {"peak_bytes": n.peak, "arena_bytes": n.arena, "beside_bytes": n.beside, "limit_bytes": n.limit}
+        for name, n in certificate.memory.items()
+    }
+    return {"arrays": certificate.arrays, "objects": certificate.objects, "evictions": certificate.evictions, "memory": nodes}
 
 
 def figures_record(figures: Figures) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -144,7 +145,27 @@ def test_mistakes_end_with_3_and_stand_with_their_places(tmp_path, capsys):
 
 def test_check_says_ok(matmul, capsys):
     assert main(["check", str(matmul)]) == 0
-    assert capsys.readouterr().out == f"{matmul}: ok\n"
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{matmul}: ok"
+    assert re.fullmatch(r"  memory at most: host \S+ \S+ of \S+ GiB; proved, with \d+ arrays of known shape and dtype", second)
+    assert main(["check", str(matmul), "--format", "json"]) == 0
+    proved = json.loads(capsys.readouterr().out)["certificates"][str(matmul)]
+    assert proved["memory"]["host"]["peak_bytes"] <= proved["memory"]["host"]["limit_bytes"]
+    assert main(["check", str(matmul), "--memory", "1KiB"]) == 5
+    assert "Raise the limit of host" in capsys.readouterr().err
+
+
+def test_memory_limits_of_devices_evict_and_the_plan_tells_so(matmul, capsys):
+    assert main(["check", str(matmul), "--memory", "tpu=1KiB"]) == 2
+    assert "names no memory node and no device: 'tpu'" in capsys.readouterr().err
+    given = ["plan", str(matmul), "--machine", "workstation", "-d", "gpu", "--format", "json"]
+    assert main(given) == 0
+    free = json.loads(capsys.readouterr().out)["memory"]
+    (gpu,) = [node for node in free if node != "host"]
+    assert free[gpu]["peak_bytes"] > 0
+    assert main([*given, "--memory", f"gpu={free[gpu]['arena_bytes']}"]) == 0
+    tight = json.loads(capsys.readouterr().out)["memory"][gpu]
+    assert tight == {**free[gpu], "limit_bytes": free[gpu]["arena_bytes"]}
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path, capsys):

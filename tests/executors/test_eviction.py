@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hetsched.check import problems
 from hetsched.errors import OutOfMemoryError
 from hetsched.executors import simulated
 from hetsched.executors.backends.emulated import emulate
-from hetsched.graph.graph import Graph
+from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.run import check_inputs
 from hetsched.testing.graphs import random_graph, random_machine
@@ -116,6 +117,57 @@ def test_the_host_too_is_kept_to_its_limit() -> None:
     enough = hs.plan(graph, BOX, only="gpu:0", memory={**limits, HOST: int(found[1])})
     assert problems(enough) == []
     assert value_problems(hs.run(enough, inputs), interpret(graph, inputs)) == []
+
+
+def steps(turns: int = 12, depth: int = 6) -> tuple[Graph, dict[str, Any]]:
+    """A loop of training-like steps: forward and backward through `depth` layers, and a state that is carried."""
+    body = Graph.build("body")
+    w, x, s = body.input("w", (N, N)), body.input("x", (N, N)), body.input("s", (N, N))
+    seen = [x]
+    for i in range(depth):
+        seen.append(body.op("nn.tanh", body.op("tensor.matmul", seen[-1], w, name=f"m{i}"), name=f"h{i}"))
+    g = seen[-1]
+    for i in reversed(range(depth)):
+        g = body.op("tensor.mul", body.op("tensor.matmul", g, w, name=f"n{i}"), seen[i + 1], name=f"g{i}")
+    body.output(body.op("tensor.add", s, g, name="next"), "next")
+    loop = Loop(body.freeze(), turns, ("w",), ("x",), (("s", "next"),), ())
+    b = Graph.build("steps")
+    (out,) = b.loop(loop, b.input("w", (N, N)), b.input("x", (turns, N, N)), b.input("s", (N, N)))
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.normal(size=shape).astype(np.float32) / N**0.5 for name, shape in (("w", (N, N)), ("x", (turns, N, N)), ("s", (N, N)))}
+    return b.output(out, "s").freeze(), numbers
+
+
+@pytest.mark.parametrize(("only", "node"), [("cpu", HOST), ("gpu:0", "gpu:0")])
+def test_loops_put_fewer_turns_in_flight_then_share_bytes_within_a_turn_then_are_refused(only: str, node: str) -> None:
+    graph, inputs = steps()
+    wanted = interpret(graph, inputs)
+    slow = Machine((replace(CPU, flops_per_second={"float32": 1e7}), GPU), BOX.links, BOX.memories)
+    free = hs.plan(graph, slow, only=only, learn=False)
+    (whole,) = free.loops.values()
+    periods, notes, refused = [], [], 0
+    for share in (1.0, 0.8, 0.6, 0.4, 0.3, 0.05):
+        limits = {node: int(whole.arenas[node] * share) + (TILE if node == HOST else 0)}
+        try:
+            plan = hs.plan(graph, slow, only=only, memory=limits, learn=False)
+        except OutOfMemoryError as error:
+            refused += bool(re.search(rf"'loop' needs \d+ bytes (of|in) {node}.*Raise the limit of {node} to at least \d+ bytes", str(error)))
+            continue
+        assert problems(plan) == [], share
+        (body,) = plan.loops.values()
+        assert body.arenas[node] <= limits[node]
+        for executor in ("auto", "simulated"):
+            result = hs.run(plan, inputs, executor=executor)
+            assert value_problems(result, wanted) == [], share
+            assert run_problems(plan, result.trace) == [], share
+        assert body.period is not None
+        periods.append(body.period)
+        notes += plan.notes
+    assert refused >= 1
+    assert periods == sorted(periods)
+    assert periods[0] == whole.period
+    assert any("times as long" in note for note in notes)
+    assert any("values of a turn share bytes" in note for note in notes)
 
 
 def pressed(seed: int, emulated: bool) -> tuple[Timeline, Graph, dict[str, Any]] | None:

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from hetsched.errors import PlacementError
+from hetsched.errors import CommandLineError, PlacementError
 from hetsched.graph.graph import Graph, Where
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.placement import plan_graph
 from hetsched.placement.costs import RooflineCosts
-from hetsched.placement.problem import ORDER_ONLY, problem_of
+from hetsched.placement.problem import ORDER_ONLY, limits_of, problem_of
 from hetsched.testing.policy import flat, gpu_only, hold, mix, scratch, unpack
 
 CPU = Device("cpu", "cpu", 4, io_lanes=1, languages=("array", "host"), flops_per_second={"float32": 1e9}, shares_lanes=True, widths=(1, 2, 4))
@@ -133,8 +133,18 @@ def test_copies_cost_what_the_model_says_at_two_sizes():
 
 
 def test_a_memory_limit_must_name_a_node():
-    with pytest.raises(PlacementError, match=r"names no memory node: 'cuda'; known: host, cuda:0"):
-        plan_graph(chain(mix), MACHINE, memory={"cuda": 5})
+    with pytest.raises(CommandLineError, match=r"names no memory node and no device: 'tpu'.*known: cpu, cuda:0, host"):
+        plan_graph(chain(mix), MACHINE, memory={"tpu": 5})
+    for wrong in (0, -1, True, 1.5):
+        with pytest.raises(CommandLineError, match=r"memory limit of 'host' is .*; give a number of bytes above 0"):
+            limits_of(MACHINE, {"host": wrong})
+
+
+def test_a_memory_limit_names_a_node_or_devices():
+    assert limits_of(MACHINE, None) == {}
+    assert limits_of(MACHINE, 1000) == {"host": 1000}
+    assert limits_of(MACHINE, {"cpu": 7, "cuda:0": 5}) == {"host": 7, "cuda:0": 5}
+    assert limits_of(MACHINE, {"gpu": 9, "cuda:0": 5, "cuda": 8}) == {"cuda:0": 5}
 
 
 def test_scratch_of_equal_tasks_is_asked_for_once_in_costs():
