@@ -176,20 +176,26 @@ def test_machine_code_and_plain_give_the_same_plans(compiler):
     assert native.is_built()
 
 
-@pytest.mark.parametrize("name", ["heft", "peft", "hedge", "twice", "auto"])
-def test_policies_by_machine_code_give_the_plans_of_python(compiler, monkeypatch, name):
-    for seed in range(6):
-        document = random_costed(seed, 70)
-        monkeypatch.setattr(native, "BUILD_FROM", 10**9)
-        plain = CostedDraft(costed_problem(document))
-        find(name)(plain)
-        monkeypatch.setattr(native, "BUILD_FROM", 0)
-        quick = CostedDraft(costed_problem(document))
-        find(name)(quick)
-        assert plain.rows() == quick.rows()
-        assert plain.booked == quick.booked
-        native.library.cache_clear()
-        shutil.rmtree(native._file().parent)
+def test_policies_by_machine_code_give_the_plans_of_python(compiler, monkeypatch):
+    code = native.library().code
+    for name in ("heft", "peft", "hedge", "twice", "auto"):
+        for seed in range(6):
+            document = random_costed(seed, 70)
+            drafts = []
+            for found in (None, code):
+                monkeypatch.setattr(native, "for_size", lambda tasks, found=found: found)
+                drafts.append(CostedDraft(costed_problem(document)))
+                find(name)(drafts[-1])
+            assert drafts[0].rows() == drafts[1].rows()
+            assert drafts[0].booked == drafts[1].booked
+
+
+def test_machine_code_is_built_for_large_graphs_and_then_used_for_small_ones(compiler):
+    assert native.for_size(native.BUILD_FROM - 1) is None
+    assert not native.is_built()
+    assert native.for_size(native.BUILD_FROM) is not None
+    assert native.for_size(native.BUILT_FROM) is not None
+    assert native.for_size(native.BUILT_FROM - 1) is None
 
 
 def test_numba_gives_the_same_plans_where_no_compiler_is(monkeypatch, tmp_path):
