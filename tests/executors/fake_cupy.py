@@ -83,7 +83,8 @@ class Stream:
         self.commands = queue.SimpleQueue()
         self.ptr = id(self)
         Stream.known[self.ptr] = self
-        threading.Thread(target=serve, args=(self.commands,), daemon=True).start()
+        self.thread = threading.Thread(target=serve, args=(self.commands,), daemon=True)
+        self.thread.start()
 
     def __enter__(self):
         self.synchronize()
@@ -94,6 +95,8 @@ class Stream:
 
     def __del__(self):
         self.commands.put(None)
+        if self.thread is not threading.current_thread():
+            self.thread.join(5)
 
     def put(self, command):
         if Stream.failing:

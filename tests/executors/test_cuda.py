@@ -207,3 +207,10 @@ def test_a_device_that_is_lost_in_a_run_ends_it_and_is_named(fake):
 def test_an_arena_that_cannot_be_had_names_the_bytes(fake):
     with pytest.raises(OutOfMemoryError, match=rf"cuda:0 cannot give an arena of {1 << 40} bytes: {fake_cupy.TOTAL} of its"):
         opened(fake, 1 << 40)
+
+
+def test_speeds_are_measured_by_running(fake):
+    """On a CuPy of NumPy: what is measured is this machine, but it is measured, and gives every figure that a machine needs."""
+    speeds = cuda.measure(0)
+    assert set(speeds) == set(cuda._NEEDED)
+    assert all(0 < v < float("inf") for v in speeds.values())

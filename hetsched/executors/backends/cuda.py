@@ -12,6 +12,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -155,9 +156,9 @@ def _speeds(i: int, properties: Any) -> dict[str, float]:
 
 
 def measure(i: int) -> dict[str, float]:
-    """flops per second by dtype (matrix product), `bytes` per second of its memory, seconds of a `launch` (enqueued one after the other), and latency
+    """flops per second by dtype (matrix product), `bytes` per second of its memory, seconds of a `launch`; latency and bytes per second of copies.
 
-    and bytes per second of copies up and down, staging included.
+    Launches are enqueued one after the other; copies up and down include what staging costs.
     """
     import cupy
 
@@ -168,35 +169,40 @@ def measure(i: int) -> dict[str, float]:
         out: dict[str, float] = {}
         for dtype in (np.float32, np.float64):
             a, b, c = (live.array(k * nbytes, (n, n), dtype) for k in range(3))
-
-            def product(xp: Any, ins: Any, outs: Any, workspace: Any, attributes: Any) -> None:
-                xp.matmul(ins[0], ins[1], out=outs[0])
-
             for x in (a, b):
-                stream.launch(lambda xp, ins, outs, w, at: outs[0].fill(1), [], [x], None, {})
-            out[np.dtype(dtype).name] = (
-                2 * n**3 / _best(lambda a=a, b=b, c=c, product=product: stream.launch(product, [a, b], [c], None, {}), stream, 10)
-            )
+                stream.launch(_ones, [], [x], None, {})
+            out[np.dtype(dtype).name] = 2 * n**3 / _best(partial(stream.launch, _product, [a, b], [c], None, {}), stream, 10)
         src, dst = live.array(0, (nbytes,), np.uint8), live.array(nbytes, (nbytes,), np.uint8)
-        out["bytes"] = 2 * nbytes / _best(lambda: stream.copy(src, dst), stream, 5)
-        small, host, large = live.array(0, (16,), np.float32), np.ones(16, np.float32), np.ones(nbytes, np.uint8)
-        for name, action in (("up", lambda x, h: stream.upload(h, x)), ("down", lambda x, h: stream.download(x, h))):
-            out[f"{name}_latency"] = _best(lambda action=action: action(small, host), stream, 20)
-            seconds = _best(lambda action=action: action(src, large), stream, 3)
-            out[f"{name}_bytes"] = nbytes / max(seconds - out[f"{name}_latency"], 1e-9)
+        out["bytes"] = 2 * nbytes / _best(partial(stream.copy, src, dst), stream, 5)
+        small, few, many = live.array(0, (16,), np.float32), np.ones(16, np.float32), np.ones(nbytes, np.uint8)
+        for name, short, long in (
+            ("up", partial(stream.upload, few, small), partial(stream.upload, many, src)),
+            ("down", partial(stream.download, small, few), partial(stream.download, src, many)),
+        ):
+            out[f"{name}_latency"] = _best(short, stream, 20)
+            out[f"{name}_bytes"] = nbytes / max(_best(long, stream, 3) - out[f"{name}_latency"], 1e-9)
 
-        def negative(xp: Any, ins: Any, outs: Any, workspace: Any, attributes: Any) -> None:
-            xp.negative(ins[0], out=outs[0])
-
-        def many() -> None:
+        def launches() -> None:
             for _ in range(100):
-                stream.launch(negative, [small], [small], None, {})
+                stream.launch(_negative, [small], [small], None, {})
 
-        out["launch"] = _best(many, stream, 3) / 100
+        out["launch"] = _best(launches, stream, 3) / 100
         return out
     finally:
         live.close()
         cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _ones(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
+    outputs[0].fill(1)
+
+
+def _product(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
+    xp.matmul(inputs[0], inputs[1], out=outputs[0])
+
+
+def _negative(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
+    xp.negative(inputs[0], out=outputs[0])
 
 
 def _best(action: Callable[[], object], stream: Any, times: int) -> float:
