@@ -93,10 +93,11 @@ class DeviceMemory:
 
 
 class StreamDoer:
-    """Hands the commands of a step to a stream."""
+    """Hands the commands of a step to a stream. bridges: streams of devices of other backends, which bring bytes from there to the host."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, bridges: dict[int, Stream] | None = None) -> None:
         self.stream = stream
+        self.bridges = bridges if bridges is not None else {}
 
     def launch(self, kernel: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch."""
@@ -113,8 +114,20 @@ class StreamDoer:
             self.stream.upload(src, dst)
         elif isinstance(dst, np.ndarray):
             self.stream.download(src, dst)
-        else:
+        elif type(src.live) is type(dst.live):
             self.stream.copy(src, dst)
+        else:
+            self.stream.upload(self._brought(src), dst)
+
+    def _brought(self, src: Any) -> Any:
+        """The values of an array of another backend's device, on the host. The host waits for them: there is no event that both devices know."""
+        bridge = self.bridges.get(id(src.live))
+        if bridge is None:
+            bridge = self.bridges[id(src.live)] = src.live.stream("copy")
+        staged = np.empty(src.shape, src.dtype)
+        bridge.download(src, staged)
+        bridge.record().wait()
+        return staged
 
 
 class _Issued(NamedTuple):
@@ -142,6 +155,7 @@ class DeviceDriver:
         self.crew: Crew | None = None
         self.inbox: queue.SimpleQueue[Item | _Wake | None] = queue.SimpleQueue()
         self.streams: dict[Lane, Stream] = {}
+        self.bridges: dict[int, Stream] = {}
         # The last event of every step handed over, for the streams beside its own: (frame, step, turn) -> (stream, event).
         self.events: dict[tuple[int, int, int], tuple[Stream, Event]] = {}
         self.under_way: dict[Stream, deque[_Issued]] = {}
@@ -208,9 +222,9 @@ class DeviceDriver:
                 expect(step.seconds)
             marks: dict[int, Event] = {}
             if len(step.spans) > 1 and turn < TIMED_TURNS and getattr(stream, "is_timed", False):
-                active.frame.issue(step.index, turn, StreamDoer(stream), lambda task: marks.update({task: stream.record()}))
+                active.frame.issue(step.index, turn, StreamDoer(stream, self.bridges), lambda task: marks.update({task: stream.record()}))
             else:
-                active.frame.issue(step.index, turn, StreamDoer(stream))
+                active.frame.issue(step.index, turn, StreamDoer(stream, self.bridges))
             event = next(reversed(marks.values())) if marks else stream.record()
         except Exception as error:
             crew.done_by(item, now, now, 0, error)

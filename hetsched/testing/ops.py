@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from hetsched.errors import GraphError
 from hetsched.graph.gradient import pullback
 from hetsched.graph.graph import Graph, Value
+from hetsched.graph.guard import is_ours
 from hetsched.graph.op import Attributes, Kernel, Op
 from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, array_form, bound, spec_of
+from hetsched.testing.elsewhere import Elsewhere
 from hetsched.testing.reference import empty, interpret, launch
 
 Array: TypeAlias = NDArray[Any]
@@ -61,7 +63,8 @@ def check_op(
 
     For every case, with its floating inputs in each of `dtypes`:
     - `infer` takes the specs, and every kernel fills outputs of exactly the specs it gives, whatever was in them before;
-    - every kernel that can run here (array and host on NumPy, array on CuPy where a device is present, and the languages of `runners`) agrees with
+    - every kernel that can run here (array and host on NumPy, array in the branch for other libraries, array and cuda on CuPy where a device is
+      present, and the languages of `runners`) agrees with
       `reference` (called with the inputs and the attributes as keywords, in float64; an array or a tuple, each of the output's shape), or, without
       one, with the array kernel in float64. Errors count relative to the largest magnitude of the output and 1; `tolerance` gives limits by dtype
       (float64 1e-10, float32 2e-5, float16 2e-2);
@@ -285,12 +288,12 @@ def _check_gradient(op: Op, case: Case, rng: np.random.Generator, step: float = 
 
 
 def _runners() -> dict[str, Runner]:
-    out: dict[str, Runner] = {"array": _run_numpy, "host": _run_numpy}
+    out: dict[str, Runner] = {"array": _run_numpy, "host": _run_numpy, "array:elsewhere": _run_elsewhere}
     try:
         import cupy
 
         if cupy.cuda.runtime.getDeviceCount() > 0:
-            out["array:cupy"] = _run_cupy
+            out["array:cupy"] = out["cuda"] = _run_cupy
     except Exception:  # CuPy is missing, or finds no driver: both mean that there is no such device here.
         pass
     return out
@@ -302,6 +305,15 @@ def _run_numpy(
     outputs = [empty(s, other) for s in out_specs]
     with np.errstate(all="ignore"):
         written = kernel(np, inputs, outputs, np.full(nbytes, 0xFF, np.uint8) if nbytes else None, attributes)
+    return _cropped(outputs, out_specs, written)
+
+
+def _run_elsewhere(kernel: Kernel, inputs: Sequence[Any], out_specs: Sequence[AnySpec], nbytes: int, attributes: Attributes) -> list[Any]:
+    """The branch that other array libraries than NumPy get."""
+    outputs = [empty(s) for s in out_specs]
+    with np.errstate(all="ignore"):
+        xp = Elsewhere(strict=is_ours(kernel))
+        written = kernel(xp, inputs, outputs, np.full(nbytes, 0xFF, np.uint8) if nbytes else None, attributes)
     return _cropped(outputs, out_specs, written)
 
 

@@ -26,3 +26,26 @@ def test_a_described_machine_is_run_in_software(tmp_path: Path, capsys: pytest.C
 def test_emulate_wants_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(PIPELINE), "-o", str(tmp_path), "--emulate"]) == 2
     assert "--machine FILE" in capsys.readouterr().err
+
+
+TWO = PIPELINE.parent / "machines" / "two_gpus.yaml"
+
+
+def test_the_machine_of_the_page_is_the_one_that_is_shipped() -> None:
+    page = (PIPELINE.parents[1] / "docs" / "emulated.md").read_text()
+    assert page.split("```yaml\n")[1].split("```")[0] in TWO.read_text()
+
+
+def test_both_devices_of_a_described_machine_work_and_what_does_not_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["run", str(PIPELINE.parent / "matmul_conv.yaml"), "-o", str(tmp_path), "--machine", str(TWO), "--emulate", "--format", "json"]
+    assert main([*run, "--policy", "round_robin"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["devices"]["gpu:0"]["tasks"] > 0
+    assert record["devices"]["gpu:1"]["tasks"] > 0
+    assert main([*run, "-d", "gpu:0", "--memory", "gpu:0=1KiB"]) in (4, 5)
+    assert "gpu:0" in capsys.readouterr().err
+
+
+def test_a_machine_that_is_not_there_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(PIPELINE), "--machine", str(tmp_path / "no.yaml"), "--emulate"]) == 7
+    assert "no.yaml" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
@@ -43,6 +44,7 @@ def here() -> Machine:
         links.update(((x.src, x.dst), x) for x in found.links)
         resources.update((r.name, r) for r in found.resources)
     memories.setdefault(HOST, MemoryNode(HOST))
+    links.update(((x.src, x.dst), x) for x in through_host(links.values(), memories))
     machine = Machine(tuple(devices.values()), tuple(links.values()), tuple(memories.values()), tuple(resources.values()), name="here")
     return applied(machine, {d.id: c for d in machine.devices if (c := load(d)) is not None})
 
@@ -50,6 +52,20 @@ def here() -> Machine:
 def notes() -> list[str]:
     """What backends have to say of devices that cannot be used, with the way out."""
     return [note for kind in kinds() for note in importlib.import_module(f"{__name__}.{kind}").find().notes]
+
+
+def through_host(links: Iterable[Link], nodes: Iterable[str]) -> list[Link]:
+    """The links that lack between memory nodes of different backends: the bytes go to the host and from there, one after the other."""
+    known = {(x.src, x.dst): x for x in links}
+    out = []
+    nodes = list(nodes)
+    for a in nodes:
+        for b in nodes:
+            if a != b and HOST not in (a, b) and (a, b) not in known and (a, HOST) in known and (HOST, b) in known:
+                down, up = known[a, HOST], known[HOST, b]
+                rate = 1 / (1 / down.bytes_per_second + 1 / up.bytes_per_second)
+                out.append(Link(a, b, down.latency_seconds + up.latency_seconds, rate))
+    return out
 
 
 Machine.discover = here

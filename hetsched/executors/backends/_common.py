@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,3 +30,34 @@ def inside(offset: int, shape: tuple[int, ...], dtype: Any, arena_nbytes: int) -
     if offset < 0 or offset + nbytes > arena_nbytes:
         raise InternalError(f"{kind.name}{list(shape)} at byte {offset} does not lie in the arena of {arena_nbytes} bytes")
     return kind
+
+
+class Watcher:
+    """A thread that waits for one thing after the other, in the order given, and calls back after each. It starts at the first."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._watched: queue.SimpleQueue[tuple[Callable[[], object], Callable[[], object]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, wait: Callable[[], object], callback: Callable[[], object]) -> None:
+        """Call `wait`, whose errors are told elsewhere, and then `callback`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            self._thread.start()
+        self._watched.put((wait, callback))
+
+    def _serve(self) -> None:
+        while (message := self._watched.get()) is not None:
+            wait, callback = message
+            with suppress(Exception):
+                wait()
+            callback()
+            del wait, callback, message
+
+    def close(self) -> None:
+        """End the thread when it has called back for everything."""
+        if self._thread is not None:
+            self._watched.put(None)
+            self._thread.join()
+            self._thread = None

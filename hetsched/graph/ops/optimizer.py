@@ -186,6 +186,59 @@ def _cl_adamw(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspa
     _cl_adam(cl, inputs, outputs, workspace, a, decoupled=True)
 
 
+# On CUDA: one fused kernel a launch -----------------------------------------------------------------------------------------------
+
+# name -> (inputs, outputs, body) of CuPy's ElementwiseKernel. All is read before anything is written, so an output may lie in an input's memory.
+CUDA_KERNELS = {
+    "sgd": ("T w, T g, T lr, T keep", "T w_new", "w_new = w * keep - lr * g;"),
+    "momentum": (
+        "T w, T g, T v, T lr, T decay, T momentum, bool nesterov",
+        "T w_new, T v_new",
+        "const T h = g + decay * w; const T b = momentum * v + h; w_new = w - lr * (nesterov ? h + momentum * b : b); v_new = b;",
+    ),
+    # 1 - beta ** t as -expm1(t ln(beta)), in float64 as on the host.
+    "adam_step": (
+        "int64 turn, float64 lr, float64 eps, float64 ln_beta1, float64 ln_beta2",
+        "T step, T eps_now",
+        """const double t = (double)(turn + 1), c = sqrt(-expm1(t * ln_beta2));
+        step = (T)(lr * c / -expm1(t * ln_beta1)); eps_now = (T)(eps * c);""",
+    ),
+    "adam": (
+        "T w, T g, T m, T v, raw T step, raw T eps_now, T beta1, T rest1, T beta2, T rest2, T decay, T keep",
+        "T w_new, T m_new, T v_new",
+        """const T h = g + decay * w; const T a = beta1 * m + rest1 * h; const T b = beta2 * v + rest2 * (h * h);
+        w_new = w * keep - step[0] * a / (sqrt(b) + eps_now[0]); m_new = a; v_new = b;""",
+    ),
+}
+
+
+@lru_cache(maxsize=64)
+def _fused(xp: Any, name: str) -> Any:
+    return xp.ElementwiseKernel(*CUDA_KERNELS[name], f"hetsched_{name}")
+
+
+def _cuda_sgd(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _fused(xp, "sgd")(*inputs, a["lr"], 1 - a["lr"] * a["weight_decay"], *outputs)
+
+
+def _cuda_momentum(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _fused(xp, "momentum")(*inputs, a["lr"], a["weight_decay"], a["momentum"], a["nesterov"], *outputs)
+
+
+def _cuda_adam(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes, decoupled: bool = False) -> None:
+    """The formula of `_adam`; the turn is read on the device."""
+    *arrays, turn = inputs
+    lr, beta1, beta2, decay = a["lr"], a["beta1"], a["beta2"], a["weight_decay"]
+    step, eps_now = xp.empty(1, arrays[0].dtype), xp.empty(1, arrays[0].dtype)
+    _fused(xp, "adam_step")(turn.reshape(1), lr, a["eps"], _ln(beta1), _ln(beta2), step, eps_now)
+    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, 0.0 if decoupled else decay, 1 - lr * decay if decoupled else 1.0)
+    _fused(xp, "adam")(*arrays, step, eps_now, *numbers, *outputs)
+
+
+def _cuda_adamw(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _cuda_adam(xp, inputs, outputs, workspace, a, decoupled=True)
+
+
 # Shape rules --------------------------------------------------------------------------------------------------------------------
 
 
@@ -228,14 +281,14 @@ def _decay(default: float) -> Attribute:
     return Attribute(float, default, "weight decay", low=0)
 
 
-def _adam_op(name: str, kernel: Kernel, cl_kernel: Kernel, decay: float, doc: str) -> Op:
+def _adam_op(name: str, kernel: Kernel, cl_kernel: Kernel, cuda_kernel: Kernel, decay: float, doc: str) -> Op:
     return Op(
         name,
         ("w", "g", "m", "v", "turn"),
         ("w", "m", "v"),
         _like_parameter("w", "g", "m", "v", turn=True),
         per_output(14 / 3),
-        kernels={"array": kernel, "opencl": cl_kernel},
+        kernels={"array": kernel, "opencl": cl_kernel, "cuda": cuda_kernel},
         attributes={"lr": _LR, **_BETAS, "weight_decay": _decay(decay)},
         inplace=((0, 0), (1, 2), (2, 3)),
         workspace=_workspace(2),
@@ -250,7 +303,7 @@ SGD = Op(
     ("w",),
     _like_parameter("w", "g"),
     per_output(3),
-    kernels={"array": _sgd, "opencl": _cl_sgd},
+    kernels={"array": _sgd, "opencl": _cl_sgd, "cuda": _cuda_sgd},
     attributes={"lr": _LR, "weight_decay": _decay(0.0)},
     inplace=((0, 0),),
     workspace=_workspace(1),
@@ -264,7 +317,7 @@ MOMENTUM = Op(
     ("w", "velocity"),
     _like_parameter("w", "g", "velocity"),
     per_output(3),
-    kernels={"array": _momentum, "opencl": _cl_momentum},
+    kernels={"array": _momentum, "opencl": _cl_momentum, "cuda": _cuda_momentum},
     attributes={
         "lr": _LR,
         "momentum": Attribute(float, 0.9, "how much of the velocity a turn keeps", low=0, high=1),
@@ -279,14 +332,14 @@ MOMENTUM = Op(
 )
 
 ADAM = _adam_op(
-    "optim.adam", _adam, _cl_adam, 0.0,
+    "optim.adam", _adam, _cl_adam, _cuda_adam, 0.0,
     """Adam (Kingma & Ba 2015), t = turn + 1. With h = g + weight_decay * w: m' = beta1 m + (1 - beta1) h, v' = beta2 v + (1 - beta2) h ** 2,
     w' = w - lr * (m' / (1 - beta1 ** t)) / (sqrt(v' / (1 - beta2 ** t)) + eps). m and v start at 0;
     turn, an int64 scalar, counts the updates before.""",
 )  # fmt: skip
 
 ADAMW = _adam_op(
-    "optim.adamw", _adamw, _cl_adamw, 1e-2,
+    "optim.adamw", _adamw, _cl_adamw, _cuda_adamw, 1e-2,
     "AdamW (Loshchilov & Hutter 2019): Adam of the plain gradient on weights that shrink by lr * weight_decay a turn; see `optim.adam`.",
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ scalar (a loop's turn), 0 where it is left out. Element i, counted in C order, o
 
 Uniforms and permutations have equal bits everywhere. Normals are rounded from float64, whose ln, cos and sin libraries may round differently in the
 last place: on devices without NumPy's they differ in a float32 about once in 2**28. Numbers are made by NumPy, and uploaded where `xp` is another
-library; OpenCL devices make them themselves (_cl_random.py).
+library; OpenCL and CUDA devices make them themselves (_cl_random.py, _cuda_random.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, OpenCL, Work
-from hetsched.graph.ops import _cl_random
+from hetsched.graph.ops import _cl_random, _cuda_random
 from hetsched.graph.ops._rules import arrays, dtype_attribute, elements, nbytes, want_float
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.spec import AnySpec, Spec
@@ -166,6 +166,46 @@ def _init(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any
     else:
         limit = deviation(scheme, fan_in, fan_out) * math.sqrt(3)
         _fill_uniform(xp, out, _bits(inputs, a), -limit, limit)
+
+
+# In CUDA C++ ----------------------------------------------------------------------------------------------------------------------
+
+
+def _words(a: Attributes) -> tuple[int, int]:
+    return a["seed"] & _MASK, key_word(a["key"])
+
+
+def _cuda_uniform(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _cuda_random.uniform(xp, _words(a), inputs[0] if inputs else None, outputs[0], a["low"], a["high"])
+
+
+def _cuda_normal(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _cuda_random.normal(xp, _words(a), inputs[0] if inputs else None, outputs[0], a["mean"], a["std"])
+
+
+def _cuda_permutation(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    _cuda_random.permutation(xp, _words(a), inputs[0] if inputs else None, outputs[0])
+
+
+def _cuda_dropout(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    x, rate = inputs[0], a["rate"]
+    if a["training"] and 0 < rate < 1 and _cuda_random.is_drawn([x.dtype]):
+        _cuda_random.dropout(xp, _words(a), inputs[1] if len(inputs) > 1 else None, x, outputs[0], rate)
+    else:
+        _dropout(xp, inputs, outputs, None, a)
+
+
+def _cuda_init(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    out, scheme = outputs[0], a["scheme"]
+    if scheme in ("zeros", "ones"):
+        out.fill(scheme == "ones")
+        return
+    std = deviation(scheme, *_fans(a))
+    if scheme in _NORMAL:
+        _cuda_random.normal(xp, _words(a), None, out, 0.0, std)
+    else:
+        limit = std * math.sqrt(3)
+        _cuda_random.uniform(xp, _words(a), None, out, -limit, limit)
 
 
 # In OpenCL C --------------------------------------------------------------------------------------------------------------------
@@ -332,7 +372,7 @@ UNIFORM = Op(
     ("out",),
     _infer_uniform,
     _work,
-    kernels={"array": _uniform, "opencl": _cl_uniform},
+    kernels={"array": _uniform, "opencl": _cl_uniform, "cuda": _cuda_uniform},
     attributes={
         **_ARRAY,
         "low": Attribute(float, 0.0, "the smallest number"),
@@ -350,7 +390,7 @@ NORMAL = Op(
     ("out",),
     _infer_normal,
     _work,
-    kernels={"array": _normal, "opencl": _cl_normal},
+    kernels={"array": _normal, "opencl": _cl_normal, "cuda": _cuda_normal},
     attributes={**_ARRAY, "mean": Attribute(float, 0.0, "the mean"), "std": Attribute(float, 1.0, "the standard deviation", low=0), **_SEED},
     random=True,
     workspace=_workspace_normal,
@@ -364,7 +404,7 @@ PERMUTATION = Op(
     ("order",),
     _infer_permutation,
     _work_permutation,
-    kernels={"array": _permutation, "opencl": _cl_permutation},
+    kernels={"array": _permutation, "opencl": _cl_permutation, "cuda": _cuda_permutation},
     attributes={"n": Attribute(int, doc="how many", low=0), **_SEED},
     random=True,
     workspace=lambda inputs, outputs, a: _cl_random.permutation_nbytes(a["n"]),
@@ -378,7 +418,7 @@ DROPOUT = Op(
     ("y",),
     _infer_dropout,
     _work,
-    kernels={"array": _dropout, "opencl": _cl_dropout},
+    kernels={"array": _dropout, "opencl": _cl_dropout, "cuda": _cuda_dropout},
     gradient=_dropout_gradient,
     attributes={
         "rate": Attribute(float, 0.5, "the share of elements that becomes 0", low=0, high=1),
@@ -398,7 +438,7 @@ INIT = Op(
     ("out",),
     _infer_init,
     _work,
-    kernels={"array": _init, "opencl": _cl_init},
+    kernels={"array": _init, "opencl": _cl_init, "cuda": _cuda_init},
     attributes={
         **_ARRAY,
         "scheme": Attribute(SCHEMES, "he", "the distribution; he is he_normal, glorot is glorot_uniform"),

@@ -1,0 +1,434 @@
+"""An opened CUDA device: an arena, arrays in it, streams, copies through pinned memory, events on the host's clock. Through CuPy.
+
+Kernels get the module cupy as their first argument, arrays of it, and the stream as the current one: those in the array API and those in CUDA C++.
+What a kernel makes for itself comes from CuPy's memory pool, which keeps apart what streams have freed; it is not in the plan's arena.
+
+Copies between host and device go through pinned memory. An upload takes the host's bytes while it is handed over, a download puts them to where
+they belong when it is done: when its event is waited for, or by the thread that watches for it. So an upload of what a download is still to bring,
+and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and come back are such).
+
+Nothing here has been run on a device by those who wrote it: it was tried against a CuPy of NumPy (tests/executors/fake_cupy.py), which has the same
+calls, streams that run behind, and pinned memory, but is no GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from time import perf_counter
+from typing import Any
+
+import cupy
+import numpy as np
+
+from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
+from hetsched.executors.backends._common import Watcher, alike, inside
+
+# Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
+# and those of devices that are no more.
+STICKY = {46, 100, 101, 201, 214, 700, 701, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999}
+_OUT_OF_MEMORY = 2
+_CLOCK_SECONDS = 0.25
+_CLOCK_WINDOW_SECONDS = 10e-6
+_CHUNK_NBYTES = 4 << 20  # of a copy through pinned memory: the next is prepared while one is on its way
+
+
+class DeviceArray:
+    """An array in the arena of an opened device; only kernels look inside `array`, an array of CuPy."""
+
+    __slots__ = ("array", "dtype", "live", "nbytes", "shape", "size")
+
+    def __init__(self, live: LiveDevice, array: Any) -> None:
+        self.live = live
+        self.array = array
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
+        self.size = math.prod(self.shape)
+        self.nbytes = self.size * self.dtype.itemsize
+
+    @property
+    def pointer(self) -> int:
+        """The address of the first element."""
+        return int(self.array.data.ptr)
+
+    def part(self, first: int, shape: tuple[int, ...]) -> DeviceArray:
+        """The elements from number `first` on under another shape; nothing is copied."""
+        size = math.prod(shape)
+        if first < 0 or first + size > self.size:
+            raise InternalError(f"no {self.dtype}{list(shape)} from element {first} on lies inside {self!r}")
+        return DeviceArray(self.live, self.array.reshape(-1)[first : first + size].reshape(shape))
+
+    def __repr__(self) -> str:
+        return f"<{self.dtype}{list(self.shape)} of {self.live.name}>"
+
+
+class Landing:
+    """Bytes on their way to the host: pinned memory that is copied to `target` once, when `event` has been reached."""
+
+    def __init__(self, target: Any, pinned: Any, event: Any) -> None:
+        self.start, self.end = _range_of(target)
+        self._target, self._pinned, self.event = target, pinned, event
+        self._lock = threading.Lock()
+
+    def land(self) -> None:
+        """Put the bytes to where they belong; the event has been reached."""
+        with self._lock:
+            if self._pinned is not None:
+                np.copyto(self._target, self._pinned)
+                self._target = self._pinned = None
+
+
+class Event:
+    """The mark that everything handed to a stream before it has been done."""
+
+    __slots__ = ("_anchor", "_first", "landings", "last", "stream")
+
+    def __init__(self, stream: Stream, first: Any, last: Any, landings: list[Landing]) -> None:
+        self.stream = stream
+        self.last = last
+        self.landings = landings
+        self._first = first
+        self._anchor = stream.live.anchor()
+
+    def wait(self) -> None:
+        """Wait for it on the host; raises where the work failed."""
+        self.reach()
+        live = self.stream.live
+        if live.lost:
+            raise live.gone("it was lost while the run used it")
+
+    def reach(self) -> None:
+        """Wait, and put what it brings to the host to where it belongs."""
+        try:
+            self.last.synchronize()
+        except Exception as error:
+            raise self.stream.live.refusal("a command failed", error) from error
+        for landing in self.landings:
+            landing.land()
+
+    def done(self) -> bool:
+        """True if it has been reached, or the work has failed."""
+        try:
+            return bool(self.last.done)
+        except Exception:
+            return True
+
+    def span(self) -> tuple[float, float]:
+        """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them."""
+        self.wait()
+        mark, at = self._anchor
+        try:
+            finish = at + cupy.cuda.get_elapsed_time(mark, self.last) * 1e-3
+            start = finish if self._first is None else at + cupy.cuda.get_elapsed_time(mark, self._first) * 1e-3
+        except Exception as error:
+            raise self.stream.live.refusal("an event has no time", error) from error
+        return start, max(start, finish)
+
+    def on_done(self, callback: Callable[[], object]) -> None:
+        """Call `callback()` once when it has been done or has failed: at once, or from another thread, which it must not hold up."""
+        if self.done():
+            with suppress(Exception):  # `span` tells
+                self.reach()
+            callback()
+        else:
+            self.stream.watcher.watch(self.reach, callback)
+
+
+class Stream:
+    """A CUDA stream of an opened device. See `hetsched.executors.live.Stream`."""
+
+    def __init__(self, live: LiveDevice, kind: str) -> None:
+        self.live = live
+        self.kind = kind
+        with live.device:
+            self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
+        self._first: Any = None  # the event before the first command since the last record
+        self._landings: list[Landing] = []
+        # Pinned memory that copies on their way use, and the event behind them. CuPy's pool would hand it out again at once.
+        self._held: deque[tuple[Any, Any]] = deque()
+        self._holding: list[Any] = []
+
+    def wait(self, event: Any) -> None:
+        """What follows waits for an event of another stream, on this device or another one."""
+        other = getattr(event, "stream", None)
+        if other is self:
+            return
+        if not isinstance(event, Event):
+            event.wait()
+            return
+        try:
+            self.stream.wait_event(event.last)
+        except Exception as error:
+            raise self.live.refusal("a wait", error) from error
+
+    def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
+        """Enqueue a launch: `kernel(cupy, inputs, outputs, workspace, attributes)`, this stream being the current one."""
+        ins = [x.array for x in inputs]
+        outs = [x if x is None else x.array for x in outputs]
+        try:
+            with self.live.device, self.stream:
+                self._begin()
+                return kernel(cupy, ins, outs, None if workspace is None else workspace.array, attributes)
+        except (HetschedError, MemoryError):
+            raise
+        except Exception as error:
+            if is_cudas(error):
+                raise self.live.refusal("a launch", error) from error
+            raise
+
+    def upload(self, src: Any, dst: DeviceArray) -> None:
+        """Enqueue a copy from the host. `src` has been read when this returns."""
+        if not alike(src, dst):
+            return
+        self.live.settle(src)
+        host = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
+        self._do("an upload", lambda: self._upload(host, dst.pointer))
+
+    def _upload(self, host: Any, to: int) -> None:
+        for start in range(0, host.size, _CHUNK_NBYTES):
+            part = host[start : start + _CHUNK_NBYTES]
+            pinned = pinned_bytes(part.size)
+            np.copyto(pinned, part)
+            self._copy(to + start, address(pinned), part.size, cupy.cuda.runtime.memcpyHostToDevice)
+            self._holding.append(pinned)
+
+    def download(self, src: DeviceArray, dst: Any) -> None:
+        """Enqueue a copy to the host. Its bytes are in `dst` when an event behind it has been waited for."""
+        if not alike(src, dst):
+            return
+        self.live.settle(dst)
+        pinned = pinned_bytes(src.nbytes)
+        self._do("a download", lambda: self._copy(address(pinned), src.pointer, src.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
+        self._holding.append(pinned)
+        arrived = self._event(timing=False)
+        landing = Landing(dst, pinned.view(src.dtype).reshape(src.shape), arrived)
+        self._landings.append(landing)
+        self.live.expect(landing)
+
+    def copy(self, src: DeviceArray, dst: DeviceArray) -> None:
+        """Enqueue: the bytes of `src` to `dst`, of the same number of bytes; between devices by the peer path, where they have one."""
+        if src.nbytes != dst.nbytes:
+            raise InternalError(f"cannot copy {src!r} to {dst!r}: {src.nbytes} bytes to {dst.nbytes}")
+        a, b = src.live.device.id, dst.live.device.id
+        if not src.nbytes or (a == b and src.pointer == dst.pointer):
+            return
+        runtime = cupy.cuda.runtime
+        if a == b:
+            self._do("a copy", lambda: self._copy(dst.pointer, src.pointer, src.nbytes, runtime.memcpyDeviceToDevice))
+        else:
+            self._do("a copy between devices", lambda: runtime.memcpyPeerAsync(dst.pointer, b, src.pointer, a, src.nbytes, self.stream.ptr))
+
+    def record(self) -> Event:
+        """An event behind everything handed over so far."""
+        if self.live.lost:
+            raise self.live.gone("it was lost while the run used it")
+        event = Event(self, self._first, self._event(timing=True), self._landings)
+        self._first, self._landings = None, []
+        if self._holding:
+            self._held.append((event.last, self._holding))
+            self._holding = []
+        with suppress(Exception):  # told by events
+            while self._held and self._held[0][0].done:
+                self._held.popleft()
+        return event
+
+    def close(self) -> None:
+        """Wait for what was handed over; end the watching thread."""
+        with suppress(Exception):  # lost work has been told by its events
+            self.stream.synchronize()
+        self.watcher.close()
+        for landing in self._landings:
+            landing.land()
+        self._held.clear()
+        self._holding, self._landings, self._first = [], [], None
+
+    # Inside ---------------------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Mark the start of what the next record's span covers: behind what the stream waits for."""
+        if self._first is None:
+            self._first = self._event(timing=True)
+
+    def _event(self, timing: bool) -> Any:
+        try:
+            with self.live.device:
+                event = cupy.cuda.Event(block=True, disable_timing=not timing)
+                event.record(self.stream)
+            return event
+        except Exception as error:
+            raise self.live.refusal("an event", error) from error
+
+    def _do(self, what: str, enqueue: Callable[[], object]) -> None:
+        try:
+            with self.live.device:
+                self._begin()
+                enqueue()
+        except HetschedError:
+            raise
+        except Exception as error:
+            raise self.live.refusal(what, error) from error
+
+    def _copy(self, dst: int, src: int, nbytes: int, kind: int) -> None:
+        cupy.cuda.runtime.memcpyAsync(dst, src, nbytes, kind, self.stream.ptr)
+
+
+class LiveDevice:
+    """CUDA device number `number` with an arena of `nbytes`. Raises `OutOfMemoryError` where it cannot be had, `DeviceGoneError` where it is lost."""
+
+    def __init__(self, name: str, number: int, nbytes: int) -> None:
+        self.name = name
+        self.nbytes = nbytes
+        self.lost = False
+        self.device = cupy.cuda.Device(number)
+        self._streams: list[Stream] = []
+        self._lock = threading.Lock()
+        self._on_their_way: list[Landing] = []
+        try:
+            with self.device:
+                free, total = cupy.cuda.runtime.memGetInfo()
+                if nbytes > total:  # the driver would say no more than "out of memory"
+                    raise OutOfMemoryError(_no_room(name, nbytes, free, total))
+                self.memory: Any = cupy.cuda.Memory(max(nbytes, 256))
+                self._clock_stream = cupy.cuda.Stream(non_blocking=True)
+        except OutOfMemoryError:
+            raise
+        except Exception as error:
+            if status_of(error) == _OUT_OF_MEMORY or isinstance(error, MemoryError):
+                cupy.get_default_memory_pool().free_all_blocks()
+                raise OutOfMemoryError(_no_room(name, nbytes, free, total)) from error
+            raise self.refusal("it cannot be opened", error) from error
+        self._anchor: tuple[Any, float] = (None, 0.0)
+        self._anchor_taken = -math.inf
+        self.renew()
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """The array of `shape` and `dtype` that begins `offset` bytes into the arena."""
+        kind = inside(offset, shape, dtype, self.nbytes)
+        with self.device:
+            return DeviceArray(self, cupy.ndarray(tuple(shape), kind, memptr=cupy.cuda.MemoryPointer(self.memory, offset)))
+
+    def stream(self, kind: str) -> Stream:
+        """A new stream; `kind` is `compute` or `copy`."""
+        try:
+            stream = Stream(self, kind)
+        except Exception as error:
+            raise self.refusal("a stream", error) from error
+        with self._lock:
+            self._streams.append(stream)
+        return stream
+
+    # Bytes on their way to the host ---------------------------------------------------------------------------------------------
+
+    def expect(self, landing: Landing) -> None:
+        """Note what a download is to bring."""
+        with self._lock:
+            self._on_their_way.append(landing)
+
+    def settle(self, host: Any) -> None:
+        """Wait for downloads that are to land in the bytes of a host array, and forget those that have landed."""
+        if not self._on_their_way:
+            return
+        start, end = _range_of(host)
+        with self._lock:
+            waiting = [x for x in self._on_their_way if x.start < end and start < x.end]
+            self._on_their_way = [x for x in self._on_their_way if x not in waiting and x._pinned is not None]
+        for landing in waiting:
+            try:
+                landing.event.synchronize()
+            except Exception as error:
+                raise self.refusal("a download", error) from error
+            landing.land()
+
+    # Clock ----------------------------------------------------------------------------------------------------------------------
+
+    def anchor(self) -> tuple[Any, float]:
+        """A CUDA event and its moment in `perf_counter` seconds, not long ago: the times of other events are counted from it."""
+        if perf_counter() - self._anchor_taken > _CLOCK_SECONDS:
+            self.renew()
+        return self._anchor
+
+    def renew(self, tries: int = 20) -> None:
+        """Take a new anchor: of up to `tries` events on a stream of its own, the one between whose recording and whose end least time passed."""
+        least = math.inf
+        try:
+            with self.device:
+                while tries > 0 and least > _CLOCK_WINDOW_SECONDS:
+                    tries -= 1
+                    event = cupy.cuda.Event()
+                    before = perf_counter()
+                    event.record(self._clock_stream)
+                    event.synchronize()
+                    after = perf_counter()
+                    if after - before < least:
+                        least, self._anchor = after - before, (event, (before + after) / 2)
+        except Exception as error:
+            raise self.refusal("its clock cannot be read", error) from error
+        self._anchor_taken = perf_counter()
+
+    # Errors ---------------------------------------------------------------------------------------------------------------------
+
+    def gone(self, why: str) -> DeviceGoneError:
+        """The error for a device that is no more."""
+        return DeviceGoneError(self.name, f"device {self.name!r} is gone: {why}")
+
+    def refusal(self, what: str, error: Exception) -> Exception:
+        """The error for what CUDA refused: `DeviceGoneError` for what it does not recover from, `MemoryError` where there is no room."""
+        if isinstance(error, HetschedError):
+            return error
+        status, text = status_of(error), f"{what}: {error}"
+        if status in STICKY:
+            self.lost = True
+            return self.gone(f"{text}; CUDA does not recover from this in a process that is running: start it anew")
+        if status == _OUT_OF_MEMORY or isinstance(error, MemoryError):
+            return MemoryError(f"{self.name}: {text}")
+        return RuntimeError(f"{self.name}: {text}")
+
+    def lose(self) -> None:
+        """As if the device had been unplugged: from now on all work ends with `DeviceGoneError`. For tests of what happens then."""
+        self.lost = True
+
+    def close(self) -> None:
+        """Wait for what was handed over; give back streams and arena. Arrays of it cannot be used any more."""
+        for stream in self._streams:
+            stream.close()
+        self._streams.clear()
+        self._on_their_way.clear()
+        self.memory = None
+
+    def __repr__(self) -> str:
+        return f"<LiveDevice {self.name}: arena of {self.nbytes} bytes, {len(self._streams)} streams>"
+
+
+def _no_room(name: str, nbytes: int, free: int, total: int) -> str:
+    return f"{name} cannot give an arena of {nbytes} bytes: {free} of its {total} bytes are free"
+
+
+def status_of(error: BaseException) -> int | None:
+    """The number of a CUDA error, None for others."""
+    status = getattr(error, "status", None)
+    return int(status) if isinstance(status, int) else None
+
+
+def is_cudas(error: BaseException) -> bool:
+    """True for errors of CUDA's runtime, driver and libraries."""
+    return type(error).__module__.startswith(("cupy_backends", "cupy.cuda")) and type(error).__name__ != "CompileException"
+
+
+def pinned_bytes(nbytes: int) -> Any:
+    """Page-locked bytes from CuPy's pool as a NumPy array, which keeps them."""
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8, nbytes)
+
+
+def address(array: Any) -> int:
+    """The address of a NumPy array's first byte."""
+    return int(array.__array_interface__["data"][0])
+
+
+def _range_of(array: Any) -> tuple[int, int]:
+    """Addresses from the first byte of a host array to behind its last."""
+    low, high = np.lib.array_utils.byte_bounds(array) if hasattr(np.lib, "array_utils") else np.byte_bounds(array)  # type: ignore[attr-defined]
+    return int(low), int(high)

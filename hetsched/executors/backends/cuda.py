@@ -1,0 +1,217 @@
+"""CUDA devices, through CuPy: `cuda:0`, `cuda:1`, ... as CUDA numbers them.
+
+CuPy is imported when devices are looked for, and a machine without it, or without a driver, has none, with a note that says why. Speeds are
+measured once (about half a second a device) and kept in the user's cache under a fingerprint of device, driver and CuPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from hetsched.errors import PlacementError, did_you_mean
+from hetsched.executors.backends import Found
+from hetsched.folders import cache_folder, write_whole
+from hetsched.machine import HOST, Device, Link, MemoryNode
+
+_MARK = "1"  # of the way in which speeds are measured
+_NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
+_LANES = 1  # compute streams: two kernels that each fill the device gain nothing by running side by side
+# Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
+_SHARE = 0.9
+
+_lock = threading.Lock()
+_listed: tuple[int, Found] | None = None
+
+
+def find() -> Found:
+    """Every CUDA device, with its memory node and its links; nothing, with a note, where there is no CuPy, no driver or no device."""
+    global _listed
+    with _lock:
+        if _listed is None or _listed[0] != os.getpid():
+            _listed = (os.getpid(), _look())
+        return _listed[1]
+
+
+def open(device: Device, arena_nbytes: int) -> Any:
+    """Open a found device with an arena of `arena_nbytes`; a `LiveDevice`. Raises `OutOfMemoryError`, and `PlacementError` for a device not here."""
+    found = find()
+    known = {d.id: i for i, d in enumerate(found.devices)}
+    if device.id not in known:
+        raise PlacementError("; ".join([f"there is no CUDA device {device.id!r} here{did_you_mean(device.id, known)}", *found.notes]))
+    return _open(device.id, int(device.id.partition(":")[2]), arena_nbytes)
+
+
+def _open(name: str, number: int, nbytes: int) -> Any:
+    from hetsched.executors.backends._cuda_live import LiveDevice
+
+    return LiveDevice(name, number, nbytes)
+
+
+def _look() -> Found:
+    if find_spec("cupy") is None:
+        return Found(notes=("no CUDA: CuPy is not installed; pip install 'hetsched[cuda12]' (CUDA 12) or 'hetsched[cuda13]' brings it",))
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # ImportError, or CUDARuntimeError where there is no driver
+        return Found(notes=(f"no CUDA: {type(error).__name__}: {' '.join(str(error).split())}",))
+    devices, links, memories, notes = [], [], [], []
+    speeds: dict[int, dict[str, float]] = {}
+    for i in range(count):
+        try:
+            properties = cupy.cuda.runtime.getDeviceProperties(i)
+            with cupy.cuda.Device(i):
+                free, _ = cupy.cuda.runtime.memGetInfo()
+            speeds[i] = _speeds(i, properties)
+        except Exception as error:
+            notes.append(f"CUDA device {i} cannot be used: {type(error).__name__}: {' '.join(str(error).split())}")
+            continue
+        devices.append(described(i, properties, speeds[i]))
+        memories.append(MemoryNode(f"cuda:{i}", int(free * _SHARE)))
+        links += links_of(i, speeds[i])
+    for a in speeds:
+        links += [between(a, speeds[a], b, speeds[b], _peers(cupy, a, b)) for b in speeds if a != b]
+    return Found(tuple(devices), tuple(memories), tuple(links), (), tuple(notes))
+
+
+def _peers(xp: Any, a: int, b: int) -> bool:
+    """True if device `b` can read the memory of `a` without the host; the path is opened."""
+    try:
+        if not xp.cuda.runtime.deviceCanAccessPeer(b, a):
+            return False
+        with xp.cuda.Device(b):
+            xp.cuda.runtime.deviceEnablePeerAccess(a)
+    except Exception as error:
+        return getattr(error, "status", None) == 704  # it is open already
+    return True
+
+
+def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
+    """Device number `i` as the machine knows it."""
+    name = properties["name"]
+    return Device(
+        id=f"cuda:{i}",
+        kind="cuda",
+        lanes=_LANES,
+        memory=f"cuda:{i}",
+        name=name.decode() if isinstance(name, bytes) else str(name),
+        hardware="gpu",
+        languages=("cuda", "array"),
+        flops_per_second={"float32": speeds["float32"], "float64": speeds["float64"]},
+        bytes_per_second=speeds["bytes"],
+        launch_seconds=speeds["launch"],
+        unified=bool(properties.get("integrated", 0)),
+    )
+
+
+def links_of(i: int, speeds: dict[str, float]) -> list[Link]:
+    """The links of a device to and from the host, each with a copy engine of its own."""
+    node = f"cuda:{i}"
+    return [Link(HOST, node, speeds["up_latency"], speeds["up_bytes"]), Link(node, HOST, speeds["down_latency"], speeds["down_bytes"])]
+
+
+def between(i: int, a: dict[str, float], j: int, b: dict[str, float], peers: bool) -> Link:
+    """From one device to another: by the peer path as fast as the slower of their links to the host at least, else through the host."""
+    latency = a["down_latency"] + b["up_latency"]
+    if peers:
+        return Link(f"cuda:{i}", f"cuda:{j}", latency / 2, min(a["down_bytes"], b["up_bytes"]))
+    return Link(f"cuda:{i}", f"cuda:{j}", latency, 1 / (1 / a["down_bytes"] + 1 / b["up_bytes"]))
+
+
+# Speeds -----------------------------------------------------------------------------------------------------------------------
+
+
+def _cache(i: int, properties: Any) -> Path:
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    mark = f"{properties['name']}|{i}|{runtime.driverGetVersion()}|{runtime.runtimeGetVersion()}|{cupy.__version__}|{_MARK}"
+    return cache_folder() / f"cuda-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
+
+
+def _speeds(i: int, properties: Any) -> dict[str, float]:
+    path = _cache(i, properties)
+    try:
+        known = json.loads(path.read_text())
+        if all(isinstance(known[k], float) and known[k] > 0 for k in _NEEDED):
+            return {k: float(known[k]) for k in _NEEDED}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    speeds = measure(i)
+    write_whole(path, json.dumps(speeds).encode())
+    return speeds
+
+
+def measure(i: int) -> dict[str, float]:
+    """flops per second by dtype (matrix product), `bytes` per second of its memory, seconds of a `launch`; latency and bytes per second of copies.
+
+    Launches are enqueued one after the other; copies up and down include what staging costs.
+    """
+    import cupy
+
+    n, nbytes = 1024, 32 << 20
+    live = _open(f"cuda:{i}", i, 3 * nbytes)
+    try:
+        stream = live.stream("compute")
+        out: dict[str, float] = {}
+        for dtype in (np.float32, np.float64):
+            a, b, c = (live.array(k * nbytes, (n, n), dtype) for k in range(3))
+            for x in (a, b):
+                stream.launch(_ones, [], [x], None, {})
+            out[np.dtype(dtype).name] = 2 * n**3 / _best(partial(stream.launch, _product, [a, b], [c], None, {}), stream, 10)
+        src, dst = live.array(0, (nbytes,), np.uint8), live.array(nbytes, (nbytes,), np.uint8)
+        out["bytes"] = 2 * nbytes / _best(partial(stream.copy, src, dst), stream, 5)
+        small, few, many = live.array(0, (16,), np.float32), np.ones(16, np.float32), np.ones(nbytes, np.uint8)
+        for name, short, long in (
+            ("up", partial(stream.upload, few, small), partial(stream.upload, many, src)),
+            ("down", partial(stream.download, small, few), partial(stream.download, src, many)),
+        ):
+            out[f"{name}_latency"] = _best(short, stream, 20)
+            out[f"{name}_bytes"] = nbytes / max(_best(long, stream, 3) - out[f"{name}_latency"], 1e-9)
+
+        def launches() -> None:
+            for _ in range(100):
+                stream.launch(_negative, [small], [small], None, {})
+
+        out["launch"] = _best(launches, stream, 3) / 100
+        return out
+    finally:
+        live.close()
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _ones(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
+    outputs[0].fill(1)
+
+
+def _product(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
+    xp.matmul(inputs[0], inputs[1], out=outputs[0])
+
+
+def _negative(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
+    xp.negative(inputs[0], out=outputs[0])
+
+
+def _best(action: Callable[[], object], stream: Any, times: int) -> float:
+    action()
+    stream.record().wait()
+    best = math.inf
+    for _ in range(times):
+        start = perf_counter()
+        action()
+        stream.record().wait()
+        best = min(best, perf_counter() - start)
+    return max(best, 1e-9)

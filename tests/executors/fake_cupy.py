@@ -1,0 +1,187 @@
+"""A CuPy of NumPy: what hetsched's CUDA backend asks of CuPy's streams, events, memory and runtime, done by threads and memmove.
+
+It is no GPU, and proves nothing about one. It has CuPy's calls (their names and arguments as in CuPy 14), streams that run behind the host, events
+across streams, and errors with CUDA's numbers, so that the backend's own logic can be tested on a machine without a card: staging, order, landings,
+clocks, errors, what is left behind. Kernels run when they are launched, once their stream has come to them.
+"""
+
+import ctypes
+import queue
+import sys
+import threading
+import types
+import weakref
+from importlib.machinery import ModuleSpec
+from time import perf_counter
+from types import SimpleNamespace
+
+import numpy as np
+
+TOTAL = 1 << 30
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status):
+        super().__init__(f"cudaError {status}")
+        self.status = status
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+
+
+class FakeArray(np.ndarray):
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.__array_interface__["data"][0])
+
+
+class Memory:
+    def __init__(self, size):
+        if size > TOTAL:
+            raise CUDARuntimeError(2)
+        self.buffer = np.full(size, 0xEE, np.uint8)
+        self.ptr = self.buffer.ctypes.data
+
+
+class MemoryPointer:
+    def __init__(self, mem, offset):
+        self.mem, self.offset = mem, offset
+        self.ptr = mem.ptr + offset
+
+
+def ndarray(shape, dtype, memptr):
+    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    part = memptr.mem.buffer[memptr.offset : memptr.offset + nbytes]
+    return part.view(dtype).reshape(shape).view(FakeArray)
+
+
+class Device:
+    number = 0
+
+    def __init__(self, number=0):
+        self.id = number
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+def serve(commands):
+    while (command := commands.get()) is not None:
+        command()
+        del command
+
+
+class Stream:
+    known = weakref.WeakValueDictionary()  # noqa: RUF012
+    failing = None  # the status that every command from now on ends with
+
+    def __init__(self, non_blocking=False):
+        assert non_blocking, "the null stream would wait for everything"
+        self.commands = queue.SimpleQueue()
+        self.ptr = id(self)
+        Stream.known[self.ptr] = self
+        self.thread = threading.Thread(target=serve, args=(self.commands,), daemon=True)
+        self.thread.start()
+
+    def __enter__(self):
+        self.synchronize()
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def __del__(self):
+        self.commands.put(None)
+        if self.thread is not threading.current_thread():
+            self.thread.join(5)
+
+    def put(self, command):
+        if Stream.failing:
+            raise CUDARuntimeError(Stream.failing)
+        self.commands.put(command)
+
+    def synchronize(self):
+        done = threading.Event()
+        self.commands.put(done.set)
+        done.wait()
+
+    def wait_event(self, event):
+        self.put(event.reached.wait)
+
+
+class Event:
+    def __init__(self, block=False, disable_timing=False):
+        self.timing = not disable_timing
+        self.reached = threading.Event()
+        self.time = None
+
+    def record(self, stream):
+        reached = self.reached
+
+        def reach():
+            self.time = perf_counter()
+            reached.set()
+
+        stream.put(reach)
+
+    def synchronize(self):
+        self.reached.wait()
+        if Stream.failing:
+            raise CUDARuntimeError(Stream.failing)
+
+    @property
+    def done(self):
+        return self.reached.is_set()
+
+
+def get_elapsed_time(start, end):
+    if not (start.timing and end.timing):
+        raise CUDARuntimeError(400)
+    if not (start.done and end.done):
+        raise CUDARuntimeError(600)
+    return (end.time - start.time) * 1e3
+
+
+def memcpy_async(dst, src, size, kind, stream):
+    Stream.known[stream].put(lambda: ctypes.memmove(dst, src, size))
+
+
+def memcpy_peer_async(dst, dst_device, src, src_device, size, stream):
+    memcpy_async(dst, src, size, 3, stream)
+
+
+def build(devices=1):
+    """The module."""
+    module = types.ModuleType("cupy")
+    module.__spec__ = ModuleSpec("cupy", None)
+    module.__version__ = "fake"
+    module.__getattr__ = lambda name: getattr(np, name)
+    module.ndarray = ndarray
+    module.asnumpy = np.asarray
+    module.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
+    runtime = SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: devices, memGetInfo=lambda: (TOTAL, TOTAL), memcpyAsync=memcpy_async,
+        memcpyPeerAsync=memcpy_peer_async, memcpyHostToDevice=1, memcpyDeviceToHost=2, memcpyDeviceToDevice=3, driverGetVersion=lambda: 0,
+        runtimeGetVersion=lambda: 0, deviceCanAccessPeer=lambda a, b: 1, deviceEnablePeerAccess=lambda a: None,
+        getDeviceProperties=lambda i: {"name": b"Fake GPU", "integrated": 0},
+    )  # fmt: skip
+    module.cuda = SimpleNamespace(
+        Stream=Stream, Event=Event, Device=Device, Memory=Memory, MemoryPointer=MemoryPointer, runtime=runtime, get_elapsed_time=get_elapsed_time,
+        alloc_pinned_memory=lambda size: np.empty(size, np.uint8),
+    )  # fmt: skip
+    return module
+
+
+def install(monkeypatch, devices=1):
+    """Let the CUDA backend find a CuPy of NumPy; gives the backend."""
+    from hetsched.executors.backends import cuda
+
+    monkeypatch.setitem(sys.modules, "cupy", build(devices))
+    monkeypatch.delitem(sys.modules, "hetsched.executors.backends._cuda_live", raising=False)
+    monkeypatch.setattr(cuda, "_listed", None)
+    monkeypatch.setattr(cuda, "_speeds", lambda i, properties: {**dict.fromkeys(cuda._NEEDED, 1e-5), "float32": 1e11, "float64": 1e10, "bytes": 1e10,
+                                                                "up_bytes": 1e9, "down_bytes": 1e9})  # fmt: skip
+    return cuda

@@ -1,0 +1,216 @@
+"""The CUDA backend: on a device where there is one, and its logic on a CuPy of NumPy (see fake_cupy.py), which is no GPU."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import hetsched as hs
+from hetsched.errors import DeviceGoneError, OutOfMemoryError, PlacementError
+from hetsched.executors import live
+from hetsched.executors.backends import cuda, through_host
+from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
+from hetsched.run import check_inputs
+from hetsched.testing import check_backend
+from hetsched.testing.backend import _machine_of
+
+REAL = cuda.find()
+on_device = pytest.mark.skipif(not REAL.devices, reason="; ".join(REAL.notes) or "no CUDA device")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    backend = fake_cupy.install(monkeypatch, devices=2)
+    yield backend
+    fake_cupy.Stream.failing = None
+
+
+def box(backend):
+    """The machine of the fake devices. Its kernels are those of the array API: what is written in CUDA C++ has no compiler here."""
+    machine = _machine_of(backend)
+    return replace(machine, devices=tuple(d if d.memory == HOST else replace(d, languages=("array",)) for d in machine.devices))
+
+
+# On a device --------------------------------------------------------------------------------------------------------------------------
+
+
+@on_device
+def test_the_contract_on_a_device():
+    figures = check_backend("cuda")
+    assert all(f["skew_seconds"] <= 50e-6 for f in figures.values())
+
+
+@on_device
+def test_a_kernel_with_an_illegal_access_says_that_the_process_must_be_started_anew():
+    """In a process of its own: nothing of CUDA works in it afterwards."""
+    import subprocess
+
+    code = """
+import numpy as np, hetsched as hs
+op = hs.kernel("bad", {"x": "in float32[n]", "y": "out float32[n]"}, size=1,
+               cuda="__global__ void bad(const float *x, float *y) { y[1L << 40] = 1; }")
+g = hs.Graph.build()
+g.output(g.op(op, g.input("x", (4,))), "y")
+try:
+    hs.run(g.freeze(), {"x": np.ones(4, np.float32)})
+except hs.DeviceGoneError as error:
+    print("gone:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "gone: device 'cuda:0' is gone" in done.stdout, done.stderr
+    assert "start it anew" in done.stdout
+
+
+# Without one --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(bool(REAL.devices), reason="there is a device")
+def test_without_a_device_there_is_a_note_that_says_why():
+    assert len(REAL.notes) == 1
+    assert REAL.notes[0].startswith("no CUDA: ")
+    if importlib.util.find_spec("cupy") is None:
+        assert "pip install 'hetsched[cuda12]'" in REAL.notes[0]
+    with pytest.raises(PlacementError, match=r"there is no CUDA device 'cuda:0' here.*no CUDA"):
+        cuda.open(replace(hs.Machine.here().device("cpu"), id="cuda:0"), 64)
+
+
+def test_devices_are_found_with_links_each_way_and_between_them(fake):
+    found = fake.find()
+    assert [d.id for d in found.devices] == ["cuda:0", "cuda:1"]
+    assert (found.devices[0].name, found.devices[0].hardware, found.devices[0].languages) == ("Fake GPU", "gpu", ("cuda", "array"))
+    assert {x.id for x in found.links} == {"host->cuda:0", "cuda:0->host", "host->cuda:1", "cuda:1->host", "cuda:0->cuda:1", "cuda:1->cuda:0"}
+    assert all(m.nbytes == int(0.9 * fake_cupy.TOTAL) for m in found.memories)
+    Machine(
+        (*hs.Machine.here().devices[:1], *found.devices), found.links, (*hs.Machine.here().memories, *found.memories), hs.Machine.here().resources
+    )
+
+
+def test_links_between_devices_by_the_peer_path_or_through_the_host():
+    a = {"down_latency": 1e-5, "up_latency": 2e-5, "down_bytes": 2e10, "up_bytes": 1e10}
+    direct = cuda.between(0, a, 1, a, True)
+    assert direct == Link("cuda:0", "cuda:1", pytest.approx(1.5e-5), 1e10)
+    through = cuda.between(0, a, 1, a, False)
+    assert through.latency_seconds == pytest.approx(3e-5)
+    assert through.bytes_per_second == pytest.approx(1 / (1 / 2e10 + 1 / 1e10))
+
+
+def test_the_contract_on_a_cupy_of_numpy(fake):
+    """All but what only a device can show: its kernels, its speed, whether CuPy does what is asked of it."""
+    check_backend(fake, box(fake), devices=["cuda:0"], graphs=10, runs=200)
+    check_backend(fake, box(fake), graphs=10, only=["values"])
+
+
+def test_devices_of_several_backends_are_one_machine_and_reach_each_other_through_the_host(fake):
+    """Its links are made up of those to the host and from it; the bytes go that way."""
+    machine = emulate_one(fake)
+    link = machine.link("cuda:0", "gpu:0")
+    assert link.latency_seconds == pytest.approx(machine.link("cuda:0", HOST).latency_seconds + machine.link(HOST, "gpu:0").latency_seconds)
+    b = hs.Graph.build()
+    x = b.input("x", (1000,))
+    for i in range(6):
+        x = b.op("tensor.add", x, x, where=hs.Where(("cuda:0", "gpu:0")[i % 2 :][:1]))
+    graph = b.output(x, "y").freeze()
+    plan = hs.plan(graph, machine)
+    assert {c.command.dst.node for c in plan.copies} >= {"cuda:0", "gpu:0"}
+    assert (hs.run(plan, {"x": np.ones(1000, np.float32)})["y"] == 64).all()
+
+
+def emulate_one(backend):
+    """The host, the fake devices, and an emulated one."""
+    found = box(backend)
+    gpu = Device("gpu:0", "emulated", memory="gpu:0", hardware="gpu", bytes_per_second=1e11, flops_per_second={"float32": 1e13})
+    links = [*found.links, Link(HOST, "gpu:0", 1e-6), Link("gpu:0", HOST, 1e-6)]
+    links += through_host(links, [m.name for m in found.memories] + ["gpu:0"])
+    return Machine((*found.devices, gpu), tuple(links), (*found.memories, MemoryNode("gpu:0")), found.resources)
+
+
+def opened(backend, nbytes=1 << 16):
+    return backend.open(backend.find().devices[0], nbytes)
+
+
+def test_an_upload_of_what_a_download_has_yet_to_bring_waits_for_it(fake):
+    """Bytes that are put out of a full device and come back."""
+    device = opened(fake, 16 << 20)
+    out, back = device.stream("copy"), device.stream("copy")
+    big = device.array(0, (2 << 20,), np.float32)
+    out.upload(np.full(2 << 20, 7, np.float32), big)
+    host = np.zeros(2 << 20, np.float32)
+    out.download(big, host)
+    back.wait(out.record())
+    other = device.array(8 << 20, (2 << 20,), np.float32)
+    back.upload(host, other)
+    seen = np.zeros(2 << 20, np.float32)
+    back.download(other, seen)
+    back.record().wait()
+    assert (seen == 7).all()
+    device.close()
+
+
+def test_two_downloads_to_one_place_land_in_their_order(fake):
+    device = opened(fake, 16 << 20)
+    first, second = device.stream("copy"), device.stream("copy")
+    a, b = (device.array(i << 23, (2 << 20,), np.float32) for i in range(2))
+    first.upload(np.full(2 << 20, 1, np.float32), a)
+    first.upload(np.full(2 << 20, 2, np.float32), b)
+    ready = first.record()
+    host = np.zeros(2 << 20, np.float32)
+    first.download(a, host)
+    early = first.record()
+    second.wait(ready)
+    second.wait(early)
+    second.download(b, host)
+    second.record().wait()
+    early.wait()
+    assert (host == 2).all()
+    device.close()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(700, DeviceGoneError), (719, DeviceGoneError), (2, MemoryError), (1, RuntimeError)])
+def test_errors_of_cuda_by_their_numbers(fake, status, kind):
+    device = opened(fake)
+    stream, x = device.stream("compute"), device.array(0, (16,), np.float32)
+    fake_cupy.Stream.failing = status
+    with pytest.raises(kind, match="cuda:0") as caught:
+        stream.upload(np.ones(16, np.float32), x)
+    assert isinstance(caught.value, DeviceGoneError) == (kind is DeviceGoneError)
+    if kind is DeviceGoneError:
+        assert "start it anew" in str(caught.value)
+        fake_cupy.Stream.failing = None
+        with pytest.raises(DeviceGoneError):
+            stream.record()
+    fake_cupy.Stream.failing = None
+    device.close()
+
+
+def test_a_device_that_is_lost_in_a_run_ends_it_and_is_named(fake):
+    b = hs.Graph.build()
+    x = b.input("x", (64,))
+    for _ in range(10):
+        x = b.op("tensor.neg", x, where=hs.Where(("cuda:0",)))
+    graph = b.output(x, "y").freeze()
+    plan = hs.plan(graph, box(fake))
+    fake_cupy.Stream.failing = None
+
+    class Failing:
+        def open(self, device, nbytes):
+            opened = fake.open(device, nbytes)
+            fake_cupy.Stream.failing = 700
+            return opened
+
+    with pytest.raises(DeviceGoneError, match="device 'cuda:0' is gone"):
+        live.run_plan(plan, check_inputs(graph, {"x": np.ones(64, np.float32)}), backends={"cuda": Failing()})
+
+
+def test_an_arena_that_cannot_be_had_names_the_bytes(fake):
+    with pytest.raises(OutOfMemoryError, match=rf"cuda:0 cannot give an arena of {1 << 40} bytes: {fake_cupy.TOTAL} of its"):
+        opened(fake, 1 << 40)
+
+
+def test_speeds_are_measured_by_running(fake):
+    """On a CuPy of NumPy: what is measured is this machine, but it is measured, and gives every figure that a machine needs."""
+    speeds = cuda.measure(0)
+    assert set(speeds) == set(cuda._NEEDED)
+    assert all(0 < v < float("inf") for v in speeds.values())
