@@ -55,29 +55,37 @@ class Bindings:
         self.frame = frame
         steps = frame.program.steps
         self._tables: list[dict[Any, Bound]] = [{} for _ in steps]
-        # A step's bindings repeat after so many turns. Straight plans have one turn.
-        self._periods = [1] * len(steps) if frame.loop is None else [self._period(step) for step in steps]
+        self._key_of = [self._keys(step) for step in steps] if frame.loop is not None else []
         self._may_be_hot = [self._is_host_step(step) for step in steps]
         self._touching: dict[int, list[int]] | None = None
         self._kernels: dict[tuple[int, str], Any] = {}
 
     # What a turn's number means for a step ------------------------------------------------------------------------------------
 
-    def _period(self, step: Step) -> int:
-        """After how many turns a step meets the same ring slots again, and fires again the tasks that do not run every turn."""
-        frame, out = self.frame, 1
+    def _keys(self, step: Step) -> list[int]:
+        """Turn modulo the length of the list -> which of the step's bindings: turns that meet the same ring slots, and in which the same tasks of
+
+        every k turns run, have one.
+        """
+        frame = self.frame
+        rings: set[tuple[int, int, int]] = set()  # (k, slots, turns ago)
+        fires: set[int] = set()
         for i in step.spans:
             command = frame.plan.spans[i].command
-            if isinstance(command, Launch):
-                out = math.lcm(out, frame.every.get(command.task, 1))
-            elif isinstance(command, Copy):
-                out = math.lcm(out, frame.every_k(command.value))
+            k = frame.every.get(command.task, 1) if isinstance(command, Launch) else frame.every_k(command.value) if isinstance(command, Copy) else 1
+            if k > 1:
+                fires.add(k)
             for replica in _touched(command):
-                value, _ = frame.root(replica.value, replica.node)
+                value, ago = frame.root(replica.value, replica.node)
                 slots = frame.offset.get((value, replica.node), (0, 1))[1]
                 if slots > 1:
-                    out = math.lcm(out, slots * frame.every_k(value))
-        return out
+                    k = frame.every_k(value)
+                    rings.add((k, slots, ago if k > 1 else 0))  # every turn: the slot of turn i - 1 follows from that of turn i
+        length = min(math.lcm(*(k * n for k, n, _ in rings), *fires), max(frame.turns, 1))
+        known: dict[Any, int] = {}
+        return [
+            known.setdefault((*(((turn - ago) // k) % n for k, n, ago in rings), *(turn % k == 0 for k in fires)), len(known)) for turn in range(length)
+        ]
 
     def _is_host_step(self, step: Step) -> bool:
         plain = all(isinstance(self.frame.plan.spans[i].command, Launch) for i in step.spans)
@@ -90,7 +98,8 @@ class Bindings:
         loop = self.frame.loop
         key: Any = 0
         if loop is not None:
-            key = turn % self._periods[step]
+            keys = self._key_of[step]
+            key = keys[turn % len(keys)]
             if loop.is_remainder(turn):
                 key = -1 - key
         table = self._tables[step]
