@@ -16,6 +16,7 @@ class Result(Mapping[str, Any]):
 
     trace: what happened, as a timeline on the clock of the run. plans: what was meant to happen, one an epoch.
     wall_seconds: from the call to the last output. failed: with `keep_going`, the tasks that failed, with their errors.
+    traces: where the run was planned anew, what happened in each epoch, in terms of the graph of its plan; `trace` is all of it.
     """
 
     outputs: Mapping[str, Any]
@@ -23,6 +24,7 @@ class Result(Mapping[str, Any]):
     plans: tuple[Timeline, ...]
     wall_seconds: float
     failed: Mapping[str, Exception]
+    traces: tuple[Timeline, ...] = ()
 
     @staticmethod
     def lazily(outputs: Mapping[str, Any], trace: Callable[[], Timeline], plan: Timeline, wall_seconds: float) -> Result:
@@ -50,8 +52,8 @@ class Result(Mapping[str, Any]):
 
     @property
     def plan(self) -> Timeline:
-        """The plan in force at the end."""
-        return self.plans[-1]
+        """The plan that the run began with, of the whole graph; `plans` has what it was replaced by."""
+        return self.plans[0]
 
     def bundle(self, name: str) -> dict[str, Any]:
         """The values of an output that is a bundle, by their names inside it."""
