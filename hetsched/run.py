@@ -16,6 +16,7 @@ import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
 from hetsched import locked
 from hetsched.costing import costs_for, learn_from
 from hetsched.errors import CommandLineError, GraphError, did_you_mean
+from hetsched.executors.epochs import Replanner
 from hetsched.executors.result import Result
 from hetsched.graph.graph import Graph
 from hetsched.graph.spec import AnySpec, Spec, UpTo, spec_of
@@ -85,6 +86,8 @@ def run(
     progress: Callable[[int, int, str], None] | None = None,
     learn: bool = True,
     energy: bool = False,
+    replan: bool | Replanner = False,
+    costs: CostModel | None = None,
 ) -> Result:
     """Run a plan, or plan a graph and run it. Inputs are borrowed, read-only; the results belong to the caller.
 
@@ -96,27 +99,34 @@ def run(
     learn: the costs learn from the trace when the run is over (of a plan run again and again, from its 1st, 2nd, 4th, 8th ... run); False, or
     `HETSCHED_LEARN=0` in the environment: nothing is learned, and a graph is planned without what runs have taught.
     energy: measure what the run draws, where the machine has meters for it (`Result.energy`); costs some 0.1 ms.
+    replan: where durations leave the plan and another one pays, the rest of the run is planned anew, with durations as measured, and goes on
+    with that plan (`hetsched.replanning`; `Result.plans` has them all, `Result.trace.notes` says why). Loops are taken up at the end of a turn.
+    Not with `keep_going`. A replanner of your own: see `hetsched.executors.epochs.Replanner`. costs: the cost model to plan with, here and anew;
+    see `plan`.
     Raises `TaskError` where a kernel fails; `GraphError` for inputs that do not fit, all of them at once.
     """
     if executor not in EXECUTORS:
         raise CommandLineError(f"unknown executor {executor!r}{did_you_mean(executor, EXECUTORS)}")
     if isinstance(what, Graph):
         given = check_inputs(what, inputs or {})
-        what = plan(what, machine, policy, objective, plan_seconds=plan_seconds, only=only, memory=memory, learn=learn, measure=learn)
+        what = plan(
+            what, machine, policy, objective, plan_seconds=plan_seconds, only=only, memory=memory, costs=costs, learn=learn, measure=learn
+        )  # fmt: skip
     elif isinstance(what, Timeline):
         if what.measured:
             raise CommandLineError("this timeline is a trace of what has run; run a plan (hetsched.plan) or a graph")
         given = check_inputs(what.graph, inputs or {})
     else:
         raise CommandLineError(f"run() takes a plan or a graph, got {type(what).__name__}; finish a builder with freeze()")
+    replanner = None if keep_going or not replan else _replanner(what, replan, only, memory, costs)
     if executor == "simulated":
         from hetsched.executors import simulated
 
-        return simulated.run_plan(what, given)
+        return simulated.run_plan(what, given, replanner=replanner)
     from hetsched.executors import cpu, live
 
-    run_plan = live.run_plan if executor == "auto" and live.drives(what) else cpu.run_plan
-    how: dict[str, Any] = {"trace": trace, "keep_going": keep_going, "timeout": timeout, "progress": progress}
+    run_plan = live.run_plan if executor == "auto" and (live.drives(what) or replanner is not None) else cpu.run_plan
+    how: dict[str, Any] = {"trace": trace, "keep_going": keep_going, "timeout": timeout, "progress": progress, "replanner": replanner}
     result = _measured(run_plan, what, given, **how) if energy else run_plan(what, given, **how)
     if learn and trace:
         _teach(what, result.trace)
@@ -140,6 +150,19 @@ def _teach(plan: Timeline, trace: Timeline) -> None:
     times = _times[plan] = _times.get(plan, 0) + 1
     if times & (times - 1) == 0:
         learn_from(trace)
+
+
+def _replanner(
+    plan: Timeline, replan: bool | Replanner, only: str | None, memory: Mapping[str, int] | int | None, costs: CostModel | None
+) -> Replanner | None:
+    if not isinstance(replan, bool):
+        return replan
+    if not plan.loops and len(plan.machine.devices) == 1 and plan.machine.devices[0].shares_lanes:
+        return None  # threads of one device share what there is as it comes: no plan does better
+    from hetsched.replanning import replanning_of
+
+    known = costs if costs is not None else costs_for(plan.machine, plan.graph)
+    return replanning_of(plan, plan.machine, only=only, memory=memory, costs=known)
 
 
 def read_plan(path: str | os.PathLike[str], graph: Graph, machine: Machine | None = None) -> Timeline:

@@ -84,7 +84,8 @@ class Bindings:
         length = min(math.lcm(*(k * n for k, n, _ in rings), *fires), max(frame.turns, 1))
         known: dict[Any, int] = {}
         return [
-            known.setdefault((*(((turn - ago) // k) % n for k, n, ago in rings), *(turn % k == 0 for k in fires)), len(known)) for turn in range(length)
+            known.setdefault((*(((turn - ago) // k) % n for k, n, ago in rings), *(turn % k == 0 for k in fires)), len(known))
+            for turn in range(length)
         ]
 
     def _is_host_step(self, step: Step) -> bool:

@@ -12,13 +12,16 @@ import heapq
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
-from hetsched.executors import solo
+from hetsched.executors import relay, solo
+from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
+from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
 from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
@@ -31,8 +34,12 @@ from hetsched.timeline import Free, Launch, Timeline
 # Below this much ready work a thread keeps it to itself: waking another one takes 7-10 us, and the interpreter lock changes hands.
 WAKE_SECONDS = 20e-6
 
-# A chain of turns tells of its progress this often.
+# A chain of turns tells of its progress this often, and asks this often whether another plan is due.
 TELL_SECONDS = 0.05
+LOOK_SECONDS = 0.02
+
+# Where the rest may be planned anew a device is given this many steps ahead at most: what has been handed to a stream runs to its end.
+AHEAD_STEPS = 16
 
 Progress = Callable[[int, int, str], None]
 
@@ -81,6 +88,8 @@ class Active:
         self.loops: dict[int, Timeline] = {}
         self.stop_step = frame.program.stop_step
         self.is_chain = is_chain(frame.program)
+        self.finished: set[int] = set()  # spans, of the outermost frame
+        self.measured: list[list[float]] = [[0, 0.0] for _ in program.steps]  # step -> [times, seconds]
 
     def soft_before(self, step: int) -> list[tuple[int, int]]:
         """(step before, turns) of the soft arcs that end at a step and come from another stream."""
@@ -118,16 +127,24 @@ class Crew:
 
     def __init__(
         self, plan: Timeline, trace: bool, keep_going: bool, timeout: float | None, progress: Progress | None,
-        drivers: Mapping[str, Driver] | None = None, new_thread: Callable[..., Any] = threading.Thread,
+        drivers: Mapping[str, Driver] | None = None, new_thread: Callable[..., Any] = threading.Thread, replanner: Replanner | None = None,
+        began: float | None = None,
     ) -> None:  # fmt: skip
         self.new_thread = new_thread
+        self.replanner = replanner
+        self.pausing = False
+        self.looking = False  # a thread asks the replanner
+        self.loops: dict[int, Active] = {}  # outermost loop tasks in flight
+        self.waiting: dict[str, list[Item]] = {}  # driver -> steps that it is not given yet
+        self.in_flight: dict[str, int] = {}
+        self.steps_done = 0
         self.drivers = dict(drivers or {})
         self.outstanding = 0  # steps given to drivers and not yet done
         host = next((d for d in plan.machine.devices if d.kind == "cpu"), None)
         self.lanes = {"compute": host.lanes if host else 1, "io": max(host.io_lanes if host else 0, 1)}
         self.trace = trace
         self.keep_going = keep_going
-        self.deadline = None if timeout is None else perf_counter() + timeout
+        self.deadline = None if timeout is None else (perf_counter() if began is None else began) + timeout
         self.timeout = timeout
         self.progress = progress
         self.lock = threading.Lock()
@@ -143,11 +160,22 @@ class Crew:
         self.total = 0
         self.done = 0
         self.programs: dict[int, Program] = {}
+        self.root: list[Active] = []
+        self.told = 0.0
+        self.host = host.id if host else ""
+
+    def timed_out(self) -> RunTimeoutError:
+        """What a run that took too long raises."""
+        return RunTimeoutError(f"the run took longer than {self.timeout:g} s; raise --timeout, or see --trace for what takes the time")
 
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
         active = Active(root, 0.0, None, self.drivers)
-        needed = _lanes_needed(root.plan, next((d.id for d in root.plan.machine.devices if d.kind == "cpu"), ""))
+        self.root = [active]
+        needed = _lanes_needed(root.plan, self.host)
+        if not self.keep_going and self.replanner is None and relay.suits(root.program, self.host):
+            self._relay(active, needed)
+            return active
         threads = [
             self.new_thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
@@ -176,14 +204,37 @@ class Crew:
                         thread.join()
         if self.error is not None:
             raise self.error
-        if not active.walk.done and not self.failed:
+        if not active.walk.done and not self.failed and not self.pausing:
             stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
             raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
         return active
 
+    def _relay(self, active: Active, needed: Mapping[str, int]) -> None:
+        """The walk of a plan that asks nothing but threads."""
+        frame = active.frame
+        runner = relay.Relay(self, frame, self.new_thread)
+        self.total = len(frame.program.steps)
+        lanes = [(kind, n) for kind in relay.KINDS for n in range(min(needed[kind], self.lanes[kind]))]
+        with tuned():
+            self.zero = perf_counter()
+            runner.run(lanes)
+        if self.error is not None:
+            raise self.error
+        if runner.left:
+            raise InternalError(f"the run came to a stop before its end; {len(runner.left)} steps were still waiting")
+        for lane, log in runner.log:
+            for step, start, finish in log:
+                active.notes.append(Note(step, 0, lane, start, finish))
+                owner = frame.program.steps[step].owner
+                active.busy[owner] = active.busy.get(owner, 0.0) + finish - start
+        if self.progress is not None:
+            self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
+
     # Under the lock -----------------------------------------------------------------------------------------------------------
 
     def push(self, active: Active, steps: list[tuple[int, int]]) -> None:
+        if self.pausing and active.around is None:
+            return  # these are left for the next plan
         for s, turn in steps:
             step = active.frame.program.steps[s]
             self.number += 1
@@ -192,9 +243,65 @@ class Crew:
             if driver is None:
                 # A loop holds lanes of every kind, a copy engine's perhaps first: a thread begins it.
                 heapq.heappush(self.ready["io" if step.kind == "io" else "compute"], item)
+            elif self.replanner is not None and active.around is None and self.in_flight.get(driver.name, 0) >= AHEAD_STEPS:
+                heapq.heappush(self.waiting.setdefault(driver.name, []), item)
             else:
-                self.outstanding += 1
-                driver.put(item)
+                self._give(driver, item)
+
+    def _give(self, driver: Driver, item: Item) -> None:
+        self.outstanding += 1
+        self.in_flight[driver.name] = self.in_flight.get(driver.name, 0) + 1
+        driver.put(item)
+
+    def _taken_back(self, item: Item) -> None:
+        """A driver is done with a step: give it one that has waited."""
+        driver = item.active.drivers[item.step.index]
+        assert driver is not None
+        self.outstanding -= 1
+        self.in_flight[driver.name] -= 1
+        waiting = self.waiting.get(driver.name)
+        if waiting and self.error is None:
+            self._give(driver, heapq.heappop(waiting))
+
+    def pause(self) -> None:
+        """Start nothing more but what loops in flight need to come to the end of a turn. Under the lock."""
+        self.pausing = True
+        for kind, items in self.ready.items():
+            self.ready[kind][:] = [x for x in items if x.active.around is not None]
+            heapq.heapify(self.ready[kind])
+        self.waiting.clear()
+        for inner in self.loops.values():
+            loop = inner.frame.loop
+            assert loop is not None
+            inner.walk.hold(boundary(loop, inner.walk.begun))
+        self.wake_all()
+
+    def look(self) -> None:
+        """Ask the replanner, unless another thread does."""
+        if self.replanner is None or self.pausing or self.looking or self.error is not None or self.failed:
+            return
+        with self.lock:
+            if self.looking:
+                return
+            self.looking = True
+        try:
+            progress = EpochProgress(perf_counter() - self.zero, self.steps_done, self.speeds)
+            if self.replanner.due(self.root[0].frame.plan, progress):
+                with self.lock:
+                    self.pause()
+        finally:
+            self.looking = False
+
+    def speeds(self) -> Speeds:
+        """What has been measured so far."""
+        out = Speeds(done=set(self.root[0].finished), now=perf_counter() - self.zero)
+        for active in [*self.root, *self.loops.values()]:
+            program = active.frame.program
+            for step, (times, seconds) in zip(program.steps, active.measured, strict=True):
+                if times:
+                    out.add(program.plan, step.spans, step.owner, seconds, int(times))
+        out.turns = {task: (inner.walk.oldest, out.now - inner.began) for task, inner in list(self.loops.items())}
+        return out
 
     def wake(self, kind: str) -> None:
         """Hand work to whoever is idle; a thread of `kind` is about to go on with one more step itself ("": none is)."""
@@ -248,9 +355,7 @@ class Crew:
         try:
             while not self.over:
                 if self.deadline is not None and perf_counter() > self.deadline and self.error is None:
-                    self.error = RunTimeoutError(
-                        f"the run took longer than {self.timeout:g} s; raise --timeout, or see --trace for what takes the time"
-                    )
+                    self.error = self.timed_out()
                 item = self._take(kind) if self.error is None else None
                 if item is None:
                     if self._is_over():
@@ -335,6 +440,7 @@ class Crew:
         others, period = self.ready[step.kind], active.frame.plan.period or 0.0
         notes: list[Note] = []
         busy, told, priority = 0.0, 0.0, item.priority
+        looked, counted, busy_counted = perf_counter() - zero, turn, 0.0
         name = active.frame.graph.task_names[_task_of(active.frame.plan, step)]
         timed = TIMED_TURNS if self.trace and len(step.spans) > 1 else ()
         while True:
@@ -355,12 +461,18 @@ class Crew:
             if self.progress is not None and finish - told > TELL_SECONDS:
                 told = finish
                 self.progress(self.done + (turn - item.turn) * len(step.spans), self.total, name)
-            if turn >= turns or self.error is not None or any(x.priority < priority for x in others[:1]):
+            if turn >= turns or self.error is not None or self.pausing or any(x.priority < priority for x in others[:1]):
                 break
             if self.deadline is not None and finish + zero > self.deadline:
                 break
+            if self.replanner is not None and finish - looked > LOOK_SECONDS:
+                looked = finish
+                active.measured[0] = [active.measured[0][0] + turn - counted, active.measured[0][1] + busy - busy_counted]
+                counted, busy_counted = turn, busy
+                self.look()
         with self.lock:
             active.busy[step.owner] = active.busy.get(step.owner, 0.0) + busy
+            active.measured[0] = [active.measured[0][0] + turn - counted, active.measured[0][1] + busy - busy_counted]
             active.notes += notes
             self.push(active, active.walk.skip_to(turn))
             self.done += (turn - item.turn) * len(step.spans)
@@ -381,7 +493,7 @@ class Crew:
         with self.lock:
             if error is not None:
                 self._fail(item, error)
-            self.outstanding -= 1
+            self._taken_back(item)
             self.wake("")
             if self.outstanding == 0 or self.error is not None:
                 self.wake_all()
@@ -390,6 +502,12 @@ class Crew:
         active, step, turn = item.active, item.step, item.turn
         stop = step.index == active.stop_step and active.frame.stop_value(turn)
         with self.lock:
+            self.steps_done += 1
+            measured = active.measured[step.index]
+            measured[0] += 1
+            measured[1] += finish - start
+            if active.around is None:
+                active.finished.update(step.spans)
             active.busy[step.owner] = active.busy.get(step.owner, 0.0) + (finish - start) * max(len(step.lanes), 1)
             if self.trace and (turn < KEPT_TURNS or turn >= active.walk.turns - KEPT_TURNS or active.stop_step >= 0):
                 active.notes.append(Note(step.index, turn, lane, start, finish, marks))
@@ -402,6 +520,8 @@ class Crew:
             report = (self.done, self.total) if self.progress is not None else None
         if report is not None and self.progress is not None:
             self.progress(*report, active.frame.graph.task_names[_task_of(active.frame.plan, step)])
+        if self.replanner is not None:
+            self.look()
         if ended and active.around is not None:
             self._end_loop(active)
 
@@ -410,6 +530,10 @@ class Crew:
         inner = Active(frame, item.priority, item, self.drivers)
         inner.began = start
         with self.lock:
+            if item.active.around is None:
+                if self.pausing:
+                    return  # it has not begun: the next plan does it
+                self.loops[task] = inner
             self.push(inner, inner.walk.begin())
             empty = inner.walk.done
         if empty:
@@ -430,6 +554,9 @@ class Crew:
         finish = perf_counter() - self.zero
         active = item.active
         with self.lock:
+            if active.around is None:
+                self.loops.pop(command.task, None)
+                active.finished.update(item.step.spans)
             if self.trace and (item.turn < KEPT_TURNS or item.turn >= active.walk.turns - KEPT_TURNS):
                 active.notes.append(Note(item.step.index, item.turn, 0, inner.began, finish))
             self.push(active, active.walk.finish(item.step.index, item.turn))
@@ -501,8 +628,9 @@ def run_plan(
     keep_going: bool = False,
     timeout: float | None = None,
     progress: Progress | None = None,
+    replanner: Replanner | None = None,
 ) -> Result:
-    """Run a plan on the CPU threads of this process. `inputs`: value id -> read-only array or object.
+    """Run a plan on the CPU threads of this process. `inputs`: value id -> read-only array or object. replanner: plans the rest anew when it says so.
 
     Raises `TaskError` for the first task that fails (unless `keep_going`: then the tasks that do not need it still run), `RunTimeoutError`.
     """
@@ -510,22 +638,49 @@ def run_plan(
         if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
             raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
     began = perf_counter()
-    program = compile_plan(plan, whole=not keep_going and timeout is None and progress is None)
-    if timeout is None and progress is None and not keep_going and is_solo(program):
+    program = compile_plan(plan, whole=not keep_going and timeout is None and progress is None and replanner is None)
+    if timeout is None and progress is None and not keep_going and replanner is None and is_solo(program):
         return solo.run(Frame(program, inputs), began, trace)
-    return run_crew(Crew(plan, trace, keep_going, timeout, progress), Frame(program, inputs), began)
+
+    def run_one(plan: Timeline, inputs: Mapping[int, Any]) -> Outcome:
+        crew = Crew(plan, trace, keep_going, timeout, progress, replanner=replanner, began=began)
+        return end_of(crew, Frame(program if plan is program.plan else compile_plan(plan), inputs))
+
+    return in_epochs(run_one, plan, inputs, replanner, began)
+
+
+def in_epochs(run_one: RunOne, plan: Timeline, inputs: Mapping[int, Any], replanner: Replanner | None, began: float) -> Result:
+    """Run a plan to its end, or in epochs where there is a replanner."""
+    if replanner is not None:
+        return replace(run_epochs(run_one, plan, inputs, replanner), wall_seconds=perf_counter() - began)
+    outcome = run_one(plan, inputs)
+    return Result(outcome.outputs, outcome.trace, (plan,), perf_counter() - began, dict(outcome.failed), (outcome.trace,))
 
 
 def run_crew(crew: Crew, frame: Frame, began: float) -> Result:
-    """Run `frame` with `crew` and gather the results."""
+    """Run `frame` with `crew` to its end."""
+    outcome = end_of(crew, frame)
+    return Result(outcome.outputs, outcome.trace, (frame.plan,), perf_counter() - began, dict(outcome.failed), (outcome.trace,))
+
+
+def end_of(crew: Crew, frame: Frame) -> Outcome:
+    """Run `frame` with `crew` and gather the results, of what is made where the crew has paused."""
     plan = frame.plan
     active = crew.run(frame)
+    if crew.pausing and not active.walk.done:
+        loops = {}
+        for task, inner in crew.loops.items():
+            loops[task] = (inner.frame, inner.walk.oldest)
+            active.loops[task] = replace(inner.trace(), turns=inner.walk.oldest)
+            for owner, seconds in inner.busy.items():
+                active.busy[owner] = active.busy.get(owner, 0.0) + seconds
+        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.trace()))
     if crew.failed:
         lost = set(crew.failed)
         values = frame.results([name for name, value in plan.graph.outputs.items() if not _lost(plan, value, lost)])
     else:
         values = frame.results()
-    return Result(values, active.trace(), (plan,), perf_counter() - began, dict(crew.failed))
+    return Outcome(values, active.trace(), dict(crew.failed))
 
 
 def _lost(plan: Timeline, value: int, failed: set[str]) -> bool:

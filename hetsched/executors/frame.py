@@ -377,13 +377,13 @@ class Frame:
         ran = self.stopped_at + 1 if self.stopped_at is not None else self.turns
         for (name, _), value in zip(loop.carried, outs[: len(loop.carried)], strict=True):
             inner = self.graph.inputs[name]
-            found = self.locate(self.program.carried[inner], self._node_of(self.program.carried[inner]), ran - 1) if ran else self._first[inner]
+            found = self.locate(self.program.carried[inner], self.node_of(self.program.carried[inner]), ran - 1) if ran else self._first[inner]
             parent._store(value, turn, found)
         self.gathering.end(parent, task, turn, ran)
         parent.collect_loop(task, turn)
         parent._idle.setdefault(task, []).append(self)
 
-    def _node_of(self, value: int) -> str:
+    def node_of(self, value: int) -> str:
         """A memory node that holds a value: the host if it does."""
         root, _ = self.root(value, HOST)
         nodes = [n for v, n in self.offset if v == root]

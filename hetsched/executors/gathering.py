@@ -105,6 +105,16 @@ class Gathering:
             for i in range(min(shift, frame.turns)):
                 self.collector(gathered)(i)
 
+    def so_far(self, value: int, turns: int) -> Any:
+        """The elements of a collected value of the first `turns` turns, which have finished: an array, or a list where it has no array form."""
+        if value in self.read_last:
+            for i in range(turns):
+                self.collector(value)(i)
+        if value not in self.targets:
+            return [x for i, x in sorted(self.found.get(value, {}).items()) if i < turns]
+        spec = cast(Spec, self.frame.graph.spec(value))
+        return self.targets[value][: turns * spec.bounds[0] if value in self.by_rows else turns]
+
     def end(self, parent: Frame, task: int, turn: int, ran: int) -> None:
         """Hand the parent its sequences, after `ran` turns."""
         frame = self.frame

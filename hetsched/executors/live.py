@@ -22,7 +22,8 @@ import numpy as np
 
 from hetsched.errors import InternalError, PlacementError
 from hetsched.executors.binding import Call
-from hetsched.executors.cpu import Crew, Item, Progress, run_crew
+from hetsched.executors.cpu import Crew, Item, Progress, end_of, in_epochs
+from hetsched.executors.epochs import Outcome, Replanner
 from hetsched.executors.frame import Frame
 from hetsched.executors.memory import Memory
 from hetsched.executors.program import Program, compile_plan
@@ -295,22 +296,28 @@ def run_plan(
     timeout: float | None = None,
     progress: Progress | None = None,
     backends: Mapping[str, Any] | None = None,
+    replanner: Replanner | None = None,
 ) -> Result:
     """Run a plan on the threads of this process and on the devices that it names. `inputs`: value id -> read-only array or object.
 
-    backends: kind of device -> backend, where it is not the one of that name in `backends/`.
+    backends: kind of device -> backend, where it is not the one of that name in `backends/`. replanner: plans the rest anew when it says so, and
+    the run goes on with that plan in a new epoch.
 
     Devices are opened for the run and closed after it. Raises `TaskError`, `RunTimeoutError`, `OutOfMemoryError` where an arena cannot be had.
     """
     began = perf_counter()
-    fleet = Fleet(plan, backends)
-    try:
-        crew = Crew(plan, trace, keep_going, timeout, progress, fleet.drivers)
-        frame = fleet.frame(compile_plan(plan), inputs)
-        fleet.serve(crew)
-        return run_crew(crew, frame, began)
-    finally:
-        fleet.close()
+
+    def run_one(plan: Timeline, inputs: Mapping[int, Any]) -> Outcome:
+        fleet = Fleet(plan, backends)
+        try:
+            crew = Crew(plan, trace, keep_going, timeout, progress, fleet.drivers, replanner=replanner, began=began)
+            frame = fleet.frame(compile_plan(plan), inputs)
+            fleet.serve(crew)
+            return end_of(crew, frame)
+        finally:
+            fleet.close()
+
+    return in_epochs(run_one, plan, inputs, replanner, began)
 
 
 class Fleet:

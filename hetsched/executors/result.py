@@ -18,6 +18,7 @@ class Result(Mapping[str, Any]):
     trace: what happened, as a timeline on the clock of the run. plans: what was meant to happen, one an epoch.
     wall_seconds: from the call to the last output. failed: with `keep_going`, the tasks that failed, with their errors.
     energy: what meters counted during the run, where that was asked for.
+    traces: where the run was planned anew, what happened in each epoch, in terms of the graph of its plan; `trace` is all of it.
     """
 
     outputs: Mapping[str, Any]
@@ -25,6 +26,7 @@ class Result(Mapping[str, Any]):
     plans: tuple[Timeline, ...]
     wall_seconds: float
     failed: Mapping[str, Exception]
+    traces: tuple[Timeline, ...] = ()
     energy: Measured | None = None
 
     @staticmethod
@@ -53,8 +55,8 @@ class Result(Mapping[str, Any]):
 
     @property
     def plan(self) -> Timeline:
-        """The plan in force at the end."""
-        return self.plans[-1]
+        """The plan that the run began with, of the whole graph; `plans` has what it was replaced by."""
+        return self.plans[0]
 
     def bundle(self, name: str) -> dict[str, Any]:
         """The values of an output that is a bundle, by their names inside it."""

@@ -55,6 +55,7 @@ class Walk:
         self._steady = [len(row) for row in incoming]
         self._waiting: dict[int, list[int]] = {}
         self._left: dict[int, int] = {}
+        self._end = turns  # turns from here on do not begin (`hold`)
         self._open = 0  # turns below are in flight or done
         self._oldest = 0  # the first turn that is not done
 
@@ -62,6 +63,22 @@ class Walk:
     def done(self) -> bool:
         """True when every step of every turn has finished."""
         return self._oldest >= self.turns
+
+    @property
+    def held(self) -> bool:
+        """True when every turn that may begin has finished, and others are left."""
+        return self._end < self.turns and self._oldest >= self._end
+
+    @property
+    def begun(self) -> int:
+        """Turns that are in flight or done."""
+        return self._open
+
+    def hold(self, turn: int) -> None:
+        """No turn from `turn` on begins, until the end; none of them may have begun."""
+        if turn < self._open:
+            raise InternalError(f"the walk cannot be held before turn {turn}: {self._open} turns have begun")
+        self._end = min(self._end, turn)
 
     @property
     def oldest(self) -> int:
@@ -145,7 +162,7 @@ class Walk:
         self._left.clear()
         self.finished_steps += turn - self._oldest
         self._oldest = self._open = turn
-        if turn >= self.turns:
+        if turn >= min(self.turns, self._end):
             return []
         self._waiting[turn], self._left[turn] = [0], 1
         self._open = turn + 1
@@ -158,7 +175,7 @@ class Walk:
 
     def _admit(self) -> list[tuple[int, int]]:
         ready: list[tuple[int, int]] = []
-        while self._open < min(self.turns, self._oldest + self.window):
+        while self._open < min(self.turns, self._end, self._oldest + self.window):
             turn = self._open
             counters = self._waiting.get(turn)
             if counters is None:

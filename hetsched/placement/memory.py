@@ -28,6 +28,12 @@ from hetsched.machine import HOST
 from hetsched.timeline import After, Command, Copy, Free, Launch, Replica, Span, Timeline
 
 ALIGNMENT = 64
+# Threads that share their tasks run them in another order than planned: bytes rest for this many launches of mean length before they are used
+# again, where the arena grows by no more than this factor (and takes no more than this share of its limit). Else who is early would wait for who
+# is late.
+REST_LAUNCHES = 8
+REST_GROWTH = 2.0
+REST_SHARE = 0.5
 # Above this many blocks in a node greedy packing (quadratic, though vectorised) is tried only if the plan would not fit otherwise.
 GREEDY_BLOCKS = 400
 
@@ -119,7 +125,10 @@ def lay_out(plan: Timeline, limits: Mapping[str, int | None], *, give_up: bool =
         blocks = [b for b in layout.blocks if b.node == node]
         limit = limits.get(node)
         room = None if limit is None else limit - (_most(layout.loose.values()) if node == HOST else 0)
-        arenas[node] = pack(blocks, room) if node not in places.nodes else max(b.offset + _padded(b.nbytes) for b in blocks)
+        if node in places.nodes:
+            arenas[node] = max(b.offset + _padded(b.nbytes) for b in blocks)
+        else:
+            arenas[node] = pack(blocks, room, _rest_seconds(plan, node))
         if room is not None and arenas[node] > room:
             if not give_up:
                 return None
@@ -294,10 +303,28 @@ def writes_of(span: Span) -> tuple[Replica, ...]:
 # Packing ------------------------------------------------------------------------------------------------------------------------
 
 
-def pack(blocks: Sequence[Block], limit: int | None = None) -> int:
-    """Give every block (of one node, ascending by `first`) an offset, a multiple of 64. Returns the bytes of the arena."""
+def _rest_seconds(plan: Timeline, node: str) -> float:
+    """How long bytes of a node rest before they are used again: not at all but where several threads share the tasks."""
+    shared = {d.id for d in plan.machine.devices if d.shares_lanes and d.memory == node}
+    launches = [s for s in plan.launches if any(lane.owner in shared for lane in s.lanes)]
+    if len({lane for s in launches for lane in s.lanes}) < 2:
+        return 0.0
+    return REST_LAUNCHES * sum(s.finish - s.start for s in launches) / len(launches)
+
+
+def pack(blocks: Sequence[Block], limit: int | None = None, rest_seconds: float = 0.0) -> int:
+    """Give every block (of one node, ascending by `first`) an offset, a multiple of 64. Returns the bytes of the arena.
+
+    rest_seconds: how long bytes shall lie idle between two blocks, where there is room for it.
+    """
     best = _by_time(blocks)
     offsets = [b.offset for b in blocks]
+    if rest_seconds > 0:
+        wider = _by_time(blocks, rest_seconds)
+        if best < wider <= REST_GROWTH * best and (limit is None or wider <= REST_SHARE * limit):
+            return wider
+        for block, offset in zip(blocks, offsets, strict=True):
+            block.offset = offset
     alive = _most((b.start, b.until, _padded(b.nbytes)) for b in blocks)
     too_big = limit is not None and best > limit
     if best > alive and (too_big or len(blocks) <= GREEDY_BLOCKS):
@@ -359,12 +386,12 @@ def _drop(rows: list[tuple[int, int]], row: tuple[int, int]) -> None:
     del rows[bisect_left(rows, row)]
 
 
-def _by_time(blocks: Sequence[Block]) -> int:
+def _by_time(blocks: Sequence[Block], rest_seconds: float = 0.0) -> int:
     holes = _Holes()
     live: list[tuple[float, int, int]] = []  # (finish, last, number)
     for number, block in enumerate(blocks):
         kept = []
-        while live and live[0][0] <= block.start:
+        while live and live[0][0] + rest_seconds <= block.start:
             done = heapq.heappop(live)
             old = blocks[done[2]]
             if old.precedes(block):

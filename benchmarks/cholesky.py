@@ -1,0 +1,379 @@
+"""Tiled Cholesky with real kernels: hetsched beside a thread pool and beside two free threads, in one run.
+
+    python benchmarks/cholesky.py [--tiles 20] [--sizes 256 128] [--repeat 7] [--json FILE]
+
+A symmetric positive definite float32 matrix of tiles x tiles tiles is factored by NumPy kernels (potrf, trsm, syrk, gemm), BLAS on one thread each,
+on two threads. Every system runs the same kernels on the same tiles: the given ones are kept, each result is a new array, written in place once it is
+there. Results are compared with `numpy.linalg.cholesky` of the whole matrix.
+
+- hetsched: the kernels as ops of a graph, planned once (by HEFT, from the kernels' measured times), run by the library; the figure is the makespan
+  of its trace, from the first task's start to the last one's end. Wall seconds, with the making of steps and the handing over of results, beside it.
+- pool: `concurrent.futures.ThreadPoolExecutor` with dependency counts: who brings a count to zero submits the task.
+- free: two threads take the kernels one after another in the order of the algorithm and wait for nothing: what the machine gives at best.
+
+Ratios are of one round (the three take turns), the figure is their median. Above 1: hetsched is faster than the pool; share of free: 1 is the bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import hetsched as hs
+from hetsched.graph.op import Attributes
+from hetsched.machine import Device, Link
+from hetsched.placement.costs import Estimate
+
+THREADS = 2
+
+
+# Kernels: (inputs, outputs); scratch is each thread's own
+# ------------------------------------------------------------------------------------------------
+
+
+_local = threading.local()
+
+
+def own(like: Any) -> Any:
+    """The calling thread's scratch: it stays in the cache of its core."""
+    scratch = getattr(_local, "scratch", None)
+    if scratch is None or scratch.shape != like.shape:
+        scratch = _local.scratch = np.empty_like(like)
+    return scratch
+
+
+def potrf(ins: Sequence[Any], outs: Sequence[Any]) -> None:
+    """L of A = L L', and L^-1: NumPy has no triangular solver, so the tiles below are multiplied by the inverse (as libraries for GPUs do it)."""
+    np.copyto(outs[0], np.linalg.cholesky(ins[0]))
+    outs[1].fill(0)
+    invert(outs[0], outs[1])
+
+
+def invert(low: Any, out: Any) -> None:
+    """The inverse of a lower triangular matrix, by halves: [[A, 0], [C, B]] -> [[A^-1, 0], [-B^-1 C A^-1, B^-1]]. The upper half of `out` is 0."""
+    n = len(low)
+    if n <= 32:
+        np.copyto(out, np.linalg.inv(low))
+        return
+    h = n // 2
+    invert(low[:h, :h], out[:h, :h])
+    invert(low[h:, h:], out[h:, h:])
+    np.matmul(-out[h:, h:], low[h:, :h] @ out[:h, :h], out=out[h:, :h])
+
+
+def trsm(ins: Sequence[Any], outs: Sequence[Any]) -> None:
+    """A L^-T."""
+    scratch = own(ins[0])
+    np.matmul(ins[0], ins[1].T, out=scratch)
+    np.copyto(outs[0], scratch)
+
+
+def syrk(ins: Sequence[Any], outs: Sequence[Any]) -> None:
+    """C - A A'."""
+    a = ins[1]
+    scratch = own(a)
+    np.matmul(a, a.T, out=scratch)
+    np.subtract(ins[0], scratch, out=outs[0])
+
+
+def gemm(ins: Sequence[Any], outs: Sequence[Any]) -> None:
+    """C - A B'."""
+    c, a, b = ins
+    scratch = own(c)
+    np.matmul(a, b.T, out=scratch)
+    np.subtract(c, scratch, out=outs[0])
+
+
+KERNELS: dict[str, Callable[[Sequence[Any], Sequence[Any]], None]] = {"potrf": potrf, "trsm": trsm, "syrk": syrk, "gemm": gemm}
+FLOPS = {"potrf": 8 / 3, "trsm": 2.0, "syrk": 1.0, "gemm": 2.0}  # times n^3
+INPUTS = {"potrf": ("a",), "trsm": ("a", "w"), "syrk": ("c", "a"), "gemm": ("c", "a", "b")}
+
+
+class Kernel(NamedTuple):
+    """A task of the algorithm: tile `out` becomes what kernel `name` makes of it and of the tiles `others` ((k, -1): the inverse of L of tile k,
+    k).
+    """
+
+    name: str
+    out: tuple[int, int]
+    others: tuple[tuple[int, int], ...]
+
+
+def algorithm(tiles: int) -> Iterator[Kernel]:
+    """Right-looking tiled Cholesky."""
+    for k in range(tiles):
+        yield Kernel("potrf", (k, k), ())
+        for i in range(k + 1, tiles):
+            yield Kernel("trsm", (i, k), ((k, -1),))
+        for i in range(k + 1, tiles):
+            yield Kernel("syrk", (i, i), ((i, k),))
+            for j in range(k + 1, i):
+                yield Kernel("gemm", (i, j), ((i, k), (j, k)))
+
+
+def matrix(tiles: int, size: int) -> np.ndarray:
+    """A symmetric positive definite matrix, well conditioned."""
+    n = tiles * size
+    a = np.random.default_rng(0).uniform(-1, 1, (n, n)).astype(np.float32)
+    a = (a + a.T) / 2
+    a[np.arange(n), np.arange(n)] += n
+    return a
+
+
+def split(a: np.ndarray, tiles: int, size: int) -> dict[tuple[int, int], np.ndarray]:
+    """(row, column) -> tile, of the lower half; (k, -1) -> room for an inverse."""
+    out = {(i, j): a[i * size : (i + 1) * size, j * size : (j + 1) * size].copy() for i in range(tiles) for j in range(i + 1)}
+    return out | {(k, -1): np.zeros((size, size), a.dtype) for k in range(tiles)}
+
+
+def error(tiled: dict[tuple[int, int], np.ndarray], wanted: np.ndarray, size: int) -> float:
+    """The largest difference from the factor NumPy gives, relative to the largest element of that tile row."""
+    worst = 0.0
+    for (i, j), tile in tiled.items():
+        if j < 0:
+            continue
+        part = wanted[i * size : (i + 1) * size, j * size : (j + 1) * size]
+        worst = max(worst, float(np.abs(np.tril(tile) - part).max() if i == j else np.abs(tile - part).max()) / float(np.abs(wanted).max()))
+    return worst
+
+
+# hetsched ---------------------------------------------------------------------------------------------------------------------------
+
+
+def op_of(name: str, size: int) -> hs.Op:
+    """A kernel as an op: outputs are other tiles than inputs, or (the plan decides) the same bytes."""
+    nbytes, reads, plain = 4 * size * size, len(INPUTS[name]), KERNELS[name]
+
+    def kernel(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+        plain(inputs, outputs)
+
+    return hs.Op(
+        f"bench.{name}", INPUTS[name], ("out", "inverse") if name == "potrf" else ("out",), lambda specs, attributes: [specs[0]] * (1 + (name ==
+        "potrf")), lambda ins, outs, attributes: hs.Work(FLOPS[name] * size**3, reads * nbytes, nbytes), kernels={"array": kernel}, inplace=((0, 0),),
+    )  # fmt: skip
+
+
+def graph_of(tiles: int, size: int) -> hs.Graph:
+    b = hs.Graph.build("cholesky")
+    ops = {name: op_of(name, size) for name in KERNELS}
+    tile = {(i, j): b.input(f"a{i}_{j}", (size, size)) for i in range(tiles) for j in range(i + 1)}
+    for name, out, others in algorithm(tiles):
+        made = b.op(ops[name], tile[out], *(tile[x] for x in others), name=f"{name}_{out[0]}_{out[1]}")
+        if name == "potrf":
+            tile[out], tile[out[0], -1] = made
+        else:
+            tile[out] = made
+    for (i, j), value in tile.items():
+        if j >= 0:
+            b.output(value, f"l{i}_{j}")
+    return b.freeze()
+
+
+class Measured:
+    """Costs: the median seconds of each kernel, measured here."""
+
+    def __init__(self, size: int) -> None:
+        rng = np.random.default_rng(1)
+        a = rng.uniform(-1, 1, (size, size)).astype(np.float32)
+        spd = np.asarray(a @ a.T + size * np.eye(size), np.float32)
+        low = np.linalg.cholesky(spd)
+        outs = [np.empty_like(a), np.empty_like(a)]
+        self.seconds: dict[str, float] = {}
+        for name, kernel in KERNELS.items():
+            ins = [spd, low, low][: len(INPUTS[name])]
+            found = []
+            for _ in range(9):
+                start = time.perf_counter()
+                kernel(ins, outs)
+                found.append(time.perf_counter() - start)
+            self.seconds[f"bench.{name}"] = statistics.median(found)
+
+    def launch(self, graph: hs.Graph, task: int, device: Device, width: int) -> Estimate:
+        return Estimate(self.seconds[graph.task_ops[task].name] if width == 1 else float("inf"), source="measured")
+
+    def copy(self, nbytes: int, link: Link) -> Estimate:
+        return Estimate(link.seconds(nbytes))
+
+
+def with_two_threads() -> hs.Machine:
+    """This machine with two lanes of its CPU, whatever it has."""
+    here = hs.Machine.here()
+    cpu = replace(next(d for d in here.devices if d.kind == "cpu"), lanes=THREADS, widths=(1,), uses={})
+    return replace(here, devices=(cpu,), links=(), resources=(), memories=tuple(m for m in here.memories if m.name == cpu.memory))
+
+
+# Peers ------------------------------------------------------------------------------------------------------------------------------
+
+
+Tiles = dict[tuple[int, int], np.ndarray]
+
+
+def pool(tasks: list[Kernel], given: Tiles) -> tuple[float, Tiles]:
+    """A thread pool with dependency counts: seconds, and the result."""
+    last: dict[tuple[int, int], int] = {}
+    after: list[list[int]] = [[] for _ in tasks]
+    waits = [0] * len(tasks)
+    for t, (name, out, others) in enumerate(tasks):
+        for before in {last[x] for x in (out, *others) if x in last}:
+            after[before].append(t)
+            waits[t] += 1
+        if name == "potrf":
+            last[out[0], -1] = t
+        last[out] = t  # a tile is read only after its last writer, so nothing is overwritten early
+    size = given[0, 0].shape[0]
+    tile = dict(given)
+    lock, done, left = threading.Lock(), threading.Event(), len(tasks)
+
+    def work(t: int) -> None:
+        nonlocal left
+        name, out, others = tasks[t]
+        old = tile[out]
+        new = tile[out] = np.empty((size, size), np.float32) if old is given[out] else old
+        outs = [new]
+        if name == "potrf":
+            outs.append(np.empty((size, size), np.float32))
+            tile[out[0], -1] = outs[1]
+        KERNELS[name]([old, *[tile[x] for x in others]], outs)
+        ready = []
+        with lock:
+            left -= 1
+            for later in after[t]:
+                waits[later] -= 1
+                if waits[later] == 0:
+                    ready.append(later)
+            if left == 0:
+                done.set()
+        for later in ready:
+            executor.submit(work, later)
+
+    with ThreadPoolExecutor(THREADS) as executor:
+        for _ in range(THREADS):
+            executor.submit(time.sleep, 0.001)  # start the threads
+        time.sleep(0.005)
+        start = time.perf_counter()
+        for t in [t for t, n in enumerate(waits) if n == 0]:
+            executor.submit(work, t)
+        done.wait()
+        return time.perf_counter() - start, tile
+
+
+def free(tasks: list[Kernel], given: Tiles, factor: Tiles) -> float:
+    """The same kernels on two threads that wait for nothing: what a task would wait for is taken from the finished `factor`. Seconds."""
+    size = given[0, 0].shape[0]
+    made: Tiles = {}
+    queue = iter(tasks)
+    gate = threading.Barrier(THREADS + 1)
+
+    def work() -> None:
+        gate.wait()
+        for name, out, others in queue:
+            old = made.get(out)
+            if old is None:
+                old, new = given[out], np.empty((size, size), np.float32)
+                made[out] = new
+            else:
+                new = old
+            if name == "potrf":
+                potrf([given[out]], [new, np.empty((size, size), np.float32)])
+            else:
+                KERNELS[name]([old, *[factor[x] for x in others]], [new])
+        gate.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    for t in threads:
+        t.start()
+    gate.wait()
+    start = time.perf_counter()
+    gate.wait()
+    seconds = time.perf_counter() - start
+    for t in threads:
+        t.join()
+    return seconds
+
+
+# The comparison ---------------------------------------------------------------------------------------------------------------------
+
+
+def compare(tiles: int, size: int, repeat: int) -> dict[str, Any]:
+    a = matrix(tiles, size)
+    wanted = np.linalg.cholesky(a.astype(np.float64)).astype(np.float32)
+    given = split(a, tiles, size)
+    tasks = list(algorithm(tiles))
+    with threadpool_limits(1):
+        costs = Measured(size)
+        plan = hs.plan(graph_of(tiles, size), with_two_threads(), costs=costs)
+    inputs = {f"a{i}_{j}": tile for (i, j), tile in given.items() if j >= 0}
+    rows: dict[str, list[float]] = {"hetsched": [], "wall": [], "pool": [], "free": []}
+    worst = 0.0
+    factor = split(np.tril(wanted), tiles, size)
+    factor |= {(k, -1): np.linalg.inv(factor[k, k]) for k in range(tiles)}
+    interval = sys.getswitchinterval()
+    result = None
+    for round_ in range(repeat + 1):
+        del result
+        result = hs.run(plan, inputs)
+        worst = max(worst, error({(i, j): result[f"l{i}_{j}"] for i, j in given if j >= 0}, wanted, size))
+        with threadpool_limits(1):
+            sys.setswitchinterval(1e-4)  # as hetsched has it: to the peers' good
+            in_pool, mine = pool(tasks, given)
+            worst = max(worst, error(mine, wanted, size))
+            del mine
+            at_best = free(tasks, given, factor)
+            sys.setswitchinterval(interval)
+        if round_:  # the first round warms up
+            for name, seconds in [("hetsched", result.trace.makespan), ("wall", result.wall_seconds), ("pool", in_pool), ("free", at_best)]:
+                rows[name].append(seconds)
+    assert worst < 1e-5, f"a result differs from NumPy's by {worst:.2g}"
+    rounds = range(repeat)
+    return {
+        "tile": size, "tiles": tiles, "tasks": len(tasks), "plan_seconds": plan.plan_seconds, "planned_seconds": plan.makespan,
+        **{f"{name}_seconds": statistics.median(x) for name, x in rows.items()},
+        "over_pool": statistics.median(rows["pool"][i] / rows["hetsched"][i] for i in rounds),
+        "of_free": statistics.median(rows["free"][i] / rows["hetsched"][i] for i in rounds),
+        "wall_over_pool": statistics.median(rows["pool"][i] / rows["wall"][i] for i in rounds),
+        "wall_of_free": statistics.median(rows["free"][i] / rows["wall"][i] for i in rounds),
+        "error": worst,
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiles", type=int, default=20)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 128])
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(argv)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores < THREADS:
+        print(f"this benchmark needs {THREADS} cores, found {cores}; its ratios would mean nothing", file=sys.stderr)
+    found = []
+    for size in options.sizes:
+        row = compare(options.tiles, size, options.repeat)
+        found.append(row)
+        print(
+            f"tile {size}: {row['over_pool']:.3f} x the thread pool, {row['of_free']:.3f} of two free threads "
+            f"(with setting up: {row['wall_over_pool']:.3f} x, {row['wall_of_free']:.3f}); "
+            f"hetsched {row['hetsched_seconds'] * 1e3:.1f} ms (wall {row['wall_seconds'] * 1e3:.1f}), pool {row['pool_seconds'] * 1e3:.1f}, "
+            f"free {row['free_seconds'] * 1e3:.1f}, plan {row['plan_seconds'] * 1e3:.1f}; error {row['error']:.1e}",
+            flush=True,
+        )
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
