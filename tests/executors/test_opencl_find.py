@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,61 @@ def test_no_driver_is_a_note_and_no_error():
     )
     assert devices == 0
     assert "there is no driver" in notes[0]
+
+
+BROKEN = """
+    import json, sys
+    import pyopencl as cl
+    from hetsched.executors.backends import opencl
+    from hetsched.executors.backends._opencl_programs import DeviceError
+    tried = []
+    def refuse(device):
+        tried.append(1)
+        raise DeviceError("OpenCL source does not build on it\\nerror: unknown target CPU 'generic'")
+    opencl.measure = refuse
+    from hetsched.cli import main
+    try:
+        main(["devices"])
+    except SystemExit:
+        pass
+    print(json.dumps([len(opencl.find().devices), list(opencl.find().notes), len(tried)]))
+"""
+
+
+def test_a_device_that_builds_nothing_is_told_with_the_reason_and_a_way_out(tmp_path):
+    code = textwrap.dedent(BROKEN)
+    for tried in (1, 0):  # the second process does not try again, for a day
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        *shown, last = done.stdout.strip().split("\n")
+        devices, notes, times = json.loads(last)
+        assert (devices, times > 0) == (0, tried > 0)
+        assert "unknown target CPU 'generic'" in notes[0]
+        assert any(line.startswith("note: OpenCL device") and "cannot be used" in line for line in shown)
+        if "PoCL" in notes[0]:
+            assert "apt-get install pocl-opencl-icd" in notes[0]
+
+
+def test_tests_are_not_skipped_where_a_device_is_required(tmp_path):
+    (tmp_path / "conftest.py").write_text((Path(__file__).parents[1] / "conftest.py").read_text())
+    (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
+    hidden = tmp_path / "pyopencl.py"
+    for text, code in (("raise ImportError('hidden')", 3), (None, 0)):
+        hidden.write_text(text) if text else hidden.unlink()
+        path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_nothing.py"], cwd=tmp_path,
+            env={**os.environ, "HETSCHED_REQUIRE_OPENCL": "1", "PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        assert code == 0 or "no OpenCL device works" in done.stdout + done.stderr
 
 
 def test_no_pyopencl_is_a_note_and_no_error():
