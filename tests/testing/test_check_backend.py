@@ -315,7 +315,7 @@ def test_a_device_that_is_lost_in_the_middle_ends_the_run_with_its_name() -> Non
 
     class Unplugged(EmulatedStream):
         def record(self) -> EmulatedEvent:
-            if next(records) == 10:
+            if next(records) == 1:
                 self.live.lose()
             return super().record()
 
