@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -263,14 +264,23 @@ def events(bench: Bench) -> Iterator[str]:
         stream, other = live.stream("compute"), live.stream("copy")
         slow = slow_work(live, stream)
         told: list[int] = []
+        called = threading.Semaphore(0)
         many = []
+
+        def tell(i: int) -> None:
+            told.append(i)
+            called.release()
+
         for i in range(32):
             stream.upload(np.full(16, i, np.float32), live.array(64 * i, (16,), np.float32))
             event = stream.record()
-            event.on_done(lambda i=i: told.append(i))
+            event.on_done(partial(tell, i))
             many.append(event)
         for event in many:
             ended(event)
+        # That an event is reached does not say that those whom it is to tell have been told.
+        while len(told) < 32 and called.acquire(timeout=PATIENCE_SECONDS):
+            pass
         ended(stream.record())
         if sorted(told) != list(range(32)):
             yield f"on_done of 32 events was called {len(told)} times, for {len(set(told))} of them"

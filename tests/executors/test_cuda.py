@@ -99,7 +99,7 @@ def test_links_between_devices_by_the_peer_path_or_through_the_host():
 
 def test_the_contract_on_a_cupy_of_numpy(fake):
     """All but what only a device can show: its kernels, its speed, whether CuPy does what is asked of it."""
-    check_backend(fake, box(fake), devices=["cuda:0"], graphs=10, runs=200)
+    check_backend(fake, box(fake), devices=["cuda:0"], graphs=10, runs=100)
     check_backend(fake, box(fake), graphs=10, only=["values"])
 
 
@@ -211,6 +211,6 @@ def test_an_arena_that_cannot_be_had_names_the_bytes(fake):
 
 def test_speeds_are_measured_by_running(fake):
     """On a CuPy of NumPy: what is measured is this machine, but it is measured, and gives every figure that a machine needs."""
-    speeds = cuda.measure(0)
+    speeds = cuda.measure(0, 32, 1 << 20)
     assert set(speeds) == set(cuda._NEEDED)
     assert all(0 < v < float("inf") for v in speeds.values())

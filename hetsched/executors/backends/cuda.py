@@ -155,14 +155,13 @@ def _speeds(i: int, properties: Any) -> dict[str, float]:
     return speeds
 
 
-def measure(i: int) -> dict[str, float]:
+def measure(i: int, n: int = 1024, nbytes: int = 32 << 20) -> dict[str, float]:
     """flops per second by dtype (matrix product), `bytes` per second of its memory, seconds of a `launch`; latency and bytes per second of copies.
 
-    Launches are enqueued one after the other; copies up and down include what staging costs.
+    n: extent of the matrices; nbytes: of the copies. Launches are enqueued one after the other; copies up and down include what staging costs.
     """
     import cupy
 
-    n, nbytes = 1024, 32 << 20
     live = _open(f"cuda:{i}", i, 3 * nbytes)
     try:
         stream = live.stream("compute")
