@@ -1,6 +1,8 @@
 """How long planning takes: HEFT and `auto` on random layered graphs of 100 to 100,000 tasks on 16 unlike devices; `hetsched.plan` on a whole graph.
 
-usage: planning.py [--most N] [--save FILE]
+usage: planning.py [--least N] [--most N] [--graphs N] [--save FILE]
+
+All times are CPU time, which on a machine with other work is what wall time is on a quiet one: planning is one thread.
 
 "cold": a process of its own, `hetsched plan FILE --policy heft`, less one with `round_robin` on the same file, so that reading and starting do not
 count; in an empty cache, so that whatever is built is built. "warm": the policy alone, in this process, the median of 5. "auto / heft": medians of 5
@@ -15,6 +17,7 @@ import dataclasses
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -69,21 +72,22 @@ def warm(problem, *names, repeat=5):
         for name in names:
             fresh = dataclasses.replace(problem)
             with no_garbage_collection():
-                started = time.perf_counter()
+                started = time.process_time()
                 find(name)(CostedDraft(fresh))
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def cold(file, policy, cache, compiler):
-    """Wall seconds of a process."""
+    """CPU seconds of a process."""
     environment = {**os.environ, "XDG_CACHE_HOME": cache, "CC": os.environ.get("CC", "cc") if compiler else "no-such-compiler"}
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-m", "hetsched", "plan", str(file), "--policy", policy, "--format", "jsonl"],
         check=True, stdout=subprocess.DEVNULL, env=environment,
     )  # fmt: skip
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def cold_above_round_robin(file, compiler):
@@ -106,14 +110,15 @@ def whole_graph(n):
         values.append(builder.op("tensor.add", a, b))
     graph = builder.output(values[-1], "y").freeze()
     built = time.perf_counter() - started
-    started = time.perf_counter()
+    started = time.process_time()
     plan = hs.plan(graph, machine=machine_named("workstation"))
-    return built, time.perf_counter() - started, len(plan.spans)
+    return built, time.process_time() - started, len(plan.spans)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=SIZES[-1], help="tasks of the largest graph")
+    parser.add_argument("--least", type=int, default=0, help="tasks of the smallest graph")
     parser.add_argument("--graphs", type=int, default=100_000, help="ops of the graph planned by hetsched.plan; 0: none")
     parser.add_argument("--save", metavar="FILE", help="write the figures there, as JSON")
     args = parser.parse_args()
@@ -121,7 +126,7 @@ def main() -> None:
     library = native.library()
     print(f"machine code: {'none (no C compiler)' if library is None else f'built in {library.build_seconds:.2f} s'}; goals: {GOALS}")
     with tempfile.TemporaryDirectory() as folder:
-        for n in (s for s in SIZES if s <= args.most):
+        for n in (s for s in SIZES if args.least <= s <= args.most):
             file = Path(folder) / f"layered-{n}.json"
             file.write_text(json.dumps(document(n)))
             problem = read_costed(file)

@@ -101,13 +101,13 @@ class Facts:
     @cached_property
     def before(self) -> tuple[_Side, list[tuple[IntArray, IntArray, IntArray]]]:
         p = self.problem
-        return _Side(p.pred_task, p.pred_largest, *self.links), list(levels(len(p), p.pred_start, p.pred_task))
+        return _Side(p.pred_task, p.pred_largest, *self.links), list(levels(len(p), p.pred_start, p.pred_task, p.order.tolist()))
 
     @cached_property
     def behind(self) -> tuple[_Side, list[tuple[IntArray, IntArray, IntArray]]]:
         p = self.problem
         latency, per_byte = self.links
-        return _Side(p.succ[1], p.succ_of(p.pred_largest), latency.T, per_byte.T), list(levels(len(p), *p.succ[:2]))
+        return _Side(p.succ[1], p.succ_of(p.pred_largest), latency.T, per_byte.T), list(levels(len(p), *p.succ[:2], reversed(p.order.tolist())))
 
 
 class _Side(NamedTuple):

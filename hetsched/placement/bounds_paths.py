@@ -71,7 +71,7 @@ def earliest_finishes(problem: Problem) -> FloatArray:
     fastest = fastest_by_node(problem, problem.durations)
     start_at = from_host(problem, latency, per_byte)
     finish = np.empty_like(fastest)
-    for tasks, edges, groups in levels(len(problem), problem.pred_start, problem.pred_task):
+    for tasks, edges, groups in levels(len(problem), problem.pred_start, problem.pred_task, problem.order.tolist()):
         ready = start_at[tasks]
         if len(edges):
             arrive = _arrivals(finish[problem.pred_task[edges]], problem.pred_largest[edges], latency, per_byte)

@@ -412,3 +412,38 @@ void hs_optimistic(const Facts *f, const int64_t *order, const double *copies, d
         }
     }
 }
+
+/* Lists as tasks become ready ---------------------------------------------------------------------------------------------------------- */
+
+static int sooner(const double *rank, int64_t a, int64_t b) { return rank[a] > rank[b] || (rank[a] == rank[b] && a < b); }
+
+static void push(int64_t *heap, int64_t size, const double *rank, int64_t task) {
+    int64_t hole = size;
+    for (; hole && sooner(rank, task, heap[(hole - 1) / 2]); hole = (hole - 1) / 2) heap[hole] = heap[(hole - 1) / 2];
+    heap[hole] = task;
+}
+
+static int64_t pop(int64_t *heap, int64_t size, const double *rank) { /* `size`: before */
+    const int64_t task = heap[0], moved = heap[--size];
+    int64_t hole = 0;
+    for (int64_t child; (child = 2 * hole + 1) < size; hole = child) {
+        if (child + 1 < size && sooner(rank, heap[child + 1], heap[child])) child++;
+        if (!sooner(rank, heap[child], moved)) break;
+        heap[hole] = heap[child];
+    }
+    heap[hole] = moved;
+    return task;
+}
+
+/* Of the tasks whose predecessors have been taken the one of highest rank, of equals the lowest number. `waiting`: predecessors not yet taken of
+   each; `heap`: scratch, n. */
+void hs_ready(int64_t n, const int64_t *succ_starts, const int64_t *succs, int64_t *waiting, const double *rank, int64_t *heap, int64_t *order) {
+    int64_t size = 0, done = 0;
+    for (int64_t t = 0; t < n; t++)
+        if (!waiting[t]) push(heap, size++, rank, t);
+    while (size) {
+        const int64_t task = order[done++] = pop(heap, size--, rank);
+        for (int64_t k = succ_starts[task]; k < succ_starts[task + 1]; k++)
+            if (!--waiting[succs[k]]) push(heap, size++, rank, succs[k]);
+    }
+}

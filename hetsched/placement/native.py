@@ -156,6 +156,14 @@ def upward(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any,
     return rank
 
 
+def as_ready(code: ctypes.CDLL, succ_starts: Any, succs: Any, waiting: Any, rank: Any) -> Any:
+    """int64[n], as `ranks.as_ready`. waiting: int64[n], predecessors of each task; it is used up."""
+    heap, order = np.empty(len(rank), dtype=np.int64), np.empty(len(rank), dtype=np.int64)
+    arrays = [*(np.ascontiguousarray(x) for x in (succ_starts, succs, waiting, rank)), heap, order]
+    code.hs_ready(ctypes.c_int64(len(rank)), *(ctypes.c_void_p(x.ctypes.data) for x in arrays))
+    return order
+
+
 def optimistic(code: ctypes.CDLL, facts: Facts, order: Any, copies: Any) -> Any:
     """float64[n, C], as `peft.optimistic_costs`. copies: float64[edges], in the order of `facts.preds`."""
     table, through = np.zeros(facts.seconds.shape), np.empty(len(facts.latency))

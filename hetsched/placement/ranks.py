@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from hetsched.placement import native
-from hetsched.placement.problem import FloatArray, IntArray, Problem, transpose
+from hetsched.placement.problem import FloatArray, IntArray, Problem
+
+# Tasks from which an array is sorted faster than a list.
+MANY = 500
 
 
 def mean_durations(problem: Problem) -> FloatArray:
@@ -67,25 +70,20 @@ def downward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) ->
     return rank
 
 
-def levels(n: int, start: IntArray, other: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+def levels(n: int, start: IntArray, other: IntArray, sequence: Iterable[int]) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
     """Tasks in groups, so that all of `other[start[t]:start[t + 1]]` stand in groups before that of t: (tasks, edges, groups).
 
+    sequence: all tasks in an order in which these stand before t: of the problem for predecessors, the reverse of it for successors.
     `edges` are the positions of the tasks' edges in `other`, `groups` where each task's edges begin among them (for `reduceat`). Only the first
     group has tasks without edges, and it has only these.
     """
     degree = np.diff(start)
     depth = [0] * n
     starts, others = start.tolist(), other.tolist()
-    # Depths by Kahn's algorithm over the reversed edges, which `transpose` gives.
-    back_start, back, _ = transpose(n, start, other, other.astype(np.float64))
-    waiting, back_starts, backs = degree.tolist(), back_start.tolist(), back.tolist()
-    queue = [t for t in range(n) if not waiting[t]]
-    for t in queue:
-        for v in backs[back_starts[t] : back_starts[t + 1]]:
-            waiting[v] -= 1
-            if not waiting[v]:
-                depth[v] = 1 + max([depth[u] for u in others[starts[v] : starts[v + 1]]])
-                queue.append(v)
+    for t in sequence:
+        rows = others[starts[t] : starts[t + 1]]
+        if rows:
+            depth[t] = 1 + max([depth[u] for u in rows])
     by_depth = np.array(depth, dtype=np.int64)
     tasks = np.argsort(by_depth, kind="stable")
     edges = np.argsort(np.repeat(by_depth, degree), kind="stable")
@@ -101,6 +99,10 @@ def levels(n: int, start: IntArray, other: IntArray) -> Iterator[tuple[IntArray,
 
 def as_ready(problem: Problem, rank: list[float]) -> list[int]:
     """Tasks in the order in which a list scheduler takes them: of those whose predecessors have been taken, the one of highest rank, then number."""
+    code = native.for_size(len(problem))
+    if code is not None:
+        found: list[int] = native.as_ready(code, *problem.succ[:2], np.diff(problem.pred_start), np.array(rank)).tolist()
+        return found
     succ_start, succ_task = (a.tolist() for a in problem.succ[:2])
     waiting = np.diff(problem.pred_start).tolist()
     ready = [(-rank[t], t) for t in range(len(problem)) if waiting[t] == 0]
@@ -118,4 +120,8 @@ def as_ready(problem: Problem, rank: list[float]) -> list[int]:
 
 def by_rank(problem: Problem, rank: list[float]) -> list[int]:
     """Tasks by falling rank; equals keep the topological order, so that predecessors come first where ranks never rise along an edge."""
+    if len(rank) >= MANY:
+        along = np.array(rank)[problem.order]
+        found: list[int] = problem.order[np.argsort(-along, kind="stable")].tolist()
+        return found
     return sorted(problem.order.tolist(), key=rank.__getitem__, reverse=True)

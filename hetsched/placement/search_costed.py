@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +25,9 @@ HOT = (0.05, 0.01, 0.1, 0.003, 0.3, 0.02)
 # Steps of the first cycle per task, and how much longer each cycle is than the one before.
 FIRST = 4
 GROWTH = 1.3
-# Seconds between two looks at the clock, about.
+# Seconds between two looks at the clock, about; seconds of search from which a second core helps.
 LOOK = 0.01
+TOGETHER_FROM = 0.25
 
 
 class Found(NamedTuple):
@@ -39,17 +42,32 @@ def improve_costed(
 ) -> Found:
     """Replace what is booked in `draft` by the best plan found within `seconds` and `evaluations`, whichever is less.
 
-    The n-th plan tried depends on the seed and n alone, so more evaluations are never worse. Stops at a makespan of at most `target`.
+    The n-th plan tried depends on the seed and n alone, so more evaluations are never worse. Stops at a makespan of at most `target`. Where only time
+    is limited, and machine code searches, a second core searches too, by a seed of its own.
     """
     began = clock()
     walker = Walker(draft.problem, seed, compiled=compiled)
     walker.begin(draft)
     loading = clock() - began if walker.is_compiled else 0.0
     before = walker.best
-    done = walker.run(evaluations, clock() + seconds, clock, target)
+    until = clock() + seconds
+    if walker.lets_others_run and seconds >= TOGETHER_FROM and evaluations == math.inf and cores() > 1:
+        other = Walker(draft.problem, seed + 1, compiled=compiled)
+        other.begin(draft)
+        with ThreadPoolExecutor(1) as second:
+            aside = second.submit(other.run, evaluations, until, clock, target)
+            done = walker.run(evaluations, until, clock, target) + aside.result()
+        walker = min(walker, other, key=lambda found: found.best)
+    else:
+        done = walker.run(evaluations, until, clock, target)
     if walker.best < before:
         walker.write(draft)
     return Found(done, loading)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Walker:
@@ -59,6 +77,8 @@ class Walker:
         facts, state = facts_of(problem), _empty(len(problem), sum(pool.lanes for pool in problem.pools))
         code = _machine_code(facts, state) if compiled else None
         self.is_compiled = code is not None
+        # Calls through ctypes hold no lock of the interpreter.
+        self.lets_others_run = isinstance(code, native.Walk)
         self._code: Any = code or search_walk
         self._n = len(problem)
         self.facts = facts if code else Facts(*(x.tolist() for x in facts))

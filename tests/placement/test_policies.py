@@ -70,7 +70,7 @@ def test_levels_put_each_task_behind_what_it_points_to(seed):
     problem = costed_problem(random_costed(seed, 40))
     starts, other, _ = problem.succ
     done = set()
-    for tasks, edges, groups in levels(len(problem), starts, other):
+    for tasks, edges, groups in levels(len(problem), starts, other, reversed(problem.order.tolist())):
         rows = np.split(other[edges], groups[1:]) if len(edges) else [[] for _ in tasks]
         for task, row in zip(tasks.tolist(), rows, strict=True):
             assert list(row) == other[starts[task] : starts[task + 1]].tolist()

@@ -45,7 +45,7 @@ def _optimistic_costs(problem: Problem) -> FloatArray:
     own_node = bool((same.sum(axis=1) == 1).all())
     copies = problem.succ_of(mean_copies(problem))
     succ_task = problem.succ[1]
-    for tasks, edges, groups in levels(n, *problem.succ[:2]):
+    for tasks, edges, groups in levels(n, *problem.succ[:2], reversed(problem.order.tolist())):
         if len(edges):
             later = succ_task[edges]
             away = (least[later] + copies[edges])[:, None]
