@@ -48,4 +48,4 @@ def test_an_objective_that_no_plan_serves_is_told_at_its_line(tmp_path, capsys, 
 
 def test_what_can_be_placed_is_ok(capsys):
     assert main(["check", str(MATMUL)]) == 0
-    assert capsys.readouterr().out == f"{MATMUL}: ok\n"
+    assert capsys.readouterr().out.splitlines()[0] == f"{MATMUL}: ok"
