@@ -55,7 +55,7 @@ def best_of_all(graph: Graph, machine: Machine, goals: tuple[str, ...] = GOALS) 
 @pytest.mark.parametrize("machine", machine_names())
 @pytest.mark.parametrize("name", SHIPPED)
 def test_of_shipped_pipelines_the_plan_of_each_objective_is_the_best_of_all(name: str, machine: str) -> None:
-    graph = load(PIPELINES / f"{name}.yaml").graph
+    graph = load(PIPELINES / f"{name}.yaml", trust=True).graph
     best_of_all(graph, machine_named(machine))
 
 
