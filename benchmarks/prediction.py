@@ -18,6 +18,7 @@ import platform
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -164,7 +165,10 @@ def pipeline_row(file: Path, only: str | None) -> Row:
     copy = Path(tempfile.mkdtemp(prefix="hetsched-pipeline-"))
     try:
         shutil.copytree(file.parent, copy, dirs_exist_ok=True)
-        return three_runs(file.name, lambda: load(str(copy / file.name), {}).graph, {}, only)
+        if file.name == "digits_predict.yaml":  # it reads what this one writes
+            command = [sys.executable, "-m", "hetsched", "run", str(copy / "digits_mlp.yaml"), "--no-learn", "-d", "cpu", "--format", "json"]
+            subprocess.run(command, check=True, capture_output=True)
+        return three_runs(file.name, lambda: load(str(copy / file.name), {}, trust=True).graph, {}, only)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
 

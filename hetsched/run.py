@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -96,7 +97,7 @@ def run(
     NumPy). trace: False records nothing.
     timeout: seconds; checked between steps, `RunTimeoutError`. keep_going: a task that fails stops only what needs it (see `Result.failed`).
     progress: called with (launches done, launches in all, task name), from the threads of the run.
-    learn: the costs learn from the trace when the run is over (of a plan run again and again, from its 1st, 2nd, 4th, 8th ... run); False, or
+    learn: the costs learn from the trace when the run is over (of a plan run again and again, in 1 % of the time at most); False, or
     `HETSCHED_LEARN=0` in the environment: nothing is learned, and a graph is planned without what runs have taught.
     energy: measure what the run draws, where the machine has meters for it (`Result.energy`); costs some 0.1 ms.
     replan: where durations leave the plan and another one pays, the rest of the run is planned anew, with durations as measured, and goes on
@@ -129,7 +130,7 @@ def run(
     how: dict[str, Any] = {"trace": trace, "keep_going": keep_going, "timeout": timeout, "progress": progress, "replanner": replanner}
     result = _measured(run_plan, what, given, **how) if energy else run_plan(what, given, **how)
     if learn and trace:
-        _teach(what, result.trace)
+        _teach(what, result)
     return result
 
 
@@ -142,14 +143,28 @@ def _measured(run_plan: Callable[..., Result], plan: Timeline, inputs: Mapping[i
     return replace(result, energy=watch.measured)
 
 
-_times: weakref.WeakKeyDictionary[Timeline, int] = weakref.WeakKeyDictionary()
+class _Lessons:
+    """When a plan that is run again and again teaches: at its first run, and then whenever its runs have taken a hundred times what learning took."""
+
+    def __init__(self) -> None:
+        self.took = 0.0
+        self.ran = 0.0
+
+    def run(self, result: Result) -> None:
+        """One more run is over."""
+        self.ran += result.wall_seconds
+        if self.ran >= 100 * self.took:
+            begun = time.perf_counter()
+            learn_from(result.trace)
+            self.took, self.ran = time.perf_counter() - begun, 0.0
 
 
-def _teach(plan: Timeline, trace: Timeline) -> None:
-    """Learn from a run, unless much has been learned from the same plan."""
-    times = _times[plan] = _times.get(plan, 0) + 1
-    if times & (times - 1) == 0:
-        learn_from(trace)
+_lessons: weakref.WeakKeyDictionary[Timeline, _Lessons] = weakref.WeakKeyDictionary()
+
+
+def _teach(plan: Timeline, result: Result) -> None:
+    """Learn from a run, in at most a hundredth of the time that the plan's runs take."""
+    _lessons.setdefault(plan, _Lessons()).run(result)
 
 
 def _replanner(

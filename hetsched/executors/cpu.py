@@ -223,8 +223,8 @@ class Crew:
         if runner.left:
             raise InternalError(f"the run came to a stop before its end; {len(runner.left)} steps were still waiting")
         for lane, log in runner.log:
-            for step, start, finish in log:
-                active.notes.append(Note(step, 0, lane, start, finish))
+            for step, start, finish, marks in log:
+                active.notes.append(Note(step, 0, lane, start, finish, marks))
                 owner = frame.program.steps[step].owner
                 active.busy[owner] = active.busy.get(owner, 0.0) + finish - start
         if self.progress is not None:

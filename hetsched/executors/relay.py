@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush, heappushpop
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
 
 KINDS = ("compute", "io")
+# (step, start, finish, task -> when it ended: of a step of several tasks)
+Did: TypeAlias = tuple[int, float, float, "Mapping[int, float] | None"]
 
 # A thread goes on with what it has made ready, whose inputs lie in its core's cache, unless something that waits is planned this many steps earlier.
 STAY_STEPS = 32
@@ -52,7 +54,7 @@ def suits(program: Program, host: str) -> bool:
 
 
 class Relay:
-    """One run of a frame's steps. `log`: for each thread its lane and what it did, as (step, start, finish), seconds of the run."""
+    """One run of a frame's steps. `log`: for each thread its lane and what it did, seconds of the run."""
 
     def __init__(self, crew: Crew, frame: Frame, new_thread: Callable[..., Any] = threading.Thread) -> None:
         self.crew = crew
@@ -86,7 +88,7 @@ class Relay:
                 heappush(self.ready[KINDS[self.is_io[step]]], self.rank[step])
         self.idle: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         self.halted = not n
-        self.log: list[tuple[int, list[tuple[int, float, float]]]] = []
+        self.log: list[tuple[int, list[Did]]] = []
 
     def run(self, lanes: Sequence[tuple[str, int]]) -> None:
         """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`."""
@@ -111,7 +113,7 @@ class Relay:
 
     def serve(self, kind: str, lane: int, main: bool = False) -> None:
         """Take step after step, until all are done."""
-        log: list[tuple[int, float, float]] = []
+        log: list[Did] = []
         self.log.append((lane, log))
         gate = threading.Lock()
         gate.acquire()
@@ -134,14 +136,15 @@ class Relay:
                     self._wake(idle, 1)
                 self._follow(rank, kind, heap, idle, log)
 
-    def _follow(self, rank: int, kind: str, heap: list[int], idle: list[Any], log: list[tuple[int, float, float]]) -> None:
+    def _follow(self, rank: int, kind: str, heap: list[int], idle: list[Any], log: list[Did]) -> None:
         """The step of `rank`, then whatever it leads to, until nothing is ready."""
         crew, order, ranks, near, tokens, left, calls, is_io = (
             self.crew, self.order, self.rank, self.near, self.tokens, self.left, self.calls, self.is_io,
         )  # fmt: skip
         zero, mine = crew.zero, kind == "io"
         deadline = crew.deadline if crew.deadline is not None else float("inf")
-        trace, xp, plain = crew.trace, np, self.frame.perform
+        trace, xp, plain, timed = crew.trace, np, self.frame.perform, self.frame.perform_timed
+        marks: Mapping[int, float] | None = None
         clock = perf_counter
         while True:
             step = order[rank]
@@ -156,13 +159,13 @@ class Relay:
                     return
             else:
                 try:
-                    plain(step, 0)
+                    marks = timed(step, 0, zero) if trace else plain(step, 0)
                 except BaseException as error:
                     self._fail(error, None)
                     return
             finish = clock()
             if trace:
-                log.append((step, start - zero, finish - zero))
+                log.append((step, start - zero, finish - zero, None if bound is not None else marks))
             best = -1
             for later in near[step]:
                 if not tokens[later].pop():

@@ -1,0 +1,115 @@
+"""Devices are measured through their backends, all in the same way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import hetsched as hs
+from hetsched.costing import costs_for, dispatching, first_need
+from hetsched.errors import PlacementError
+from hetsched.executors import measuring
+from hetsched.executors.measuring import Bench, Case, calibrate, case_of, measure_cases
+from hetsched.graph.ops import find
+from hetsched.graph.spec import Spec
+from hetsched.machine import Device, Link, Machine, MemoryNode
+from hetsched.machine.calibration import load
+from hetsched.placement.costs.history import History
+from hetsched.placement.costs.kinds import device_key
+
+CPU = Device("cpu", "cpu", lanes=1, languages=("host", "array"), flops_per_second={"float32": 1e10}, shares_lanes=True, fingerprint="x")
+GPU = Device("gpu:0", "emulated", memory="gpu:0", languages=("array",), flops_per_second={"float32": 1e11})
+LINKS = (Link("host", "gpu:0"), Link("gpu:0", "host"))
+HERE = Machine((CPU, GPU), LINKS, (MemoryNode("host"), MemoryNode("gpu:0", 1 << 24)))
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HETSCHED_LEARN", "1")
+    monkeypatch.setattr(measuring, "REPEATS", 2)
+    monkeypatch.setattr(measuring, "LEAST_SECONDS", 1e-5)
+    monkeypatch.setattr(measuring, "MOST_BYTES", 1 << 24)
+    monkeypatch.setattr(measuring, "CASES", {name: measuring.CASES[name][:2] for name in ("tensor.add", "tensor.gather")})
+
+
+def small_graph():
+    b = hs.Graph.build()
+    x = b.input("x", (64, 64))
+    y = b.op("tensor.matmul", x, x)
+    return b.output(b.op("nn.softmax", b.op("tensor.matmul", y, x))).freeze()
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu:0"])
+def test_every_kind_of_device_is_measured_in_the_same_way(quick, device):
+    found = calibrate(HERE.device(device), HERE, budget=2.0)
+    assert found.launch_seconds > 0
+    assert found.flops_per_second["float32"] > 1e6
+    assert found.bytes_per_second > 1e6
+    assert set(found.curves) == {"tensor.add", "elementwise", "tensor.gather", "data"}
+    assert set(found.links) == (set() if device == "cpu" else {"host->gpu:0", "gpu:0->host"})
+    for link in found.links.values():
+        assert link.latency_seconds > 0
+        assert link.both_ways_bytes_per_second > 0
+
+
+def test_time_that_is_over_is_told(quick):
+    found = calibrate(CPU, HERE, budget=0.0)
+    assert found.curves == {}
+    assert "the time was over before 2 of 2 ops" in found.notes[0]
+
+
+def test_invented_whole_numbers_are_indices(quick):
+    op = find("tensor.gather")
+    with Bench(CPU, 1 << 20) as bench:
+        indices = bench.invented(Spec((1000,), np.int64), (Spec((30, 7)), Spec((1000,), np.int64)))
+        assert indices.min() >= 0
+        assert indices.max() < 7
+        assert bench.launches(Case(op, (Spec((30, 7)), Spec((1000,), np.int64)), op.check_attributes({"axis": 0}))).seconds > 0
+
+
+def test_what_does_not_fit_or_has_no_kernel_is_left_out(quick):
+    add = find("tensor.add")
+    huge = Case(add, (Spec((1 << 20,)), Spec((1 << 20,))), {})
+    with Bench(CPU, 1 << 16) as bench:
+        assert bench.launches(huge) is None
+    assert measure_cases(replace(CPU, languages=("nothing",)), [huge], 0.1) == {}
+    with pytest.raises(PlacementError, match="cannot be measured"):
+        Bench(replace(CPU, kind="abacus"), 1)
+
+
+def test_users_ops_views_and_loops_are_not_launched_to_be_measured():
+    b = hs.Graph.build()
+    x = b.input("x", (4, 4))
+    mine = hs.Op("mine.twice", ("x",), ("y",), infer=lambda s, a: [s[0]], work=lambda i, o, a: hs.Work(1, 1, 1),
+                 kernels={"array": lambda xp, i, o, w, a: xp.add(i[0], i[0], out=o[0])})  # fmt: skip
+    b.op(mine, x, name="mine")
+    b.op("tensor.reshape", x, shape=(16,), name="view")
+    b.output(b.op("tensor.exp", x, name="exp"))
+    graph = b.freeze()
+    assert case_of(graph, graph.task_index["mine"]) is None
+    assert case_of(graph, graph.task_index["view"]) is None
+    assert case_of(graph, graph.task_index["exp"]) is not None
+
+
+def test_a_first_run_measures_what_it_needs_once(quick):
+    graph, machine = small_graph(), Machine((CPU,))
+    history = History()
+    brought = first_need(graph, machine, [CPU], {}, history)
+    assert brought["cpu"].dispatch_seconds > 0
+    assert not brought["cpu"].whole
+    assert load(CPU) == brought["cpu"]
+    assert {row.op: row.runs for row in history.known([device_key(CPU)]).values()} == {"tensor.matmul": 0, "nn.softmax": 0}
+    assert first_need(graph, machine, [CPU], brought, history) == {}
+    sources = {costs_for(machine, graph).launch(graph, t, CPU).source for t in range(len(graph))}
+    assert sources == {"a measurement alone"}
+    assert {costs_for(machine, graph, learn=False).launch(graph, t, CPU).source for t in range(len(graph))} == {"roofline"}
+
+
+def test_dispatching_is_measured_for_steps_turns_and_loops(quick):
+    found = dispatching(CPU, Machine((CPU,)), tasks=12, turns=40)
+    assert found["dispatch_seconds"] > 0
+    assert min(found.values()) >= 0
+    assert dispatching(replace(CPU, languages=("nothing",)), Machine((CPU,))) == {}
