@@ -3,11 +3,12 @@
     python benchmarks/latency.py [--requests 2000] [--rounds 5] [--json FILE]
 
 Each request is one item (batch 1, float32) and gets its logits. All systems have the same weights, threads as they come (hetsched: one a caller here,
-by its plan; onnxruntime and torch: intra-op threads limited to 1 and to all cores, whichever has the better p50), and their results are compared.
+by its plan; onnxruntime and torch: intra-op threads limited to 1 and to all cores, both printed), and their results are compared.
 Rounds of the systems take turns; p50 and p99 are of all requests of a system, the ratio is of p50s of the same round, its median over the rounds.
 Peers that are not installed are named and left out.
 
-- mlp: 784-128-64-10, relu. - cnn: 1x28x28, two 3x3 convolutions (8 and 16 channels, relu), 2x2 max pooling after each, dense 10.
+- mlp: 784-10-10, relu, the network of pipelines/mlp_784.yaml; mlp_wide: 784-128-64-10.
+- cnn: 1x28x28, two 3x3 convolutions (8 and 16 channels, relu), 2x2 max pooling after each, dense 10.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import sys
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,6 +29,7 @@ import numpy as np
 
 import hetsched as hs
 
+SIZES = {"mlp": (784, 10, 10), "mlp_wide": (784, 128, 64, 10)}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Request = Callable[[Any], Any]
 
@@ -38,9 +41,9 @@ def weights(model: str) -> dict[str, np.ndarray]:
         fan = int(np.prod(shape[:-1] if len(shape) == 2 else shape[1:]))
         return (rng.normal(size=shape) / np.sqrt(fan)).astype(np.float32)
 
-    if model == "mlp":
-        sizes = (784, 128, 64, 10)
-        found = {f"w{i}": normal(a, b) for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))}
+    if model in SIZES:
+        sizes = SIZES[model]
+        found = {f"w{i}": normal(a, b) for i, (a, b) in enumerate(pairwise(sizes))}
         return found | {f"b{i}": normal(b, 1)[:, 0] for i, b in enumerate(sizes[1:])}
     return {
         "w0": normal(8, 1, 3, 3), "b0": normal(8, 1)[:, 0], "w1": normal(16, 8, 3, 3), "b1": normal(16, 1)[:, 0],
@@ -49,7 +52,7 @@ def weights(model: str) -> dict[str, np.ndarray]:
 
 
 def shape_of(model: str) -> tuple[int, ...]:
-    return (1, 784) if model == "mlp" else (1, 1, 28, 28)
+    return (1, 784) if model in SIZES else (1, 1, 28, 28)
 
 
 # Systems: a function that opens one and gives (request, close) --------------------------------------------------------------------
@@ -59,9 +62,10 @@ def by_hetsched(model: str, w: dict[str, np.ndarray], callers: int) -> tuple[Req
     b = hs.Graph.build()
     x = b.input("x", shape_of(model))
     c = {name: b.constant(array, name) for name, array in w.items()}
-    if model == "mlp":
-        for i in range(3):
-            x = b.op("nn.dense", x, c[f"w{i}"], c[f"b{i}"], activation="relu" if i < 2 else "none")
+    if model in SIZES:
+        last = len(SIZES[model]) - 2
+        for i in range(last + 1):
+            x = b.op("nn.dense", x, c[f"w{i}"], c[f"b{i}"], activation="relu" if i < last else "none")
     else:
         for i in range(2):
             x = b.op("nn.conv2d", x, c[f"w{i}"], c[f"b{i}"], padding=1, activation="relu")
@@ -79,11 +83,12 @@ def by_onnxruntime(threads: int) -> Callable[..., tuple[Request, Callable[[], No
 
         helper = onnx.helper
         nodes, value = [], "x"
-        if model == "mlp":
-            for i in range(3):
+        if model in SIZES:
+            last = len(SIZES[model]) - 2
+            for i in range(last + 1):
                 nodes.append(helper.make_node("Gemm", [value, f"w{i}", f"b{i}"], [f"g{i}"]))
                 value = f"g{i}"
-                if i < 2:
+                if i < last:
                     nodes.append(helper.make_node("Relu", [value], [f"r{i}"]))
                     value = f"r{i}"
         else:
@@ -115,9 +120,9 @@ def by_torch(threads: int) -> Callable[..., tuple[Request, Callable[[], None]]]:
 
         nn = torch.nn
         torch.set_num_threads(threads)
-        if model == "mlp":
-            net = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
-            layers = [net[0], net[2], net[4]]
+        if model in SIZES:
+            layers = [nn.Linear(a, b) for a, b in pairwise(SIZES[model])]
+            net = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))[:-1]
         else:
             net = nn.Sequential(
                 nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -215,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     print(f"hetsched {hs.__version__}, NumPy {np.__version__}, {CORES} cores; microseconds of a request")
     rows = []
-    for model in ("mlp", "cnn"):
+    for model in ("mlp", "mlp_wide", "cnn"):
         for callers in (1, 4):
             found = measure(model, callers, options.requests, options.rounds)
             rows += found

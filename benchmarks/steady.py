@@ -2,10 +2,10 @@
 
     python benchmarks/steady.py [--turns 1000000] [--repeat 7] [--json FILE]
 
-- turns: a loop of a tiny body (two ops on 8 numbers) runs so many turns; resident memory after a first run of a tenth of them and after the last turn,
-  and the threads left; the goal is 5 MB and none.
-- trace: a chain and a fan of matrix products of about 50 us and 200 us each, run with the trace kept and read, and without; turn by turn, the figure
-  is the median of the ratios.
+- turns: a loop of a tiny body (two ops on 8 numbers) runs so many turns; resident memory after a first run of a tenth of them and after the last
+  turn, and the threads left; the goal is 5 MB and none.
+- trace: a chain and a fan of matrix products of about 50 us and 200 us each, run with the trace kept and read, and without; turn by turn, the
+  figure is the median of the ratios.
 """
 
 from __future__ import annotations
