@@ -83,10 +83,11 @@ class Bindings:
                     rings.add((k, slots, ago if k > 1 else 0))  # every turn: the slot of turn i - 1 follows from that of turn i
         length = min(math.lcm(*(k * n for k, n, _ in rings), *fires), max(frame.turns, 1))
         known: dict[Any, int] = {}
-        return [
-            known.setdefault((*(((turn - ago) // k) % n for k, n, ago in rings), *(turn % k == 0 for k in fires)), len(known))
-            for turn in range(length)
-        ]
+        out = []
+        for turn in range(length):
+            slots_met = [((turn - ago) // k) % n for k, n, ago in rings]
+            out.append(known.setdefault((*slots_met, *(turn % k == 0 for k in fires)), len(known)))
+        return out
 
     def _is_host_step(self, step: Step) -> bool:
         plain = all(isinstance(self.frame.plan.spans[i].command, Launch) for i in step.spans)

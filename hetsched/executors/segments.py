@@ -18,7 +18,7 @@ import numpy as np
 
 from hetsched.executors.memory import HERE
 from hetsched.executors.program import Step
-from hetsched.graph.op import Op
+from hetsched.graph.op import Op, Operand
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import Spec, array_form
 from hetsched.machine import HOST
@@ -96,6 +96,7 @@ class _Writer:
         self.fetched: dict[Any, str] = {}  # what has been fetched or sliced in this function -> its local name
         self.objects: dict[int, str] = {}  # object value -> the local variable that holds it
         self.free: list[str] = []
+        self.forms: dict[str, Spec] = {}  # what the expressions of the launch at hand are
         self.count = 0
         self.last_use, self.inner = self._lifetimes()
 
@@ -263,6 +264,8 @@ class _Writer:
             else self._constant(frame.buffer(r.value, HOST, self.turn))
             for form, r in zip(forms, command.writes, strict=True)
         ]  # fmt: skip
+        self.forms = {x: form for x, form in zip(writes, forms, strict=True) if x is not None and form is not None}
+        self.forms |= {x: form for x, r in zip(reads, command.reads, strict=True) if (form := array_form(specs[r.value])) is not None}
         function = getattr(kernel, "function", None)
         if function is not None:
             self._function(command, function, op, reads, writes, attributes)
@@ -273,17 +276,34 @@ class _Writer:
 
     def _arrays(self, kernel: Any, reads: list[str], writes: list[str], workspace: Any, attributes: Mapping[str, Any]) -> None:
         names = self.names
-        fixed = all(x in names for x in (*reads, *writes))
         direct = getattr(kernel, "direct", None)
-        if direct is not None and fixed:
-            calls = direct([names[x] for x in reads], [names[x] for x in writes], workspace, attributes)
+        if direct is not None:
+            calls = direct([self._operand(x) for x in reads], [self._operand(x) for x in writes], workspace, attributes)
             if calls is not None:
-                for function, *args in calls:
-                    self._line(f"{self._constant(function)}({', '.join(self._constant(x) for x in args)})")
+                self._calls(calls)
                 return
         ins = self._constant(tuple(names[x] for x in reads)) if all(x in names for x in reads) else f"({''.join(x + ', ' for x in reads)})"
         outs = self._constant(tuple(names[x] for x in writes)) if all(x in names for x in writes) else f"({''.join(x + ', ' for x in writes)})"
         self._line(f"{self._constant(kernel)}(np, {ins}, {outs}, {self._constant(workspace)}, {self._constant(attributes)})")
+
+    def _operand(self, text: str) -> Any:
+        """The array that an expression means, where it is known; else a stand-in of its shape and dtype."""
+        if text in self.names:
+            return self.names[text]
+        form = self.forms[text]
+        return Operand(form.bounds, form.dtype, text)
+
+    def _calls(self, calls: list[tuple[Any, ...]]) -> None:
+        for target, function, *args in calls:
+            names = [x.name if isinstance(x, Operand) else self._constant(x) for x in args]
+            if isinstance(function, np.ufunc) and len(names) > function.nin:
+                names[-1] = f"out={names[-1]}"
+            text = f"{self._constant(function)}({', '.join(names)})"
+            if target is not None:
+                self.count += 1
+                target.name = f"x{self.count}"
+                text = f"{target.name} = {text}"
+            self._line(text)
 
     def _objects(
         self, command: Launch, kernel: Any, reads: list[str], writes: list[str | None], workspace: Any, attributes: Mapping[str, Any]

@@ -33,6 +33,10 @@ Attributes: TypeAlias = Mapping[str, Any]
 # array form, its entry is None and the kernel puts the object there (`outputs[i] = table`). Returns None, or, where an output has a bounded
 # dimension that its inputs do not fix, the shapes written, one per output (the leading corner of an output as large as its bounds).
 Kernel: TypeAlias = Callable[[Any, Sequence[Any], list[Any], Any, Attributes], Any]
+# What a kernel comes to for given arrays of NumPy, for straight-line code: (inputs, outputs, workspace, attributes) -> calls, or None where it has
+# no such form. A call is (target, function, *arguments); a target is an `Operand` that later arguments may name, or None. Inputs that only the
+# moment brings stand there as `Operand`s too. A kernel has it as its attribute `direct`.
+Direct: TypeAlias = Callable[[Sequence[Any], Sequence[Any], Any, Mapping[str, Any]], "list[tuple[Any, ...]] | None"]
 Infer: TypeAlias = Callable[[Sequence[AnySpec], Attributes], Sequence[AnySpec]]
 WorkRule: TypeAlias = Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], Work]
 # (builder, inputs, outputs, gradients of the outputs (None: no gradient flows), attributes) -> one entry an input: None (not differentiable), a
@@ -40,6 +44,19 @@ WorkRule: TypeAlias = Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes
 # use them wherever an entry costs a task: `[lambda: b.op("tensor.neg", g)]`.
 Cotangent: TypeAlias = "Value | Callable[[], Value | None] | None"
 Gradient: TypeAlias = Callable[["Builder", "Sequence[Value]", "Sequence[Value]", "Sequence[Value | None]", Attributes], "Sequence[Cotangent]"]
+
+
+class Operand:
+    """An array that straight-line code will hold in a variable: its shape and dtype are known, its bytes are not."""
+
+    __slots__ = ("dtype", "name", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, name: str = "") -> None:
+        self.shape, self.dtype, self.name = shape, dtype, name
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
 
 
 class Speaks(Protocol):

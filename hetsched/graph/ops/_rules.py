@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Gradient, Work
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Direct, Gradient, Kernel, Work
 from hetsched.graph.spec import AnySpec, Dim, Spec, UpTo, bound
 
 if TYPE_CHECKING:
@@ -19,6 +19,18 @@ Shape: TypeAlias = tuple[Dim, ...]
 
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
 FLOATS = ("float16", "float32", "float64")
+
+
+def with_direct(kernel: Kernel, rule: Direct) -> Kernel:
+    """`kernel`, with what it comes to in straight-line code (`hetsched.graph.op.Direct`)."""
+    kernel.direct = rule  # type: ignore[attr-defined]
+    return kernel
+
+
+@cache
+def zero(dtype: Any) -> Any:
+    """0 as an array of `dtype`: NumPy converts a Python number anew at every use."""
+    return np.asarray(0, dtype)
 
 
 def dtype_attribute(default: str = "float32", words: tuple[str, ...] = DTYPES) -> Attribute:

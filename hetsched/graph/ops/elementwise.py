@@ -26,6 +26,8 @@ from hetsched.graph.ops._rules import (
     want_float,
     want_kind,
     want_number,
+    with_direct,
+    zero,
 )
 from hetsched.graph.spec import AnySpec, Spec
 
@@ -86,18 +88,21 @@ def _one(function: str) -> Kernel:
     def kernel(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
         getattr(xp, function)(inputs[0], out=outputs[0])
 
-    return kernel
+    return with_direct(kernel, lambda ins, outs, workspace, a: [(None, getattr(np, function), *ins, outs[0])])
 
 
 def _two(function: str) -> Kernel:
     def kernel(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
         getattr(xp, function)(inputs[0], inputs[1], out=outputs[0])
 
-    return kernel
+    return with_direct(kernel, lambda ins, outs, workspace, a: [(None, getattr(np, function), *ins, outs[0])])
 
 
 def _relu(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
     xp.maximum(inputs[0], 0, out=outputs[0])
+
+
+with_direct(_relu, lambda ins, outs, workspace, a: [(None, np.maximum, ins[0], zero(outs[0].dtype), outs[0])])
 
 
 def _relu_grad(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
