@@ -47,12 +47,21 @@ def load(name: str) -> Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default the process's own) and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _open_what_is_closed()
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
         return code
     except BaseException as error:
         return report(error, argv)
+
+
+def _open_what_is_closed() -> None:
+    """Who closed standard output or standard error (`>&-`) wants to hear nothing: what is written there goes nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the end)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -69,6 +69,12 @@ class Progress:
         self._lock = threading.Lock()
 
     def __call__(self, done: int, total: int, task: str) -> None:
+        try:
+            self._tell(done, total, task)
+        except OSError:  # nobody listens any more: the run goes on
+            self._quiet, self._terminal = True, False
+
+    def _tell(self, done: int, total: int, task: str) -> None:
         if self._terminal:
             if done < total and perf_counter() < self._again:
                 return

@@ -23,6 +23,7 @@ from hetsched.executors import relay, solo
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
+from hetsched.executors.losses import Losses
 from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
 from hetsched.executors.result import Result
@@ -81,11 +82,18 @@ class Active:
                     self._awaited.add(arc.before)
         self._tells = [self.walk.tells(step.index) or frame.gathers(step.index) for step in program.steps] if drivers else []
         self.base = base
+        period = program.plan.period or 0.0
+        self.stages = 1 + int(max((step.start for step in program.steps), default=0.0) / period) if period > 0 else 1
         self.around = around
         self.began = 0.0
         self.notes: list[Note] = []
         self.busy: dict[str, float] = {}
         self.loops: dict[int, Timeline] = {}
+        # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
+        # under way.
+        self.top: Active | None = None if around is None else around.active.top or self
+        self.is_lost = False
+        self.under_way = 0
         self.stop_step = frame.program.stop_step
         self.is_chain = is_chain(frame.program)
         self.finished: set[int] = set()  # spans, of the outermost frame
@@ -114,8 +122,11 @@ class Active:
         return not self.frame.gathers(arc.before) and not (arc.before == self.frame.program.stop_step and arc.turns > 0)
 
     def priority(self, step: Step, turn: int) -> float:
-        """The planned start: what is meant to begin earlier goes first."""
-        return self.base + step.start + turn * (self.frame.plan.period or 0.0)
+        """The planned start: what is meant to begin earlier goes first. In a loop what is left of the oldest turn: whoever waits for it waits in vain
+
+        meanwhile, and what is ahead of it lies in a ring.
+        """
+        return self.base + step.start / self.stages + turn * (self.frame.plan.period or 0.0)
 
     def trace(self) -> Timeline:
         """What was measured, as a timeline."""
@@ -153,7 +164,8 @@ class Crew:
         self.running = {"compute": 0, "io": 0}
         self.alone: Item | None = None  # a wide launch that waits for the device, or has it
         self.error: BaseException | None = None
-        self.failed: dict[str, Exception] = {}
+        self.losses = Losses(plan)
+        self.failed = self.losses.failed
         self.over = False
         self.number = 0
         self.zero = 0.0
@@ -233,8 +245,8 @@ class Crew:
     # Under the lock -----------------------------------------------------------------------------------------------------------
 
     def push(self, active: Active, steps: list[tuple[int, int]]) -> None:
-        if self.pausing and active.around is None:
-            return  # these are left for the next plan
+        if (self.pausing and active.around is None) or (active.top is not None and active.top.is_lost):
+            return  # these are left for the next plan, or never done
         for s, turn in steps:
             step = active.frame.program.steps[s]
             self.number += 1
@@ -250,6 +262,8 @@ class Crew:
 
     def _give(self, driver: Driver, item: Item) -> None:
         self.outstanding += 1
+        if item.active.top is not None:
+            item.active.top.under_way += 1
         self.in_flight[driver.name] = self.in_flight.get(driver.name, 0) + 1
         driver.put(item)
 
@@ -258,6 +272,7 @@ class Crew:
         driver = item.active.drivers[item.step.index]
         assert driver is not None
         self.outstanding -= 1
+        self._has_ended(item)
         self.in_flight[driver.name] -= 1
         waiting = self.waiting.get(driver.name)
         if waiting and self.error is None:
@@ -323,6 +338,9 @@ class Crew:
     def _take(self, kind: str) -> Item | None:
         """The next step for a thread of `kind`, or None where it must wait."""
         items = self.ready[kind]
+        if self.losses:
+            while items and items[0].active.top is not None and items[0].active.top.is_lost:
+                heapq.heappop(items)
         if kind == "compute" and self.alone is not None:
             if self.running["compute"] == 0:
                 return self.alone
@@ -373,6 +391,8 @@ class Crew:
                             self.idle[kind].remove(gate)
                     continue
                 self.running[kind] += 1
+                if item.active.top is not None:
+                    item.active.top.under_way += 1
                 self.wake(kind)
                 self.lock.release()
                 try:
@@ -385,6 +405,7 @@ class Crew:
                 finally:
                     self.lock.acquire()
                     self.running[kind] -= 1
+                    self._has_ended(item)
                     if item is self.alone:
                         self.alone = None
                     if self.alone is not None or (item.step.lanes and _width(item) > 1) or self.error is not None:
@@ -399,13 +420,47 @@ class Crew:
             gate.acquire()
 
     def _fail(self, item: Item, error: BaseException) -> None:
-        if self.keep_going and isinstance(error, TaskError) and item.active.around is None:
-            self.failed[error.task] = error
-        else:
+        """A step has failed: the run ends, or goes on without what needs it. Under the lock."""
+        if not self.keep_going or not isinstance(error, Exception) or isinstance(error, InternalError):
             self.error = self.error or error
+            return
+        top = item.active.top
+        if top is None:
+            self.losses.fail(item.step, error.task if isinstance(error, TaskError) else None, error)
+            self._pass_over(item)
+        elif not top.is_lost:
+            top.is_lost = True
+            assert top.around is not None
+            self.losses.fail(top.around.step, None, error)
+
+    def _has_ended(self, item: Item) -> None:
+        """A step is no longer under way; a lost loop of which nothing else is, is passed over. Under the lock."""
+        top = item.active.top
+        if top is not None:
+            top.under_way -= 1
+            if top.is_lost and not top.under_way:
+                assert top.around is not None
+                self._pass_over(top.around)
+
+    def _pass_over(self, item: Item) -> None:
+        """Count a lost step of the outermost graph as finished. Under the lock."""
+        self.push(item.active, item.active.walk.finish(item.step.index, item.turn))
+        self.wake("")
+
+    def passes_over(self, item: Item) -> bool:
+        """True if a step needs what is lost: it has been passed over."""
+        if not self.losses or item.active.around is not None:
+            return False
+        with self.lock:
+            lost = self.losses.takes(item.step)
+            if lost:
+                self._pass_over(item)
+        return lost
 
     def _do(self, item: Item, kind: str, lane: int) -> None:
         active, step, turn = item.active, item.step, item.turn
+        if self.losses and self.passes_over(item):
+            return
         frame = active.frame
         plan = frame.plan
         command = plan.spans[step.spans[0]].command
@@ -484,7 +539,7 @@ class Crew:
         self, item: Item, start: float, finish: float, lane: int, error: BaseException | None, marks: Mapping[int, float] | None = None
     ) -> None:
         """A driver's step has been done, or has failed (`error`), or was left out because another had. `marks`: see `Note`."""
-        if error is None:
+        if error is None and not self.passes_over(item):
             try:
                 item.active.frame.gather(item.step.index, item.turn)
                 self._finish(item, start, finish, lane, marks)
@@ -542,6 +597,8 @@ class Crew:
     def _end_loop(self, inner: Active) -> None:
         item = inner.around
         assert item is not None
+        if inner.top is not None and inner.top.is_lost:
+            return
         frame = item.active.frame
         command = frame.plan.spans[item.step.spans[0]].command
         assert isinstance(command, Launch)
@@ -638,7 +695,7 @@ def run_plan(
         if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
             raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
     began = perf_counter()
-    program = compile_plan(plan, whole=not keep_going and timeout is None and progress is None and replanner is None)
+    program = compile_plan(plan, join=not keep_going, whole=not keep_going and timeout is None and progress is None and replanner is None)
     if timeout is None and progress is None and not keep_going and replanner is None and is_solo(program):
         return solo.run(Frame(program, inputs), began, trace)
 
@@ -676,25 +733,7 @@ def end_of(crew: Crew, frame: Frame) -> Outcome:
                 active.busy[owner] = active.busy.get(owner, 0.0) + seconds
         return paused(Pause(frame, active.finished, loops, crew.speeds(), active.trace()))
     if crew.failed:
-        lost = set(crew.failed)
-        values = frame.results([name for name, value in plan.graph.outputs.items() if not _lost(plan, value, lost)])
+        values = frame.results([name for name, value in plan.graph.outputs.items() if not crew.losses.has(value)])
     else:
         values = frame.results()
     return Outcome(values, active.trace(), dict(crew.failed))
-
-
-def _lost(plan: Timeline, value: int, failed: set[str]) -> bool:
-    """True if a value depends on a task that failed."""
-    graph = plan.graph
-    preds = graph.predecessors()
-    task = int(graph.value_task[value])
-    todo, seen = [task] if task >= 0 else [], set()
-    while todo:
-        t = todo.pop()
-        if t in seen:
-            continue
-        seen.add(t)
-        if graph.task_names[t] in failed:
-            return True
-        todo += preds[t]
-    return False

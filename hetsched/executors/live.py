@@ -211,6 +211,11 @@ class DeviceDriver:
         if crew.error is not None:
             crew.done_by(item, 0.0, 0.0, 0, crew.error)
             return
+        if crew.losses and item.active.around is None and crew.losses.takes(item.step):
+            with crew.lock:
+                crew.push(active, active.walk.issue(step.index, turn))
+            crew.done_by(item, 0.0, 0.0, 0, None)
+            return
         now = perf_counter() - crew.zero
         try:
             stream = self._stream(step.lanes[0])
@@ -311,7 +316,7 @@ def run_plan(
         fleet = Fleet(plan, backends)
         try:
             crew = Crew(plan, trace, keep_going, timeout, progress, fleet.drivers, replanner=replanner, began=began)
-            frame = fleet.frame(compile_plan(plan), inputs)
+            frame = fleet.frame(compile_plan(plan, join=not keep_going), inputs)
             fleet.serve(crew)
             return end_of(crew, frame)
         finally:

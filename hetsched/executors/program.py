@@ -225,7 +225,7 @@ def compile_plan(plan: Timeline, join: bool = True, whole: bool = False) -> Prog
         longest = max((s.finish for s in plan.spans), default=0.0)
         window = 2 + int(longest / plan.period) + 1 if plan.period else 2
         # Turns may run ahead of the plan when predictions were wrong; the rings still bound what is alive.
-        window = min(max(window, 4), 64)
+        window = min(max(window, 4, 1 + max(plan.rings.values(), default=0)), 64)
     return Program(plan, tuple(steps), tuple(joined), window, carried_values(plan.loop), every_of(plan.loop), of.get(stop_span(plan), -1))
 
 

@@ -14,6 +14,10 @@ from hetsched.placement.memory import Block, pack, reuse_edges
 from hetsched.timeline import After, Copy, Launch, Replica, Span, Timeline
 
 ALIGNMENT = 64
+# Rings of a pipeline are deeper than the plan needs where they stay below so many bytes each: who is early goes on, and who is late finds work done.
+# Powers of two, so that the slots of all rings repeat soon.
+SPARE_SLOTS = (16, 8, 4, 2)
+SPARE_NBYTES = 32 << 20
 # Whole nanoseconds: (start, finish) of each span.
 Times: TypeAlias = Sequence[tuple[int, int]]
 
@@ -37,11 +41,20 @@ def aligned(nbytes: int) -> int:
 
 
 def layout(
-    body: Body, spans: Sequence[Span], times: Times, period: int, prologue: Iterable[Span], nested: Mapping[int, Timeline], *, share: bool = False
+    body: Body,
+    spans: Sequence[Span],
+    times: Times,
+    period: int,
+    prologue: Iterable[Span],
+    nested: Mapping[int, Timeline],
+    *,
+    share: bool = False,
+    spare: bool = False,
 ) -> Memory:
     """Rings, reuse edges and offsets for `spans` that repeat every `period` nanoseconds.
 
     share: where no two turns overlap, values of a turn may lie in the same bytes one after another; else each has bytes of its own.
+    spare: rings have room for durations that vary.
     """
     graph = body.graph
     maker: dict[tuple[int, str], int] = {}
@@ -96,6 +109,7 @@ def layout(
 
     slots: dict[tuple[int, str], int] = {}
     after: list[After] = []
+    state = set(body.carried.values())
     for key, rows in uses.items():
         made, value = maker[key], key[0]
         command = spans[made].command
@@ -106,6 +120,8 @@ def layout(
         n = max(1, -(-(end - times[made][0]) // (k * period)))
         if alone and n != 1:
             raise InternalError(f"the plan lets turns of {graph.value_names[value]!r} overlap, which is written in place")
+        if spare and not alone and k == 1 and value not in state:
+            n = _deeper(n, aligned(int(graph.value_nbytes[value])))
         slots[key] = n
         after += [After(r, made, n * k - (k - 1) - d) for r, d in rows]
         if not rows:
@@ -206,6 +222,11 @@ class _Shared:
             edges = {(a % n, b % n, b // n - a // n) for a, b in reuse_edges([*row, *again])}
             self.edges += [After(a, b, turns) for a, b, turns in sorted(edges) if (a, turns) != (b, 0)]
         return sizes
+
+
+def _deeper(slots: int, nbytes: int) -> int:
+    """Slots of a ring, with some to spare where they are small."""
+    return next((n for n in SPARE_SLOTS if n >= slots and n * nbytes <= SPARE_NBYTES), slots)
 
 
 def _place_views(body: Body, spans: Sequence[Span], offsets: dict[Replica, int], rings: dict[Replica, int]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from hetsched.cli import main
 from hetsched.cli.output import Progress, ProgressLines
+from hetsched.errors import FileError
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
@@ -343,3 +344,83 @@ def test_a_described_machine_is_planned_for_by_name_or_by_file(matmul, tmp_path,
     assert main(["devices", "--machine", "wrkstation"]) == 3
     assert "did you mean 'workstation'" in capsys.readouterr().err
     assert main(["plan", str(matmul), "--machine", str(tmp_path / "no.yaml")]) == 7
+
+
+@pytest.fixture
+def half_broken(tmp_path):
+    """A pipeline of two files, one of which goes away between planning and running."""
+    np.save(tmp_path / "a.npy", np.ones((4, 4), np.float32))
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        "hetsched: 1\ntasks:\n  gone: {op: test.gone, in: {x: zeros}}\n".replace("  gone: {op: test.gone, in: {x: zeros}}\n", "")
+        + "  good: {op: random.normal, with: {shape: [4], seed: 1}}\n"
+        "  bad: {op: random.normal, with: {shape: [4], seed: 2}}\n"
+        "  worse: {op: tensor.neg, in: {x: bad}}\n"
+        "outputs:\n  good: {from: good, save: out/good.npy}\n  worse: {from: worse, save: out/worse.npy}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), FileError("x.npy: gone")], ids=["task", "file"])
+def test_keep_going_prints_one_object_and_writes_what_there_is(half_broken, tmp_path, capsys, monkeypatch, error):
+    from hetsched.graph.ops import find
+
+    op = find("random.normal")
+    plain = op.kernels["array"]
+
+    def kernel(xp, inputs, outputs, workspace, attributes):
+        if attributes["seed"] == 2:
+            raise error
+        return plain(xp, inputs, outputs, workspace, attributes)
+
+    object.__setattr__(op, "kernels", {**op.kernels, "array": kernel, "host": kernel})
+    try:
+        code = main(["run", str(half_broken), "--keep-going", "--format", "json", "-d", "cpu"])
+        record = json.loads(capsys.readouterr().out)
+        assert code == 1
+        assert record["status"] == "failed"
+        assert list(record["failed"]) == ["bad"]
+        assert str(error) in record["failed"]["bad"]
+        assert (tmp_path / "out" / "good.npy").exists()
+        assert not (tmp_path / "out" / "worse.npy").exists()
+        assert main(["run", str(half_broken), "--keep-going", "--format", "jsonl", "-d", "cpu"]) == 1
+        ends = [row for row in map(json.loads, capsys.readouterr().out.splitlines()) if row.get("event") != "progress"]
+        assert [row["status"] for row in ends] == ["failed"]
+    finally:
+        object.__setattr__(op, "kernels", {**op.kernels, "array": plain, "host": plain} if "host" in op.kernels else {"array": plain})
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.03, 0.06, 0.1, 0.2])
+def test_ctrl_c_while_the_command_is_being_loaded_is_quiet(tmp_path, seconds):
+    """Wherever it strikes once hetsched is being imported: the word and the code, no traceback. `ready` is written when Python itself is up."""
+    code = "import sys; print('ready', flush=True); from hetsched.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, "run", str(PIPELINES / "mlp_784.yaml"), "-s", "epochs=20000", "-o", str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            process.wait(timeout=seconds or 1e-3)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    if seconds == 0.0 and process.returncode != 130:
+        return  # it struck before hetsched was asked for
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.endswith("hetsched: interrupted\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_are_no_error(matmul, tmp_path, closed):
+    command = f'"{sys.executable}" -m hetsched run "{matmul}" -o "{tmp_path}" {closed}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "bug" not in done.stderr
+    assert (tmp_path / "out" / "product.npy").exists()
+
+
+def test_replan_is_reachable_and_refuses_what_it_cannot_go_with(matmul, capsys):
+    assert main(["run", str(matmul), "--replan"]) == 0
+    capsys.readouterr()
+    assert main(["run", str(matmul), "--replan", "--keep-going"]) == 2
+    assert "--replan cannot be used with --keep-going" in capsys.readouterr().err

@@ -200,8 +200,11 @@ def test_little_memory_makes_the_plan_slower_and_less_memory_is_an_error():
     loop = training(0)
     costs = Table({"load": 1e-3, "forward": 6e-4, "backward": 3e-4, "step": 1e-4})
     roomy = plan_loop(loop, MACHINES["four threads"], costs)
-    tight = plan_loop(loop, MACHINES["four threads"], costs, memory={HOST: roomy.arenas[HOST] - 1})
-    assert tight.arenas[HOST] < roomy.arenas[HOST]
+    bare = plan_loop(loop, MACHINES["four threads"], costs, memory={HOST: roomy.arenas[HOST] - 1})
+    assert bare.arenas[HOST] < roomy.arenas[HOST]  # first the slots to spare go
+    assert bare.period == roomy.period
+    tight = plan_loop(loop, MACHINES["four threads"], costs, memory={HOST: bare.arenas[HOST] - 1})
+    assert tight.arenas[HOST] < bare.arenas[HOST]
     assert tight.period > roomy.period
     with pytest.raises(OutOfMemoryError, match=r"needs \d+ bytes of host, where 100 are free.*Raise the limit of host to at least \d+ bytes"):
         plan_loop(loop, MACHINES["four threads"], costs, memory={HOST: 100})

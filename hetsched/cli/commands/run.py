@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from hetsched.timeline import Timeline
 
 
+class _Told(TaskError):
+    """Tasks failed under --keep-going, and the object that tells of the run has been printed."""
+
+
 def arguments(parser: Parser) -> None:
     """The arguments of `hetsched run`."""
     parser.add_argument("file", metavar="FILE", help="a pipeline, such as pipelines/digits_mlp.yaml")
@@ -34,6 +38,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--gantt", action="store_true", help="draw what happened as a chart (with --format text)")
     parser.add_argument("--keep-going", action="store_true", help="a task that fails stops only what needs it")
     parser.add_argument("--timeout", metavar="D", help="give up after this long: 30s, 2min")
+    parser.add_argument("--replan", action="store_true", help="plan the rest anew where durations leave the plan and another one pays")
     format_option(parser)
 
 
@@ -41,6 +46,8 @@ def execute(args: Any) -> int:
     """Run the file. With json or jsonl a run that fails prints an object as well, with `status` "failed"."""
     try:
         return _run(args)
+    except _Told:
+        raise
     except Exception as error:
         if args.format != "text":
             from hetsched.cli.entry import exit_code
@@ -51,6 +58,9 @@ def execute(args: Any) -> int:
 
 def _run(args: Any) -> int:
     timeout = duration(args.timeout) if args.timeout is not None else None
+    for option in ("keep_going", "deterministic"):
+        if args.replan and getattr(args, option):
+            raise CommandLineError(f"--replan cannot be used with --{option.replace('_', '-')}; leave one out")
     parameters = overrides(args)
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
@@ -71,7 +81,7 @@ def _run(args: Any) -> int:
     progress = Progress(quiet=args.format != "text")
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
-        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True)
+        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True, replan=args.replan)
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
         write_trace(args.trace, result.trace)
@@ -85,7 +95,7 @@ def _run(args: Any) -> int:
         print(f"hetsched: warning: {warning}", file=sys.stderr)
     _keep(args, pipeline, parameters, given, result, written, drifts)
     for task, error in result.failed.items():
-        raise TaskError(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
+        raise _Told(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
     return 0
 
 
