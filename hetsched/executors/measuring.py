@@ -140,7 +140,8 @@ class Bench:
 
     def _slope(self, command: Callable[[], None], times: int, end: float) -> Measured:
         """Seconds of a command by what three times as many take more, the least of several tries of each: waking the host at their end drops out."""
-        few, many = [], []
+        few: list[float] = []
+        many: list[float] = []
         while len(few) < REPEATS and (perf_counter() < end or not few):
             few.append(self._run(command, times))
             many.append(self._run(command, 3 * times))
