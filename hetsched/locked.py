@@ -288,6 +288,7 @@ def encoded(plan: Timeline) -> dict[str, Any]:
         "bound": None if plan.bound is None else [plan.bound.seconds, plan.bound.kind],
         "plan_seconds": plan.plan_seconds,
         "version": plan.version,
+        "begin_seconds": plan.begin_seconds,
         "arenas": dict(sorted(plan.arenas.items())),
         "peak": dict(sorted(plan.peak.items())),
         "spans": [span(s) for s in plan.spans],
@@ -365,6 +366,7 @@ def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop 
         plan_seconds=_float(data["plan_seconds"]),
         bodies=bodies,
         version=_int(data["version"]),
+        begin_seconds=_float(data["begin_seconds"]),
     )
 
 

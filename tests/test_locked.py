@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from hetsched.testing.graphs import random_graph, random_machine
 from hetsched.testing.plans import plain_plan
 from hetsched.testing.reference import interpret
 from hetsched.testing.runs import value_problems
+from hetsched.timeline import Timeline
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 
@@ -315,5 +316,15 @@ def test_the_command_compares_two_files(tmp_path, capsys):
     assert main(["plan", file, "--machine", "workstation", "-o", one]) == 0
     assert main(["plan", file, "--machine", "workstation", "-d", "cpu", "-o", two]) == 0
     capsys.readouterr()
-    assert main(["plan", two, "--diff", one]) == 0
-    assert "task product: cuda:0 -> cpu" in capsys.readouterr().out
+    for argv in (["plan", two, "--diff", one], ["diff", one, two]):
+        assert main(argv) == 0
+        assert "task product: cuda:0 -> cpu" in capsys.readouterr().out
+    assert main(["diff", one, "last"]) == 2
+    assert "a locked plan (.json) with a locked plan" in capsys.readouterr().err
+
+
+def test_every_field_of_a_plan_is_in_the_file():
+    """A field that is new in `Timeline` must be written, or said here to be no part of a plan."""
+    apart = {"graph", "machine", "loop", "measured", "totals", "attributed"}
+    written = set(document_of(plan_graph(product(), find("workstation")))["plan"]) - {"makespan"}
+    assert {f.name for f in fields(Timeline)} - apart == written
