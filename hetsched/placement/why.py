@@ -334,10 +334,15 @@ class _Search:
         )  # fmt: skip
 
     def axes(self, device: str, vary: Mapping[str, Parameter]) -> list[_Axis]:
-        """What is changed in search of a flip point: parameters, the chosen device slower, the others faster."""
+        """What is changed in search of a flip point: parameters, the chosen device slower, the others faster.
+
+        Parameters that leave the values around the task as they are (a number of epochs) seldom move it, and come last.
+        """
         out: list[_Axis] = []
+        last: list[_Axis] = []
         for name, parameter in vary.items():
-            out.append(_Axis(name, parameter.value, True, parameter.least, MOST_DOUBLINGS, self._with_parameter(parameter), self.path))
+            axis = _Axis(name, parameter.value, True, parameter.least, MOST_DOUBLINGS, self._with_parameter(parameter), self.path)
+            (out if self.matters(parameter) else last).append(axis)
         groups = [frozenset(d.id for d in self.asked.machine.devices if _same(d, self.asked.machine.device(device)))]
         for other, _ in self.others(device):
             group = frozenset(d.id for d in self.asked.machine.devices if _same(d, other))
@@ -345,7 +350,18 @@ class _Search:
         for group in groups:
             first = min(group, key=[d.id for d in self.asked.machine.devices].index)
             out.append(_Axis(f"speed of {first}", 1.0, False, 0.0, 0, self._with_speed(group), self.path, -1 if device in group else 1))
-        return out
+        return out + last
+
+    def matters(self, parameter: Parameter) -> bool:
+        """True if a parameter changes the bytes of the values in the graph that the task is in."""
+        here = _graph_at(self.plan.graph, self.chain).value_nbytes.tolist()
+        for value in (2 * parameter.value, parameter.value // 2):
+            try:
+                graph = parameter.build(max(value, parameter.least))
+                return bool(_graph_at(graph, find_task(graph, self.path)[1]).value_nbytes.tolist() != here)
+            except (CommandLineError, ValueError):
+                continue
+        return False
 
     def _with_parameter(self, parameter: Parameter) -> Callable[[float], Timeline]:
         return lambda value: self.again(parameter.build(int(value)))

@@ -233,6 +233,13 @@ def test_a_search_that_finds_nothing_says_how_far_it_went():
     assert all("was not searched" in text for text in late.searched)
 
 
+def test_parameters_that_leave_the_values_as_they_are_are_searched_last():
+    plan = plan_graph(trained(8), small_machine())
+    vary = {"seed": Parameter(3, lambda value: trained(8)), "batch": Parameter(8, trained)}
+    names = [text.split(" was not")[0] for text in plan.explain("y", vary=vary, seconds=-1.0).searched]
+    assert names == ["batch", "speed of cpu", "speed of cuda:0", "seed"]
+
+
 def test_how_a_plan_was_asked_for_is_known_while_it_lives():
     machine = small_machine()
     plan = plan_graph(product(64), machine, policy="heft", objective="energy", memory={"cuda:0": 1 << 20}, only="gpu")
