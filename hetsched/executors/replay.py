@@ -24,7 +24,8 @@ from hetsched.executors.live import Fleet, drives
 from hetsched.executors.process import tuned
 from hetsched.executors.program import Program, compile_plan
 from hetsched.executors.result import Result
-from hetsched.graph.spec import array_form
+from hetsched.executors.segments import Segment
+from hetsched.graph.spec import Spec, array_form
 from hetsched.timeline import Timeline
 
 
@@ -38,6 +39,7 @@ class Seat:
         self.fleet = Fleet(self.plan) if drives(self.plan) else None
         self.hands = Hands()
         self._fresh = _fresh_outputs(self.plan) if self.is_solo else None
+        self._code: Segment | None = None  # of a solo plan, once it is hot
         self._untraced = solo.traced(program, None)
         self._quiet = quiet_context()
 
@@ -45,15 +47,18 @@ class Seat:
         """One run; value id -> read-only array or object."""
         began = perf_counter()
         frame = self.frame
+        if self._code is not None and frame is not None:
+            return self._replay(frame, self._code, given, self._fresh or [], began)
         if frame is None or not frame.takes(given):
             frame = self.frame = self.fleet.frame(self.program, given) if self.fleet is not None else Frame(self.program, given)
-        elif self.is_solo and (segment := frame.bindings.bound(0, 0).segment) is not None and self._fresh is not None:
-            return self._replay(frame, segment, given, self._fresh, began)
         else:
             frame.renew(given)
         try:
             if self.is_solo:
-                return solo.run(frame, began, self.trace)
+                result = solo.run(frame, began, self.trace)
+                if self._fresh is not None:
+                    self._code = frame.bindings.bound(0, 0).segment
+                return result
             crew = Crew(self.plan, self.trace, False, self.timeout, None, self.fleet.drivers if self.fleet else None, self.hands.thread)
             if self.fleet is not None:
                 self.fleet.serve(crew)
@@ -61,7 +66,7 @@ class Seat:
         finally:
             frame.let_go()
 
-    def _replay(self, frame: Frame, segment: Any, given: Mapping[int, Any], fresh: list[Fresh], began: float) -> Result:
+    def _replay(self, frame: Frame, segment: Segment, given: Mapping[int, Any], fresh: list[Fresh], began: float) -> Result:
         """The run of a hot step: fresh outputs, the code, and nothing else."""
         borrowed, owned, outputs = frame.borrowed, frame.owned, {}
         borrowed.update(given)
@@ -108,9 +113,11 @@ Fresh = tuple[str, int, tuple[int, ...], Any]
 
 
 def _fresh_outputs(plan: Timeline) -> list[Fresh] | None:
-    """The outputs of a plan where each is an array of its own that a task writes; else None, and `Frame.results` sorts them out."""
+    """The outputs of a plan where each is an array of its own that a task writes, and all inputs are arrays; else None: `Frame` sorts them out."""
     graph = plan.graph
     out: list[Fresh] = []
+    if not all(isinstance(graph.spec(value), Spec) for value in graph.inputs.values()):
+        return None
     for name, value in graph.outputs.items():
         spec = array_form(graph.spec(value))
         if spec is None or spec.is_bounded or int(graph.value_task[value]) < 0 or any(v == value for _, v, _, _ in out):
@@ -146,51 +153,64 @@ class Replay:
         return result
 
     def _take(self) -> Seat:
+        try:
+            return self._idle.pop()  # one operation of the interpreter: no lock where a seat is free
+        except IndexError:
+            return self._wait_for_seat()
+
+    def _wait_for_seat(self) -> Seat:
         with self._changed:
-            while True:
-                if self._closed:
-                    raise CommandLineError("this compiled graph is closed; compile it again in an open session")
-                if self._idle:
-                    return self._idle.pop()
-                if self._made < self.most:
-                    self._made += 1
-                    break
-                self._waiting += 1
-                try:
+            self._waiting += 1  # before looking: who gives a seat back after the look sees that somebody waits
+            try:
+                while True:
+                    if self._closed:
+                        raise CommandLineError("this compiled graph is closed; compile it again in an open session")
+                    if self._idle:
+                        try:
+                            return self._idle.pop()
+                        except IndexError:  # taken by another without the lock
+                            continue
+                    if self._made < self.most:
+                        self._made += 1
+                        break
                     self._changed.wait()
-                finally:
-                    self._waiting -= 1
+            finally:
+                self._waiting -= 1
         try:
             return self._make()
         except BaseException:
             with self._changed:
                 self._made -= 1
-                self._changed.notify()
+                self._changed.notify_all()
             raise
 
     def _give(self, seat: Seat, is_usable: bool = True) -> None:
-        with self._changed:
-            if is_usable:
-                self._idle.append(seat)
-            else:
-                self._made -= 1
-            if self._waiting:
-                self._changed.notify_all()
-        if not is_usable:
+        if is_usable:
+            self._idle.append(seat)
+        else:
             seat.close()
+            with self._changed:
+                self._made -= 1
+        if self._waiting or not is_usable:
+            with self._changed:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Wait for the runs that go on, then give everything back. Again: nothing."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            while len(self._idle) < self._made:
-                self._waiting += 1
-                try:
-                    self._changed.wait()
-                finally:
-                    self._waiting -= 1
-            seats, self._idle, self._made = self._idle, [], 0
+            self._waiting += 1
+            try:
+                seats: list[Seat] = []
+                while self._made:
+                    while self._idle:
+                        seats.append(self._idle.pop())
+                        self._made -= 1
+                    if self._made:
+                        self._changed.wait()
+            finally:
+                self._waiting -= 1
         for seat in seats:
             seat.close()
 
