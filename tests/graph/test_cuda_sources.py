@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import hetsched as hs
 from hetsched.graph.ops import _cuda_random, find
 from hetsched.graph.ops.optimizer import CUDA_KERNELS
 from hetsched.graph.ops.random import _words
@@ -217,3 +218,31 @@ def test_scatter_add_in_dtypes_that_cuda_does_not_add_up_atomically(dtype):
     op.kernels["cuda"](Watching(), [indices, updates], [found], None, attributes)
     np.testing.assert_array_equal(found, wanted)
     assert seen == [{"int8": "int32", "uint16": "int32", "int64": "uint64"}.get(dtype, dtype)]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_in_one_large_block_give_what_small_ones_do(stride):
+    """On CUDA the columns of many images are one product, from CuPy's pool."""
+    from hetsched.graph.ops import conv
+    from hetsched.testing.elsewhere import Elsewhere
+
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(200, 8, 12, 12)), rng.normal(size=(16, 8, 3, 3))
+    xp = Elsewhere(strict=True)
+    assert conv._block(xp, None) > conv._BLOCK_NBYTES == conv._block(np, None) == conv._block(xp, x)
+    op = find("nn.conv2d")
+    options = op.check_attributes({"stride": [stride], "padding": 1})
+    (spec,) = op.infer([hs.Spec(x.shape, x.dtype), hs.Spec(w.shape, w.dtype)], options)
+    dy = rng.normal(size=spec.bounds)
+    for name, inputs, shapes, more in (
+        ("nn.conv2d", [x, w], [dy.shape], {}),
+        ("nn.conv2d_grad_input", [w, dy], [x.shape], {"image": [12, 12]}),
+        ("nn.conv2d_grad_weight", [x, dy], [w.shape, (16,)], {"kernel": [3, 3]}),
+    ):
+        op = find(name)
+        attributes = op.check_attributes({"stride": [stride], "padding": 1, **more})
+        wanted, found = ([np.empty(s) for s in shapes] for _ in range(2))
+        op.kernels["array"](np, inputs, wanted, None, attributes)
+        op.kernels["cuda"](xp, inputs, found, np.zeros(8, np.uint8), attributes)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Work, WorkRule
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Kernel, Op, Work, WorkRule
 from hetsched.graph.ops import _cl_conv
 from hetsched.graph.ops._rules import nbytes
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 # Bytes of columns a block of images may take: they are written and read once, and should still be in the cache of a core when read.
 _BLOCK_NBYTES = 1 << 20
+# On a GPU a block is as large as its memory allows within reason: few large products. It comes from the library's pool, not from the workspace.
+_GPU_BLOCK_NBYTES = 256 << 20
 
 
 class Geometry(NamedTuple):
@@ -70,7 +74,7 @@ class Geometry(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _geometry(n: int, c: int, h: int, w: int, o: int, kernel: Pair, itemsize: int, options: tuple[Any, ...]) -> Geometry:
+def _geometry(n: int, c: int, h: int, w: int, o: int, kernel: Pair, itemsize: int, options: tuple[Any, ...], block: int = 0) -> Geometry:
     stride, dilation, padding, groups = options
     out, padded, before = [], [], []
     shifts = stride == (1, 1)
@@ -84,7 +88,7 @@ def _geometry(n: int, c: int, h: int, w: int, o: int, kernel: Pair, itemsize: in
     grid = padded if shifts else out
     patch = c // groups * kernel[0] * kernel[1]
     per_image = max(1, groups * patch * grid[0] * grid[1] * itemsize)
-    images = max(1, min(n, _BLOCK_NBYTES // per_image))
+    images = max(1, min(n, (block or _BLOCK_NBYTES) // per_image))
     slack = (kernel[0] - 1) * dilation[0] * padded[1] + (kernel[1] - 1) * dilation[1] if shifts else 0
     pitch = images * padded[0] * padded[1] + slack
     return Geometry(
@@ -99,6 +103,20 @@ def _options(a: Attributes) -> tuple[Any, ...]:
         pair(a["stride"], "stride"), pair(a["dilation"], "dilation"),
         tuple(padding) if isinstance(padding, list) else padding, a["groups"],
     )  # fmt: skip
+
+
+def _block(xp: Any, workspace: Any) -> int:
+    """Bytes of columns of a block of images: small ones where the plan has set a workspace aside, which is as large as they need."""
+    return _BLOCK_NBYTES if workspace is not None or xp is np else _GPU_BLOCK_NBYTES
+
+
+def _pooled(kernel: Kernel) -> Kernel:
+    """A kernel in the array API as one for CUDA: without the workspace, so in large blocks."""
+
+    def run(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, a: Attributes) -> None:
+        kernel(xp, inputs, outputs, None, a)
+
+    return run
 
 
 class _Block(NamedTuple):
@@ -143,7 +161,7 @@ def _forward(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
     x, w, y = inputs[0], inputs[1], outputs[0]
     if not y.size:
         return
-    g = _geometry(*x.shape, w.shape[0], w.shape[2:], x.itemsize, _options(a))
+    g = _geometry(*x.shape, w.shape[0], w.shape[2:], x.itemsize, _options(a), _block(xp, workspace))
     padded, columns, products = scratch(xp, workspace, x.dtype, *g.counts)
     padded.fill(0)
     weights = w.reshape(g.groups, g.o // g.groups, g.patch)
@@ -173,7 +191,7 @@ def _grad_weight(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspa
         else:
             db.fill(0)
         return
-    g = _geometry(*x.shape, dy.shape[1], dw.shape[2:], x.itemsize, _options(a))
+    g = _geometry(*x.shape, dy.shape[1], dw.shape[2:], x.itemsize, _options(a), _block(xp, workspace))
     padded, columns, products, part, bias_part = scratch(xp, workspace, x.dtype, *g.counts, g.o * g.patch, g.o)
     padded.fill(0)
     if g.grid != g.out:
@@ -198,7 +216,7 @@ def _grad_input(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspac
     if not dx.size or not dy.size or not w.size:
         dx.fill(0)
         return
-    g = _geometry(*dx.shape, dy.shape[1], w.shape[2:], dx.itemsize, _options(a))
+    g = _geometry(*dx.shape, dy.shape[1], w.shape[2:], dx.itemsize, _options(a), _block(xp, workspace))
     padded, columns, products = scratch(xp, workspace, dx.dtype, *g.counts)
     rows = padded.reshape(g.c, g.pitch)
     (kh, kw), (dh, dw), (sh, sw), (oh, ow), wp = g.kernel, g.dilation, g.stride, g.out, g.padded[1]
@@ -373,7 +391,7 @@ CONV2D = Op(
     ("y",),
     _infer,
     _rule(-1, 1),
-    kernels={"array": _forward, "opencl": _cl_conv.forward},
+    kernels={"array": _forward, "opencl": _cl_conv.forward, "cuda": _pooled(_forward)},
     gradient=_gradient,
     attributes={**_GEOMETRY, "activation": Attribute(("none", "relu"), "none", "applied to the sum")},
     workspace=_workspace_forward,
@@ -391,7 +409,7 @@ CONV2D_GRAD_INPUT = Op(
     ("dx",),
     _infer_grad_input,
     _rule(1, 0),
-    kernels={"array": _grad_input, "opencl": _cl_conv.grad_input},
+    kernels={"array": _grad_input, "opencl": _cl_conv.grad_input, "cuda": _pooled(_grad_input)},
     attributes={"image": Attribute("ints", doc="rows and columns of x", low=0), **_GEOMETRY},
     workspace=_workspace_grad_input,
     doc="The gradient of `nn.conv2d` (without activation) with respect to x, [n, c, h, w]: the transposed convolution of dy.",
@@ -404,7 +422,7 @@ CONV2D_GRAD_WEIGHT = Op(
     ("dweight", "dbias"),
     _infer_grad_weight,
     _rule(1, 0, among_outputs=True),
-    kernels={"array": _grad_weight, "opencl": _cl_conv.grad_weight},
+    kernels={"array": _grad_weight, "opencl": _cl_conv.grad_weight, "cuda": _pooled(_grad_weight)},
     attributes={"kernel": Attribute("ints", doc="rows and columns of a window", low=1), **_GEOMETRY},
     workspace=_workspace_grad_weight,
     doc="The gradients of `nn.conv2d` (without activation) with respect to weight, [o, c / groups, kh, kw], and bias, [o].",
