@@ -105,6 +105,17 @@ def test_a_curve_stands_between_runs_and_the_roofline():
     assert other.spread / other.seconds > found.spread / found.seconds
 
 
+def test_a_device_of_which_nothing_is_known_does_not_look_faster_for_that():
+    graphs = [graph_of(1 << n) for n in (10, 14, 18)]
+    rough = RooflineCosts(HERE)
+    seen = dict(row(5 * rough.launch(g, 0, CPU).seconds, g) for g in graphs)
+    other = graph_of(1 << 16, "tensor.mul")
+    costs = KnownCosts(HERE, {}, seen)
+    for device in (CPU, GPU):
+        assert costs.launch(other, 0, device).seconds == pytest.approx(rough.launch(other, 0, device).seconds * 5, rel=0.3)
+    assert KnownCosts(HERE, {}, dict([row(1.0, graphs[0])])).launch(other, 0, GPU) == rough.launch(other, 0, GPU), "one kind tells little"
+
+
 def test_a_device_that_was_seen_to_be_slower_is_slower_in_what_was_not_run_since():
     graph = graph_of()
     once = KnownCosts(HERE).launch(graph, 0, CPU).seconds

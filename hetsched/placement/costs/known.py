@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
@@ -26,6 +27,8 @@ from hetsched.timeline import Timeline
 CURVE_SPREAD, FAMILY_SPREAD = 0.2, 0.4
 # What a measurement by itself differs from one in a run.
 ALONE_SPREAD = 0.15
+# So many kinds must be known of a device to tell how far its roofline is off.
+LEAST_KNOWN = 3
 
 
 @dataclass(eq=False)
@@ -48,6 +51,7 @@ class KnownCosts:
         self._fits: dict[tuple[str, str, str], Fit | None] = {}
         self._rows: dict[tuple[str, str, str], list[Known]] = {}
         self._bodies: dict[int, list[int]] = {}  # every how many turns each task runs
+        self._optimisms: dict[str, float] = {}
         self._shares: dict[tuple[int, str], float | None] = {}
         for (device, _, width), row in self.known.items():
             if width == 1:
@@ -118,8 +122,28 @@ class KnownCosts:
                 factor = self.factors.get(key, 1.0)
                 return curved._replace(seconds=curved.seconds * factor, spread=curved.spread * factor)
         found_at_last = self._roofline.launch(graph, task, device, width)
-        factor = self.factors.get(key, 1.0) if key else 1.0
+        factor = (self.factors.get(key, 1.0) if key else 1.0) * (1.0 if op.waits else self._optimism(device))
         return found_at_last._replace(seconds=found_at_last.seconds * factor, spread=found_at_last.spread * factor)
+
+    def _optimism(self, device: Device) -> float:
+        """How many times longer than the roofline what is known of a device took, on the median; where little is, what the others took; else 1.
+
+        Without it a device of which nothing is known would look faster than one that was measured, for being measured.
+        """
+        if device.id not in self._optimisms:
+            own = {d.id: self._ratios(d) for d in self.machine.devices}
+            enough = {i: median(rows) for i, rows in own.items() if len(rows) >= LEAST_KNOWN}
+            self._optimisms = {d.id: max(1.0, enough.get(d.id, median(enough.values()) if enough else 1.0)) for d in self.machine.devices}
+        return self._optimisms.get(device.id, 1.0)
+
+    def _ratios(self, device: Device) -> list[float]:
+        key = device_key(device)
+        out = []
+        for (name, _, width), row in self.known.items():
+            if name == key and key and width == 1 and row.flops + row.nbytes > 0:
+                ideal = device.launch_seconds + max(row.flops / peak(device, row.dtype), row.nbytes / device.bytes_per_second)
+                out.append(row.seconds / ideal)
+        return out
 
     def _curve(self, op: Op, kind: Kind, device: Device, calibration: Calibration) -> Estimate | None:
         curve = calibration.curve((op.name, family(op)), kind.dtype)
