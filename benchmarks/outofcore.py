@@ -71,7 +71,7 @@ def layers(depth: int = 24) -> tuple[Graph, dict[str, Any]]:
     return b.output(g, "g").freeze(), inputs
 
 
-def sweeps(tiles: int = 16, rounds: int = 4) -> tuple[Graph, dict[str, Any]]:
+def sweeps(tiles: int = 32, rounds: int = 3) -> tuple[Graph, dict[str, Any]]:
     """acc = tanh(acc tile(i)) over all tiles, round after round."""
     rng = np.random.default_rng(1)
     b = Graph.build("sweeps")

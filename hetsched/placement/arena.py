@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from heapq import nsmallest
+from typing import Any, NamedTuple
 
 ALIGNMENT = 64
 
@@ -61,8 +62,15 @@ class Window(NamedTuple):
     left: int
 
 
-# Of windows the least is taken. Given: the window, and when its bytes are wanted.
-Rank: TypeAlias = Callable[[Window, float], Any]
+class Rank(NamedTuple):
+    """Of windows the least is taken: `full(window, when its bytes are wanted)` of those few whose `first(window)` is least."""
+
+    first: Callable[[Window], float]
+    full: Callable[[Window, float], Any]
+
+
+# Windows in which something lies that are looked at closely.
+FEW = 8
 
 
 class Arena:
@@ -91,7 +99,7 @@ class Arena:
             size = padded(wants[i].nbytes)
             if not size:
                 continue
-            found = _window(pieces, size, wants[i].when, rank, fixed)
+            found = _gap(pieces, size, wants[i].when, rank) or _window(pieces, size, wants[i].when, rank, fixed)
             if found is None:
                 return None
             for victim in found.victims:
@@ -128,10 +136,34 @@ def _cut(pieces: list[Piece], low: int, high: int, held: Held) -> float:
     return free_at
 
 
-def _window(pieces: Sequence[Piece], size: int, when: float, rank: Rank, fixed: Callable[[Held], bool]) -> Window | None:
-    """The best stretch of `size` bytes that begins where a piece begins."""
+def _gap(pieces: Sequence[Piece], size: int, when: float, rank: Rank) -> Window | None:
+    """The best stretch of `size` bytes in which nothing lies."""
     best: Window | None = None
     least: Any = None
+    i, n = 0, len(pieces)
+    while i < n:
+        if pieces[i].held is not None:
+            i += 1
+            continue
+        j, high, free_at = i, pieces[i].low + size, 0.0
+        while j < n and pieces[j].held is None:
+            free_at = max(free_at, pieces[j].free_at)
+            if pieces[j].high >= high:
+                window = Window(pieces[i].low, (), free_at, pieces[j].high - high)
+                if free_at <= when and not window.left:
+                    return window  # none is better
+                key = rank.full(window, when)
+                if least is None or key < least:
+                    best, least = window, key
+                break
+            j += 1
+        i = i + 1 if j < n and pieces[j].held is None else j + 1
+    return best
+
+
+def _window(pieces: Sequence[Piece], size: int, when: float, rank: Rank, fixed: Callable[[Held], bool]) -> Window | None:
+    """The best stretch of `size` bytes that begins where a piece begins."""
+    windows: list[Window] = []
     n = len(pieces)
     for i, first in enumerate(pieces):
         high = first.low + size
@@ -145,12 +177,10 @@ def _window(pieces: Sequence[Piece], size: int, when: float, rank: Rank, fixed: 
             else:
                 victims.append(piece.held)
             if piece.high >= high:
-                window = Window(first.low, tuple(victims), free_at, piece.high - high)
-                key = rank(window, when)
-                if least is None or key < least:
-                    best, least = window, key
+                windows.append(Window(first.low, tuple(victims), free_at, piece.high - high))
                 break
             j += 1
         else:
             break  # it runs over the end, and so do those that begin later
-    return best
+    few = nsmallest(FEW, windows, key=rank.first) if len(windows) > FEW else windows
+    return min(few, key=lambda w: rank.full(w, when), default=None)

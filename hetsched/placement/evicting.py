@@ -46,9 +46,9 @@ def _farthest(draft: EvictingDraft) -> Rank:
         late = max(window.free_at - when, 0.0)
         if not window.victims:
             return (0, late, window.left)
-        return (1, -min(draft.distance(v) for v in window.victims), draft.traffic(window.victims), late)
+        return (1, -draft.nearest(window), draft.traffic(window.victims), late)
 
-    return rank
+    return Rank(lambda w: -draft.nearest(w), rank)
 
 
 def _beside(draft: EvictingDraft) -> Rank:
@@ -57,9 +57,9 @@ def _beside(draft: EvictingDraft) -> Rank:
         late = max(window.free_at - when, free_at - when, 0.0)
         if not window.victims:
             return (0, late, window.left)
-        return (1, late > 0.0, -min(draft.distance(v) for v in window.victims), draft.traffic(window.victims), late)
+        return (1, late > 0.0, -draft.nearest(window), draft.traffic(window.victims), late)
 
-    return rank
+    return Rank(lambda w: -draft.nearest(w), rank)
 
 
 def _longest_unused(draft: EvictingDraft) -> Rank:
@@ -67,13 +67,13 @@ def _longest_unused(draft: EvictingDraft) -> Rank:
         late = max(window.free_at - when, 0.0)
         return (1, max(v.used for v in window.victims), late) if window.victims else (0, late, window.left)
 
-    return rank
+    return Rank(lambda w: max(v.used for v in w.victims), rank)
 
 
 FARTHEST = Rule("farthest next use first", _farthest)
 BESIDE = Rule("farthest next use first, of what can go without waiting", _beside)
 ELSEWHERE = Rule("farthest next use first, tasks elsewhere where that is sooner", _beside, moves=True)
-# For comparison only (benchmarks/outofcore.py): what a cache without a view of the future would do.
+# What a cache without a view of the future would do; where the past resembles the future it is as good, and its copies may fall better.
 LEAST_RECENT = Rule("least recently used first", _longest_unused)
 
 
@@ -113,7 +113,7 @@ class EvictingDraft(GraphDraft):
         self._held: dict[tuple[int, int], Held] = {}  # (value, node) -> what it lies in
         self._made: dict[tuple[int, int], int] = {}  # (value, node) -> replicas there have been
         self._spans: list[Span] = []
-        self._distances: dict[int, float] = {}
+        self._distances: dict[Held, float] = {}
         self._rank = rule.rank(self)
         self.places = Places(frozenset(problem.node_names[i] for i in self._arenas))
         self.evictions = 0
@@ -140,7 +140,7 @@ class EvictingDraft(GraphDraft):
         """The choice on which the task would finish first, moves of memory counted roughly; `planned` where none is better."""
         best, least = planned, inf
         self._now = len(self.booked)
-        self._distances.clear()
+        self._forget(*self._reads[task])
         for choice in [planned, *(c for c in self._possible[task] if c != planned and self.fits_group(task, c))]:
             seconds = self._guess(task, choice)
             if seconds < least * (1 - 1e-9):
@@ -168,7 +168,7 @@ class EvictingDraft(GraphDraft):
 
     def _make_room(self, task: int, node: int) -> tuple[float, list[Held], dict[int, Held]]:
         """Bring in what the task reads and take bytes for what it writes: (when these are free, its scratch, output -> block it takes over)."""
-        self._distances.clear()
+        self._forget(*self._reads[task])
         self._pin(task, node, True)
         ready = 0.0
         scratch: list[Held] = []
@@ -178,8 +178,10 @@ class EvictingDraft(GraphDraft):
             if offsets is None:  # the task's own inputs lie badly: everything goes, and comes in again side by side
                 self._pin(task, node, False)
                 self._now -= 1  # the task still needs them
+                self._forget(*self._reads[task])
                 self._clear(node)
                 self._now += 1
+                self._forget(*self._reads[task])
                 self._pin(task, node, True)
                 wants, donors = self._wanted(task, node)
                 offsets = self._room(task, node, wants)
@@ -316,6 +318,7 @@ class EvictingDraft(GraphDraft):
                 else:
                     base.values.append(view)
                     self._held[view, node] = base
+                    self._distances.pop(base, None)
         lanes = self._lanes_of[task]
         choice = self.problem.choices[self.choice_of[task]]
         width = len(lanes) if isinstance(op, Loop) else choice.width
@@ -334,15 +337,16 @@ class EvictingDraft(GraphDraft):
                     del self._there[old][node], self._held[old, node]
         for out, held in donors.items():
             held.values = [out]
+            self._distances.pop(held, None)
         if node in self._arenas:
             for value in graph.writes(task):
                 if (value, node) in self._held and not (not isinstance(op, Loop) and op.view):
                     self.places.replicas[self._replica(value, node)] = self._held[value, node].offset
-        self._distances.clear()
         for value in self._reads[task]:
             uses = self._readers[value]
             while self._next[value] < len(uses) and uses[self._next[value]][0] <= position:
                 self._next[value] += 1
+        self._forget(*self._reads[task], *graph.writes(task))
         for value in dict.fromkeys((*self._reads[task], *graph.writes(task))):
             for where in sorted(self._there[value], key=lambda m: m == self.problem.host):
                 self._give_up_dead(value, where)
@@ -355,6 +359,8 @@ class EvictingDraft(GraphDraft):
         for v in held.values:
             self._there[v].pop(node, None)
             del self._held[v, node]
+            self._forget(v)
+        self._distances.pop(held, None)
         if node in self._arenas:
             self._arenas[node].give_up(held)
 
@@ -380,10 +386,22 @@ class EvictingDraft(GraphDraft):
 
     def distance(self, held: Held) -> float:
         """Position of the next launch that needs what lies in `held`."""
-        found = self._distances.get(id(held))
+        found = self._distances.get(held)
         if found is None:
-            found = self._distances[id(held)] = min((self._need(v, held.node) for v in held.values), default=inf)
+            found = self._distances[held] = min((self._need(v, held.node) for v in held.values), default=inf)
         return found
+
+    def nearest(self, window: Window) -> float:
+        """The distance of what is needed next of what lies in `window`."""
+        return min(self.distance(v) for v in window.victims)
+
+    def _forget(self, *values: int) -> None:
+        """What is known of when `values` are needed has changed."""
+        for value in values:
+            for node in self._there[value]:
+                held = self._held.get((value, node))
+                if held is not None:
+                    self._distances.pop(held, None)
 
     def traffic(self, victims: Sequence[Held]) -> float:
         """Bytes that evicting `victims` would copy, out and in again."""
@@ -427,8 +445,9 @@ class EvictingDraft(GraphDraft):
                         raise InternalError(f"value {self.graph.value_names[value]!r} lies on the host alone and cannot be evicted")
                     self._save(value)
             del self._there[value][node], self._held[value, node]
+            self._forget(value)
         self._arenas[node].give_up(held)
-        self._distances.clear()
+        self._distances.pop(held, None)
 
     def _clear(self, node: int) -> None:
         """Evict everything that can be."""
@@ -478,6 +497,7 @@ class EvictingDraft(GraphDraft):
         self._made[value, node] = self._made.get((value, node), 0) + 1
         written = self._replica(value, node)
         self._there[value][node] = finish
+        self._forget(value)
         held = self._held.get((value, node))
         if held is not None:
             held.free_at = max(held.free_at, finish)

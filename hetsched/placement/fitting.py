@@ -12,14 +12,14 @@ import numpy as np
 from hetsched.graph.graph import Loop
 from hetsched.placement.arena import padded
 from hetsched.placement.draft import GraphDraft, Policy
-from hetsched.placement.evicting import BESIDE, ELSEWHERE, FARTHEST, Rule, Turn, evicted
+from hetsched.placement.evicting import BESIDE, ELSEWHERE, FARTHEST, LEAST_RECENT, Rule, Turn, evicted
 from hetsched.placement.memory import PlanTooLargeError, in_arena
 from hetsched.placement.policies import earliest_finish, one_device, serial
 from hetsched.placement.problem import FloatArray, Problem
 from hetsched.timeline import Timeline
 
-# With more tasks than this only a few ways are tried: each takes as long as booking the graph again.
-MANY = 5_000
+# So many tasks are booked in all, in one way after another, before the best plan so far is taken.
+MOST_BOOKED = 6_000
 
 
 def sequence_of(draft: GraphDraft) -> list[Turn]:
@@ -40,7 +40,9 @@ def fitted(draft: GraphDraft, policy: Policy, error: PlanTooLargeError, *, is_au
         policy(draft)
     best: Timeline | None = None
     errors = [error]
-    for make in _ways(draft, is_auto):
+    for number, make in enumerate(_ways(draft, is_auto)):
+        if best is not None and number * len(problem) > MOST_BOOKED:
+            break
         try:
             plan = make()
         except PlanTooLargeError as found:
@@ -48,8 +50,6 @@ def fitted(draft: GraphDraft, policy: Policy, error: PlanTooLargeError, *, is_au
             continue
         if best is None or plan.makespan < best.makespan:
             best = plan
-        if len(problem) > MANY:
-            break
     if best is None:
         raise min(errors, key=lambda e: e.missing)
     return best
@@ -59,7 +59,7 @@ def _ways(draft: GraphDraft, is_auto: bool) -> Iterator[Callable[[], Timeline]]:
     problem = draft.problem
     first = sequence_of(draft)
     frugal = [Turn(t, draft.choice_of[t]) for t in frugal_order(problem)]
-    rules = (BESIDE, FARTHEST, ELSEWHERE) if is_auto else (BESIDE, FARTHEST)
+    rules = (BESIDE, FARTHEST, LEAST_RECENT, ELSEWHERE) if is_auto else (BESIDE, FARTHEST, LEAST_RECENT)
     for rule in rules:
         for order, sequence in (("its own order", first), ("an order that holds little at once", frugal)):
             yield partial(_evicted, draft, sequence, rule, order)
