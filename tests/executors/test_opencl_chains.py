@@ -88,6 +88,29 @@ def test_a_chain_has_the_bits_of_its_launches(live, chains, dtype):
     assert sum(chains) >= 4 if dtype == "float32" else chains
 
 
+def test_a_launch_is_taped_for_its_arrays_workspace_and_attributes(live):
+    """The same tuples with another factor or another workspace are another launch."""
+    stream = live.stream("compute")
+    x, y = slots(live, 2)
+    op = find("tensor.scale")
+    seen = []
+
+    def kernel(cl, inputs, outputs, workspace, attributes):
+        seen.append(workspace)
+        op.kernels["opencl"](cl, inputs, outputs, workspace, attributes)
+
+    inputs, outputs, found = (x,), (y,), np.empty(N, np.float32)
+    stream.upload(np.ones(N, np.float32), x)
+    two, three = ({"factor": f} for f in (2.0, 3.0))
+    first, second = live.array(16384, (64,), np.uint8), live.array(16448, (64,), np.uint8)
+    for workspace, attributes, calls in [(first, two, 1), (first, two, 2), (first, two, 2), (second, two, 3), (second, three, 4), (second, three, 5)]:
+        stream.launch(kernel, inputs, outputs, workspace, attributes)
+        stream.download(y, found)
+        stream.record().wait()
+        assert (found == attributes["factor"]).all()
+        assert len(seen) == calls
+
+
 def test_functions_scales_and_choices_in_a_chain(live, chains):
     stream = live.stream("compute")
     x, a, b, c, d, e = slots(live, 6)

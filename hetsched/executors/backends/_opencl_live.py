@@ -132,12 +132,13 @@ class Event:
 class _Launch:
     """A launch that may come again: what it was called with, which keeps the ids in use, and what it enqueues."""
 
-    __slots__ = ("attributes", "inputs", "kernel", "outputs", "tape")
+    __slots__ = ("attributes", "inputs", "kernel", "outputs", "tape", "workspace")
 
-    def __init__(self, kernel: Any, inputs: Any, outputs: Any, attributes: Any) -> None:
+    def __init__(self, kernel: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
         self.kernel = kernel
         self.inputs = inputs
         self.outputs = outputs
+        self.workspace = workspace
         self.attributes = attributes
         self.tape: list[Callable[..., Any]] | None = None
 
@@ -203,22 +204,22 @@ class Stream:
             return kernel(self, inputs, outputs, workspace, attributes)
         key = (id(kernel), id(inputs), id(outputs))
         known = self._launches.get(key)
-        if known is None or known.attributes is not attributes:
+        if known is None or known.attributes is not attributes or known.workspace is not workspace:
             if len(self._launches) >= _MOST_LAUNCHES:
                 self._launches.clear()
-            self._launches[key] = _Launch(kernel, inputs, outputs, attributes)
+            self._launches[key] = _Launch(kernel, inputs, outputs, workspace, attributes)
             return kernel(self, inputs, outputs, workspace, attributes)
         if known.tape is None:
-            return self._record(known, workspace)
+            return self._record(known)
         self._play(known.tape)
         return None
 
-    def _record(self, launch: _Launch, workspace: Any) -> Any:
+    def _record(self, launch: _Launch) -> Any:
         """Launch, and tape it."""
         tape: list[Callable[..., Any]] = []
         self._tape = tape
         try:
-            result = launch.kernel(self, launch.inputs, launch.outputs, workspace, launch.attributes)
+            result = launch.kernel(self, launch.inputs, launch.outputs, launch.workspace, launch.attributes)
             self._end_chain()
         finally:
             self._tape = None
