@@ -6,6 +6,7 @@ copies cannot lose one). `FAULTS` says which rule of `hetsched.check.RULES` each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -317,8 +318,9 @@ def _ring_too_small(plan: Timeline) -> Iterator[Timeline]:
             lives = plan.spans[reader].finish - plan.spans[maker].start
             k = every.get(int(plan.graph.value_task[replica.value]), 1)
             seen = replica in _reads(plan.spans[reader]) and not _is_view(plan, reader) and not _is_view(plan, maker) and replica in plan.offsets
-            if seen and slots > 1 and k == 1 and lives > (slots - 1) * plan.period * (1 + 1e-6) and plan.turns > slots:
-                yield replace(plan, rings={**plan.rings, replica: slots - 1})
+            few = min(slots - 1, math.ceil(lives / plan.period - 1e-6) - 1)  # a ring may have more slots than the planned times want
+            if seen and few >= 1 and k == 1 and lives > few * plan.period * (1 + 1e-6) and plan.turns > few + 1:
+                yield replace(plan, rings={**plan.rings, replica: few})
 
 
 def _ring_without_slots(plan: Timeline) -> Iterator[Timeline]:
