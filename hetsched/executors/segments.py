@@ -18,6 +18,7 @@ import numpy as np
 
 from hetsched.executors.memory import HERE
 from hetsched.executors.program import Step
+from hetsched.graph.function import put
 from hetsched.graph.op import Op, Operand
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import Spec, array_form
@@ -86,7 +87,7 @@ class _Writer:
         self.frame, self.owner, self.turn, self.later, self.commands = frame, step.owner, turn, later, commands
         self.names: dict[str, Any] = {
             "np": np, "int64": np.int64, "array": np.array, "HERE": HERE, "locate": frame.locate,
-            "borrowed": frame.borrowed, "owned": frame.owned, "cells": frame.cells, "copyto": np.copyto,
+            "borrowed": frame.borrowed, "owned": frame.owned, "cells": frame.cells, "put": put,
         }  # fmt: skip
         self.known: dict[int, str] = {}  # id of a constant -> its name
         self.kept: list[Any] = []  # constants, so that an id means one object
@@ -322,11 +323,11 @@ class _Writer:
         call = f"{self._constant(function)}({', '.join([*reads, *([options] if options else [])])})"
         if len(writes) == 1:
             target = writes[0]
-            self._line(f"{self._target(command.writes[0].value)} = {call}" if target is None else f"copyto({target}, {call})")
+            self._line(f"{self._target(command.writes[0].value)} = {call}" if target is None else f"put({target}, {call})")
             return
         self._line(f"made = {call}")
         for i, (r, target) in enumerate(zip(command.writes, writes, strict=True)):
-            self._line(f"{self._target(r.value)} = made[{i}]" if target is None else f"copyto({target}, made[{i}])")
+            self._line(f"{self._target(r.value)} = made[{i}]" if target is None else f"put({target}, made[{i}])")
 
     def _target(self, value: int) -> str:
         """Where an object goes: a local variable where only this function reads it, else its cell."""

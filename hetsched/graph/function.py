@@ -21,6 +21,14 @@ from hetsched.graph.spec import Sequence as SequenceSpec
 Out: TypeAlias = AnySpec | Sequence[AnySpec] | Callable[..., AnySpec | Sequence[AnySpec]]
 
 
+def put(target: Any, result: Any) -> None:
+    """Copy what a function returned to where the plan wants it; `ValueError` where its shape is another, `TypeError` where its dtype does not fit."""
+    shape = result.shape if isinstance(result, np.ndarray) else np.shape(result)
+    if shape != target.shape:
+        raise ValueError(f"the function returned {type(result).__name__} of shape {list(shape)}; its op says {list(target.shape)}")
+    np.copyto(target, result)
+
+
 class FunctionKernel:
     """A kernel that calls a plain function and puts what it returns where the plan wants it."""
 
@@ -40,7 +48,7 @@ class FunctionKernel:
             if target is None:
                 outputs[i] = result
             else:
-                np.copyto(target, result)
+                put(target, result)
 
     def __repr__(self) -> str:
         return f"<function {self.name}>"
