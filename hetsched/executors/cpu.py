@@ -173,7 +173,6 @@ class Crew:
         self.done = 0
         self.programs: dict[int, Program] = {}
         self.root: list[Active] = []
-        self.told = 0.0
         self.host = host.id if host else ""
 
     def timed_out(self) -> RunTimeoutError:

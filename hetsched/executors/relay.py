@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush, heappushpop
+from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -88,6 +89,7 @@ class Relay:
                 heappush(self.ready[KINDS[self.is_io[step]]], self.rank[step])
         self.idle: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         self.halted = not n
+        self.counted = count(1)
         self.log: list[tuple[int, list[Did]]] = []
 
     def run(self, lanes: Sequence[tuple[str, int]]) -> None:
@@ -189,7 +191,11 @@ class Relay:
                 self._stop(finish > deadline)
                 return
             if crew.progress is not None:
-                self._tell(step, finish)
+                try:
+                    self._tell(step)
+                except BaseException as error:  # whoever listens has gone away, perhaps
+                    self._fail(error, None)
+                    return
             if best >= 0 and not (heap and heap[0] < best - STAY_STEPS):
                 rank = best
             elif heap:
@@ -202,8 +208,8 @@ class Relay:
             if heap and idle:
                 self._wake(idle, 1)
 
-    def _wake(self, idle: list[Any], count: int) -> None:
-        for _ in range(count):
+    def _wake(self, idle: list[Any], most: int) -> None:
+        for _ in range(most):
             try:
                 idle.pop().release()
             except IndexError:
@@ -227,12 +233,8 @@ class Relay:
         self.crew.error = self.crew.error or error
         self.halt()
 
-    def _tell(self, step: int, finish: float) -> None:
-        from hetsched.executors.cpu import TELL_SECONDS
-
-        crew = self.crew
-        if finish - crew.told > TELL_SECONDS:
-            crew.told = finish
-            task = self.frame.plan.spans[self.frame.program.steps[step].spans[-1]].command.task  # type: ignore[union-attr]
-            assert crew.progress is not None
-            crew.progress(crew.total - len(self.left), crew.total, self.frame.graph.task_names[task])
+    def _tell(self, step: int) -> None:
+        crew, command = self.crew, self.frame.plan.spans[self.frame.program.steps[step].spans[-1]].command
+        assert crew.progress is not None
+        assert isinstance(command, Launch)
+        crew.progress(next(self.counted), crew.total, self.frame.graph.task_names[command.task])

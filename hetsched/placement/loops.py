@@ -251,8 +251,9 @@ def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Ma
         for draft in chain((first,), _slower(first)):
             spans, times = _spans(body, problem, draft)
             prologue, epilogue = _once(body, spans, draft, problem, machine)
-            is_pipeline = not errors and len({lane for s in spans for lane in s.lanes if lane.kind != "copy"}) > 1
-            if is_pipeline:  # with slots to spare, where there is room for them
+            lanes = {lane for s in spans for lane in s.lanes}
+            threads = {d.id for d in machine.devices if d.shares_lanes}
+            if not errors and len(lanes) > 1 and all(lane.owner in threads for lane in lanes):  # with slots to spare, where there is room for them
                 memory = layout(body, spans, times, draft.period, prologue, problem.loops, spare=True)
                 if _excess(body, problem, memory) is None:
                     return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)

@@ -294,3 +294,17 @@ def test_wrong_arguments_say_what_to_do() -> None:
     assert len(caught.value.problems) == 2
     with pytest.raises(GraphError, match=r"wants float32\[3\], got float64\[3\]; convert it with .astype"):
         hs.run(graph, {"x": np.zeros(3)})
+
+
+def test_progress_that_raises_ends_the_run() -> None:
+    """On whichever thread it is called: nothing waits for ever."""
+    b = Graph.build()
+    op = op_of(lambda i, o: o[0].fill(1))
+    graph = outputs_of(b, [b.op(op) for _ in range(20)])
+
+    def tell(done: int, total: int, name: str) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    for _ in range(20):
+        with pytest.raises(BrokenPipeError):
+            hs.run(plain_plan(graph, machine()), progress=tell)
