@@ -19,6 +19,7 @@ import numpy as np
 from hetsched.executors.memory import HERE
 from hetsched.executors.program import Step
 from hetsched.graph.function import put
+from hetsched.graph.guard import read_only
 from hetsched.graph.op import Op, Operand
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import Spec, array_form
@@ -87,7 +88,7 @@ class _Writer:
         self.frame, self.owner, self.turn, self.later, self.commands = frame, step.owner, turn, later, commands
         self.names: dict[str, Any] = {
             "np": np, "int64": np.int64, "array": np.array, "HERE": HERE, "locate": frame.locate,
-            "borrowed": frame.borrowed, "owned": frame.owned, "cells": frame.cells, "put": put,
+            "borrowed": frame.borrowed, "owned": frame.owned, "cells": frame.cells, "put": put, "read_only": read_only,
         }  # fmt: skip
         self.known: dict[int, str] = {}  # id of a constant -> its name
         self.kept: list[Any] = []  # constants, so that an id means one object
@@ -320,6 +321,7 @@ class _Writer:
     def _function(self, command: Launch, function: Any, op: Op, reads: list[str], writes: list[str | None], attributes: Mapping[str, Any]) -> None:
         """A plain function: called with its values, and what it returns are its outputs."""
         options = f"**{self._constant(attributes)}" if op.attributes else ""
+        reads = [self._shut(x, r.value) for x, r in zip(reads, command.reads, strict=True)]
         call = f"{self._constant(function)}({', '.join([*reads, *([options] if options else [])])})"
         if len(writes) == 1:
             target = writes[0]
@@ -328,6 +330,17 @@ class _Writer:
         self._line(f"made = {call}")
         for i, (r, target) in enumerate(zip(command.writes, writes, strict=True)):
             self._line(f"{self._target(r.value)} = made[{i}]" if target is None else f"put({target}, made[{i}])")
+
+    def _shut(self, name: str, value: int) -> str:
+        """What stands for array `value` under `name`, as a function may have it: read-only. What is a constant is shut once."""
+        if array_form(self.frame.graph.spec(value)) is None or value in self.frame.borrowed:
+            return name
+        if name not in self.names:
+            return f"read_only({name})"
+        shut = self.fetched.get(("shut", name))
+        if shut is None:
+            shut = self.fetched["shut", name] = self._constant(read_only(self.names[name]))
+        return shut
 
     def _target(self, value: int) -> str:
         """Where an object goes: a local variable where only this function reads it, else its cell."""

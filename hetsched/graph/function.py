@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hetsched.errors import GraphError
+from hetsched.graph.guard import read_only
 from hetsched.graph.op import Attribute, Attributes, Op, Work
 from hetsched.graph.spec import AnySpec, Opaque, Spec
 from hetsched.graph.spec import Sequence as SequenceSpec
@@ -38,7 +39,8 @@ class FunctionKernel:
 
     def __call__(self, xp: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Attributes) -> None:
         """See `hetsched.graph.op.Kernel`."""
-        found = self.function(*inputs, **attributes) if attributes else self.function(*inputs)
+        shut = map(read_only, inputs)
+        found = self.function(*shut, **attributes) if attributes else self.function(*shut)
         if len(outputs) == 1:
             found = (found,)
         elif not isinstance(found, (tuple, list)) or len(found) != len(outputs):

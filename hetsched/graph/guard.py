@@ -25,18 +25,19 @@ def guarded(kernel: Callable[..., Any], name: str, output_names: tuple[str, ...]
 
     @functools.wraps(kernel, updated=())
     def run(xp: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Any) -> Any:
-        shut = [_read_only(x) if isinstance(x, np.ndarray) else x for x in inputs]
+        shut = [read_only(x) for x in inputs]
         result = kernel(xp, shut, outputs, workspace, attributes)
         return result if result is None else store(result, outputs, name, output_names)
 
     return run
 
 
-def _read_only(array: Any) -> Any:
-    if array.flags.writeable:
-        array = array.view()
-        array.flags.writeable = False
-    return array
+def read_only(x: Any) -> Any:
+    """A NumPy array as a view that cannot be written; anything else as it is."""
+    if isinstance(x, np.ndarray) and x.flags.writeable:
+        x = x.view()
+        x.flags.writeable = False
+    return x
 
 
 def is_array(x: Any) -> bool:

@@ -78,3 +78,26 @@ def test_hot_code_checks_shapes_too() -> None:
             call(X)
         with pytest.raises(hs.TaskError, match=r"'made' failed: .*shape \[1\]"):
             call(X)
+
+
+def test_functions_cannot_write_their_inputs_cold_or_hot() -> None:
+    calls = iter(range(100))
+
+    @hs.op(hs.Spec((3,)))
+    def writes(x):
+        if next(calls) % 50 == 0:  # once before code takes over, once after
+            x += 1
+        return x
+
+    g = hs.Graph.build()
+    first = g.op(double, g.input("x", (3,)), name="first")
+    g.output(g.op(writes, first, name="second"), "y")
+    g.output(g.op("tensor.sum", first, name="third"), "sum")
+    with hs.Session() as session:
+        call = session.compile(g.freeze())
+        for turn in range(60):
+            if turn % 50 == 0:
+                with pytest.raises(hs.TaskError, match="'second' failed: ValueError: output array is read-only"):
+                    call(X)
+            else:
+                assert call(X)["y"].tolist() == [0, 2, 4]
