@@ -72,7 +72,7 @@ def by_hetsched(model: str, w: dict[str, np.ndarray], callers: int) -> tuple[Req
             x = b.op("nn.max_pool2d", x, size=2)
         x = b.op("nn.dense", b.op("tensor.reshape", x, shape=(1, 16 * 7 * 7)), c["w2"], c["b2"])
     session = hs.Session()
-    f = session.compile(b.output(x, "y").freeze(), objective="latency", buffers=callers)
+    f = session.compile(b.output(x, "y").freeze(), objective="latency", only="cpu", buffers=callers)
     return lambda item: f(item)["y"], session.close
 
 
