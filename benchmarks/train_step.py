@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     reason = _gpu.missing()
     if reason is not None:
         print(f"GPU skipped: {reason}")
-    results = measured(options.repeat, bool(peer), None if reason else "cpu", "cpu")
+    results = measured(options.repeat, bool(peer), "cpu", "cpu")
     if reason is None:
         beside = _gpu.torch_on_cuda()
         print(f"{_gpu.device_name()}{f'; torch is not timed on it: {beside}' if beside else ''}")
