@@ -30,13 +30,27 @@ def launches(plan: Timeline, prefix: str = "") -> Iterator[tuple[str, Timeline, 
 
 
 def find(plan: Timeline, name: str) -> list[tuple[str, Timeline, int]]:
-    """The launches that `name` means: a path, or the end of one. Raises `CommandLineError` with the nearest where there is none."""
+    """The launches that `name` means: a path, a group (the beginning of paths), or the end of a path.
+
+    Raises `CommandLineError` with the nearest where there is none.
+    """
     every = list(launches(plan))
-    found = [x for x in every if x[0] == name] or [x for x in every if x[0].endswith("/" + name)] or [x for x in every if x[0].startswith(name + "/")]
+    found = [x for x in every if x[0] == name] or [x for x in every if x[0].startswith(name + "/")] or [x for x in every if x[0].endswith("/" + name)]
     if not found:
         near = did_you_mean(name, [x[0] for x in every]).partition(" known:")[0].rstrip(";")
         raise CommandLineError(f"the plan has no task {name!r}{near}; `hetsched plan` lists {plural(len(every), 'task')}")
     return found
+
+
+def group_text(name: str, found: list[tuple[str, Timeline, int]]) -> str:
+    """The tasks of a large group, a line each: where, when and how long."""
+    rows = []
+    for path, plan, number in found:
+        span = plan.spans[number]
+        of_turn = " of a turn" if plan.loop else ""
+        rows.append([path, ", ".join(map(str, span.lanes)), seconds_text(span.start) + of_turn, seconds_text(span.finish - span.start)])
+    head = f"{name} stands for {plural(len(found), 'task')}; name one of them to be told why it is where it is"
+    return "\n".join([head, *table(["task", "on", "from", "takes"], rows, right=(2, 3))])
 
 
 def explain(plan: Timeline, name: str, costs: CostModel | None = None) -> str:

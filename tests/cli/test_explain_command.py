@@ -52,3 +52,12 @@ def test_a_group_of_tasks_is_explained_without_a_search(capsys):
     assert "split/x_train: tensor.gather" in text
     assert "split/y_train: tensor.gather" in text
     assert "flips:" not in text
+
+
+def test_a_name_of_the_file_means_its_group_before_the_end_of_another(capsys):
+    """`scale/train` ends as the task `train` of the file is called."""
+    assert main(["explain", DIGITS, "train"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("train stands for ")
+    assert "train/steps/train/dense1 " in out
+    assert "scale/train" not in out

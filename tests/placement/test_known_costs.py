@@ -55,6 +55,23 @@ def test_runs_come_first_with_their_spread():
     assert costs.launch(graph, 0, GPU).source == "roofline"
 
 
+def test_one_bad_history_does_not_decide_everything():
+    large = dict(row(3 * RooflineCosts(HERE).launch(graph_of(n), 0, CPU).seconds, graph_of(n)) for n in (1 << 20, 1 << 21, 1 << 22))
+    mul = graph_of(1 << 20, "tensor.mul")
+    plain = RooflineCosts(HERE).launch(mul, 0, GPU).seconds
+    assert KnownCosts(HERE, {}, large).launch(mul, 0, GPU).seconds == pytest.approx(3 * plain, rel=0.05)
+    off = {k: v._replace(seconds=1e6 * v.seconds) for k, v in large.items()}
+    assert KnownCosts(HERE, {}, off).launch(mul, 0, GPU).seconds == pytest.approx(10 * plain), "one bad history does not decide everything"
+
+
+def test_the_overhead_of_tiny_ops_and_the_wait_for_files_say_nothing_of_large_ones():
+    tiny = dict(row(1e-3, graph_of(n)) for n in (1, 2, 4, 8, 16))
+    waits = {(device_key(CPU), f"data.npy {n}", 1): Known("data.npy", "float32", 0.0, 1e6 * n, 9.0, 0.0, 1) for n in (1, 2, 3)}
+    mul = graph_of(1 << 20, "tensor.mul")
+    for seen in (tiny, waits):
+        assert KnownCosts(HERE, {}, seen).launch(mul, 0, CPU).seconds == pytest.approx(RooflineCosts(HERE).launch(mul, 0, CPU).seconds)
+
+
 def test_what_was_measured_alone_is_less_sure():
     graph = graph_of()
     found = KnownCosts(HERE, {}, dict([row(3e-3, graph, runs=0)])).launch(graph, 0, CPU)
@@ -106,7 +123,7 @@ def test_a_curve_stands_between_runs_and_the_roofline():
 
 
 def test_a_device_of_which_nothing_is_known_does_not_look_faster_for_that():
-    graphs = [graph_of(1 << n) for n in (10, 14, 18)]
+    graphs = [graph_of(1 << n) for n in (18, 20, 22)]
     rough = RooflineCosts(HERE)
     seen = dict(row(5 * rough.launch(g, 0, CPU).seconds, g) for g in graphs)
     other = graph_of(1 << 16, "tensor.mul")

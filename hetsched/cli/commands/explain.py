@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Searches for flip points that have not begun after this time are left out, unless --flip-time says otherwise.
 FLIP_SECONDS = 20.0
+# A group of more tasks than this is told as a table.
+MOST_EXPLAINED = 8
 
 
 def arguments(parser: Parser) -> None:
@@ -38,7 +40,7 @@ def execute(args: Any) -> int:
     from hetsched.graph.graph import Loop
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
-    from hetsched.report.explain import explain, find
+    from hetsched.report.explain import explain, find, group_text
     from hetsched.run import plan
 
     pipeline = load(args.file, given, trust=args.trust)
@@ -46,6 +48,9 @@ def execute(args: Any) -> int:
         planned = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
     found = find(planned, args.task)
     single = [path for path, timeline, i in found if not isinstance(timeline.graph.task_ops[timeline.spans[i].command.task], Loop)]  # type: ignore[union-attr]
+    if len(found) > MOST_EXPLAINED and args.format == "text":
+        write(group_text(args.task, found))
+        return 0
     # Of a group each task's own place is told; what would move them is asked for one at a time.
     flips = not args.no_flips and len(single) == 1
     seconds = duration(args.flip_time) if args.flip_time is not None else FLIP_SECONDS

@@ -13,7 +13,7 @@ from statistics import median
 
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
-from hetsched.graph.ops import family
+from hetsched.graph.ops import family, registry
 from hetsched.machine import Device, Link, Machine
 from hetsched.machine.calibration import Calibration
 from hetsched.placement.costs.estimate import Estimate
@@ -27,8 +27,9 @@ from hetsched.timeline import Timeline
 CURVE_SPREAD, FAMILY_SPREAD = 0.2, 0.4
 # What a measurement by itself differs from one in a run.
 ALONE_SPREAD = 0.15
-# So many kinds must be known of a device to tell how far its roofline is off.
-LEAST_KNOWN = 3
+# So many kinds must be known of a device to tell how far its roofline is off, by work of at least so many seconds: what tiny ops take is overhead,
+# which says nothing of large ones.
+LEAST_KNOWN, LEAST_IDEAL_SECONDS, MOST_OPTIMISM = 3, 20e-6, 10.0
 
 
 @dataclass(eq=False)
@@ -52,6 +53,7 @@ class KnownCosts:
         self._rows: dict[tuple[str, str, str], list[Known]] = {}
         self._bodies: dict[int, list[int]] = {}  # every how many turns each task runs
         self._optimisms: dict[str, float] = {}
+        self._waiting = {name for name, op in registry().items() if isinstance(op, Op) and op.waits} if self.known else set()
         self._shares: dict[tuple[int, str], float | None] = {}
         for (device, _, width), row in self.known.items():
             if width == 1:
@@ -133,16 +135,18 @@ class KnownCosts:
         if device.id not in self._optimisms:
             own = {d.id: self._ratios(d) for d in self.machine.devices}
             enough = {i: median(rows) for i, rows in own.items() if len(rows) >= LEAST_KNOWN}
-            self._optimisms = {d.id: max(1.0, enough.get(d.id, median(enough.values()) if enough else 1.0)) for d in self.machine.devices}
+            others = median(enough.values()) if enough else 1.0
+            self._optimisms = {d.id: min(max(1.0, enough.get(d.id, others)), MOST_OPTIMISM) for d in self.machine.devices}
         return self._optimisms.get(device.id, 1.0)
 
     def _ratios(self, device: Device) -> list[float]:
         key = device_key(device)
         out = []
         for (name, _, width), row in self.known.items():
-            if name == key and key and width == 1 and row.flops + row.nbytes > 0:
-                ideal = device.launch_seconds + max(row.flops / peak(device, row.dtype), row.nbytes / device.bytes_per_second)
-                out.append(row.seconds / ideal)
+            if name == key and key and width == 1 and row.op not in self._waiting:
+                ideal = max(row.flops / peak(device, row.dtype), row.nbytes / device.bytes_per_second)
+                if ideal >= LEAST_IDEAL_SECONDS:
+                    out.append(row.seconds / (device.launch_seconds + ideal))
         return out
 
     def _curve(self, op: Op, kind: Kind, device: Device, calibration: Calibration) -> Estimate | None:
