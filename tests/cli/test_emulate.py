@@ -49,3 +49,8 @@ def test_both_devices_of_a_described_machine_work_and_what_does_not_fit_is_refus
 def test_a_machine_that_is_not_there_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(PIPELINE), "--machine", str(tmp_path / "no.yaml"), "--emulate"]) == 7
     assert "no.yaml" in capsys.readouterr().err
+
+
+def test_a_described_machine_that_is_not_here_is_told_with_the_way_out(capsys) -> None:
+    assert main(["run", str(PIPELINE.with_name("matmul_conv.yaml")), "--machine", "workstation", "-d", "cuda", "--format", "json"]) == 4
+    assert "--emulate runs what --machine describes in software" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from hetsched.cli.options import format_option, overrides, pipeline_options, pla
 from hetsched.cli.output import Progress, ProgressLines, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
-from hetsched.errors import CommandLineError, FileError, TaskError
+from hetsched.errors import CommandLineError, FileError, PlacementError, TaskError
 
 if TYPE_CHECKING:
     from hetsched.executors.result import Result
@@ -81,7 +81,13 @@ def _run(args: Any) -> int:
     progress = Progress(quiet=args.format != "text")
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
-        result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True, replan=args.replan)
+        try:
+            result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True, replan=args.replan)
+        except PlacementError as absent:
+            if args.machine is None or args.emulate:
+                raise
+            way_out = "--emulate runs what --machine describes in software, and `hetsched plan` plans for it without running"
+            raise PlacementError(f"{absent}; {way_out}") from absent
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
         write_trace(args.trace, result.trace)
