@@ -100,10 +100,17 @@ def _drafts(body: Body, problem: Problem, seconds: Seconds, costs: CostModel, ma
     if not found or len(machine.devices) > 1:
         least = min((d.period for d in found), default=None)
         drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
-        found += drafts if least is None else [d for d in drafts if d.period <= _WORTH * least]
+        # There the threads of a device are alike: that work changes hands between them costs nothing. Drafts on threads alone know better.
+        found += drafts if least is None else [d for d in drafts if d.period <= _WORTH * least and not _on_threads(d, hosts)]
     # What bounds one model does not bound another: only the least of the bounds holds for every plan.
     bound = min((d.bound for d in found), key=lambda b: b.seconds)
     return [replace(d, bound=bound) for d in sorted(found, key=lambda d: d.period)]
+
+
+def _on_threads(draft: _Draft, hosts: Sequence[int]) -> bool:
+    """True if every task is on the threads of one of `hosts`."""
+    devices = {device for place, *_ in draft.tasks if (device := draft.model.places[place].device) >= 0}
+    return len(devices) <= 1 and devices <= set(hosts)
 
 
 def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds, machine: Machine, seed: int) -> list[_Draft]:

@@ -63,7 +63,7 @@ def test_the_limit_of_the_run_against_the_file(tmp_path: Path) -> None:
 
 def test_many_tasks_of_one_entry_are_told_once(tmp_path: Path) -> None:
     shutil.copytree(PIPELINES / "data", tmp_path / "data")
-    text = (PIPELINES / "digits_mlp.yaml").read_text(encoding="utf-8").replace("op: nn.train\n", "op: nn.train\n    device: {not: cpu}\n")
+    text = (PIPELINES / "digits_mlp.yaml").read_text(encoding="utf-8").replace("op: nn.train\n", "op: nn.train\n    device: {not: [cpu, gpu]}\n")
     file = tmp_path / "p.yaml"
     file.write_text(text, encoding="utf-8")
     pipeline = load(file)
@@ -71,7 +71,7 @@ def test_many_tasks_of_one_entry_are_told_once(tmp_path: Path) -> None:
         plan_graph(pipeline.graph, machine_named("laptop"))
     (told,) = mistakes(pipeline, caught.value)
     assert "more of its tasks" in told.message
-    assert told.source.strip() == "device: {not: cpu}"
+    assert told.source.strip() == "device: {not: [cpu, gpu]}"
 
 
 def test_an_error_about_no_task_stays_as_it_is(tmp_path: Path) -> None:

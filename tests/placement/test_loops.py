@@ -89,6 +89,14 @@ def test_tiny_tasks_stay_on_one_thread_and_the_period_is_their_sum():
     assert plan.period == pytest.approx(5 * 5e-6)
 
 
+@pytest.mark.parametrize("machine", ["a stream", "two streams"])
+def test_another_device_that_is_not_used_moves_no_tiny_task_to_another_thread(machine):
+    """The model of all devices takes threads for alike; what changes hands between them is not free for that."""
+    plan = plan_loop(training(2), MACHINES[machine], Table({}, 5e-6), only="cpu")
+    assert len({lane for s in plan.spans for lane in s.lanes}) == 1
+    assert plan.period == pytest.approx(plan_loop(training(2), MACHINES["four threads"], Table({}, 5e-6)).period)
+
+
 def test_a_long_load_moves_to_another_thread():
     plan = plan_loop(training(0), MACHINES["four threads"], Table({"load": 1e-3, "forward": 6e-4, "backward": 3e-4, "step": 1e-4}))
     assert plan.spans[span_of(plan, "load")].lanes != plan.spans[span_of(plan, "forward")].lanes
