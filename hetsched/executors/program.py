@@ -19,7 +19,8 @@ from itertools import pairwise
 from hetsched.errors import InternalError
 from hetsched.executors.walk import Arc, find_cycle
 from hetsched.graph.graph import Graph, Loop
-from hetsched.machine import HOST
+from hetsched.machine import HOST, Device
+from hetsched.machine.calibration import load
 from hetsched.timeline import Copy, Free, Lane, Launch, Replica, Span, Timeline
 
 # Tasks this share of a thread crossing long, or shorter, are done by one thread; where the device does not say, a crossing takes 10 us.
@@ -229,11 +230,12 @@ def compile_plan(plan: Timeline, join: bool = True, whole: bool = False) -> Prog
     return Program(plan, tuple(steps), tuple(joined), window, carried_values(plan.loop), every_of(plan.loop), of.get(stop_span(plan), -1))
 
 
-def one_segment(plan: Timeline, mean_seconds: float | None = None) -> list[int] | None:
+def one_segment(plan: Timeline) -> list[int] | None:
     """The launches of a straight plan in an order that keeps every arc, where one thread does them sooner than several would; else None.
 
     So it is on one lane, and on several where a task is far shorter than what handing it to another thread costs (Adam, Chandy and Dickson's grain
-    size: below it, parallel work is slower than serial). mean_seconds: of a task, where it has been measured.
+    size: below it, parallel work is slower than serial). One long task among them has nothing to run beside. Costs that were measured hold what
+    dispatching adds to each task, which is not there inside a step: it is taken off again.
     """
     if plan.loop is not None or len(plan.spans) == 0 or plan.loops or plan.prologue:
         return None
@@ -243,7 +245,8 @@ def one_segment(plan: Timeline, mean_seconds: float | None = None) -> list[int] 
         return None
     rows: list[tuple[float, float, int]] = []
     lanes: set[Lane] = set()
-    total = longest = 0.0
+    total = 0.0
+    tiny: list[float] = []
     for i, (on, command, start, finish) in enumerate(plan.spans):
         if isinstance(command, Launch):
             if len(on) != 1 or on[0].kind != "compute" or on[0].owner != owner:
@@ -252,17 +255,28 @@ def one_segment(plan: Timeline, mean_seconds: float | None = None) -> list[int] 
             rows.append((start, finish, i))
             seconds = finish - start
             total += seconds
-            longest = max(longest, seconds)
+            if seconds <= LONG_SECONDS:
+                tiny.append(seconds)
         elif isinstance(command, Copy):
             return None
-    mean = total / max(len(rows), 1) if mean_seconds is None else mean_seconds
-    if len(lanes) > 1 and not (mean <= FINE_SHARE * (device.crossing_seconds or CROSSING_SECONDS) and longest <= LONG_SECONDS):
+    if total > COARSE_SECONDS * len(rows):
         return None
-    if mean > COARSE_SECONDS:
+    if len(lanes) > 1 and not _is_fine(device, tiny, len(rows) - len(tiny)):
         return None
     rows.sort()
     order = [i for _, _, i in rows]
     return order if _keeps_arcs(plan, order) else _topological(order, span_arcs(plan))
+
+
+def _is_fine(device: Device, tiny: list[float], others: int) -> bool:
+    """True if tasks of such lengths are better done by one thread: all but one are far shorter than handing them over."""
+    if others > 1 or not tiny:
+        return False
+    mean, limit = sum(tiny) / len(tiny), FINE_SHARE * (device.crossing_seconds or CROSSING_SECONDS)
+    if mean <= limit:
+        return True
+    calibration = load(device)
+    return calibration is not None and mean - calibration.dispatch_seconds <= limit
 
 
 def _keeps_arcs(plan: Timeline, order: list[int]) -> bool:
