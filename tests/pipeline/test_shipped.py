@@ -45,6 +45,12 @@ def test_digits_mlp_learns_and_digits_predict_agrees_with_it(shipped: Path) -> N
     assert np.mean(np.equal(rows["predictions"], rows["labels"])) == metrics["metrics/accuracy"]
 
 
+def test_digits_mlp_learns_whatever_the_seed(shipped: Path) -> None:
+    found = [float(run(shipped / "digits_mlp.yaml", seed=str(seed))["metrics/accuracy"]) for seed in range(5)]
+    assert np.median(found) >= 0.92
+    assert len(set(found)) > 1, "the seed changes the split and the first weights"
+
+
 def test_digits_predict_says_what_is_missing_before_the_model_is_there(shipped: Path) -> None:
     (mistake,) = check(shipped / "digits_predict.yaml")
     assert mistake.rule == "file"
