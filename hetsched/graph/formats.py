@@ -13,6 +13,7 @@ import json
 import math
 import os
 import secrets
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,10 +146,16 @@ def npy_header(stream: IO[bytes], nbytes: int, where: str) -> ArrayHeader:
     return header
 
 
+# CPython 3.11 counts the depth of the trees that it builds in one place for all threads: two that build one at once may end in a SystemError
+# ("AST constructor recursion depth mismatch", python/cpython issue 106905). Arrays are read by several threads.
+_ONE_AST = threading.Lock()
+
+
 def _literal(text: str, where: str) -> Any:
     """A Python literal, or a `FileError`: the parser gives up in many ways on hostile text."""
     try:
-        return ast.literal_eval(text.strip())
+        with _ONE_AST:
+            return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise FileError(f"{where}: its npy header is not a Python literal: {text[:80]!r}") from error
 

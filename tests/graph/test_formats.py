@@ -233,3 +233,12 @@ def test_a_bad_safetensors_header_is_a_file_error(tmp_path, header, data, messag
 def test_a_header_longer_than_its_file(tmp_path, content):
     with pytest.raises(FileError, match="not a safetensors file"):
         formats.safetensors_header(file(tmp_path, content))
+
+
+def test_headers_are_parsed_one_at_a_time(monkeypatch, tmp_path):
+    """Two trees built at once may end in a SystemError in CPython 3.11: whoever parses holds the lock."""
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    held, parse = [], formats.ast.literal_eval
+    monkeypatch.setattr(formats.ast, "literal_eval", lambda text: (held.append(formats._ONE_AST.locked()), parse(text))[1])
+    formats.npy_spec(str(tmp_path / "a.npy"))
+    assert held == [True]
