@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hetsched.folders import cache_folder, write_whole
-from hetsched.machine.machine import Device, Link, Machine
+from hetsched.machine.machine import Device, Link, Machine, Resource
 
 FORMAT = 2
 # Of this age, figures are told to be old.
@@ -172,7 +172,14 @@ def applied(machine: Machine, found: Mapping[str, Calibration]) -> Machine:
                     links[key] = _linked(link, figures)
         devices.append(device)
     resources = tuple(replace(r, capacity=_capacity(machine, r.name, r.capacity, found)) for r in machine.resources)
-    return replace(machine, devices=tuple(devices), links=tuple(links.values()), resources=resources)
+    return replace(machine, devices=tuple(_taking(d, resources) for d in devices), links=tuple(links.values()), resources=resources)
+
+
+def _taking(device: Device, resources: Iterable[Resource]) -> Device:
+    """`device` as it shares `resources`: what took all that was stated takes all that there is, and no more than that."""
+    most = {r.name: r.capacity for r in resources}
+    uses = {name: min(amount, most.get(name, amount)) for name, amount in device.uses.items()}
+    return replace(device, uses=uses) if uses != dict(device.uses) else device
 
 
 def _linked(link: Link, figures: LinkFigures) -> Link:

@@ -279,3 +279,14 @@ def test_lanes_that_add_nothing_are_not_counted_as_cores():
     machine = replace(HERE, devices=(replace(CPU, uses={"cores": 1.0}), GPU), resources=(Resource("cores", 2.0),))
     for share, cores in ((1.0, 2.0), (0.9, 2.0), (0.5, 1.0)):
         assert applied(machine, {"cpu": calibration(together={"lanes": share})}).resources[0].capacity == cores
+
+
+def test_a_device_that_takes_all_cores_takes_all_that_are_counted():
+    """Else no task could ever run on it: two of one core."""
+    from hetsched.machine import Resource
+
+    both = (replace(CPU, uses={"cores": 1.0}), replace(GPU, uses={"cores": 2.0}))
+    machine = applied(replace(HERE, devices=both, resources=(Resource("cores", 2.0),)), {"cpu": calibration(together={"lanes": 0.5})})
+    assert [d.uses["cores"] for d in machine.devices] == [1.0, 1.0]
+    plan = hs.plan(graph_of(), machine, only="gpu:0", learn=False)
+    assert plan.device_of(0) == "gpu:0"
