@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def _base(variable: str, default: str) -> Path:
 
 def write_whole(path: Path, content: bytes) -> bool:
     """Write a file, whole or not at all. False where it cannot be written: what is kept here only saves time."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)

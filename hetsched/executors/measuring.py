@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hetsched.errors import PlacementError
+from hetsched.executors.backends.cpu import crossing_seconds
 from hetsched.executors.memory import stride_of
 from hetsched.executors.process import tuned
 from hetsched.graph.graph import Graph
@@ -303,27 +303,6 @@ def _curve(
         points.append((ideal, max((found.seconds - op.calls * device.launch_seconds) / ideal, 0.02)))
     points = sorted({round(x, 15): (x, y) for x, y in points}.values())
     return Curve(tuple(x for x, _ in points), tuple(y for _, y in points)) if points else None
-
-
-def crossing_seconds(rounds: int = 200) -> float:
-    """Seconds to hand a step to a thread that waits: half of a round trip over two queues."""
-    there: queue.SimpleQueue[int] = queue.SimpleQueue()
-    back: queue.SimpleQueue[int] = queue.SimpleQueue()
-
-    def answer() -> None:
-        for _ in range(rounds):
-            back.put(there.get())
-
-    thread = threading.Thread(target=answer, name="hetsched-crossing", daemon=True)
-    thread.start()
-    seconds = []
-    for i in range(rounds):
-        start = perf_counter()
-        there.put(i)
-        back.get()
-        seconds.append((perf_counter() - start) / 2)
-    thread.join()
-    return median(seconds)
 
 
 # Several at once ----------------------------------------------------------------------------------------------------------------

@@ -8,15 +8,15 @@ build the same program at the same time do not disturb each other.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pyopencl as cl
+
+from hetsched.folders import cache_folder, write_whole
 
 OPTIONS = "-cl-mad-enable -w"
 _MAGIC = b"hetsched opencl 1\n"
@@ -41,24 +41,6 @@ class DeviceError(RuntimeError):
     """
 
     complaints: list[tuple[int, int, str]] | None = None
-
-
-def cache_folder() -> Path:
-    """Where hetsched keeps what it can measure or build again."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "hetsched"
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a file of the cache, whole or not at all. A cache that cannot be written only costs time."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def describe(device: Any) -> str:
@@ -143,7 +125,7 @@ class Programs:
         except cl.Error:
             return program  # a driver need not give binaries
         if binary:
-            write_aside(self.path(source), _MAGIC + hashlib.sha256(binary).digest() + binary)
+            write_whole(self.path(source), _MAGIC + hashlib.sha256(binary).digest() + binary)
         return program
 
 

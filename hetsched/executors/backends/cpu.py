@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -186,7 +187,7 @@ def measure() -> dict[str, float]:
         dst = np.empty_like(src)
         out["bytes"] = 2 * src.nbytes / _best(lambda: np.copyto(dst, src), 3)
         out["launch"] = _launch(src)
-        out["crossing"] = _crossing()
+        out["crossing"] = crossing_seconds()
     return out
 
 
@@ -219,7 +220,7 @@ def _best(action: Callable[[], object], times: int) -> float:
     return max(best, 1e-9)
 
 
-def _crossing(rounds: int = 100) -> float:
+def crossing_seconds(rounds: int = 200) -> float:
     """Seconds to hand a step to a thread that waits: half of a round trip over two queues."""
     there: queue.SimpleQueue[int] = queue.SimpleQueue()
     back: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -230,10 +231,11 @@ def _crossing(rounds: int = 100) -> float:
 
     thread = threading.Thread(target=answer, name="hetsched-crossing", daemon=True)
     thread.start()
-    start = perf_counter()
+    seconds = []
     for i in range(rounds):
+        start = perf_counter()
         there.put(i)
         back.get()
-    seconds = (perf_counter() - start) / rounds / 2
+        seconds.append((perf_counter() - start) / 2)
     thread.join()
-    return seconds
+    return median(seconds)

@@ -28,6 +28,7 @@ import numpy as np
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
 from hetsched.executors.backends.cpu import cores
+from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 
 _KEPT_SECONDS = 86400.0  # how long a device that did not work is not tried again
@@ -268,7 +269,7 @@ def _between(i: int, a: dict[str, float], j: int, b: dict[str, float]) -> Link:
 
 def _speeds(device: Any) -> dict[str, float] | str:
     """What was measured of a device, or why it cannot be used; from the cache where it is known."""
-    from hetsched.executors.backends._opencl_programs import DeviceError, cache_folder, describe, write_aside
+    from hetsched.executors.backends._opencl_programs import DeviceError, describe
 
     mark = f"{describe(device)}\n{device.max_compute_units}\n{cores()}\n{_MARK}"
     path = cache_folder() / f"opencl-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
@@ -285,9 +286,9 @@ def _speeds(device: Any) -> dict[str, float] | str:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, DeviceError):  # a compiler that does not work will not in an hour; other things may pass
-            write_aside(path, json.dumps({"error": reason, "when": time.time()}).encode())
+            write_whole(path, json.dumps({"error": reason, "when": time.time()}).encode())
         return reason
-    write_aside(path, json.dumps(speeds).encode())
+    write_whole(path, json.dumps(speeds).encode())
     return speeds
 
 
