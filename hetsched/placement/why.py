@@ -172,14 +172,15 @@ def names(graph: Graph, prefix: str = "", around: Chain = ()) -> Iterator[tuple[
 
 
 def find_task(graph: Graph, task: str) -> tuple[str, Chain]:
-    """The one task that `task` means: its path or the end of it."""
+    """The one task that `task` means: its path, or the end of it; the name of a group means its tasks, of which one is to be named."""
     every = list(names(graph))
-    found = [x for x in every if x[0] == task] or [x for x in every if x[0].endswith("/" + task)]
+    found = [x for x in every if x[0] == task] or [x for x in every if x[0].startswith(task + "/")] or [x for x in every if x[0].endswith("/" + task)]
     if not found:
         near = did_you_mean(task, [x[0] for x in every]).partition(" known:")[0].rstrip(";")
         raise CommandLineError(f"the plan has no task {task!r}{near}; `hetsched plan` lists {plural(len(every), 'task')}")
     if len(found) > 1:
-        raise CommandLineError(f"{task!r} means {plural(len(found), 'task')}: {', '.join(x[0] for x in found)}; give more of the name")
+        named = ", ".join(x[0] for x in found[:8]) + (", ..." if len(found) > 8 else "")
+        raise CommandLineError(f"{task!r} means {plural(len(found), 'task')}: {named}; give more of the name")
     path, chain = found[0]
     if isinstance(_op_at(graph, chain), Loop):
         raise CommandLineError(f"{path!r} is a loop, whose tasks are placed each by itself; name one of them, as {path}/TASK")
