@@ -78,9 +78,12 @@ def loops_of(graph: Graph) -> Iterator[Loop]:
 
 
 class Taught(NamedTuple):
-    """What a run has taught: kinds of tasks seen, devices off by more than their spread, and why nothing could be kept ("" where it could)."""
+    """What a run has taught: what was measured of each kind of task, devices off by more than their spread, and why nothing could be kept ("" where
 
-    kinds: int
+    it could). seconds: what learning took.
+    """
+
+    lessons: tuple[Lesson, ...]
     drifts: tuple[Drift, ...]
     warning: str
     seconds: float
@@ -90,11 +93,11 @@ def learn_from(trace: Timeline, history: History | None = None) -> Taught:
     """Take in what a trace teaches. Costs about 2 us a span and one transaction; call it when the run is over."""
     begun = perf_counter()
     if not may_learn():
-        return Taught(0, (), "", 0.0)
+        return Taught((), (), "", 0.0)
     history = history or History()
     found = lessons(trace)
     drifts = history.learn(found)
-    return Taught(len(found), tuple(drifts), history.warning, perf_counter() - begun)
+    return Taught(tuple(found), tuple(drifts), history.warning, perf_counter() - begun)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------------------

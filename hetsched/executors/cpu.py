@@ -27,7 +27,7 @@ from hetsched.executors.losses import Losses
 from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
 from hetsched.executors.result import Result
-from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, trace_of
+from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, Noted
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Free, Launch, Timeline
@@ -88,7 +88,7 @@ class Active:
         self.began = 0.0
         self.notes: list[Note] = []
         self.busy: dict[str, float] = {}
-        self.loops: dict[int, Timeline] = {}
+        self.loops: dict[int, Noted] = {}
         # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
         # under way.
         self.top: Active | None = None if around is None else around.active.top or self
@@ -128,9 +128,9 @@ class Active:
         """
         return self.base + step.start / self.stages + turn * (self.frame.plan.period or 0.0)
 
-    def trace(self) -> Timeline:
-        """What was measured, as a timeline."""
-        return trace_of(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
+    def noted(self) -> Noted:
+        """What was measured: the trace, when somebody writes it."""
+        return Noted(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
 
 
 class Crew:
@@ -604,7 +604,7 @@ class Crew:
         inner.frame.end_loop(frame, command.task, item.turn)
         with self.lock:
             if self.trace:
-                item.active.loops[command.task] = inner.trace()
+                item.active.loops[command.task] = inner.noted()
             for owner, seconds in inner.busy.items():
                 item.active.busy[owner] = item.active.busy.get(owner, 0.0) + seconds
         finish = perf_counter() - self.zero
@@ -727,12 +727,12 @@ def end_of(crew: Crew, frame: Frame) -> Outcome:
         loops = {}
         for task, inner in crew.loops.items():
             loops[task] = (inner.frame, inner.walk.oldest)
-            active.loops[task] = replace(inner.trace(), turns=inner.walk.oldest)
+            active.loops[task] = inner.noted()._replace(turns=inner.walk.oldest)
             for owner, seconds in inner.busy.items():
                 active.busy[owner] = active.busy.get(owner, 0.0) + seconds
-        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.trace()))
+        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.noted().trace()))
     if crew.failed:
         values = frame.results([name for name, value in plan.graph.outputs.items() if not crew.losses.has(value)])
     else:
         values = frame.results()
-    return Outcome(values, active.trace(), dict(crew.failed))
+    return Outcome(values, active.noted().trace(), dict(crew.failed))
