@@ -7,6 +7,7 @@ every command and call: nothing that runs have taught is read or written.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -33,6 +34,8 @@ from hetsched.timeline import Timeline
 LEARN = "HETSCHED_LEARN"
 # A first run measures what it needs in this time at most, seconds.
 FIRST_SECONDS = 1.5
+# Kinds that are measured again on a device that has become slow.
+LOOKED_AT = 3
 # Longer than any task that executors join to others.
 LONG = 1e-2
 
@@ -89,14 +92,14 @@ class Taught(NamedTuple):
     seconds: float
 
 
-def learn_from(trace: Timeline, history: History | None = None) -> Taught:
-    """Take in what a trace teaches. Costs about 2 us a span and one transaction; call it when the run is over."""
+def learn_from(trace: Timeline, history: History | None = None, crowded: float = 0.0) -> Taught:
+    """Take in what a trace teaches. Costs about 1 us a span and one transaction; call it when the run is over. crowded: see `Result`."""
     begun = perf_counter()
     if not may_learn():
         return Taught((), (), "", 0.0)
     history = history or History()
     found = lessons(trace)
-    drifts = history.learn(found)
+    drifts = history.learn(found, crowded=crowded)
     return Taught(tuple(found), tuple(drifts), history.warning, perf_counter() - begun)
 
 
@@ -108,45 +111,61 @@ def first_need(
 ) -> dict[str, Calibration]:
     """Measure, in about `budget` seconds at most, each kind of task of `graph` that nothing is known of on a device, the most work first.
 
-    What was measured is kept as `alone`: the first run of such a task replaces it. Returns the calibrations that this brought: of a device that was
-    never calibrated the cost of dispatching.
+    What was measured is kept as `alone`: the first run of such a task replaces it. What is known from a measurement alone, or from a run that other
+    work disturbed, is measured once more when some time has passed; so are a few kinds on a device that has become slow and was not seen since.
+    Returns the calibrations that this brought: of a device that was never calibrated the cost of dispatching.
     """
     end = perf_counter() + budget
-    known = history.known(map(device_key, devices))
+    keys = [device_key(d) for d in devices]
+    known, now = history.known(keys), time.time()
+    suspects = set(history.suspects(keys, now))
     brought: dict[str, Calibration] = {}
-    rough, kinds = RooflineCosts(machine), Kinds()
     for number, device in enumerate(devices):
         key = device_key(device)
-        cases: dict[str, tuple[float, Kind, Case]] = {}
-        unable: set[str] = set()
-        for owner in (graph, *(x.body for x in loops_of(graph))):
-            for task in range(len(owner)):
-                if not is_learned(owner, task):
-                    continue
-                kind = kinds.of(owner, task)
-                if (key, kind.text, 1) in known or kind.text in cases or kind.text in unable:
-                    continue
-                case = case_of(owner, task) if can_run(owner, task, device) else None
-                if case is None:
-                    unable.add(kind.text)
-                else:
-                    cases[kind.text] = (rough.launch(owner, task, device).seconds, kind, case)
+        cases = _cases(graph, machine, device)
+        unknown = [x for x in cases if (key, x.kind.text, 1) not in known]
+        weak = [x for x in cases if (row := known.get((key, x.kind.text, 1))) is not None and row.is_worth_a_look(now)]
+        again = [x for x in cases if (row := known.get((key, x.kind.text, 1))) is not None and row.runs and x not in weak] if key in suspects else []
         share = (end - perf_counter()) / (len(devices) - number)
-        if not cases or share <= 0:
+        if not (unknown or weak or again) or share <= 0:
             continue
-        if device.id not in calibrations:
+        if unknown and device.id not in calibrations:
             brought[device.id] = _quick(device, machine)
         # Each is launched a few times at least, and may take several times what the roofline says.
-        chosen = sorted((x for x in cases.values() if 8 * x[0] < share), key=lambda x: -x[0])
-        measured = measure_cases(device, [c for _, _, c in chosen], share)
+        chosen = [x for x in (*again[:LOOKED_AT], *unknown, *weak) if 8 * x.rough < share]
+        measured = measure_cases(device, [x.case for x in chosen], share)
+        if key in suspects:
+            ratios = [measured[i].seconds / known[key, chosen[i].kind.text, 1].seconds for i in measured if chosen[i] in again]
+            history.looked(key, median(ratios) if ratios else 1.0, now)
         history.learn(
             [
                 Lesson(key, kind.op, kind.text, 1, kind.dtype, kind.flops, kind.nbytes, measured[i].seconds, measured[i].spread, 1, alone=True)
                 for i, (_, kind, _) in enumerate(chosen)
-                if i in measured
+                if i in measured and chosen[i] not in again
             ]
         )
     return brought
+
+
+class _Need(NamedTuple):
+    """A kind of task of a graph that can be measured. rough: its seconds by the roofline."""
+
+    rough: float
+    kind: Kind
+    case: Case
+
+
+def _cases(graph: Graph, machine: Machine, device: Device) -> list[_Need]:
+    """Every kind of task of `graph` that can be measured on `device`, the most work first."""
+    rough, kinds = RooflineCosts(machine), Kinds()
+    found: dict[str, _Need | None] = {}
+    for owner in (graph, *(x.body for x in loops_of(graph))):
+        for task in range(len(owner)):
+            if not is_learned(owner, task) or (kind := kinds.of(owner, task)).text in found:
+                continue
+            case = case_of(owner, task) if can_run(owner, task, device) else None
+            found[kind.text] = None if case is None else _Need(rough.launch(owner, task, device).seconds, kind, case)
+    return sorted((x for x in found.values() if x is not None), key=lambda x: -x.rough)
 
 
 def _quick(device: Device, machine: Machine) -> Calibration:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from hetsched.placement.costs.history import Drift
+from hetsched.placement.costs.history import CROWDED, Drift
 from hetsched.report.events import body_of, totals
-from hetsched.report.text import plural, seconds_text, table
+from hetsched.report.text import percent_text, plural, seconds_text, table
 from hetsched.timeline import Launch, Timeline
 
 # Tasks named after a run, and by how much one must be off to be named: in seconds a share of the run, and of its own time.
@@ -72,9 +72,15 @@ def drift_lines(drifts: Iterable[Drift]) -> list[str]:
     for drift in drifts:
         name, factor = drift.device.partition("|")[0], drift.factor
         how = f"{factor:.2g} x slower" if factor > 1 else f"{1 / factor:.2g} x faster"
+        when = "from now on" if drift.counts else "if the next run says so too"
+        why = (
+            f"other work kept its threads waiting {percent_text(drift.crowded)} of the run;"
+            if drift.crowded > CROWDED
+            else "was it shared or throttled?"
+        )
         lines.append(
-            f"drift: {name} was {how} than known, over {plural(drift.kinds, 'kind')} of task; plans count on it from now on "
-            f"(was it shared or throttled? `hetsched calibrate {name}` measures it anew)"
+            f"drift: {name} was {how} than known, over {plural(drift.kinds, 'kind')} of task; plans count on it {when} "
+            f"({why} `hetsched calibrate {name}` measures it anew)"
         )
     return lines
 

@@ -118,7 +118,7 @@ class Total(NamedTuple):
     timeline: Timeline
     span: Span
     loop: str
-    count: float
+    times: float
     seconds: float
 
 

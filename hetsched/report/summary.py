@@ -88,8 +88,8 @@ def transfers(timeline: Timeline) -> Transfers:
     by_loop: dict[str, float] = {}
     for total in totals(timeline):
         if isinstance(total.span.command, Copy):
-            count += total.count
-            nbytes += total.count * int(total.timeline.graph.value_nbytes[total.span.command.value])
+            count += total.times
+            nbytes += total.times * int(total.timeline.graph.value_nbytes[total.span.command.value])
             by_loop[total.loop] = by_loop.get(total.loop, 0.0) + total.seconds
     seconds = sum(by_loop.values())
     if seconds <= 0:

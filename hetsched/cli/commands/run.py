@@ -98,7 +98,7 @@ def _run(args: Any) -> int:
         write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
     from hetsched.costing import learn_from
 
-    taught = learn_from(result.trace) if given["learn"] else None
+    taught = learn_from(result.trace, crowded=result.crowded) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
     _tell(args.format, pipeline, result, written, drifts)
     if taught is not None and taught.warning:
@@ -189,7 +189,7 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
         record["warnings"] = doubted
         record["energy"] = energy_record(energy)
-        record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds} for d in drifts]
+        record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds, "counts": d.counts} for d in drifts]
         if result.failed:
             record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
         if form == "jsonl":
