@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hetsched.executors import cpu, live
+from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import Case, calibrate, case_of, measure_cases, work_together
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Device, Machine
@@ -34,8 +35,8 @@ from hetsched.timeline import Timeline
 LEARN = "HETSCHED_LEARN"
 # A first run measures what it needs in this time at most, seconds.
 FIRST_SECONDS = 1.5
-# Kinds that are measured again on a device that has become slow.
-LOOKED_AT = 3
+# Kinds that are measured again on a device that has become slow, and what measuring again may take, seconds.
+LOOKED_AT, AGAIN_SECONDS = 3, 0.3
 # Longer than any task that executors join to others.
 LONG = 1e-2
 
@@ -133,7 +134,8 @@ def first_need(
             brought[device.id] = _quick(device, machine)
         # Each is launched a few times at least, and may take several times what the roofline says.
         chosen = [x for x in (*again[:LOOKED_AT], *unknown, *weak) if 8 * x.rough < share]
-        measured = measure_cases(device, [x.case for x in chosen], share)
+        with Crowding() as crowding:
+            measured = measure_cases(device, [x.case for x in chosen], share if unknown else min(share, AGAIN_SECONDS))
         if key in suspects:
             ratios = [measured[i].seconds / known[key, chosen[i].kind.text, 1].seconds for i in measured if chosen[i] in again]
             history.looked(key, median(ratios) if ratios else 1.0, now)
@@ -142,7 +144,9 @@ def first_need(
                 Lesson(key, kind.op, kind.text, 1, kind.dtype, kind.flops, kind.nbytes, measured[i].seconds, measured[i].spread, 1, alone=True)
                 for i, (_, kind, _) in enumerate(chosen)
                 if i in measured and chosen[i] not in again
-            ]
+            ],
+            now,
+            crowding.share,
         )
     return brought
 

@@ -79,7 +79,7 @@ def living(graph, history, noise, first=False):
 
     clock = itertools.count(0.0, 1000.0)
 
-    def measured_again(truth, now):
+    def measured_again(truth, now, crowded):
         """As `hetsched run` does before it plans (`hetsched.costing.first_need`): what became slow, and what rests on little."""
         for key in history.suspects(keys, now):
             history.looked(key, truth.slow.get(key.partition("|")[0], 1.0) / history.factors([key], now)[key], now)
@@ -91,11 +91,11 @@ def living(graph, history, noise, first=False):
             if row.is_worth_a_look(now) if row is not None else first:
                 seconds = truth.launch(graph, task, device).seconds
                 again.append(Lesson(device_key(device), kind.op, kind.text, 1, kind.dtype, kind.flops, kind.nbytes, seconds, 0.0, 1, alone=True))
-        history.learn(again, now)
+        history.learn(again, now, crowded)
 
     def live(truth, crowded=0.0):
         now = next(clock)
-        measured_again(truth, now)
+        measured_again(truth, now, crowded)
         plan = plan_graph(graph, HERE, costs=KnownCosts(HERE, {}, history.known(keys, now), history.factors(keys, now)))
         trace = really(plan, truth, noise)
         return trace, history.learn(lessons(trace), now, crowded)

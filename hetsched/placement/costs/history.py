@@ -353,7 +353,7 @@ def _updated(lesson: Lesson, old: _Row | None, factor: float, is_crowded: bool) 
     """(n, mean, sum of squared deviations, surprise, source) after an observation; old figures are brought to the device's factor of today."""
     x = lesson.seconds
     # One run says little about the spread between runs: begin with what it saw itself, at least a tenth.
-    fresh = (1, x, max(lesson.spread, 0.1 * x) ** 2, 0.0, ALONE if lesson.alone else DISTURBED if is_crowded else SOUND)
+    fresh = (1, x, max(lesson.spread, 0.1 * x) ** 2, 0.0, DISTURBED if is_crowded else ALONE if lesson.alone else SOUND)
     if old is None or (old[5] and not lesson.alone):
         return fresh
     n, mean, m2, surprise, then, source = old
@@ -361,7 +361,8 @@ def _updated(lesson: Lesson, old: _Row | None, factor: float, is_crowded: bool) 
     if lesson.alone:
         # Measured again: what disturbs only makes slower.
         if source or x * SUSPECT < mean:
-            return n + 1, min(mean, x), max(lesson.spread, 0.1 * min(mean, x)) ** 2 * (n + 1), 0.0, ALONE
+            n = 1 if is_crowded or source == DISTURBED else n + 1
+            return n, min(mean, x), max(lesson.spread, 0.1 * min(mean, x)) ** 2 * n, 0.0, DISTURBED if is_crowded else ALONE
         return n, mean, m2, surprise, source
     off = _surprise(lesson, old, factor)
     if off is not None and off < 1:
