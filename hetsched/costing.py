@@ -21,15 +21,17 @@ from hetsched.executors import cpu, live
 from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import Case, calibrate, case_of, measure_cases, work_together
 from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, save
 from hetsched.placement import plan_graph
-from hetsched.placement.costs.history import Drift, History, Lesson
-from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key
+from hetsched.placement.costs.history import Drift, History, Known, Lesson
+from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.roofline import RooflineCosts
 from hetsched.placement.problem import can_run
+from hetsched.rehearsal import may_be_rehearsed, rehearse
 from hetsched.timeline import Timeline
 
 LEARN = "HETSCHED_LEARN"
@@ -114,6 +116,7 @@ def first_need(
 
     What was measured is kept as `alone`: the first run of such a task replaces it. What is known from a measurement alone, or from a run that other
     work disturbed, is measured once more when some time has passed; so are a few kinds on a device that has become slow and was not seen since.
+    Of loops on threads some turns are run (`hetsched.rehearsal`): a hot turn is not the sum of its kernels.
     Returns the calibrations that this brought: of a device that was never calibrated the cost of dispatching.
     """
     end = perf_counter() + budget
@@ -128,14 +131,16 @@ def first_need(
         weak = [x for x in cases if (row := known.get((key, x.kind.text, 1))) is not None and row.is_worth_a_look(now)]
         again = [x for x in cases if (row := known.get((key, x.kind.text, 1))) is not None and row.runs and x not in weak] if key in suspects else []
         share = (end - perf_counter()) / (len(devices) - number)
-        if not (unknown or weak or again) or share <= 0:
+        loops = [x for x in loops_of(graph) if is_due(known.get((key, turn_kind(x.body), 1)), now) and may_be_rehearsed(x, device)]
+        if not (unknown or weak or again or loops) or share <= 0:
             continue
+        until = perf_counter() + share
         if unknown and device.id not in calibrations:
             brought[device.id] = _quick(device, machine)
         # Each is launched a few times at least, and may take several times what the roofline says.
         chosen = [x for x in (*again[:LOOKED_AT], *unknown, *weak) if 8 * x.rough < share]
         with Crowding() as crowding:
-            measured = measure_cases(device, [x.case for x in chosen], share if unknown else min(share, AGAIN_SECONDS))
+            measured = measure_cases(device, [x.case for x in chosen], share if unknown else min(share, AGAIN_SECONDS), is_wide(graph))
         if key in suspects:
             ratios = [measured[i].seconds / known[key, chosen[i].kind.text, 1].seconds for i in measured if chosen[i] in again]
             history.looked(key, median(ratios) if ratios else 1.0, now)
@@ -148,7 +153,31 @@ def first_need(
             now,
             crowding.share,
         )
+        model = KnownCosts(machine, {**calibrations, **brought}, history.known([key]))
+        for loop in loops:
+            model.in_body(loop.body, loop.every)
+            turn = sum(model.launch(loop.body, t, device).seconds for t in range(len(loop.body)))
+            with Crowding() as crowding:
+                taught = rehearse(loop, device, machine, model, turn, until - perf_counter())
+            history.learn(taught, now, crowding.share)
     return brought
+
+
+def is_due(row: Known | None, now: float) -> bool:
+    """True where nothing is known, or what is known is worth another look."""
+    return row is None or row.is_worth_a_look(now)
+
+
+def is_wide(graph: Graph) -> bool:
+    """True where tasks outside of loops can keep more than one lane busy: their longest path has less than two thirds of them."""
+    depth = [0] * len(graph)
+    count = 0
+    for task, op in enumerate(graph.task_ops):
+        counts = isinstance(op, Op) and not op.view
+        count += counts
+        makers = (int(graph.value_task[v]) for v in graph.reads(task))
+        depth[task] = counts + max((depth[m] for m in makers if m >= 0), default=0)
+    return 3 * max(depth, default=0) < 2 * count
 
 
 class _Need(NamedTuple):

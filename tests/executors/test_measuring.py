@@ -126,7 +126,9 @@ def test_a_device_that_became_slow_is_measured_again_before_it_is_avoided(tmp_pa
         return history.learn([Lesson(key, k.op, k.text, 1, k.dtype, k.flops, k.nbytes, factor * 1e-4, 0.0, 1) for k in kinds])
 
     def look(seconds):
-        monkeypatch.setattr("hetsched.costing.measure_cases", lambda device, cases, budget: {i: Measured(seconds, 0.0) for i in range(len(cases))})
+        monkeypatch.setattr(
+            "hetsched.costing.measure_cases", lambda device, cases, budget, beside: {i: Measured(seconds, 0.0) for i in range(len(cases))}
+        )
         first_need(graph, machine, [CPU], {}, history)
         return history.factors([key])[key]
 

@@ -38,6 +38,8 @@ MOST_ROWS = 20_000
 MEMORY = 8
 # A surprise is off by so many spreads, and by at least this share.
 SPREADS, SHARE = 4.0, 0.35
+# What one run has shown is taken to spread by this share. After so few runs a faster one is averaged in where it is not much faster.
+FIRST_SPREAD, FEW_RUNS = 0.2, 3
 # So many kinds must agree (or all there are, from 2 on) before the device is said to have changed.
 AGREE = 0.6
 # A device is held to be at most so many times slower or faster than it was, and half of a slowness is forgotten in this time.
@@ -63,7 +65,7 @@ CREATE TABLE IF NOT EXISTS device (
 
 
 class Lesson(NamedTuple):
-    """One run's observation of a kind on a device: mean seconds of a launch over `launches`, their standard deviation.
+    """One run's observation of a kind on a device: the middle of the seconds of `launches` launches, and their deviation.
 
     alone: measured by itself, not in a run; a run's observation replaces it.
     """
@@ -337,8 +339,8 @@ def _surprise(lesson: Lesson, old: _Row, factor: float) -> float | None:
     mean, spread = mean * factor / then, math.sqrt(m2 / n) * factor / then
     # What one run saw of itself is the least that the next may differ by.
     allowed = max(SPREADS * max(spread, lesson.spread / math.sqrt(lesson.launches)), SHARE * mean)
-    if lesson.seconds < mean:  # a wide spread hides no faster device
-        allowed = min(allowed, (1 - 1 / (1 + SHARE)) * mean)
+    if lesson.seconds < mean:  # a wide spread hides no faster device; what few runs have shown may be as far off as their first spread says
+        allowed = min(allowed, (1 - 1 / (1 + (SHARE if n > FEW_RUNS else SPREADS * FIRST_SPREAD))) * mean)
     return lesson.seconds / mean if mean > 0 and lesson.seconds > 0 and abs(lesson.seconds - mean) > allowed else None
 
 
@@ -352,8 +354,8 @@ def _drift(off: Sequence[float], of: int) -> float | None:
 def _updated(lesson: Lesson, old: _Row | None, factor: float, is_crowded: bool) -> tuple[int, float, float, float, int]:
     """(n, mean, sum of squared deviations, surprise, source) after an observation; old figures are brought to the device's factor of today."""
     x = lesson.seconds
-    # One run says little about the spread between runs: begin with what it saw itself, at least a tenth.
-    fresh = (1, x, max(lesson.spread, 0.1 * x) ** 2, 0.0, DISTURBED if is_crowded else ALONE if lesson.alone else SOUND)
+    # One run says little about the spread between runs: begin with what it saw itself, at least a fifth.
+    fresh = (1, x, max(lesson.spread, FIRST_SPREAD * x) ** 2, 0.0, DISTURBED if is_crowded else ALONE if lesson.alone else SOUND)
     if old is None or (old[5] and not lesson.alone):
         return fresh
     n, mean, m2, surprise, then, source = old
@@ -362,7 +364,7 @@ def _updated(lesson: Lesson, old: _Row | None, factor: float, is_crowded: bool) 
         # Measured again: what disturbs only makes slower.
         if source or x * SUSPECT < mean:
             n = 1 if is_crowded or source == DISTURBED else n + 1
-            return n, min(mean, x), max(lesson.spread, 0.1 * min(mean, x)) ** 2 * n, 0.0, DISTURBED if is_crowded else ALONE
+            return n, min(mean, x), max(lesson.spread, FIRST_SPREAD * min(mean, x)) ** 2 * n, 0.0, DISTURBED if is_crowded else ALONE
         return n, mean, m2, surprise, source
     off = _surprise(lesson, old, factor)
     if off is not None and off < 1:

@@ -17,6 +17,8 @@ _SILENT = {"seed", "key", "path", "member", "lr"}
 COPY = "copy"
 TURN = "turn"
 BEGIN = "begin"
+# From so many turns on what runs only at first (binding arrays, compiling) is over.
+MANY_TURNS = 100
 
 
 class Kind(NamedTuple):
@@ -87,8 +89,9 @@ class Kinds:
 
 
 def begin_kind(body: Graph, turns: int) -> str:
-    """What beginning and ending a loop of so many turns is known by."""
-    return f"{BEGIN} {turns} turns: {turn_kind(body)}"
+    """What beginning and ending a loop is known by; of many turns it does not matter how many."""
+    many = f"{turns} turns" if turns < MANY_TURNS else "many turns"
+    return f"{BEGIN} {many}: {turn_kind(body)}"
 
 
 def device_key(device: Device) -> str:

@@ -70,7 +70,7 @@ class KnownCosts:
         share = self._share(graph, device)
         if share is None:
             found = found._replace(seconds=found.seconds + self._dispatch(graph, device))
-        else:
+        elif self._bodies[id(graph)][task] == 1:  # what runs seldom is no part of the turn that was measured
             found = found._replace(seconds=found.seconds * share, spread=found.spread * share, source=f"{found.source}, scaled to a measured turn")
         return self._priced(found, device, 0 if op.waits else width)
 
@@ -195,8 +195,8 @@ class KnownCosts:
             if every is not None and row is not None:
                 total = 0.0
                 for task, op in enumerate(graph.task_ops):
-                    if isinstance(op, Op) and not op.view:
-                        total += self._kernel(graph, task, op, device, 1).seconds / every[task]
+                    if isinstance(op, Op) and not op.view and every[task] == 1:
+                        total += self._kernel(graph, task, op, device, 1).seconds
                 self._shares[key] = row.seconds / total if total > 0 else None
         return self._shares[key]
 

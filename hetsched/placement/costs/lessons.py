@@ -69,7 +69,7 @@ def lessons(trace: Timeline) -> list[Lesson]:
 def _loops(trace: Timeline) -> Iterator[Lesson]:
     """Of each loop that ran on one device of threads: what beginning and ending it took, and, where its turns ran one after another, the seconds from
 
-    turn to turn, dispatching and all.
+    turn to turn, dispatching and all; tasks that run every k turns not counted.
     """
     for span in trace.spans:
         body = trace.loops.get(span.command.task) if isinstance(span.command, Launch) else None
@@ -90,8 +90,21 @@ def _loops(trace: Timeline) -> Iterator[Lesson]:
         rest = Kind(TURN, turn_kind(body.graph), "", 0.0, 0.0)
         if in_line and len(steady) >= LEAST_TURNS:
             yield _lesson(device_key(device), 1, rest, steady)
-        more = span.finish - span.start - body.turns * median(steady)
+        more = span.finish - span.start - body.turns * median(steady) - _seldom(body)
         yield _lesson(device_key(device), 1, Kind(BEGIN, begin_kind(body.graph, body.turns), "", 0.0, 0.0), [max(more, 0.0)])
+
+
+def _seldom(body: Timeline) -> float:
+    """Seconds of all launches of tasks that do not run every turn, by those that the trace has kept."""
+    assert body.loop is not None
+    every = {body.graph.task_index[name]: k for name, k in body.loop.every.items() if k > 1 and name in body.graph.task_index}
+    if not every:
+        return 0.0
+    found: dict[int, list[float]] = {}
+    for _, command, start, finish in body.spans:
+        if isinstance(command, Launch) and command.task in every:
+            found.setdefault(command.task, []).append(finish - start)
+    return sum(-(-body.turns // every[task]) * median(seconds) for task, seconds in found.items())
 
 
 def _steady(body: Timeline) -> tuple[list[float], bool]:
@@ -109,6 +122,10 @@ def _steady(body: Timeline) -> tuple[list[float], bool]:
                 at[1] = finish
     turns = sorted(ends)[len(ends) // 2 :]
     pairs = [(a, b) for a, b in pairwise(turns) if b == a + 1 and not body.loop.is_remainder(b)]
+    # What runs every k turns is no part of a turn: it is counted by itself. (Where it runs every other turn there is no turn without it.)
+    seldom = [k for k in body.loop.every.values() if k > 1]
+    usual = [(a, b) for a, b in pairs if all(b % k for k in seldom)]
+    pairs = usual if len(usual) >= LEAST_TURNS else pairs
     in_line = all(ends[b][0] >= ends[a][1] for a, b in pairs)
     return [ends[b][1] - ends[a][1] for a, b in pairs] or [finish - start for start, finish in (ends[t] for t in turns)], in_line and bool(pairs)
 
@@ -119,8 +136,9 @@ def _is_other(owner: Timeline, turn: int) -> bool:
 
 
 def _lesson(device: str, width: int, kind: Kind, seconds: list[float]) -> Lesson:
-    """Of many launches the mean without the slowest tenth: those were interrupted, which the spread between runs tells."""
-    kept = sorted(seconds)[: math.ceil(0.9 * len(seconds))]
+    """Of many launches the mean of the middle half: the others were interrupted, or lucky. The spread between runs tells of interruptions."""
+    n = len(seconds)
+    kept = sorted(seconds)[n // 4 : n - n // 4]
     mean = sum(kept) / len(kept)
     spread = math.sqrt(sum((x - mean) ** 2 for x in kept) / len(kept))
-    return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, len(kept))
+    return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, n)
