@@ -107,7 +107,8 @@ class Bench:
         return out
 
     def ways(self, name: str, op: Op, inputs: list[Any], attributes: dict[str, Any], taken: str) -> dict[str, Any]:
-        """A convolution as a product and directly, one after the other in every try, beside NumPy. `taken`: the way that hetsched takes."""
+        """A convolution as a product and directly, one after the other in every try; then NumPy, whose threads go on spinning for a while.
+        `taken`: the way that hetsched takes."""
         kernel = op.kernels["opencl"]
         bound = {way: self.bind(replace(op, kernels={**op.kernels, "opencl": partial(kernel, way=way)}), inputs, attributes) for way in WAYS}
         off = {}
@@ -121,8 +122,9 @@ class Bench:
             for device, *_ in bound.values():
                 self.stream.record().wait()
                 row.append(seconds(lambda device=device: (device(), self.stream.record().wait())))
-            rows.append((*row, seconds(bound["direct"][1])))
-        *mine, numpy = (median(column) for column in zip(*rows, strict=True))
+            rows.append(row)
+        mine = [median(column) for column in zip(*rows, strict=True)]
+        numpy = median(seconds(bound["direct"][1]) for _ in range(self.tries))
         flops = bound["direct"][3]
         speeds = {way: flops / s / 1e9 for way, s in zip(WAYS, mine, strict=True)}
         out = {
