@@ -42,6 +42,7 @@ class Held:
         self.early = False
         self.changed = threading.Condition()
         self._let_go: list[Callable[[], None]] = []
+        self._let_go_already = False
 
     def open(self, device: Device, nbytes: int) -> Any:
         opened = self.backend.open(device, nbytes)
@@ -51,7 +52,7 @@ class Held:
             made = stream(kind)
             held = self.hold(kind, sum(k == kind for k, _ in self.streams))
             self.streams.append((kind, made))
-            if held:
+            if held and not self._let_go_already:
                 self._let_go.append(_gate(opened, made))
             self._count(made)
             return made
@@ -91,6 +92,8 @@ class Held:
             self.changed.notify_all()
 
     def let_go(self) -> None:
+        """Open every gate. Streams that are opened later have none."""
+        self._let_go_already = True
         for open_gate in self._let_go:
             open_gate()
 
