@@ -17,14 +17,15 @@ from hetsched.placement.problem import Problem
 from hetsched.placement.search_compiled import kernels
 from hetsched.placement.search_walk import Facts, State
 
-# Temperatures at the start of the cycles, in turn, as shares of the makespan. The first is all but descent: large graphs get no further. Those after
-# `MILD` cycles, which only small graphs reach, are hot enough to leave the plan behind.
+# Temperatures at the start of the cycles, in turn, as shares of the makespan. The first is all but descent: large graphs get no further.
 HEATS = (1e-4, 1e-3, 1e-2, 3e-2, 3e-3)
+# Those after `MILD` cycles, which only small graphs reach. Hotter ones leave the plan behind and seldom come back as low.
 MILD = 3 * len(HEATS)
-HOT = (0.05, 0.01, 0.1, 0.003, 0.3, 0.02)
-# Steps of the first cycle per task, and how much longer each cycle is than the one before.
+WARM = (0.01, 0.003, 0.03, 0.001, 0.02, 0.005)
+# Steps of the first cycle per task; how much longer each cycle is than the one before, of the first `MILD` and then: many cycles of about the same
+# length find more than few long ones.
 FIRST = 4
-GROWTH = 1.3
+GROWTH, SLOWER = 1.3, 1.08
 # Seconds between two looks at the clock, about; seconds of search from which a second core helps.
 LOOK = 0.01
 TOGETHER_FROM = 0.25
@@ -128,8 +129,8 @@ class Walker:
         """Go back to the best plan, its tasks in the order of their starts."""
         self._cycle += 1
         self._done = 0
-        self._length = int(FIRST * self._n * GROWTH**self._cycle) + 1
-        heats = HEATS if self._cycle < MILD else HOT
+        self._length = int(FIRST * self._n * GROWTH ** min(self._cycle, MILD) * SLOWER ** max(self._cycle - MILD, 0)) + 1
+        heats = HEATS if self._cycle < MILD else WARM
         self._hot = heats[self._cycle % len(heats)] * self.best
         best, device = list(self.state.best_order), list(self.state.best_device)
         self._stand_at(best, device)
