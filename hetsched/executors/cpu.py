@@ -171,7 +171,7 @@ class Crew:
         self.zero = 0.0
         self.total = 0
         self.done = 0
-        self.programs: dict[int, Program] = {}
+        self.programs: Mapping[int, Program] = {}
         self.root: list[Active] = []
         self.host = host.id if host else ""
 
@@ -193,7 +193,9 @@ class Crew:
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]
         self.total = _launches(root.plan) if self.progress is not None else 0
-        self.programs = _programs(root.plan)
+        if root.bodies is None:
+            root.bodies = _programs(root.plan)
+        self.programs = root.bodies
         with ExitStack() as stack:
             stack.enter_context(tuned())
             self.zero = perf_counter()
