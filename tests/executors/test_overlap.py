@@ -1,4 +1,4 @@
-"""Overlap: lanes of one device at once, copies ahead of who reads them, and no wait of the host between commands of a device that need each other.
+"""Overlap: lanes of one device at once, copies ahead of who reads them, and no wait of the host between dependent commands of a device.
 
 Times are those of the devices' own modelled clocks. What must not wait is shown by kernels that end only when the host has handed over all that follows.
 """
@@ -6,6 +6,7 @@ Times are those of the devices' own modelled clocks. What must not wait is shown
 import sys
 import threading
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import fake_cupy
@@ -64,7 +65,7 @@ def test_streams_of_one_device_compute_at_once() -> None:
     first, second = by_lane.values()
     for spans in (first, second):
         assert len(spans) >= 6
-        assert all(a[1] <= b[0] + 1e-9 for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(spans))
     both = sum(max(0.0, min(b, d) - max(a, c)) for a, b in first for c, d in second)
     assert both > 0.5 * 6 * KERNEL_SECONDS
 
@@ -154,11 +155,11 @@ def test_dependent_commands_of_a_device_never_wait_for_the_host(lanes: int, monk
 
     monkeypatch.setattr(EmulatedEvent, "wait", wait)
     result = hs.run(plan, {"x": np.zeros(N, np.float32)})
-    l, r = np.float32(0), np.float32(1)
+    left, right = np.float32(0), np.float32(1)
     for _ in range(4):
-        l, r = l - r, l + r
-    assert (result["l"] == l).all()
-    assert (result["r"] == r).all()
+        left, right = left - right, left + right
+    assert (result["l"] == left).all()
+    assert (result["r"] == right).all()
     assert len(handed) == expected
     assert blocked == []
 
