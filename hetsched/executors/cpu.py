@@ -27,7 +27,7 @@ from hetsched.executors.losses import Losses
 from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
 from hetsched.executors.result import Result
-from hetsched.executors.sharing import WAKE_SECONDS
+from hetsched.executors.sharing import KINDS, WAKE_SECONDS
 from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, Noted
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
@@ -226,7 +226,7 @@ class Crew:
         frame = active.frame
         runner = relay.Relay(self, frame, self.new_thread)
         self.total = len(frame.program.steps)
-        lanes = [(kind, n) for kind in relay.KINDS for n in range(min(needed[kind], self.lanes[kind]))]
+        lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
             self.zero = perf_counter()
             runner.run(lanes)

@@ -1,6 +1,6 @@
 """Overlap: lanes of one device at once, copies ahead of who reads them, and no wait of the host between dependent commands of a device.
 
-Times are those of the devices' own modelled clocks. What must not wait is shown by kernels that end only when the host has handed over all that follows.
+Times are those of the devices' own modelled clocks. What must not wait is shown by kernels that end only when all that follows is handed over.
 """
 
 import sys
