@@ -46,7 +46,7 @@ def test_old_runs_fade(history):
     for _ in range(3 * MEMORY):
         history.learn([lesson(1.2)])
     assert known(history).seconds == pytest.approx(1.2, rel=0.01)
-    assert known(history).runs == MEMORY
+    assert known(history).runs == 5 * MEMORY
 
 
 def test_what_was_measured_alone_gives_way_to_the_first_run(history):
@@ -58,22 +58,21 @@ def test_what_was_measured_alone_gives_way_to_the_first_run(history):
     assert (known(history).seconds, known(history).runs) == (5.0, 1)
 
 
-def test_a_slower_surprise_counts_when_the_next_run_says_so_too(history):
+def test_what_most_of_the_last_runs_say_counts(history):
     for _ in range(4):
         history.learn([lesson(1.0), lesson(1.0, "other")])
-    history.learn([lesson(4.0)])
-    assert known(history).seconds == pytest.approx(1.0)
-    assert known(history).spread == pytest.approx(1.5), "it may be true"
-    history.learn([lesson(5.0)])
-    assert known(history).seconds == pytest.approx(4.0), "no more than the lesser of both"
+    for seconds, expected in ((4.0, 1.0), (5.0, 1.0), (4.2, 4.1), (4.4, 4.3)):
+        history.learn([lesson(seconds)])
+        assert known(history).seconds == pytest.approx(expected)
     assert known(history, "other").seconds == pytest.approx(1.0)
 
 
-def test_a_faster_surprise_counts_at_once(history):
-    for _ in range(4):
+def test_two_quiet_runs_outweigh_any_number_beside_other_work(history):
+    for _ in range(9):
         history.learn([lesson(4.0)])
     history.learn([lesson(1.0)])
-    assert known(history).seconds == pytest.approx(1.0)
+    history.learn([lesson(1.1)])
+    assert known(history).seconds == pytest.approx(1.1)
 
 
 def test_a_spread_made_wide_by_load_hides_no_quiet_run(history):

@@ -1,12 +1,11 @@
-"""What runs have taught, in one SQLite file in the user's cache: per device, kind of task and width a running mean and spread.
+"""What runs have taught, in one SQLite file in the user's cache: per device, kind of task and width the seconds and their spread.
 
-Each run gives one observation of each kind (the middle of its launches). The mean is Welford's (Technometrics 4(3), 1962, 419-420) as long as the
-device stays what it was, and forgets: the newest of many observations counts an eighth. An observation that is off by more than its spread allows
-is a surprise. What disturbs a machine makes it slower, never faster. So a faster surprise is believed at once; a slower one of a single kind counts
-only when the next run is slower too, and then no more than the lesser of both. Where most kinds of a device surprise in one direction, the device
-itself has changed (throttled, shared, repaired): its `factor` is multiplied, at once unless the threads of that run had to wait for other work (then
-the next run must say so too), and that moves every kind that was not measured since as well. Factors have limits, those that make slower fade by
-half every six hours, and who plans looks at such a device again before it is avoided (`suspects`, `looked`), or nothing that was seen under load
+Each run gives one observation of each kind (of many launches the middle half). What is known is the median of the last four, and where the middle
+two are far apart the lower of them: what disturbs a machine makes it slower, never faster. So one bad run among good ones counts for nothing, and
+what was seen under load is forgotten after two runs without. Where most kinds of a device are off in one direction by more than their spreads, the
+device itself has changed (throttled, shared, repaired): its `factor` is multiplied, at once unless the threads of that run had to wait for other work
+(then the next run must say so too), and that moves every kind that was not measured since as well. Factors have limits, those that make slower fade
+by half every six hours, and who plans looks at such a device again before it is avoided (`suspects`, `looked`), or nothing that was seen under load
 would ever be seen again.
 
 What was measured alone, or by a run that other work disturbed, is weak: the first run that was not disturbed replaces it.
@@ -34,12 +33,12 @@ BUSY_SECONDS = 0.25
 CROWDED = 0.15
 # Kinds kept; the ones longest not seen go first.
 MOST_ROWS = 20_000
-# Observations after which the mean still follows: 1/8 of the newest.
-MEMORY = 8
+# Runs that are remembered of each kind. The middle two of them are averaged where they differ by less than this factor.
+MEMORY, ALIKE = 4, 1.5
 # A surprise is off by so many spreads, and by at least this share.
 SPREADS, SHARE = 4.0, 0.35
-# What one run has shown is taken to spread by this share. After so few runs a faster one is averaged in where it is not much faster.
-FIRST_SPREAD, FEW_RUNS = 0.2, 3
+# What one run has shown is taken to spread by this share.
+FIRST_SPREAD = 0.2
 # So many kinds must agree (or all there are, from 2 on) before the device is said to have changed.
 AGREE = 0.6
 # A device is held to be at most so many times slower or faster than it was, and half of a slowness is forgotten in this time.
@@ -54,8 +53,8 @@ SOUND, ALONE, DISTURBED = 0, 1, 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cost (
     device TEXT NOT NULL, op TEXT NOT NULL, kind TEXT NOT NULL, width INTEGER NOT NULL,
-    dtype TEXT NOT NULL, flops REAL NOT NULL, nbytes REAL NOT NULL, n INTEGER NOT NULL, mean REAL NOT NULL, m2 REAL NOT NULL,
-    surprise REAL NOT NULL, factor REAL NOT NULL, alone INTEGER NOT NULL, seen REAL NOT NULL,
+    dtype TEXT NOT NULL, flops REAL NOT NULL, nbytes REAL NOT NULL, n INTEGER NOT NULL, seconds REAL NOT NULL, spread REAL NOT NULL,
+    recent TEXT NOT NULL, factor REAL NOT NULL, source INTEGER NOT NULL, seen REAL NOT NULL,
     PRIMARY KEY (device, kind, width)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS device (
@@ -84,7 +83,7 @@ class Lesson(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known of a kind on a device: mean seconds, standard deviation between runs, number of runs (0: only measured alone, or under load).
+    """What is known of a kind on a device: seconds, standard deviation between runs, number of runs (0: only measured alone, or under load).
 
     source: `SOUND`, `ALONE` or `DISTURBED`. times, seen: how often it was measured, and when last (seconds since the epoch).
     """
@@ -136,14 +135,12 @@ class History:
         try:
             with closing(self._open()) as db:
                 factors = self._factors(db, names, time.time() if now is None else now)
-                columns = "device, kind, width, op, dtype, flops, nbytes, mean, m2, surprise, n, factor, alone, seen"
+                columns = "device, kind, width, op, dtype, flops, nbytes, seconds, spread, n, factor, source, seen"
                 rows = db.execute(f"SELECT {columns} FROM cost WHERE device IN ({marks})", names)
-                for device, kind, width, op, dtype, flops, nbytes, mean, m2, surprise, n, factor, alone, seen in rows:
+                for device, kind, width, op, dtype, flops, nbytes, seconds, spread, n, factor, source, seen in rows:
                     since = factors.get(device, 1.0) / factor
-                    spread = math.sqrt(m2 / max(n, 1))
-                    if surprise:  # it may be true; it does not count yet
-                        spread = max(spread, abs(mean - surprise) / 2)
-                    out[device, kind, width] = Known(op, dtype, flops, nbytes, mean * since, spread * since, 0 if alone else n, alone, n, seen)
+                    runs = 0 if source else n
+                    out[device, kind, width] = Known(op, dtype, flops, nbytes, seconds * since, spread * since, runs, source, n, seen)
         except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             self._fails(error)
             return {}
@@ -280,11 +277,11 @@ class History:
             drifts += [drift._replace(crowded=crowded)] if drift is not None else []
             written = []
             for lesson, old in zip(rows, before, strict=True):
-                n, mean, m2, surprise, source = _updated(lesson, old, factor, crowded > CROWDED)
+                new = _updated(lesson, old, factor, crowded > CROWDED)
                 written.append(
                     (
-                        device, lesson.op, lesson.kind, lesson.width, lesson.dtype, lesson.flops, lesson.nbytes, n, mean, m2, surprise, factor,
-                        source, now,
+                        device, lesson.op, lesson.kind, lesson.width, lesson.dtype, lesson.flops, lesson.nbytes, new.n, new.seconds, new.spread,
+                        " ".join(map(repr, new.recent)), factor, new.source, now,
                     )
                 )  # fmt: skip
             db.executemany("INSERT OR REPLACE INTO cost VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", written)
@@ -297,9 +294,10 @@ class History:
         for i in range(0, len(lessons), chunk):
             kinds = [x.kind for x in lessons[i : i + chunk]]
             marks = ",".join("?" * len(kinds))
-            columns = "kind, width, n, mean, m2, surprise, factor, alone"
-            for kind, width, *row in db.execute(f"SELECT {columns} FROM cost WHERE device = ? AND kind IN ({marks})", (device, *kinds)):
-                found[kind, width] = tuple(row)
+            columns = "kind, width, n, seconds, spread, recent, factor, source"
+            rows = db.execute(f"SELECT {columns} FROM cost WHERE device = ? AND kind IN ({marks})", (device, *kinds))
+            for kind, width, n, seconds, spread, recent, factor, source in rows:
+                found[kind, width] = _Row(n, seconds, spread, tuple(map(float, recent.split())), factor, source)
         return [found.get((x.kind, x.width)) for x in lessons]
 
     def _changed(
@@ -309,7 +307,7 @@ class History:
         stored = db.execute("SELECT pending, wait, looked FROM device WHERE device = ?", (device,)).fetchone()
         pending, wait, looked = stored or (0.0, 0.0, 0.0)
         factor = self._factors(db, [device], now).get(device, 1.0)
-        ratios = [_surprise(x, b, factor) for x, b in zip(rows, before, strict=True) if b is not None and not b[5] and not x.alone]
+        ratios = [_surprise(x, b, factor) for x, b in zip(rows, before, strict=True) if b is not None and not b.source and not x.alone]
         if not ratios:
             return factor, None
         off = _drift([r for r in ratios if r is not None], len(ratios))
@@ -324,8 +322,20 @@ class History:
         return factor, None if off is None else Drift(device, off, len(ratios), counts)
 
 
-# n, mean, sum of squared deviations, surprise, the device's factor when they were written, the source
-_Row = tuple[int, float, float, float, float, int]
+class _Row(NamedTuple):
+    """What is kept of a kind. n: runs. recent: their seconds, the newest last. factor: the device's when this was written."""
+
+    n: int
+    seconds: float
+    spread: float
+    recent: tuple[float, ...]
+    factor: float
+    source: int
+
+    def today(self, factor: float) -> _Row:
+        """The same at another factor of the device."""
+        k = factor / self.factor
+        return self._replace(seconds=self.seconds * k, spread=self.spread * k, recent=tuple([x * k for x in self.recent]), factor=factor)
 
 
 def _faded(factor: float, age: float) -> float:
@@ -335,13 +345,13 @@ def _faded(factor: float, age: float) -> float:
 
 def _surprise(lesson: Lesson, old: _Row, factor: float) -> float | None:
     """Measured over known seconds where that is more than the spread allows, else None."""
-    n, mean, m2, _, then, _ = old
-    mean, spread = mean * factor / then, math.sqrt(m2 / n) * factor / then
+    k = factor / old.factor
+    known, spread = old.seconds * k, old.spread * k
     # What one run saw of itself is the least that the next may differ by.
-    allowed = max(SPREADS * max(spread, lesson.spread / math.sqrt(lesson.launches)), SHARE * mean)
-    if lesson.seconds < mean:  # a wide spread hides no faster device; what few runs have shown may be as far off as their first spread says
-        allowed = min(allowed, (1 - 1 / (1 + (SHARE if n > FEW_RUNS else SPREADS * FIRST_SPREAD))) * mean)
-    return lesson.seconds / mean if mean > 0 and lesson.seconds > 0 and abs(lesson.seconds - mean) > allowed else None
+    allowed = max(SPREADS * max(spread, lesson.spread / math.sqrt(lesson.launches)), SHARE * known)
+    if lesson.seconds < known:  # a wide spread hides no faster device
+        allowed = min(allowed, (1 - 1 / (1 + max(SHARE, SPREADS * FIRST_SPREAD / old.n))) * known)
+    return lesson.seconds / known if known > 0 and lesson.seconds > 0 and abs(lesson.seconds - known) > allowed else None
 
 
 def _drift(off: Sequence[float], of: int) -> float | None:
@@ -351,30 +361,29 @@ def _drift(off: Sequence[float], of: int) -> float | None:
     return statistics.median(side) if len(side) >= 2 and len(side) >= AGREE * of else None
 
 
-def _updated(lesson: Lesson, old: _Row | None, factor: float, is_crowded: bool) -> tuple[int, float, float, float, int]:
-    """(n, mean, sum of squared deviations, surprise, source) after an observation; old figures are brought to the device's factor of today."""
+def _updated(lesson: Lesson, old: _Row | None, factor: float, is_crowded: bool) -> _Row:
+    """What is known after an observation; old figures are brought to the device's factor of today."""
     x = lesson.seconds
-    # One run says little about the spread between runs: begin with what it saw itself, at least a fifth.
-    fresh = (1, x, max(lesson.spread, FIRST_SPREAD * x) ** 2, 0.0, DISTURBED if is_crowded else ALONE if lesson.alone else SOUND)
-    if old is None or (old[5] and not lesson.alone):
-        return fresh
-    n, mean, m2, surprise, then, source = old
-    surprise, mean, m2 = surprise * factor / then, mean * factor / then, m2 * (factor / then) ** 2
+    if old is None or (old.source and not lesson.alone):
+        source = DISTURBED if is_crowded else ALONE if lesson.alone else SOUND
+        return _Row(1, x, max(lesson.spread, FIRST_SPREAD * x), (x,), factor, source)
+    old = old.today(factor)
     if lesson.alone:
         # Measured again: what disturbs only makes slower.
-        if source or x * SUSPECT < mean:
-            n = 1 if is_crowded or source == DISTURBED else n + 1
-            return n, min(mean, x), max(lesson.spread, FIRST_SPREAD * min(mean, x)) ** 2 * n, 0.0, DISTURBED if is_crowded else ALONE
-        return n, mean, m2, surprise, source
-    off = _surprise(lesson, old, factor)
-    if off is not None and off < 1:
-        return fresh
-    if off is not None:
-        lesser = min(x, surprise)
-        return (2, lesser, max((x - surprise) ** 2 / 2, 0.01 * lesser**2), 0.0, SOUND) if surprise > mean else (n, mean, m2, x, SOUND)
-    n = min(n + 1, MEMORY)
-    delta = x - mean
-    mean += delta / n
-    # The oldest observation is dropped from the sum of squares where the memory is full.
-    m2 = m2 * (1 - 1 / n if n == MEMORY else 1.0) + delta * (x - mean)
-    return n, mean, m2, 0.0, SOUND
+        if not (old.source or x * SUSPECT < old.seconds):
+            return old
+        n, least = 1 if is_crowded or old.source == DISTURBED else old.n + 1, min(old.seconds, x)
+        return _Row(n, least, max(lesson.spread, FIRST_SPREAD * least), (least,), factor, DISTURBED if is_crowded else ALONE)
+    if is_crowded and x > (1 + SHARE) * old.seconds:
+        return old
+    recent = (*old.recent, x)[-MEMORY:]
+    return _Row(min(old.n + 1, 1000), *_settled(recent), recent, factor, SOUND)
+
+
+def _settled(recent: Sequence[float]) -> tuple[float, float]:
+    """(seconds, spread) by the last runs: the median, and the deviation of the others from it, the farthest one of several left out."""
+    ordered, n = sorted(recent), len(recent)
+    low, high = ordered[(n - 1) // 2], ordered[n // 2]
+    seconds = (low + high) / 2 if high <= ALIKE * low else low
+    off = sorted(abs(x - seconds) for x in recent)[: n - 1 if n > 2 else n]
+    return seconds, max(math.sqrt(sum(x * x for x in off) / len(off)), FIRST_SPREAD * seconds / n)

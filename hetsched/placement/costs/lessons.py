@@ -13,6 +13,8 @@ from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
 LEAST_TURNS = 4
+# So many launches of a kind in one run are many.
+MANY = 10
 
 
 def measured(trace: Timeline) -> Iterator[tuple[Timeline, Span]]:
@@ -138,7 +140,7 @@ def _is_other(owner: Timeline, turn: int) -> bool:
 def _lesson(device: str, width: int, kind: Kind, seconds: list[float]) -> Lesson:
     """Of many launches the mean of the middle half: the others were interrupted, or lucky. The spread between runs tells of interruptions."""
     n = len(seconds)
-    kept = sorted(seconds)[n // 4 : n - n // 4]
+    kept = sorted(seconds)[n // 4 : n - n // 4] if n >= MANY else seconds
     mean = sum(kept) / len(kept)
     spread = math.sqrt(sum((x - mean) ** 2 for x in kept) / len(kept))
     return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, n)
