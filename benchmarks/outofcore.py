@@ -166,6 +166,7 @@ def compare(name: str, where: hs.Machine, device: str, share: float, repeat: int
 def limited(device: str, count: int, first: int = 0) -> dict[str, int]:
     """Random graphs under random limits: right values, or refused before the run with bytes."""
     found = {"right": 0, "of them with eviction": 0, "refused": 0}
+    here = hs.Machine.here()
     for seed in range(first, first + count):
         rng = random.Random(seed)
         graph, inputs = random_graph(rng, tasks=rng.choice([12, 30, 60]), loops=seed % 4 == 0, discrete=device == "emulated")
@@ -174,12 +175,13 @@ def limited(device: str, count: int, first: int = 0) -> dict[str, int]:
             while len(where.memories) < 2:
                 where = emulated.emulate(random_machine(rng, memory_limits=False))
         else:
-            where, only = hs.Machine.here(), device
+            where, only = here, device
         policy = rng.choice(["auto", "round_robin"]) if only is None else "auto"
-        free = hs.plan(graph, where, policy=policy, only=only)
+        costs = RooflineCosts(where)
+        free = hs.plan(graph, where, policy=policy, only=only, costs=costs)
         limits = {node: max(int(n * rng.uniform(0.1, 1.0)), 1) for node, n in free.arenas.items() if node != HOST or rng.random() < 0.3}
         try:
-            plan = hs.plan(graph, where, policy=policy, only=only, memory=limits)
+            plan = hs.plan(graph, where, policy=policy, only=only, memory=limits, costs=costs)
         except hs.OutOfMemoryError as error:
             if error.exit_code != 5 or "bytes" not in str(error):
                 raise
