@@ -52,8 +52,8 @@ class State(NamedTuple):
     order, place (its inverse), device, lane, start, finish, why (the task that this one waits for, -1: none): [n], the present plan; `start` is right
     only after a whole evaluation. old_lane, old_finish, old_why: [n], as they were after the last step that was taken. rest: [n], see `look_back`.
     path: [n], the tasks of a critical path. along, along_was: [n], scratch: what moves together with a task, and from where. best_order,
-    best_device: [n]. window, mark: [n], scratch of `drag`: the order as it was; 0 between steps. free, last:
-    [lanes], scratch. count: [random state, tasks on the path]. spans: [present makespan, best makespan].
+    best_device: [n]. window, mark: [n], scratch of `drag`: the order as it was; 0 between steps.
+    free, last: [lanes], scratch. count: [random state, tasks on the path]. spans: [present makespan, best makespan].
     """
 
     order: Any
