@@ -34,9 +34,15 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
     plan = program.plan
     spans: list[Span] = []
     attributed: list[int] = []
+    known: dict[tuple[int, int], tuple[Lane, ...]] = {}  # (step, lane number) -> the lanes it ran on
     for note in sorted(notes, key=lambda n: (n.start, n.finish, n.turn, n.step)):
         step = program.steps[note.step]
-        lanes = step.lanes if len(step.lanes) != 1 else (Lane(step.owner, note.lane, step.kind),)
+        lanes = known.get((note.step, note.lane))
+        if lanes is None:
+            lanes = known[note.step, note.lane] = step.lanes if len(step.lanes) != 1 else (Lane(step.owner, note.lane, step.kind),)
+        if len(step.spans) == 1 and not program.every:
+            spans.append(Span(lanes, _of_turn(plan.spans[step.spans[0]].command, note.turn), note.start, note.finish))
+            continue
         planned = [plan.spans[i] for i in step.spans]
         if program.every:
             planned = [s for s in planned if note.turn % _every(program, s.command) == 0]

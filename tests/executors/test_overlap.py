@@ -1,11 +1,13 @@
 """Overlap: lanes of one device at once, copies ahead of who reads them, and no wait of the host between commands of a device that need each other.
 
-Times are those of the devices' own modelled clocks. What must not wait is shown by kernels that end only when the host has handed over all that follows.
+Times are those of the devices' own modelled clocks. What must not wait is shown by a kernel that ends only when the host has handed over all that
+follows.
 """
 
 import sys
 import threading
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import fake_cupy
@@ -64,7 +66,7 @@ def test_streams_of_one_device_compute_at_once() -> None:
     first, second = by_lane.values()
     for spans in (first, second):
         assert len(spans) >= 6
-        assert all(a[1] <= b[0] + 1e-9 for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(spans))
     both = sum(max(0.0, min(b, d) - max(a, c)) for a, b in first for c, d in second)
     assert both > 0.5 * 6 * KERNEL_SECONDS
 
@@ -154,11 +156,11 @@ def test_dependent_commands_of_a_device_never_wait_for_the_host(lanes: int, monk
 
     monkeypatch.setattr(EmulatedEvent, "wait", wait)
     result = hs.run(plan, {"x": np.zeros(N, np.float32)})
-    l, r = np.float32(0), np.float32(1)
+    wanted = np.float32(0), np.float32(1)
     for _ in range(4):
-        l, r = l - r, l + r
-    assert (result["l"] == l).all()
-    assert (result["r"] == r).all()
+        wanted = wanted[0] - wanted[1], wanted[0] + wanted[1]
+    assert (result["l"] == wanted[0]).all()
+    assert (result["r"] == wanted[1]).all()
     assert len(handed) == expected
     assert blocked == []
 

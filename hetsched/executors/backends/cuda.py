@@ -27,8 +27,8 @@ from hetsched.machine import HOST, Device, Link, MemoryNode
 
 _MARK = "1"  # of the way in which speeds are measured
 _NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
-# Compute streams of a device, where the environment does not say (HETSCHED_CUDA_STREAMS): two kernels that each fill the device gain nothing by running
-# side by side, and a plan counts on full speed for both.
+# Compute streams of a device, where the environment does not say (HETSCHED_CUDA_STREAMS): two kernels that each fill the device gain nothing by
+# running side by side, and a plan counts on full speed for both.
 _STREAMS, _MOST_STREAMS = 1, 16
 # Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
 _SHARE = 0.9
