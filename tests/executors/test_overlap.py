@@ -1,6 +1,7 @@
-"""Overlap: lanes of one device at once, copies ahead of who reads them, and no wait of the host between dependent commands of a device.
+"""Overlap: lanes of one device at once, copies ahead of who reads them, and no wait of the host between dependent commands.
 
-Times are those of the devices' own modelled clocks. What must not wait is shown by kernels that end only when all that follows is handed over.
+Times are those of the devices' own modelled clocks. What must not wait is shown by a kernel that ends only when the host has handed over all that
+follows.
 """
 
 import sys
@@ -155,11 +156,11 @@ def test_dependent_commands_of_a_device_never_wait_for_the_host(lanes: int, monk
 
     monkeypatch.setattr(EmulatedEvent, "wait", wait)
     result = hs.run(plan, {"x": np.zeros(N, np.float32)})
-    left, right = np.float32(0), np.float32(1)
+    wanted = np.float32(0), np.float32(1)
     for _ in range(4):
-        left, right = left - right, left + right
-    assert (result["l"] == left).all()
-    assert (result["r"] == right).all()
+        wanted = wanted[0] - wanted[1], wanted[0] + wanted[1]
+    assert (result["l"] == wanted[0]).all()
+    assert (result["r"] == wanted[1]).all()
     assert len(handed) == expected
     assert blocked == []
 

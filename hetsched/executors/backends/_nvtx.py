@@ -1,7 +1,7 @@
 """Names for NVIDIA's profilers: what is handed to a CUDA stream is handed over inside an NVTX range that is named after its task.
 
 Nsight Systems shows ranges on the thread that hands over, and, projected, on the device's rows. The `nvtx` package is used where it is installed,
-else CuPy's own module. Where no profiler looks on a range costs less than 0.5 us ("NVTX C API Reference": without a tool a call does nothing).
+else CuPy's own module. Where no profiler looks on, calls of the C library do nothing ("NVTX C API Reference").
 """
 
 from __future__ import annotations
