@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -27,7 +28,7 @@ from hetsched.executors.losses import Losses
 from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
 from hetsched.executors.result import Result
-from hetsched.executors.sharing import WAKE_SECONDS
+from hetsched.executors.sharing import KINDS, WAKE_SECONDS
 from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, trace_of
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
@@ -86,7 +87,7 @@ class Active:
         self.began = 0.0
         self.notes: list[Note] = []
         self.busy: dict[str, float] = {}
-        self.loops: dict[int, Timeline] = {}
+        self.loops: dict[int, Callable[[], Timeline]] = {}  # loop task -> what makes its trace
         # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
         # under way.
         self.top: Active | None = None if around is None else around.active.top or self
@@ -126,9 +127,16 @@ class Active:
         """
         return self.base + step.start / self.stages + turn * (self.frame.plan.period or 0.0)
 
-    def trace(self) -> Timeline:
-        """What was measured, as a timeline."""
-        return trace_of(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
+    def traced(self, turns: int | None = None) -> Callable[[], Timeline]:
+        """What makes a timeline of what was measured (10 us a span), of `turns` turns; it holds no array."""
+        return partial(_trace, self.frame.program, self.notes, self.busy, self.walk.turns, self.loops, turns)
+
+
+def _trace(
+    program: Program, notes: Sequence[Note], busy: Mapping[str, float], all_turns: int, loops: Mapping[int, Callable[[], Timeline]], turns: int | None
+) -> Timeline:
+    trace = trace_of(program, notes, busy, all_turns, {task: make() for task, make in loops.items()})
+    return trace if turns is None else replace(trace, turns=turns)
 
 
 class Crew:
@@ -224,7 +232,7 @@ class Crew:
         frame = active.frame
         runner = relay.Relay(self, frame, self.new_thread)
         self.total = len(frame.program.steps)
-        lanes = [(kind, n) for kind in relay.KINDS for n in range(min(needed[kind], self.lanes[kind]))]
+        lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
             self.zero = perf_counter()
             runner.run(lanes)
@@ -645,7 +653,7 @@ class Crew:
         inner.frame.end_loop(frame, command.task, item.turn)
         with self.lock:
             if self.trace:
-                item.active.loops[command.task] = inner.trace()
+                item.active.loops[command.task] = inner.traced()
             for owner, seconds in inner.busy.items():
                 item.active.busy[owner] = item.active.busy.get(owner, 0.0) + seconds
         finish = perf_counter() - self.zero
@@ -750,14 +758,19 @@ def in_epochs(run_one: RunOne, plan: Timeline, inputs: Mapping[int, Any], replan
     """Run a plan to its end, or in epochs where there is a replanner."""
     if replanner is not None:
         return replace(run_epochs(run_one, plan, inputs, replanner), wall_seconds=perf_counter() - began)
-    outcome = run_one(plan, inputs)
-    return Result(outcome.outputs, outcome.trace, (plan,), perf_counter() - began, dict(outcome.failed), (outcome.trace,))
+    return _result(run_one(plan, inputs), plan, began)
 
 
 def run_crew(crew: Crew, frame: Frame, began: float) -> Result:
     """Run `frame` with `crew` to its end."""
-    outcome = end_of(crew, frame)
-    return Result(outcome.outputs, outcome.trace, (frame.plan,), perf_counter() - began, dict(outcome.failed), (outcome.trace,))
+    return _result(end_of(crew, frame), frame.plan, began)
+
+
+def _result(outcome: Outcome, plan: Timeline, began: float) -> Result:
+    result = Result.lazily(outcome.outputs, outcome.traced, plan, perf_counter() - began)
+    if outcome.failed:
+        result.__dict__["failed"] = outcome.failed
+    return result
 
 
 def end_of(crew: Crew, frame: Frame) -> Outcome:
@@ -768,12 +781,12 @@ def end_of(crew: Crew, frame: Frame) -> Outcome:
         loops = {}
         for task, inner in crew.loops.items():
             loops[task] = (inner.frame, inner.walk.oldest)
-            active.loops[task] = replace(inner.trace(), turns=inner.walk.oldest)
+            active.loops[task] = inner.traced(inner.walk.oldest)
             for owner, seconds in inner.busy.items():
                 active.busy[owner] = active.busy.get(owner, 0.0) + seconds
-        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.trace()))
+        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.traced()()))
     if crew.failed:
         values = frame.results([name for name, value in plan.graph.outputs.items() if not crew.losses.has(value)])
     else:
         values = frame.results()
-    return Outcome(values, active.trace(), dict(crew.failed))
+    return Outcome(values, active.traced(), dict(crew.failed))
