@@ -752,14 +752,19 @@ def in_epochs(run_one: RunOne, plan: Timeline, inputs: Mapping[int, Any], replan
     """Run a plan to its end, or in epochs where there is a replanner."""
     if replanner is not None:
         return replace(run_epochs(run_one, plan, inputs, replanner), wall_seconds=perf_counter() - began)
-    outcome = run_one(plan, inputs)
-    return Result(outcome.outputs, outcome.trace, (plan,), perf_counter() - began, dict(outcome.failed), (outcome.trace,))
+    return _result(run_one(plan, inputs), plan, began)
 
 
 def run_crew(crew: Crew, frame: Frame, began: float) -> Result:
     """Run `frame` with `crew` to its end."""
-    outcome = end_of(crew, frame)
-    return Result(outcome.outputs, outcome.trace, (frame.plan,), perf_counter() - began, dict(outcome.failed), (outcome.trace,))
+    return _result(end_of(crew, frame), frame.plan, began)
+
+
+def _result(outcome: Outcome, plan: Timeline, began: float) -> Result:
+    result = Result.lazily(outcome.outputs, outcome.traced, plan, perf_counter() - began)
+    if outcome.failed:
+        result.__dict__["failed"] = outcome.failed
+    return result
 
 
 def end_of(crew: Crew, frame: Frame) -> Outcome:
@@ -778,4 +783,4 @@ def end_of(crew: Crew, frame: Frame) -> Outcome:
         values = frame.results([name for name, value in plan.graph.outputs.items() if not crew.losses.has(value)])
     else:
         values = frame.results()
-    return Outcome(values, active.noted().trace(), dict(crew.failed))
+    return Outcome(values, active.noted().trace, dict(crew.failed))
