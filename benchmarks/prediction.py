@@ -6,7 +6,8 @@ Each graph (random, of ops of at least 100 us) and each pipeline of pipelines/ i
 the calibration and nothing else at first; each run teaches the next. Beside it the run-to-run spread of the same plan is measured. With --pairs
 several placements of each graph (devices alone, policies) are planned and run, and every pair that differs by more than 20 % is compared.
 
-A graph during whose runs other processes took the cores (`hetsched.executors.crowding`) is begun anew, with the costs known before it.
+A graph during whose runs other processes took the cores (`hetsched.executors.crowding`) is begun anew, with the costs
+known before it, and left out where that happens again and again; `--missing` tries those later.
 
 It may be run in parts (`--part 1/4`, or `--only digits_mlp.yaml,random`): with --save rows of the same devices are put beside those of other parts in
 results/prediction.json, and the summary is that of all; `--fresh` begins anew.
@@ -165,6 +166,7 @@ def main() -> int:
     parser.add_argument("--pairs", action="store_true", help="compare placements too")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further graph after so long")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/prediction.json")
+    parser.add_argument("--missing", action="store_true", help="only rows that results/prediction.json lacks")
     parser.add_argument("--fresh", action="store_true", help="with --save: leave out what other parts have found")
     args = parser.parse_args()
 
@@ -184,6 +186,12 @@ def main() -> int:
     names = names[number - 1 :: parts]
     if args.only:
         names = [n for n in names if n.startswith(tuple(args.only.split(",")))]
+    place = ROOT / "benchmarks" / "results" / "prediction.json"
+    found = json.loads(place.read_text()) if place.exists() and not args.fresh else {"devices": [], "rows": []}
+    kept = [Row(*r) for r in found["rows"]] if found["devices"] == used else []
+    if args.missing:
+        there = {r.name for r in kept if r.pairs or not args.pairs or r.name.endswith(".yaml")}
+        names = [n for n in names if n not in there]
     rows: list[Row] = []
     begun = time.perf_counter()
     try:
@@ -191,26 +199,23 @@ def main() -> int:
             if time.perf_counter() - begun > args.seconds:
                 break
             if name.endswith(".yaml"):
-                found = undisturbed(lambda name=name: pipeline_row(ROOT / "pipelines" / name, args.device))
+                row = undisturbed(lambda name=name: pipeline_row(ROOT / "pipelines" / name, args.device))
             else:
                 graph, inputs = random_graph(random.Random(args.seed * 1000 + int(name.split()[1])), args.tasks)
-                found = undisturbed(lambda n=name, g=graph, i=inputs: three_runs(n, lambda: g, i, args.device))
-                if found is not None and args.pairs:
+                row = undisturbed(lambda n=name, g=graph, i=inputs: three_runs(n, lambda: g, i, args.device))
+                if row is not None and args.pairs:
                     pairs = undisturbed(lambda g=graph, i=inputs: placements(g, i, args.device))
-                    found = found._replace(pairs=pairs or [])
-            if found is None:
+                    row = row._replace(pairs=pairs or [])
+            if row is None:
                 print(f"{name}: other processes had the cores in each of {TRIES} tries; left out", flush=True)
                 continue
-            rows.append(found)
+            rows.append(row)
             tell(rows[-1])
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    place = ROOT / "benchmarks" / "results" / "prediction.json"
-    if args.save and not args.fresh and place.exists():
-        kept = json.loads(place.read_text())
-        if kept["devices"] == used:
-            mine = {r.name for r in rows}
-            rows = [*(Row(*r) for r in kept["rows"] if r[0] not in mine), *rows]
+    if args.save:
+        mine = {r.name for r in rows}
+        rows = [*(r for r in kept if r.name not in mine), *rows]
     record = {"devices": used, **summary(rows)}
     print(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=2))
     if args.save:
