@@ -58,9 +58,11 @@ class PinnedPool:
             free = self._free.get(size)
             if free:
                 return free.pop()
-            buffer = cl.Buffer(self._context, cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR, size)
-            both = cl.map_flags.READ | cl.map_flags.WRITE
-            array, _ = cl.enqueue_map_buffer(self._queue, buffer, both, 0, (size,), np.uint8, is_blocking=True)
+            flags: Any = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
+            both: Any = cl.map_flags.READ | cl.map_flags.WRITE
+            buffer = cl.Buffer(self._context, flags, size)
+            mapped: Any = cl.enqueue_map_buffer(self._queue, buffer, both, 0, (size,), np.dtype(np.uint8), is_blocking=True)
+            array, _ = mapped
             block = Block(array, buffer)
             self._all.append(block)
             return block
