@@ -42,7 +42,15 @@ def test_devices_that_share_the_hosts_memory_copy_at_once(monkeypatch: pytest.Mo
     class Shared:
         host_unified_memory = True
 
+    class Silent:
+        type = cl.device_type.GPU
+
+        @property
+        def host_unified_memory(self) -> bool:
+            raise cl.LogicError("clGetDeviceInfo", cl.status_code.INVALID_VALUE, "")
+
     monkeypatch.delenv("HETSCHED_OPENCL_STAGING", raising=False)
+    assert wants_staging(Silent())
     assert wants_staging(Discrete)
     assert not wants_staging(Shared)
     for text, wanted in (("1", True), ("0", False)):

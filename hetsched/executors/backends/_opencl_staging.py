@@ -23,10 +23,18 @@ _LEAST_NBYTES = 64 << 10
 _SETTING = "HETSCHED_OPENCL_STAGING"
 
 
+def shares_memory(device: Any) -> bool:
+    """True for a device whose memory is the host's. OpenCL 2.0 deprecates the question; where a driver does not answer, a processor's is."""
+    try:
+        return bool(device.host_unified_memory)
+    except cl.Error:
+        return bool(device.type & cl.device_type.CPU)
+
+
 def wants_staging(device: Any) -> bool:
     """True for a device that does not share the host's memory; `HETSCHED_OPENCL_STAGING` (1 or 0) says otherwise."""
     asked = os.environ.get(_SETTING, "").strip().lower()
-    return asked in ("1", "true", "yes", "on") if asked else not device.host_unified_memory
+    return asked in ("1", "true", "yes", "on") if asked else not shares_memory(device)
 
 
 class Block(NamedTuple):
