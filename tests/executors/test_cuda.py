@@ -362,6 +362,23 @@ def test_an_arena_that_cannot_be_had_names_the_bytes(fake):
         opened(fake, 1 << 40)
 
 
+def test_what_cupys_pool_keeps_is_given_back_for_an_arena(fake, monkeypatch):
+    import cupy
+
+    kept, plain = [1], cupy.cuda.Memory
+
+    def memory(size):
+        if kept:
+            raise fake_cupy.CUDARuntimeError(2)
+        return plain(size)
+
+    monkeypatch.setattr(cupy.cuda, "Memory", memory)
+    monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: type("Pool", (), {"free_all_blocks": lambda self: kept.clear()})())
+    device = opened(fake)
+    assert device.memory is not None
+    device.close()
+
+
 def test_speeds_are_measured_by_running(fake):
     """On a CuPy of NumPy: what is measured is this machine, but it is measured, and gives every figure that a machine needs."""
     speeds = cuda.measure(0, 32, 1 << 20)

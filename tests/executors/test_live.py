@@ -17,6 +17,7 @@ from hetsched.executors.backends.emulated import EmulatedDevice, EmulatedStream,
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op, Work
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
+from hetsched.report.summary import transfers
 from hetsched.testing.graphs import random_graph, random_machine
 from hetsched.testing.reference import interpret
 from hetsched.testing.runs import run_problems, value_problems
@@ -76,7 +77,9 @@ def test_copies_go_on_beside_the_kernels() -> None:
     assert all(len(spans) == turns for spans in lanes.values())
     kernels = [(s.start, s.finish) for s in trace.launches]
     hidden = sum(max(0.0, min(s.finish, b) - max(s.start, a)) for s in trace.copies for a, b in kernels)
-    assert hidden > 0.7 * sum(s.finish - s.start for s in trace.copies)
+    copied = sum(s.finish - s.start for s in trace.copies)
+    assert hidden > 0.7 * copied
+    assert transfers(result.trace).hidden_fraction == pytest.approx(hidden / copied, rel=0.05)
 
 
 def test_a_loop_whose_first_lane_is_that_of_a_copy_engine() -> None:

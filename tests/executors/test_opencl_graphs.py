@@ -87,8 +87,9 @@ def test_the_loss_after_the_first_epoch_is_that_of_the_cpu(shipped: Path, name: 
         assert abs(result["metrics/accuracy"] - wanted["metrics/accuracy"]) < 0.01
 
 
-def test_tasks_that_are_put_on_two_devices_have_the_loss_of_the_cpu(shipped: Path) -> None:
-    path = shipped / "digits_mlp.yaml"
+@pytest.mark.parametrize(("name", "limit"), [("digits_mlp", 1e-4), ("digits_cnn", 1e-3)])
+def test_tasks_that_are_put_on_two_devices_have_the_loss_of_the_cpu(shipped: Path, name: str, limit: float) -> None:
+    path = shipped / f"{name}.yaml"
     wanted, _ = results(path, "cpu", epochs=1)
     text = path.read_text()
     path.write_text(text.replace("op: nn.train", "op: nn.train\n    device: opencl").replace("evaluate: {op", "evaluate: {device: cpu, op"))
@@ -96,7 +97,7 @@ def test_tasks_that_are_put_on_two_devices_have_the_loss_of_the_cpu(shipped: Pat
     bodies = [{lane.owner for lane in body.lanes if lane.kind == "compute"} for body in plan.loops.values()]
     assert {"cpu"} in bodies
     assert {"opencl:0"} in bodies
-    assert abs(found["metrics/loss"] - wanted["metrics/loss"]) < 1e-4
+    assert abs(found["metrics/loss"] - wanted["metrics/loss"]) < limit
 
 
 def test_every_other_shipped_pipeline_runs_on_the_device(shipped: Path) -> None:

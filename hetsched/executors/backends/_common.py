@@ -32,6 +32,66 @@ def inside(offset: int, shape: tuple[int, ...], dtype: Any, arena_nbytes: int) -
     return kind
 
 
+class Landing:
+    """Bytes on their way to the host: pinned memory that is copied to `target` once, when `wait` returns. release: what is called after it."""
+
+    def __init__(self, target: Any, pinned: Any, wait: Callable[[], object], release: Callable[[], object] | None = None) -> None:
+        self.start, self.end = range_of(target)
+        self.wait = wait
+        self._target, self._pinned, self._release = target, pinned, release
+        self._lock = threading.Lock()
+
+    @property
+    def has_landed(self) -> bool:
+        """True once the bytes are where they belong."""
+        return self._pinned is None
+
+    def land(self) -> None:
+        """Put the bytes to where they belong; they have reached the host."""
+        with self._lock:
+            if self._pinned is not None:
+                np.copyto(self._target, self._pinned)
+                self._target = self._pinned = None
+                if self._release is not None:
+                    self._release()
+
+
+class Landings:
+    """What is on its way to the host from one device. An upload of such bytes, or a second download to their place, has to wait for them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._expected: list[Landing] = []
+
+    def expect(self, landing: Landing) -> None:
+        """Note what a download is to bring."""
+        with self._lock:
+            self._expected.append(landing)
+
+    def settle(self, host: Any) -> None:
+        """Wait for downloads that are to land in the bytes of a host array, and forget those that have landed."""
+        if not self._expected:
+            return
+        start, end = range_of(host)
+        with self._lock:
+            waiting = [x for x in self._expected if x.start < end and start < x.end]
+            self._expected = [x for x in self._expected if x not in waiting and not x.has_landed]
+        for landing in waiting:
+            landing.wait()
+            landing.land()
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._expected.clear()
+
+
+def range_of(array: Any) -> tuple[int, int]:
+    """Addresses from the first byte of a host array to behind its last."""
+    low, high = np.lib.array_utils.byte_bounds(array) if hasattr(np.lib, "array_utils") else np.byte_bounds(array)  # type: ignore[attr-defined]
+    return int(low), int(high)
+
+
 class Watcher:
     """A thread that waits for one thing after the other, in the order given, and calls back after each. It starts at the first."""
 

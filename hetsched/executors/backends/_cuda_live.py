@@ -30,7 +30,7 @@ import cupy
 import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
-from hetsched.executors.backends._common import Watcher, alike, inside
+from hetsched.executors.backends._common import Landing, Landings, Watcher, alike, inside
 from hetsched.executors.backends._nvtx import find as find_ranges
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
@@ -76,22 +76,6 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"<{self.dtype}{list(self.shape)} of {self.live.name}>"
-
-
-class Landing:
-    """Bytes on their way to the host: pinned memory that is copied to `target` once, when `event` has been reached."""
-
-    def __init__(self, target: Any, pinned: Any, event: Any) -> None:
-        self.start, self.end = _range_of(target)
-        self._target, self._pinned, self.event = target, pinned, event
-        self._lock = threading.Lock()
-
-    def land(self) -> None:
-        """Put the bytes to where they belong; the event has been reached."""
-        with self._lock:
-            if self._pinned is not None:
-                np.copyto(self._target, self._pinned)
-                self._target = self._pinned = None
 
 
 class Event:
@@ -258,7 +242,7 @@ class Stream:
         """Enqueue a copy from the host. `src` has been read when this returns."""
         if not alike(src, dst):
             return
-        self.live.settle(src)
+        self._settle(src)
         host = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
         self._do("an upload", lambda: self._upload(host, dst.pointer))
 
@@ -281,14 +265,14 @@ class Stream:
         """Enqueue a copy to the host. Its bytes are in `dst` when an event behind it has been waited for."""
         if not alike(src, dst):
             return
-        self.live.settle(dst)
+        self._settle(dst)
         pinned = pinned_bytes(src.nbytes)
         self._do("a download", lambda: self._copy(address(pinned), src.pointer, src.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
         self._holding.append(pinned)
         arrived = self._event(timing=False)
-        landing = Landing(dst, pinned.view(src.dtype).reshape(src.shape), arrived)
+        landing = Landing(dst, pinned.view(src.dtype).reshape(src.shape), arrived.synchronize)
         self._landings.append(landing)
-        self.live.expect(landing)
+        self.live.on_their_way.expect(landing)
 
     def copy(self, src: DeviceArray, dst: DeviceArray) -> None:
         """Enqueue: the bytes of `src` to `dst`, of the same number of bytes; between devices by the peer path, where they have one."""
@@ -333,6 +317,12 @@ class Stream:
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
 
+    def _settle(self, host: Any) -> None:
+        try:
+            self.live.on_their_way.settle(host)
+        except Exception as error:
+            raise self.live.refusal("a download", error) from error
+
     def _begin(self) -> None:
         """Mark the start of what the next record's span covers: behind what the stream waits for."""
         if self._first is None:
@@ -373,19 +363,18 @@ class LiveDevice:
         self.ranges = find_ranges()
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
-        self._on_their_way: list[Landing] = []
+        self.on_their_way = Landings()
         try:
             with self.device:
                 free, total = cupy.cuda.runtime.memGetInfo()
                 if nbytes > total:  # the driver would say no more than "out of memory"
                     raise OutOfMemoryError(_no_room(name, nbytes, free, total))
-                self.memory: Any = cupy.cuda.Memory(max(nbytes, 256))
+                self.memory: Any = _allocated(max(nbytes, 256))
                 self._clock_stream = cupy.cuda.Stream(non_blocking=True)
         except OutOfMemoryError:
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                cupy.get_default_memory_pool().free_all_blocks()
                 raise OutOfMemoryError(_no_room(name, nbytes, free, total)) from error
             raise self.refusal("it cannot be opened", error) from error
         self._anchor: tuple[Any, float] = (None, 0.0)
@@ -407,28 +396,6 @@ class LiveDevice:
         with self._lock:
             self._streams.append(stream)
         return stream
-
-    # Bytes on their way to the host ---------------------------------------------------------------------------------------------
-
-    def expect(self, landing: Landing) -> None:
-        """Note what a download is to bring."""
-        with self._lock:
-            self._on_their_way.append(landing)
-
-    def settle(self, host: Any) -> None:
-        """Wait for downloads that are to land in the bytes of a host array, and forget those that have landed."""
-        if not self._on_their_way:
-            return
-        start, end = _range_of(host)
-        with self._lock:
-            waiting = [x for x in self._on_their_way if x.start < end and start < x.end]
-            self._on_their_way = [x for x in self._on_their_way if x not in waiting and x._pinned is not None]
-        for landing in waiting:
-            try:
-                landing.event.synchronize()
-            except Exception as error:
-                raise self.refusal("a download", error) from error
-            landing.land()
 
     # Clock ----------------------------------------------------------------------------------------------------------------------
 
@@ -483,11 +450,22 @@ class LiveDevice:
         for stream in self._streams:
             stream.close()
         self._streams.clear()
-        self._on_their_way.clear()
+        self.on_their_way.clear()
         self.memory = None
 
     def __repr__(self) -> str:
         return f"<LiveDevice {self.name}: arena of {self.nbytes} bytes, {len(self._streams)} streams>"
+
+
+def _allocated(nbytes: int) -> Any:
+    """Memory of the current device; where there is no room, once more without what CuPy's pool keeps of it for later."""
+    try:
+        return cupy.cuda.Memory(nbytes)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        cupy.get_default_memory_pool().free_all_blocks()
+        return cupy.cuda.Memory(nbytes)
 
 
 def _no_room(name: str, nbytes: int, free: int, total: int) -> str:
@@ -519,9 +497,3 @@ def pinned_bytes(nbytes: int) -> Any:
 def address(array: Any) -> int:
     """The address of a NumPy array's first byte."""
     return int(array.__array_interface__["data"][0])
-
-
-def _range_of(array: Any) -> tuple[int, int]:
-    """Addresses from the first byte of a host array to behind its last."""
-    low, high = np.lib.array_utils.byte_bounds(array) if hasattr(np.lib, "array_utils") else np.byte_bounds(array)  # type: ignore[attr-defined]
-    return int(low), int(high)

@@ -21,8 +21,9 @@ import numpy as np
 import pyopencl as cl
 
 from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
-from hetsched.executors.backends._common import alike
+from hetsched.executors.backends._common import Landing, Landings, alike
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
+from hetsched.executors.backends._opencl_staging import CHUNK_NBYTES, MOST_CHUNKS, Block, PinnedPool, wants_staging
 from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows
 
 _QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
@@ -83,9 +84,10 @@ class DeviceArray:
 class Event:
     """The mark that everything handed to a stream before it has been done."""
 
-    __slots__ = ("_asked", "_before", "_first", "_first_live", "last", "stream")
+    __slots__ = ("_asked", "_before", "_first", "_first_live", "_landings", "last", "stream")
 
-    def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, before: Any = None) -> None:
+    def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, before: Any = None, landings: Sequence[Landing] = ()) -> None:
+        self._landings = landings
         self._asked = perf_counter()
         self.stream = stream
         self.last = last
@@ -99,6 +101,8 @@ class Event:
             self.last.wait()
         except cl.Error as error:
             raise self.stream.refusal("a command failed", error) from error
+        for landing in self._landings:
+            landing.land()
 
     def done(self) -> bool:
         """True if it has been reached, or the work has failed."""
@@ -124,6 +128,8 @@ class Event:
     def on_done(self, callback: Callable[[], object]) -> None:
         """Call `callback()` once when it has been done or has failed: at once, or from another thread, which it must not hold up."""
         if self.done():
+            with suppress(Exception):  # `span` tells
+                self.wait()
             callback()
         else:
             self.stream.watch(self, callback)
@@ -183,6 +189,9 @@ class Stream:
         self._recorded: Any = None  # the last one at the last record
         # Events that hold host arrays: dropping one blocks until it is done.
         self._held: deque[Any] = deque()
+        # Through pinned memory: what uploads have taken, and the event behind each; what downloads since the last record are to bring.
+        self._staged: deque[tuple[Any, Block]] = deque()
+        self._landings: list[Landing] = []
         self._watched: queue.SimpleQueue[tuple[Event, Callable[[], object]] | None] = queue.SimpleQueue()
         self._watcher: threading.Thread | None = None
 
@@ -292,15 +301,30 @@ class Stream:
         """Enqueue a copy from the host. `src` must not be written until it is done."""
         if not alike(src, dst):
             return
+        if self.live.pinned is not None:
+            self._upload_staged(self.live.pinned, src, dst)
+        else:
+            self._upload(src, dst)
+
+    def _upload(self, src: Any, dst: DeviceArray) -> None:
         host = src if src.flags.c_contiguous else src.copy(order="C")
         self._command(
             "an upload", lambda waits: cl.enqueue_copy(self.queue, dst.buffer, host, dst_offset=dst.offset, is_blocking=False, wait_for=waits), True
         )
 
     def download(self, src: DeviceArray, dst: Any) -> None:
-        """Enqueue a copy to the host, into a writable array. Where it is not contiguous, it is written here and now."""
+        """Enqueue a copy to the host, into a writable array; its bytes are there when an event behind it has been waited for. Where it is not
+        contiguous, it is written here and now."""
         if not alike(src, dst):
             return
+        if self.live.pinned is not None:
+            self._settle(dst)
+            if dst.flags.c_contiguous:
+                self._download_staged(self.live.pinned, src, dst)
+                return
+        self._download(src, dst)
+
+    def _download(self, src: DeviceArray, dst: Any) -> None:
         host = dst if dst.flags.c_contiguous else np.empty(dst.shape, dst.dtype)
         self._command(
             "a download", lambda waits: cl.enqueue_copy(self.queue, host, src.buffer, src_offset=src.offset, is_blocking=False, wait_for=waits), True
@@ -308,6 +332,50 @@ class Stream:
         if host is not dst:
             Event(self, self._last, self.live, self._last).wait()
             np.copyto(dst, host)
+
+    def _upload_staged(self, pool: PinnedPool, src: Any, dst: DeviceArray) -> None:
+        """Through pinned memory: the host's bytes have been read when this returns."""
+        self._settle(src)
+        host = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
+        mine: deque[tuple[Any, Block]] = deque()
+        for start in range(0, host.size, CHUNK_NBYTES):
+            part = host[start : start + CHUNK_NBYTES]
+            if len(mine) < MOST_CHUNKS:
+                block = self._block(pool, part.size)
+            else:
+                event, block = mine.popleft()
+                event.wait()
+            np.copyto(block.bytes[: part.size], part)
+            where = {"dst_offset": dst.offset + start, "is_blocking": False}
+            self._command("an upload", lambda waits: cl.enqueue_copy(self.queue, dst.buffer, block.bytes[: part.size], wait_for=waits, **where))  # noqa: B023
+            mine.append((self._last, block))
+        self._staged += mine
+
+    def _download_staged(self, pool: PinnedPool, src: DeviceArray, dst: Any) -> None:
+        """Into pinned memory, and from there to `dst` when it is done."""
+        target = dst.reshape(-1).view(np.uint8)
+        for start in range(0, src.nbytes, CHUNK_NBYTES):
+            part = target[start : start + CHUNK_NBYTES]
+            block = self._block(pool, part.size)
+            where = {"src_offset": src.offset + start, "is_blocking": False}
+            self._command("a download", lambda waits: cl.enqueue_copy(self.queue, block.bytes[: part.size], src.buffer, wait_for=waits, **where))  # noqa: B023
+            landing = Landing(part, block.bytes[: part.size], self._last.wait, partial(pool.give, block))
+            self._landings.append(landing)
+            self.live.on_their_way.expect(landing)
+        self.queue.flush()
+
+    def _block(self, pool: PinnedPool, nbytes: int) -> Block:
+        try:
+            return pool.take(nbytes)
+        except cl.Error as error:
+            raise self.refusal("pinned memory", error) from error
+
+    def _settle(self, host: Any) -> None:
+        """Wait for bytes of `host` that downloads are still to bring."""
+        try:
+            self.live.on_their_way.settle(host)
+        except cl.Error as error:
+            raise self.refusal("a download", error) from error
 
     def copy(self, src: DeviceArray, dst: DeviceArray) -> None:
         """Enqueue: the bytes of `src` to `dst`, of the same number of bytes; from another OpenCL device they go through the host."""
@@ -326,13 +394,15 @@ class Stream:
         if self._last is None or self._waits:
             self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
         first, live = self._first or (None, self.live)
-        event = Event(self, first, live, self._last, None if live is self.live else self._recorded)
-        self._first = None
+        event = Event(self, first, live, self._last, None if live is self.live else self._recorded, self._landings)
+        self._first, self._landings = None, []
         self._recorded = self._last
         self.queue.flush()
         held = self._held
         while held and held[0].command_execution_status <= 0:
             held.popleft()
+        while self._staged and self._staged[0][0].command_execution_status <= 0:
+            self.live.pinned.give(self._staged.popleft()[1])  # type: ignore[union-attr]
         return event
 
     def close(self) -> None:
@@ -343,7 +413,11 @@ class Stream:
             self._watched.put(None)
             self._watcher.join()
             self._watcher = None
+        for landing in self._landings:
+            landing.land()
+        self._landings = []
         self._held.clear()
+        self._staged.clear()
         self._waits.clear()
         self._kernels.clear()
         self._launches.clear()
@@ -396,7 +470,7 @@ class Stream:
         """See `hetsched.graph.op.OpenCL.fetch`."""
         out = np.empty(array.shape, array.dtype)
         if array.nbytes:
-            self.download(array, out)
+            self._download(array, out)
             Event(self, self._last, self.live, self._last).wait()
         return out
 
@@ -417,8 +491,8 @@ class Stream:
     def _watch(self) -> None:
         while (message := self._watched.get()) is not None:
             event, callback = message
-            with suppress(cl.Error):  # `Event.span` tells
-                event.last.wait()
+            with suppress(Exception):  # `Event.span` tells
+                event.wait()
             callback()
             del event, callback, message
 
@@ -473,7 +547,7 @@ class Stream:
         whole = DeviceArray(src.live, src.buffer, src.offset, (src.nbytes,), np.uint8)
         with src.live.bridging:
             there = src.live.bridge()
-            there.download(whole, staged)
+            there._download(whole, staged)
             fetched = there.record()
 
         def hand_over() -> None:
@@ -483,7 +557,7 @@ class Stream:
         if self._first is None and not self._waits and fetched._first is not None:
             self._first = (fetched._first, src.live)
         self._waits.append(arrived)
-        self.upload(staged, DeviceArray(self.live, dst.buffer, dst.offset, (dst.nbytes,), np.uint8))
+        self._upload(staged, DeviceArray(self.live, dst.buffer, dst.offset, (dst.nbytes,), np.uint8))
         self.queue.flush()
         fetched.on_done(hand_over)
 
@@ -506,6 +580,8 @@ class LiveDevice:
         self._lock = threading.Lock()
         self.bridging = threading.Lock()
         self._clock_queue = cl.CommandQueue(self.context, self.device, cl.command_queue_properties.PROFILING_ENABLE)
+        self.pinned = PinnedPool(self.context, cl.CommandQueue(self.context, self.device)) if wants_staging(self.device) else None
+        self.on_their_way = Landings()
         self.clock_offset = 0.0
         self._clock_taken = 0.0
         try:
@@ -574,6 +650,9 @@ class LiveDevice:
         self._streams.clear()
         self._bridge = None
         self._clock_queue.finish()
+        self.on_their_way.clear()
+        if self.pinned is not None:
+            self.pinned.close()
         self.arena.release()
 
     def __repr__(self) -> str:

@@ -224,6 +224,8 @@ def _capacity(device: Any) -> int:
 def _described(i: int, usable: Usable, cores_here: int) -> Device:
     import pyopencl as cl
 
+    from hetsched.executors.backends._opencl_staging import shares_memory
+
     device, speeds = usable.device, usable.speeds
     kind = device.type
     hardware = "gpu" if kind & cl.device_type.GPU else "cpu" if kind & cl.device_type.CPU else "accelerator"
@@ -240,7 +242,7 @@ def _described(i: int, usable: Usable, cores_here: int) -> Device:
         bytes_per_second=speeds["bytes"],
         launch_seconds=speeds["launch"],
         uses={"cores": float(min(cores_here, device.max_compute_units))} if hardware == "cpu" else {},
-        unified=bool(device.host_unified_memory),
+        unified=shares_memory(device),
         fingerprint=_fingerprint(device, cores_here),
     )
 
