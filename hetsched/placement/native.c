@@ -495,3 +495,71 @@ void hs_ready(int64_t n, const int64_t *succ_starts, const int64_t *succs, int64
             if (!--waiting[succs[k]]) push(heap, size++, rank, succs[k]);
     }
 }
+
+/* Periods of loops ------------------------------------------------------------------------------------------------------------------ */
+
+/* Raises `start` to the least starts that keep every arc at `period`, as `periodic_modulo.relax` does. Arcs of op u: `arc_starts[u]` to
+   `arc_starts[u + 1]`, to the op `arc_to`, `arc_turns` turns later, after `work` of the arc, or after `seconds` of u where there is none; then, where
+   `next` is given, one to next[u] (-1: none) `step[u]` turns later. A pass goes by `order`, or by the number of the ops. Returns how many ops are on
+   the cycle that makes it impossible, 0 where there is none, -1 without memory. The cycle: its ops in the order of the arcs, and of the arc by which
+   each is reached its number (count of all arcs and more: that of `next`) and its turns. */
+int64_t hs_circle(int64_t count, const int64_t *order, const int64_t *seconds, const int64_t *arc_starts, const int64_t *arc_to, const int64_t *arc_turns,
+                  const int64_t *work, const int64_t *next, const int64_t *step, int64_t period, int64_t *start, int64_t *cycle, int64_t *through,
+                  int64_t *turns) {
+    int64_t *parent = malloc(3 * count * sizeof(int64_t));
+    if (!parent) return -1;
+    int64_t *by = parent + count, *seen = by + count, found = 0;
+    char *dirty = malloc(count);
+    if (!dirty) {
+        free(parent);
+        return -1;
+    }
+    memset(dirty, 1, count);
+    for (int64_t u = 0; u < count; u++) parent[u] = -1;
+    for (int64_t passes = 0; !found; passes++) {
+        int moved = 0;
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t u = order ? order[i] : i;
+            if (!dirty[u]) continue;
+            dirty[u] = 0;
+            const int64_t begin = start[u], stop = arc_starts[u + 1], more = next && next[u] >= 0;
+            for (int64_t k = arc_starts[u]; k < stop + more; k++) {
+                const int64_t v = k < stop ? arc_to[k] : next[u], later = k < stop ? arc_turns[k] : step[u];
+                const int64_t at = begin + (work ? work[k] : seconds[u]) - later * period;
+                if (at > start[v]) {
+                    start[v] = at;
+                    parent[v] = u;
+                    by[v] = k < stop ? k : arc_starts[count] + u;
+                    dirty[v] = 1;
+                    moved = 1;
+                }
+            }
+        }
+        if (!moved) break;
+        if (passes < 1) continue;
+        for (int64_t u = 0; u < count; u++) seen[u] = 0;
+        for (int64_t s = 0; s < count && !found; s++) {
+            int64_t x = s;
+            while (x >= 0 && !seen[x]) {
+                seen[x] = s + 1;
+                x = parent[x];
+            }
+            if (x < 0 || seen[x] != s + 1) continue;
+            int64_t y = x;
+            do {
+                found++;
+                y = parent[y];
+            } while (y != x);
+            for (int64_t i = found - 1; i >= 0; i--) {
+                const int64_t arc = by[y];
+                cycle[i] = y;
+                through[i] = arc;
+                turns[i] = arc < arc_starts[count] ? arc_turns[arc] : step[arc - arc_starts[count]];
+                y = parent[y];
+            }
+        }
+    }
+    free(dirty);
+    free(parent);
+    return found;
+}
