@@ -1,4 +1,4 @@
-"""Overlap: lanes of one device at once, copies ahead of who reads them, and no wait of the host between commands of a device that need each other.
+"""Overlap: lanes of one device at once, copies ahead of who reads them, and no wait of the host between dependent commands.
 
 Times are those of the devices' own modelled clocks. What must not wait is shown by a kernel that ends only when the host has handed over all that
 follows.

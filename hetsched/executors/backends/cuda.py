@@ -126,7 +126,18 @@ def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
         bytes_per_second=speeds["bytes"],
         launch_seconds=speeds["launch"],
         unified=bool(properties.get("integrated", 0)),
+        fingerprint=_fingerprint(properties),
     )
+
+
+def _fingerprint(properties: Any) -> str:
+    """What measured costs are kept under: the device and what runs it, not its number, so that equal devices share what is learned."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    about = [properties.get(key) for key in ("name", "major", "minor", "totalGlobalMem", "multiProcessorCount", "clockRate")]
+    mark = f"{about}|{runtime.driverGetVersion()}|{runtime.runtimeGetVersion()}|{cupy.__version__}"
+    return hashlib.sha256(mark.encode()).hexdigest()[:16]
 
 
 def links_of(i: int, speeds: dict[str, float]) -> list[Link]:

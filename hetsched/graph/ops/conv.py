@@ -424,7 +424,7 @@ def _workspace_forward(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a:
 
 def _workspace_grad_weight(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
     x, dy, dw = _spec(inputs[0]), _spec(inputs[1]), _spec(outputs[0])
-    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), _cl_conv.grad_weight_nbytes(dy.bounds, dw.bounds, a["groups"], x.dtype))
+    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), _cl_conv.grad_weight_nbytes(x.bounds, dy.bounds, dw.bounds, a["groups"], x.dtype))
 
 
 def _workspace_grad_input(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
