@@ -255,7 +255,8 @@ class DeviceDriver:
     def _hand_over(self, active: Active, step: Step, turn: int, stream: Stream) -> tuple[Event, Mapping[int, Event]]:
         """Enqueue a step: the event behind it, and those behind its launches where they are timed one by one."""
         doer = StreamDoer(stream, self.bridges)
-        if len(step.spans) == 1 or turn >= TIMED_TURNS or not getattr(stream, "is_timed", False):
+        assert self.crew is not None
+        if len(step.spans) == 1 or turn >= TIMED_TURNS or not self.crew.trace or not getattr(stream, "is_timed", False):
             active.frame.issue(step.index, turn, doer)
             return stream.record(), {}
         marks: dict[int, Event] = {}

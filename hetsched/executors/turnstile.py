@@ -29,6 +29,11 @@ class Turnstile:
         self._closed = False  # the slice is over: the first of those who wait comes next
         self._since = 0.0
 
+    @property
+    def is_free(self) -> bool:
+        """True if nobody is inside or waits."""
+        return not (self._has_first or self._inside.locked())
+
     def enter(self) -> None:
         """Come in, or wait."""
         if self._closed or not self._inside.acquire(False):
