@@ -55,6 +55,7 @@ class Frame:
         self._arrays: dict[tuple[int, str, int, bool], Any] = {}
         self._idle: dict[int, list[Frame]] = {}  # loop task -> frames of its body that have run to their end
         self._programs: dict[int, Program] = {}
+        self.shape: Any = None  # what `relay` keeps between runs
         self._find_places()
         self.every = program.every
         self.turn_value = self.graph.inputs[self.loop.turn] if self.loop is not None and self.loop.turn else None

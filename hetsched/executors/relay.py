@@ -35,28 +35,37 @@ def suits(program: Program, host: str) -> bool:
     return program.plan.loop is None and is_atomic() and is_plain(program, host)
 
 
+class Shape:
+    """What is the same in every run of a program: the order of its steps by priority, and what waits for what."""
+
+    def __init__(self, program: Program) -> None:
+        n = len(program.steps)
+        self.order = sorted(range(n), key=lambda s: (program.steps[s].start, s))  # by rank
+        self.rank = [0] * n
+        for rank, step in enumerate(self.order):
+            self.rank[step] = rank
+        self.near: list[list[int]] = [[] for _ in range(n)]
+        self.waits = [0] * n
+        for before, later, _ in dict.fromkeys(program.arcs):
+            self.near[before].append(later)
+            self.waits[later] += 1
+        self.is_io = [step.kind == "io" for step in program.steps]
+
+
 class Relay(Sharing):
     """One run of a frame's steps. `log`: for each thread its lane and what it did, seconds of the run."""
 
     def __init__(self, crew: Crew, frame: Frame, new_thread: Callable[..., Any] = threading.Thread) -> None:
         super().__init__(crew, new_thread)
         self.frame = frame
-        program = frame.program
-        n = len(program.steps)
-        order = sorted(range(n), key=lambda s: (program.steps[s].start, s))
-        self.order = order  # by rank
-        self.rank = [0] * n
-        for rank, step in enumerate(order):
-            self.rank[step] = rank
-        self.near: list[list[int]] = [[] for _ in range(n)]
-        waits = [0] * n
-        for before, later, _ in dict.fromkeys(program.arcs):
-            self.near[before].append(later)
-            waits[later] += 1
+        n = len(frame.program.steps)
+        if frame.shape is None:
+            frame.shape = Shape(frame.program)
+        shape: Shape = frame.shape
+        self.order, self.rank, self.near, self.is_io, waits = shape.order, shape.rank, shape.near, shape.is_io, shape.waits
         # A step's tokens: one for each step it waits for; the one taken last is 0.
         self.tokens = [[0, *[1] * (k - 1)] for k in waits]
         self.left = [0, *[1] * (n - 1)] if n else []
-        self.is_io = [step.kind == "io" for step in program.steps]
         # The one call of a step, where it is one: the others are done as `Bindings.perform` does them.
         self.calls: list[Call | None] = [None] * n
         for s in range(n):
