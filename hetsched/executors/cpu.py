@@ -245,11 +245,10 @@ class Crew:
             raise self.error
         if runner.left:
             raise InternalError(f"the run came to a stop before its end; {len(runner.left)} steps were still waiting")
+        zero, order, notes = self.zero, runner.order, active.notes
         for lane, log in runner.log:
-            for step, start, finish, marks in log:
-                active.notes.append(Note(step, 0, lane, start, finish, marks))
-                owner = frame.program.steps[step].owner
-                active.busy[owner] = active.busy.get(owner, 0.0) + finish - start
+            notes += [Note(order[rank], 0, lane, start - zero, finish - zero, marks) for rank, start, finish, marks in log]
+        active.busy[self.host] = sum(note.finish - note.start for note in notes)
         if self.progress is not None:
             self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
 
@@ -634,8 +633,7 @@ class Crew:
         program = inner.frame.program
         for log in shared.logs:
             inner.notes += log.notes
-            for step, seconds in zip(program.steps, log.seconds, strict=True):
-                inner.busy[step.owner] = inner.busy.get(step.owner, 0.0) + seconds
+            inner.busy[self.host] = inner.busy.get(self.host, 0.0) + sum(log.seconds)
         self.done += shared.turns * sum(len(step.spans) for step in program.steps)
         self._end_loop(inner)
 
