@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from hetsched.errors import InternalError
+from hetsched.errors import PlacementError
 from hetsched.executors.memory import HERE, Doer, shaped
 from hetsched.executors.program import Step
 from hetsched.executors.segments import Segment, compile_segment
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Call: TypeAlias = tuple[Any, Any, Any, Any, Any, int]
 MOVE, LATER, GATHER = "move", "later", "gather"
 Later: TypeAlias = Callable[[int, Doer], None]
+
+# Languages of kernels that threads of this process run: both are called with NumPy.
+THREADS = ("host", "array")
 
 # Code costs 10-25 us a task to generate and saves 0.1-1 us a run.
 HOT_RUNS = 50
@@ -370,8 +373,17 @@ class Bindings:
         if kernel is None:
             device = frame.plan.machine.device(owner)
             kernel = op.kernel_for(device, [frame.graph.spec(v) for v in frame.graph.reads(task)])
+            if device.shares_lanes:
+                # Threads of this process run what is written for them, whatever a description says. A view that the caller shall own is copied.
+                spoken = [language for language in THREADS if language in device.languages or op.view]
+                kernel = next((op.kernels[language] for language in spoken if language in op.kernels), None)
             if kernel is None:
-                raise InternalError(f"the plan puts task {frame.graph.task_names[task]!r} on {owner}, which has no kernel for {op.name}")
+                name, has = frame.graph.task_names[task], ", ".join(op.kernels) or "none"
+                raise PlacementError(
+                    f"the plan puts task {name!r} on {owner}, which runs no kernel that {op.name} has ({has}); "
+                    f"{owner} is described with languages {', '.join(device.languages) or 'none'}"
+                    + (f", and threads of this process run {' and '.join(THREADS)} alone" if device.shares_lanes else "")
+                )
             if "opencl" not in op.kernels:  # else it may depend on the inputs
                 self._kernels[key] = kernel
         return kernel

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -29,7 +28,7 @@ from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
 from hetsched.executors.result import Result
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS
-from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, trace_of
+from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, Noted
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Free, Launch, Timeline
@@ -91,7 +90,7 @@ class Active:
         self.began = 0.0
         self.notes: list[Note] = []
         self.busy: dict[str, float] = {}
-        self.loops: dict[int, Callable[[], Timeline]] = {}  # loop task -> what makes its trace
+        self.loops: dict[int, Noted] = {}
         # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
         # under way.
         self.top: Active | None = None if around is None else around.active.top or self
@@ -131,16 +130,9 @@ class Active:
         """
         return self.base + step.start / self.stages + turn * (self.frame.plan.period or 0.0)
 
-    def traced(self, turns: int | None = None) -> Callable[[], Timeline]:
-        """What makes a timeline of what was measured (10 us a span), of `turns` turns; it holds no array."""
-        return partial(_trace, self.frame.program, self.notes, self.busy, self.walk.turns, self.loops, turns)
-
-
-def _trace(
-    program: Program, notes: Sequence[Note], busy: Mapping[str, float], all_turns: int, loops: Mapping[int, Callable[[], Timeline]], turns: int | None
-) -> Timeline:
-    trace = trace_of(program, notes, busy, all_turns, {task: make() for task, make in loops.items()})
-    return trace if turns is None else replace(trace, turns=turns)
+    def noted(self) -> Noted:
+        """What was measured: the trace, when somebody writes it."""
+        return Noted(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
 
 
 class Crew:
@@ -182,7 +174,7 @@ class Crew:
         self.zero = 0.0
         self.total = 0
         self.done = 0
-        self.programs: dict[int, Program] = {}
+        self.programs: Mapping[int, Program] = {}
         self.root: list[Active] = []
         self.host = host.id if host else ""
 
@@ -205,7 +197,9 @@ class Crew:
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]
         self.total = _launches(root.plan) if self.progress is not None else 0
-        self.programs = _programs(root.plan)
+        if root.bodies is None:
+            root.bodies = _programs(root.plan)
+        self.programs = root.bodies
         with ExitStack() as stack:
             stack.enter_context(tuned())
             self.zero = perf_counter()
@@ -656,7 +650,7 @@ class Crew:
         inner.frame.end_loop(frame, command.task, item.turn)
         with self.lock:
             if self.trace:
-                item.active.loops[command.task] = inner.traced()
+                item.active.loops[command.task] = inner.noted()
             for owner, seconds in inner.busy.items():
                 item.active.busy[owner] = item.active.busy.get(owner, 0.0) + seconds
         finish = perf_counter() - self.zero
@@ -784,12 +778,12 @@ def end_of(crew: Crew, frame: Frame) -> Outcome:
         loops = {}
         for task, inner in crew.loops.items():
             loops[task] = (inner.frame, inner.walk.oldest)
-            active.loops[task] = inner.traced(inner.walk.oldest)
+            active.loops[task] = inner.noted()._replace(turns=inner.walk.oldest)
             for owner, seconds in inner.busy.items():
                 active.busy[owner] = active.busy.get(owner, 0.0) + seconds
-        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.traced()()))
+        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.noted().trace()))
     if crew.failed:
         values = frame.results([name for name, value in plan.graph.outputs.items() if not crew.losses.has(value)])
     else:
         values = frame.results()
-    return Outcome(values, active.traced(), dict(crew.failed))
+    return Outcome(values, active.noted().trace, dict(crew.failed))

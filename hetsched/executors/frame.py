@@ -56,6 +56,7 @@ class Frame:
         self._idle: dict[int, list[Frame]] = {}  # loop task -> frames of its body that have run to their end
         self._programs: dict[int, Program] = {}
         self.shape: Any = None  # what `relay` keeps between runs
+        self.bodies: Mapping[int, Program] | None = None  # of the outermost frame: id of each body's plan -> its program, made before the first run
         self._find_places()
         self.every = program.every
         self.turn_value = self.graph.inputs[self.loop.turn] if self.loop is not None and self.loop.turn else None
