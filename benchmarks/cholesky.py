@@ -144,13 +144,13 @@ def split(a: np.ndarray, tiles: int, size: int) -> dict[tuple[int, int], np.ndar
 
 
 def error(tiled: dict[tuple[int, int], np.ndarray], wanted: np.ndarray, size: int) -> float:
-    """The largest difference from the factor NumPy gives, relative to the largest element of that tile row."""
-    worst = 0.0
+    """The largest difference from the factor NumPy gives, relative to the largest element."""
+    worst, largest = 0.0, float(np.abs(wanted).max())
     for (i, j), tile in tiled.items():
         if j < 0:
             continue
         part = wanted[i * size : (i + 1) * size, j * size : (j + 1) * size]
-        worst = max(worst, float(np.abs(np.tril(tile) - part).max() if i == j else np.abs(tile - part).max()) / float(np.abs(wanted).max()))
+        worst = max(worst, float(np.abs((np.tril(tile) if i == j else tile) - part).max()) / largest)
     return worst
 
 
