@@ -65,12 +65,16 @@ class Item(NamedTuple):
 class Active:
     """A frame being walked: its walk, its place in the frame around it, and what was measured. `drivers`: lane owner -> driver of its streams."""
 
-    def __init__(self, frame: Frame, base: float, around: Item | None, drivers: Mapping[str, Driver]) -> None:
+    def __init__(self, frame: Frame, base: float, around: Item | None, drivers: Mapping[str, Driver], is_walked: bool = True) -> None:
+        """is_walked: False where others than the crew walk it (`relay`), and nothing is counted here."""
         self.frame = frame
         program = frame.program
-        self.drivers: list[Driver | None] = [None if is_loop(program.plan, step) else drivers.get(step.owner) for step in program.steps]
-        self.walk = Walk(len(program.steps), program.arcs, frame.turns, program.window, self._is_soft if drivers else None)
-        self._soft_before: list[list[tuple[int, int]]] = [[] for _ in program.steps]
+        self.drivers: list[Driver | None] = [None] * len(program.steps)
+        if drivers:
+            self.drivers = [None if is_loop(program.plan, step) else drivers.get(step.owner) for step in program.steps]
+        steps, arcs = (len(program.steps), program.arcs) if is_walked else (0, ())
+        self.walk = Walk(steps, arcs, frame.turns, program.window, self._is_soft if drivers else None)
+        self._soft_before: list[list[tuple[int, int]]] = [[] for _ in program.steps] if drivers else []
         self._awaited: set[int] = set()
         if drivers:
             for arc in program.arcs:
@@ -95,7 +99,7 @@ class Active:
         self.stop_step = frame.program.stop_step
         self.is_chain = is_chain(frame.program)
         self.finished: set[int] = set()  # spans, of the outermost frame
-        self.measured: list[list[float]] = [[0, 0.0] for _ in program.steps]  # step -> [times, seconds]
+        self.measured: list[list[float]] = [[0, 0.0] for _ in range(steps)]  # step -> [times, seconds]
 
     def soft_before(self, step: int) -> list[tuple[int, int]]:
         """(step before, turns) of the soft arcs that end at a step and come from another stream."""
@@ -180,12 +184,13 @@ class Crew:
 
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
-        active = Active(root, 0.0, None, self.drivers)
-        self.root = [active]
         needed = _lanes_needed(root.plan, self.host)
-        if not self.keep_going and self.replanner is None and relay.suits(root.program, self.host):
+        if not self.keep_going and self.replanner is None and (root.shape is not None or relay.suits(root.program, self.host)):
+            active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)
             return active
+        active = Active(root, 0.0, None, self.drivers)
+        self.root = [active]
         threads = [
             self.new_thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
@@ -234,11 +239,10 @@ class Crew:
             raise self.error
         if runner.left:
             raise InternalError(f"the run came to a stop before its end; {len(runner.left)} steps were still waiting")
+        zero, order, notes = self.zero, runner.order, active.notes
         for lane, log in runner.log:
-            for step, start, finish, marks in log:
-                active.notes.append(Note(step, 0, lane, start, finish, marks))
-                owner = frame.program.steps[step].owner
-                active.busy[owner] = active.busy.get(owner, 0.0) + finish - start
+            notes += [Note(order[rank], 0, lane, start - zero, finish - zero, marks) for rank, start, finish, marks in log]
+        active.busy[self.host] = sum(note.finish - note.start for note in notes)
         if self.progress is not None:
             self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
 
@@ -623,8 +627,7 @@ class Crew:
         program = inner.frame.program
         for log in shared.logs:
             inner.notes += log.notes
-            for step, seconds in zip(program.steps, log.seconds, strict=True):
-                inner.busy[step.owner] = inner.busy.get(step.owner, 0.0) + seconds
+            inner.busy[self.host] = inner.busy.get(self.host, 0.0) + sum(log.seconds)
         self.done += shared.turns * sum(len(step.spans) for step in program.steps)
         self._end_loop(inner)
 
