@@ -1,4 +1,4 @@
-"""`native.c` as machine code: built by the C compiler of this machine when it first pays (about 0.5 s), then kept in the user's cache folder.
+"""`native.c` and `native_draft.c` as machine code: built by the C compiler of this machine when it first pays (about 0.5 s), then kept in the user's cache folder.
 
 Without a compiler `library` is None, and what is told to be the same in Python does the work. Nothing is built when hetsched is installed, so that
 packages are the same for all machines.
@@ -16,18 +16,24 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hetsched.placement.search_walk import Facts, State
 
-SOURCE = Path(__file__).with_name("native.c")
+if TYPE_CHECKING:
+    from hetsched.placement.facts import GraphFacts
+
+HERE = Path(__file__).parent
+SOURCES = (HERE / "native.c", HERE / "native_draft.c")
 # No contraction of a * b + c into one rounding: plans must be those of Python to the last bit.
 FLAGS = ("-O2", "-std=c99", "-shared", "-fPIC", "-ffp-contract=off")
 COMPILERS = ("cc", "gcc", "clang")
 # Tasks from which machine code plans: where it is there already, and where it must be built first.
 BUILT_FROM, BUILD_FROM = 64, 20_000
+# The same for graphs, whose plans take longer: from here the build pays at the first plan.
+BUILD_GRAPHS_FROM = 10_000
 _MOST_SECONDS = 60.0
 
 
@@ -53,12 +59,13 @@ def library() -> Library | None:
         return None
     code.hs_evaluate.restype = ctypes.c_double
     code.hs_book.restype = ctypes.c_int64
+    code.hs_draft.restype = ctypes.c_int64
     return Library(code, time.perf_counter() - started if built else 0.0)
 
 
-def for_size(tasks: int) -> ctypes.CDLL | None:
+def for_size(tasks: int, build_from: int = BUILD_FROM) -> ctypes.CDLL | None:
     """The functions, where they pay for a graph of so many tasks planned once; else None."""
-    if tasks < (BUILT_FROM if is_built() else BUILD_FROM):
+    if tasks < (BUILT_FROM if is_built() else build_from):
         return None
     found = library()
     return found.code if found is not None else None
@@ -71,7 +78,8 @@ def is_built() -> bool:
 
 @cache
 def _file() -> Path:
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), *FLAGS, platform.machine(), platform.system())).encode()).hexdigest()
+    texts = [file.read_text() for file in (*SOURCES, HERE / "native_gaps.h")]
+    key = hashlib.sha256("\n".join((*texts, *FLAGS, platform.machine(), platform.system())).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(root) / "hetsched" / "native" / f"{key[:20]}.so"
 
@@ -96,7 +104,7 @@ def _build(where: Path) -> Path:
         folder = tempfile.mkdtemp()
         where = Path(folder) / where.name
     made = Path(folder) / "made.so"
-    subprocess.run([*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE), "-lm"], check=True, capture_output=True, timeout=_MOST_SECONDS)
+    subprocess.run([*compiler.split(), *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"], check=True, capture_output=True, timeout=_MOST_SECONDS)
     os.replace(made, where)
     if where.parent != Path(folder):
         os.rmdir(folder)
@@ -129,23 +137,70 @@ class Walk:
         self._code.hs_walk(self._facts, self._state, *whole, ctypes.c_double(hot))
 
 
-def book(code: ctypes.CDLL, facts: Facts, shortest: Any, order: Any, behind: Any, limit: float) -> tuple[Any, Any, Any, Any, int] | None:
+def book(
+    code: ctypes.CDLL, facts: Facts, shortest: Any, order: Any, behind: Any, wanted: Any, limit: float
+) -> tuple[Any, Any, Any, Any, int] | None:
     """(choice, start, finish, lane of each task, how many were booked), by insertion, as `Draft.place_all` does it.
 
-    order: int64[n]. behind: float64[n, C] or None. Fewer are booked where no device can run the next. None where, by the tails of `facts`, the plan
+    order: int64[n]. behind: float64[n, C] or None. wanted: int64[n] or None. Fewer are booked where no device can run the next. None where, by the tails of `facts`, the plan
     is certain to end after `limit`.
     """
     n = len(order)
     choice, lane = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
     start, finish = np.zeros(n), np.full(n, np.inf)
-    given = [np.ascontiguousarray(shortest), np.ascontiguousarray(order, dtype=np.int64), None if behind is None else np.ascontiguousarray(behind)]
-    pointers = [ctypes.c_void_p(None if x is None else x.ctypes.data) for x in (*given, choice, start, finish, lane)]
-    booked = code.hs_book(_facts(facts), *pointers[:3], ctypes.c_double(limit), *pointers[3:])
+    given = [np.ascontiguousarray(shortest), np.ascontiguousarray(order, dtype=np.int64), _or_none(behind, np.float64), _or_none(wanted, np.int64)]
+    pointers = [*map(_pointer, given), ctypes.c_double(limit), *map(_pointer, (choice, start, finish, lane))]
+    booked = code.hs_book(_facts(facts), *pointers)
     if booked == -1:
         raise MemoryError("no memory for the gaps of the lanes")
     if booked < 0:
         return None
     return choice, start, finish, lane, booked
+
+
+COPIED = np.dtype([("value", "i8"), ("src", "i8"), ("dst", "i8"), ("start", "f8"), ("finish", "f8"), ("engine", "i8"), ("turn", "i8")])
+
+
+class Drafted(NamedTuple):
+    """What was booked of each task, int64[n] and float64[n], and the copies, `COPIED`[...], in the order of booking."""
+
+    choice: Any
+    lane: Any
+    start: Any
+    finish: Any
+    copies: Any
+
+
+def draft(code: ctypes.CDLL, facts: GraphFacts, order: Any, behind: Any, wanted: Any, tails: Any, limit: float) -> Drafted | None:
+    """The tasks of `order` booked as `GraphDraft.place_all` does it, and the outputs brought to the host; empty where the list cannot be booked.
+
+    order: int64[n]. behind: float64[n, C] or None. wanted: int64[n] or None. None where, by `tails` (float64[n] or None), the plan is certain to
+    end after `limit`.
+    """
+    n, values, _, nodes = facts.counts[:4]
+    choice, lane = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    start, finish = np.zeros(n), np.zeros(n)
+    copies, count = np.empty(max(values * (nodes - 1), 1), COPIED), ctypes.c_int64()
+    whole = len(facts.counts)
+    struct = (ctypes.c_int64 * (whole + len(facts) - 1))(*facts.counts, *(x.ctypes.data for x in facts[1:]))
+    given = [np.ascontiguousarray(order, dtype=np.int64), _or_none(behind, np.float64), _or_none(wanted, np.int64), _or_none(tails, np.float64)]
+    made = [*map(_pointer, (choice, start, finish, lane, copies)), ctypes.byref(count)]
+    booked = code.hs_draft(struct, *map(_pointer, given), ctypes.c_double(limit), *made)
+    if booked == -1:
+        raise MemoryError("no memory for a plan")
+    if booked == -2:
+        return None
+    if booked < n:
+        return Drafted(*(x[:0] for x in (choice, lane, start, finish, copies)))
+    return Drafted(choice, lane, start, finish, copies[: count.value].copy())
+
+
+def _or_none(x: Any, dtype: Any) -> Any:
+    return None if x is None else np.ascontiguousarray(x, dtype=dtype)
+
+
+def _pointer(x: Any) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.ctypes.data)
 
 
 def upward(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any, copies: Any) -> Any:
