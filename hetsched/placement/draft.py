@@ -27,7 +27,8 @@ from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
 from hetsched.placement.memory import lay_out
 from hetsched.placement.problem import FloatArray, Problem
 from hetsched.placement.ranks import least_tails
-from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
+from hetsched.placement.written import Commands, commands_of, spans_of, written
+from hetsched.timeline import Lane, Launch, Replica, Span, Timeline
 
 
 class Offer(NamedTuple):
@@ -349,21 +350,21 @@ class GraphDraft(Draft):
         self.finish()
         problem = self.problem
         straight = Timeline(self.graph, self.machine, (), loops=dict(problem.loops), notes=(*problem.notes, *self.notes))
-        launches = [self._launch_span(t) for t in self.booked]
         limits = dict(zip(problem.node_names, problem.capacity, strict=True))
-        plan = lay_out(replace(straight, spans=self._in_time(self._copies, launches)), limits, give_up=False)
+        plan = written(problem, self._commands(self._copies_in_rows()), straight, limits)
         if plan is None:
+            launches = [self._launch_span(t) for t in self.booked]
             late = postponed(self._copies, launches, problem.node_names)
-            plan = lay_out(replace(straight, spans=self._in_time(late, launches)), limits)
+            spans = spans_of(problem, self._commands(np.array(late, native.COPIED)))
+            plan = lay_out(replace(straight, spans=tuple(spans)), limits)
         assert plan is not None
         return plan
 
-    def _in_time(self, copies: list[_Copied], launches: list[Span]) -> tuple[Span, ...]:
-        """All spans by start, then finish, then order of booking: of spans without length, the reader stands behind the writer."""
-        booked = [(c.turn, self._copy_span(c)) for c in copies]
-        booked += [(i, span) for i, span in enumerate(launches)]
-        booked.sort(key=lambda x: x[0])  # stable: a task's copies stand before it
-        return tuple(sorted((span for _, span in booked), key=lambda s: (s.start, s.finish)))
+    def _copies_in_rows(self) -> Any:
+        return self._copied if self._copied is not None else np.array(self._copies, native.COPIED)
+
+    def _commands(self, copies: Any) -> Commands:
+        return commands_of(self.problem, self.booked, self.choice_of, self._lane_of, self.start_of, self.finish_of, copies)
 
     def _check(self, task: int, choice: int) -> None:
         if self.choice_of[task] >= 0:
@@ -551,11 +552,6 @@ class GraphDraft(Draft):
         lanes = self._lanes(task)
         width = len(lanes) if isinstance(self.graph.task_ops[task], Loop) else choice.width
         return Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], self.finish_of[task])
-
-    def _copy_span(self, copy: _Copied) -> Span:
-        src, dst = self.problem.node_names[copy.src], self.problem.node_names[copy.dst]
-        command = Copy(copy.value, 0, Replica(copy.value, 0, src), Replica(copy.value, 0, dst))
-        return Span((Lane(self.machine.link(src, dst).id, copy.engine, "copy"),), command, copy.start, copy.finish)
 
 
 def postponed(copies: list[_Copied], launches: list[Span], node_names: tuple[str, ...]) -> list[_Copied]:

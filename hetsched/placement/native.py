@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hetsched.placement.facts import GraphFacts
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "native.c", HERE / "native_draft.c")
+SOURCES = (HERE / "native.c", HERE / "native_draft.c", HERE / "native_layout.c")
 # No contraction of a * b + c into one rounding: plans must be those of Python to the last bit.
 FLAGS = ("-O2", "-std=c99", "-shared", "-fPIC", "-ffp-contract=off")
 COMPILERS = ("cc", "gcc", "clang")
@@ -59,7 +59,9 @@ def library() -> Library | None:
         return None
     code.hs_evaluate.restype = ctypes.c_double
     code.hs_book.restype = ctypes.c_int64
-    code.hs_draft.restype = ctypes.c_int64
+    for name in ("hs_draft", "hs_layout_pack", "hs_layout_reuse", "hs_layout_edges", "hs_layout_loose", "hs_layout_frees"):
+        getattr(code, name).restype = ctypes.c_int64
+    code.hs_layout_open.restype = ctypes.c_void_p
     return Library(code, time.perf_counter() - started if built else 0.0)
 
 
@@ -193,6 +195,121 @@ def draft(code: ctypes.CDLL, facts: GraphFacts, order: Any, behind: Any, wanted:
     if booked < n:
         return Drafted(*(x[:0] for x in (choice, lane, start, finish, copies)))
     return Drafted(choice, lane, start, finish, copies[: count.value].copy())
+
+
+_BLOCK_WHOLE = ("node", "nbytes", "first", "last", "offset", "kept", "user", "last_user", "member", "last_member", "users")
+BLOCK = np.dtype([*((name, "i8") for name in _BLOCK_WHOLE), ("start", "f8"), ("finish", "f8")])
+EDGE = np.dtype([("before", "i8"), ("later", "i8")])
+
+
+class LayoutPlan(NamedTuple):
+    """A plan in arrays, in the order of time: the struct `Plan` of native_layout.c, where each is told. counts: its whole numbers."""
+
+    counts: tuple[int, ...]
+    end: float
+    kind: Any
+    what: Any
+    src: Any
+    dst: Any
+    start: Any
+    finish: Any
+    low: Any
+    high: Any
+    input_start: Any
+    inputs: Any
+    output_start: Any
+    value_task: Any
+    nbytes: Any
+    lies: Any
+    result: Any
+    alike: Any
+    view: Any
+    view_offset: Any
+    workspace: Any
+    pair_start: Any
+    pairs: Any
+
+
+class Layout:
+    """The blocks of a plan, held by machine code until the end of a `with` statement. Steps and results are those of `memory.lay_out`."""
+
+    def __init__(self, code: ctypes.CDLL, plan: LayoutPlan) -> None:
+        self._code = code
+        real = {"start", "finish"}
+        names = LayoutPlan._fields[2:]
+        self._arrays = [np.ascontiguousarray(x, dtype=np.float64 if n in real else np.int64) for n, x in zip(names, plan[2:], strict=True)]
+        end = int(np.array(plan.end).view(np.int64))
+        numbers = [*plan.counts, end, *(x.ctypes.data for x in self._arrays)]
+        self._plan = (ctypes.c_int64 * len(numbers))(*numbers)
+        self._tasks, self._replicas = plan.counts[1], plan.counts[2] * plan.counts[3]
+        self._values = plan.counts[2]
+        found = code.hs_layout_open(self._plan)
+        if not found:
+            raise MemoryError("no memory to lay a plan out")
+        self._at: Any = ctypes.c_void_p(found)
+
+    def __enter__(self) -> Layout:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._code.hs_layout_close(self._at)
+        self._at = None
+
+    def _counts(self) -> list[int]:
+        """Blocks, edges, frees."""
+        out = [ctypes.c_int64() for _ in range(3)]
+        self._code.hs_layout_counts(self._at, *map(ctypes.byref, out))
+        return [x.value for x in out]
+
+    def blocks(self) -> Any:
+        """`BLOCK`[...]: in the order in which they are first written."""
+        return self._read()[0]
+
+    def offsets(self) -> Any:
+        """int64[blocks]."""
+        return self.blocks()["offset"].copy()
+
+    def place(self, offsets: Any) -> None:
+        """Set the offset of every block."""
+        self._code.hs_layout_place(self._at, _pointer(np.ascontiguousarray(offsets, dtype=np.int64)))
+
+    def places(self) -> tuple[Any, Any, Any]:
+        """Block and bytes from its start of each replica, block of each task's scratch: int64[values * nodes] twice, int64[tasks]; -1: none."""
+        return self._read()[2:]
+
+    def _read(self) -> tuple[Any, ...]:
+        blocks, edges, _ = self._counts()
+        whole = [np.empty(n, dtype=np.int64) for n in (self._replicas, self._replicas, self._tasks)]
+        out = (np.empty(blocks, BLOCK), np.empty(edges, EDGE), *whole)
+        self._code.hs_layout_read(self._at, *map(_pointer, out))
+        return out
+
+    def pack(self, node: int, rest: float) -> int:
+        """Place the blocks of a node in the order of time. Returns the bytes of its arena."""
+        found: int = self._code.hs_layout_pack(self._at, ctypes.c_int64(node), ctypes.c_double(rest))
+        if found < 0:
+            raise MemoryError("no memory to lay a plan out")
+        return found
+
+    def edges(self) -> Any:
+        """`EDGE`[...]: reuse edges that do not hold anyway, ascending; None where two blocks share bytes at the same time."""
+        if not self._code.hs_layout_reuse(self._at):
+            return None
+        self._code.hs_layout_edges(self._at)
+        return self._read()[1]
+
+    def loose(self) -> tuple[Any, Any, Any]:
+        """Values on the host that have no place in an arena, and from when to when they are there."""
+        out = np.empty(self._values, dtype=np.int64), np.empty(self._values), np.empty(self._values)
+        count = self._code.hs_layout_loose(self._at, *map(_pointer, out))
+        return out[0][:count], out[1][:count], out[2][:count]
+
+    def frees(self) -> tuple[Any, Any]:
+        """Replicas whose bytes are free again, and when."""
+        most = self._counts()[2]
+        out = np.empty(most, dtype=np.int64), np.empty(most)
+        count = self._code.hs_layout_frees(self._at, *map(_pointer, out))
+        return out[0][:count], out[1][:count]
 
 
 def _or_none(x: Any, dtype: Any) -> Any:
