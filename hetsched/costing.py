@@ -18,6 +18,7 @@ import numpy as np
 
 from hetsched.executors import cpu, live
 from hetsched.executors.measuring import Case, calibrate, case_of, measure_cases, work_together
+from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, save
@@ -71,7 +72,7 @@ def costs_for(
 
 def loops_of(graph: Graph) -> Iterator[Loop]:
     """The loops of a graph, loops in loops too."""
-    for op in graph.task_ops:
+    for op in graph.task_ops if graph.has_loops else ():
         if isinstance(op, Loop):
             yield op
             yield from loops_of(op.body)
@@ -117,7 +118,7 @@ def first_need(
         cases: dict[str, tuple[float, Kind, Case]] = {}
         unable: set[str] = set()
         for owner in (graph, *(x.body for x in loops_of(graph))):
-            for task in range(len(owner)):
+            for task in alike(owner).first.tolist():
                 if not is_learned(owner, task):
                     continue
                 kind = kinds.of(owner, task)

@@ -9,7 +9,7 @@ import numpy as np
 
 from hetsched.errors import PlanError
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import levels
+from hetsched.placement.ranks import fastest_paths, levels
 from hetsched.timeline import Bound
 
 # Floats of the largest array that is made in one go.
@@ -71,7 +71,8 @@ def earliest_finishes(problem: Problem) -> FloatArray:
     fastest = fastest_by_node(problem, problem.durations)
     start_at = from_host(problem, latency, per_byte)
     finish = np.empty_like(fastest)
-    for tasks, edges, groups in levels(len(problem), problem.pred_start, problem.pred_task, problem.order.tolist()):
+    depths = fastest_paths(problem)[2]
+    for tasks, edges, groups in levels(len(problem), problem.pred_start, problem.pred_task, problem.order.tolist(), depths):
         ready = start_at[tasks]
         if len(edges):
             arrive = _arrivals(finish[problem.pred_task[edges]], problem.pred_largest[edges], latency, per_byte)

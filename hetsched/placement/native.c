@@ -344,6 +344,28 @@ void hs_upward(int64_t n, const int64_t *order, const int64_t *starts, const int
     }
 }
 
+/* Lengths of the longest path to each task (`head`) and from it (`tail`), its own weight not counted; both start at 0. `depth`: how many tasks there are
+   on the path to it that has most of them. */
+void hs_paths(int64_t n, const int64_t *order, const int64_t *starts, const int64_t *preds, const double *weights, double *head, double *tail,
+              int64_t *depth) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t task = order[i];
+        int64_t deep = 0;
+        for (int64_t k = starts[task]; k < starts[task + 1]; k++) {
+            const double path = head[preds[k]] + weights[preds[k]];
+            if (path > head[task]) head[task] = path;
+            if (depth[preds[k]] + 1 > deep) deep = depth[preds[k]] + 1;
+        }
+        depth[task] = deep;
+    }
+    for (int64_t i = n - 1; i >= 0; i--) {
+        const int64_t task = order[i];
+        const double here = tail[task] + weights[task];
+        for (int64_t k = starts[task]; k < starts[task + 1]; k++)
+            if (here > tail[preds[k]]) tail[preds[k]] = here;
+    }
+}
+
 /* The optimistic cost table of PEFT, backwards through `order`: table[task][device], which starts at 0. `through`: scratch, a number a node. */
 void hs_optimistic(const Facts *f, const int64_t *order, const double *copies, double *table, double *through) {
     const int64_t n = f->tasks, devices = f->devices, nodes = f->nodes;

@@ -328,6 +328,15 @@ def upward(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any,
     return rank
 
 
+def paths(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """Longest paths to and from each task, its own weight not counted (float64[n]), and how many tasks stand before it at most (int64[n])."""
+    n = len(weights)
+    out = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
+    arrays = [*(np.ascontiguousarray(x) for x in (order, starts, preds, weights)), *out]
+    code.hs_paths(ctypes.c_int64(n), *(ctypes.c_void_p(x.ctypes.data) for x in arrays))
+    return out
+
+
 def as_ready(code: ctypes.CDLL, succ_starts: Any, succs: Any, waiting: Any, rank: Any) -> Any:
     """int64[n], as `ranks.as_ready`. waiting: int64[n], predecessors of each task; it is used up."""
     heap, order = np.empty(len(rank), dtype=np.int64), np.empty(len(rank), dtype=np.int64)

@@ -70,21 +70,18 @@ def downward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) ->
     return rank
 
 
-def levels(n: int, start: IntArray, other: IntArray, sequence: Iterable[int]) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+def levels(
+    n: int, start: IntArray, other: IntArray, sequence: Iterable[int], depths: IntArray | None = None
+) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
     """Tasks in groups, so that all of `other[start[t]:start[t + 1]]` stand in groups before that of t: (tasks, edges, groups).
 
     sequence: all tasks in an order in which these stand before t: of the problem for predecessors, the reverse of it for successors.
+    depths: the group of each task, where it is known.
     `edges` are the positions of the tasks' edges in `other`, `groups` where each task's edges begin among them (for `reduceat`). Only the first
     group has tasks without edges, and it has only these.
     """
     degree = np.diff(start)
-    depth = [0] * n
-    starts, others = start.tolist(), other.tolist()
-    for t in sequence:
-        rows = others[starts[t] : starts[t + 1]]
-        if rows:
-            depth[t] = 1 + max([depth[u] for u in rows])
-    by_depth = np.array(depth, dtype=np.int64)
+    by_depth = _depths(n, start, other, sequence) if depths is None else depths
     tasks = np.argsort(by_depth, kind="stable")
     edges = np.argsort(np.repeat(by_depth, degree), kind="stable")
     count = np.bincount(by_depth, minlength=1)
@@ -95,6 +92,51 @@ def levels(n: int, start: IntArray, other: IntArray, sequence: Iterable[int]) ->
         a, b = task_ends[level] - count[level], task_ends[level]
         low = edge_ends[level - 1] if level else 0
         yield tasks[a:b], edges[low : edge_ends[level]], first_edge[a:b] - low
+
+
+def _depths(n: int, start: IntArray, other: IntArray, sequence: Iterable[int]) -> IntArray:
+    depth = [0] * n
+    starts, others = start.tolist(), other.tolist()
+    for t in sequence:
+        rows = others[starts[t] : starts[t + 1]]
+        if rows:
+            depth[t] = 1 + max([depth[u] for u in rows])
+    return np.array(depth, dtype=np.int64)
+
+
+def fastest_paths(problem: Problem) -> tuple[FloatArray, FloatArray, IntArray | None]:
+    """Seconds of the longest chains before and behind each task, each task at its fastest, nothing for copies: float64[n] twice.
+
+    And, where machine code worked it out on the way, the group of each task in `levels` of predecessors, int64[n].
+    """
+    if "fastest_paths" not in problem.memo:
+        fastest = problem.durations.min(axis=1)
+        code = native.for_size(len(problem), native.BUILD_GRAPHS_FROM)
+        if code is not None:
+            problem.memo["fastest_paths"] = native.paths(code, problem.order, problem.pred_start, problem.pred_task, fastest)
+        else:
+            problem.memo["fastest_paths"] = *_fastest_paths(problem, fastest.tolist()), None
+    found: tuple[FloatArray, FloatArray, IntArray | None] = problem.memo["fastest_paths"]
+    return found
+
+
+def _fastest_paths(problem: Problem, fastest: list[float]) -> tuple[FloatArray, FloatArray]:
+    head, tail = [0.0] * len(problem), [0.0] * len(problem)
+    starts, preds = problem.pred_start.tolist(), problem.pred_task.tolist()
+    order = problem.order.tolist()
+    for t in order:
+        most = 0.0
+        for p in preds[starts[t] : starts[t + 1]]:
+            path = head[p] + fastest[p]
+            if path > most:
+                most = path
+        head[t] = most
+    for t in reversed(order):
+        here = tail[t] + fastest[t]
+        for p in preds[starts[t] : starts[t + 1]]:
+            if here > tail[p]:
+                tail[p] = here
+    return np.array(head), np.array(tail)
 
 
 def as_ready(problem: Problem, rank: list[float]) -> list[int]:
