@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from hetsched.errors import InternalError
 from hetsched.executors.walk import Arc, find_cycle
 from hetsched.graph.graph import Graph, Loop
@@ -244,21 +246,23 @@ def one_segment(plan: Timeline) -> list[int] | None:
     if device is None or not device.shares_lanes or device.memory != HOST:
         return None
     rows: list[tuple[float, float, int]] = []
-    lanes: set[Lane] = set()
+    held: dict[int, tuple[Lane, ...]] = {}  # spans of a lane share the object, mostly
     total = 0.0
     tiny: list[float] = []
     for i, (on, command, start, finish) in enumerate(plan.spans):
-        if isinstance(command, Launch):
-            if len(on) != 1 or on[0].kind != "compute" or on[0].owner != owner:
-                return None
-            lanes.add(on[0])
+        kind = type(command)
+        if kind is Launch:
+            held[id(on)] = on
             rows.append((start, finish, i))
             seconds = finish - start
             total += seconds
             if seconds <= LONG_SECONDS:
                 tiny.append(seconds)
-        elif isinstance(command, Copy):
+        elif kind is Copy:
             return None
+    if any(len(on) != 1 or on[0].kind != "compute" or on[0].owner != owner for on in held.values()):
+        return None
+    lanes = {on[0] for on in held.values()}
     if total > COARSE_SECONDS * len(rows):
         return None
     if len(lanes) > 1 and not _is_fine(device, tiny, len(rows) - len(tiny)):
@@ -282,24 +286,25 @@ def _is_fine(device: Device, tiny: list[float], others: int) -> bool:
 def _keeps_arcs(plan: Timeline, order: list[int]) -> bool:
     """True if doing the launches in this order has every value made before it is read, and keeps order-only and reuse edges."""
     graph, spans = plan.graph, plan.spans
-    producer = graph.value_task.tolist()
-    at = [0] * len(graph)
-    for position, i in enumerate(order):
-        at[spans[i].command.task] = position  # type: ignore[union-attr]
-    for position, i in enumerate(order):
-        for replica in spans[i].command.reads:  # type: ignore[union-attr]
-            maker = producer[replica.value]
-            if maker >= 0 and at[maker] >= position:
-                return False
+    tasks = [spans[i].command.task for i in order]  # type: ignore[union-attr]
+    at = np.full(len(graph), -1, dtype=np.int64)
+    at[tasks] = np.arange(len(order))
+    producer = graph.value_task[graph.input_values]
+    reader = np.repeat(at, np.diff(graph.input_start))
+    made = producer >= 0
+    if (at[producer[made]] >= reader[made]).any():
+        return False
     if any(at[a] >= at[b] for a, b in graph.after):
         return False
+    if not plan.after:
+        return True
     position_of = {i: position for position, i in enumerate(order)}
     return all(position_of[a.before] < position_of[a.later] for a in plan.after if a.before in position_of and a.later in position_of)
 
 
 def _program_of_one(plan: Timeline, order: list[int]) -> Program:
     spans = [plan.spans[i] for i in order]
-    step = Step(0, tuple(order), (Lane(spans[0].lanes[0].owner, 0),), min(s.start for s in spans), sum(s.finish - s.start for s in spans))
+    step = Step(0, tuple(order), (Lane(spans[0].lanes[0].owner, 0),), min([s[2] for s in spans]), sum([s[3] - s[2] for s in spans]))
     return Program(plan, (step,), (), 1, {}, {})
 
 

@@ -16,7 +16,7 @@ from hetsched.placement import native
 from hetsched.placement.draft import Draft, HopelessError
 from hetsched.placement.facts import list_facts
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import least_tails
+from hetsched.placement.ranks import code_for, least_tails
 
 
 class CostedDraft(Draft):
@@ -70,7 +70,7 @@ class CostedDraft(Draft):
         return shortest
 
     def place_all(self, order: Sequence[int], behind: FloatArray | None = None, wanted: Sequence[int] | None = None) -> None:
-        code = native.for_size(len(order)) if not self.booked else None
+        code = code_for(self.problem) if not self.booked else None
         if code is None:
             super().place_all(order, behind, wanted)
             return

@@ -26,7 +26,7 @@ from hetsched.placement.facts import graph_facts
 from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
 from hetsched.placement.memory import lay_out
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import least_tails
+from hetsched.placement.ranks import code_for, least_tails
 from hetsched.placement.written import Commands, commands_of, spans_of, written
 from hetsched.timeline import Lane, Launch, Replica, Span, Timeline
 
@@ -99,7 +99,7 @@ class Draft(ABC):
         """
         rows = behind[order].tolist() if behind is not None else repeat(None)
         tails = least_tails(self.problem).tolist() if self.give_up_above < inf else None
-        for task, row in zip(order, rows):  # noqa: B905 (rows may be endless)
+        for task, row in zip(order, rows):
             choice = wanted[task] if wanted is not None else -1
             if choice < 0 or not self.fits_group(task, choice):
                 choice = self.earliest(task, row)
@@ -293,7 +293,7 @@ class GraphDraft(Draft):
     def place_all(self, order: Sequence[int], behind: FloatArray | None = None, wanted: Sequence[int] | None = None) -> None:
         code = None
         if type(self) is GraphDraft and not self.booked and not self.problem.loops and len(order) == len(self.problem):
-            code = native.for_size(len(order), native.BUILD_GRAPHS_FROM)
+            code = code_for(self.problem)
         found = None
         if code is not None:
             tails = least_tails(self.problem) if self.give_up_above < inf else None

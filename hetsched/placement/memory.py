@@ -414,7 +414,8 @@ def _by_time(blocks: Sequence[Block], rest_seconds: float = 0.0) -> int:
 
 def _by_size(blocks: Sequence[Block]) -> int:
     columns = ([b.start for b in blocks], [b.until for b in blocks], [b.first for b in blocks], [b.last for b in blocks])
-    top, offset = place_by_size(*map(np.array, columns), np.array([padded(b.nbytes) for b in blocks], dtype=np.int64))
+    start, until, first, last = map(np.array, columns)
+    top, offset = place_by_size(start, until, first, last, np.array([padded(b.nbytes) for b in blocks], dtype=np.int64))
     for block, at in zip(blocks, offset.tolist(), strict=True):
         block.offset = at
     return top

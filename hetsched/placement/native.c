@@ -344,19 +344,36 @@ void hs_upward(int64_t n, const int64_t *order, const int64_t *starts, const int
     }
 }
 
-/* Lengths of the longest path to each task (`head`) and from it (`tail`), its own weight not counted; both start at 0. `depth`: how many tasks there are
-   on the path to it that has most of them. */
-void hs_paths(int64_t n, const int64_t *order, const int64_t *starts, const int64_t *preds, const double *weights, double *head, double *tail,
-              int64_t *depth) {
+/* The earliest conceivable finish of each task on each node, as `bounds_paths.earliest_finishes`: finish[task][node]. `start_at`: when what it reads of the
+   graph's inputs is there; `fastest`: its seconds; `nbytes`: of the largest value on each edge, below 0 where nothing is copied. */
+void hs_earliest(int64_t n, int64_t nodes, const int64_t *order, const int64_t *starts, const int64_t *preds, const double *nbytes, const double *latency,
+                 const double *per_byte, const double *start_at, const double *fastest, double *finish) {
     for (int64_t i = 0; i < n; i++) {
         const int64_t task = order[i];
-        int64_t deep = 0;
+        for (int64_t m = 0; m < nodes; m++) {
+            double ready = start_at[task * nodes + m];
+            for (int64_t k = starts[task]; k < starts[task + 1]; k++) {
+                const double *from = finish + preds[k] * nodes, size = nbytes[k];
+                double arrives = INFINITY;
+                for (int64_t s = 0; s < nodes; s++) {
+                    const double at = size < 0 ? from[s] : from[s] + (latency[s * nodes + m] + size * per_byte[s * nodes + m]);
+                    if (at < arrives) arrives = at;
+                }
+                if (arrives > ready) ready = arrives;
+            }
+            finish[task * nodes + m] = ready + fastest[task * nodes + m];
+        }
+    }
+}
+
+/* Lengths of the longest path to each task (`head`) and from it (`tail`), its own weight not counted; both start at 0. */
+void hs_paths(int64_t n, const int64_t *order, const int64_t *starts, const int64_t *preds, const double *weights, double *head, double *tail) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t task = order[i];
         for (int64_t k = starts[task]; k < starts[task + 1]; k++) {
             const double path = head[preds[k]] + weights[preds[k]];
             if (path > head[task]) head[task] = path;
-            if (depth[preds[k]] + 1 > deep) deep = depth[preds[k]] + 1;
         }
-        depth[task] = deep;
     }
     for (int64_t i = n - 1; i >= 0; i--) {
         const int64_t task = order[i];

@@ -1,4 +1,4 @@
-"""`native.c` and `native_draft.c` as machine code: built by the C compiler of this machine when it first pays (about 0.5 s), then kept in the user's cache folder.
+"""`native*.c` as machine code: built by the C compiler of this machine when it first pays (about 0.8 s), then kept in the user's cache folder.
 
 Without a compiler `library` is None, and what is told to be the same in Python does the work. Nothing is built when hetsched is installed, so that
 packages are the same for all machines.
@@ -139,13 +139,11 @@ class Walk:
         self._code.hs_walk(self._facts, self._state, *whole, ctypes.c_double(hot))
 
 
-def book(
-    code: ctypes.CDLL, facts: Facts, shortest: Any, order: Any, behind: Any, wanted: Any, limit: float
-) -> tuple[Any, Any, Any, Any, int] | None:
+def book(code: ctypes.CDLL, facts: Facts, shortest: Any, order: Any, behind: Any, wanted: Any, limit: float) -> tuple[Any, Any, Any, Any, int] | None:
     """(choice, start, finish, lane of each task, how many were booked), by insertion, as `Draft.place_all` does it.
 
-    order: int64[n]. behind: float64[n, C] or None. wanted: int64[n] or None. Fewer are booked where no device can run the next. None where, by the tails of `facts`, the plan
-    is certain to end after `limit`.
+    order: int64[n]. behind: float64[n, C] or None. wanted: int64[n] or None. Fewer are booked where no device can run the next. None where, by the
+    tails of `facts`, the plan is certain to end after `limit`.
     """
     n = len(order)
     choice, lane = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
@@ -328,13 +326,21 @@ def upward(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any,
     return rank
 
 
-def paths(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any) -> tuple[Any, Any, Any]:
-    """Longest paths to and from each task, its own weight not counted (float64[n]), and how many tasks stand before it at most (int64[n])."""
+def paths(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any) -> tuple[Any, Any]:
+    """float64[n] twice: longest paths to and from each task, its own weight not counted."""
     n = len(weights)
-    out = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
+    out = np.zeros(n), np.zeros(n)
     arrays = [*(np.ascontiguousarray(x) for x in (order, starts, preds, weights)), *out]
     code.hs_paths(ctypes.c_int64(n), *(ctypes.c_void_p(x.ctypes.data) for x in arrays))
     return out
+
+
+def earliest(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, *real: Any) -> Any:
+    """float64[n, M], as `bounds_paths.earliest_finishes`. real: float64: bytes of each edge, latency, per_byte [M, M], start_at, fastest [n, M]."""
+    arrays = [*(np.ascontiguousarray(x) for x in (order, starts, preds)), *(np.ascontiguousarray(x, dtype=np.float64) for x in real)]
+    finish = np.empty(arrays[-1].shape)
+    code.hs_earliest(*map(ctypes.c_int64, finish.shape), *map(_pointer, (*arrays, finish)))
+    return finish
 
 
 def as_ready(code: ctypes.CDLL, succ_starts: Any, succs: Any, waiting: Any, rank: Any) -> Any:

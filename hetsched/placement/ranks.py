@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from hetsched.placement.problem import FloatArray, IntArray, Problem
 
 # Tasks from which an array is sorted faster than a list.
 MANY = 500
+
+
+def code_for(problem: Problem) -> Any:
+    """The functions of machine code, where they pay for planning this problem once; else None."""
+    return native.for_size(len(problem), native.BUILD_FROM if problem.is_costed else native.BUILD_GRAPHS_FROM)
 
 
 def mean_durations(problem: Problem) -> FloatArray:
@@ -33,7 +39,7 @@ def upward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) -> l
 
     Topcuoglu, Hariri, Wu (HEFT), equation 8.
     """
-    code = native.for_size(len(problem))
+    code = code_for(problem)
     if code is not None:
         found: list[float] = native.upward(code, problem.order, problem.pred_start, problem.pred_task, weights, copies).tolist()
         return found
@@ -70,18 +76,21 @@ def downward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) ->
     return rank
 
 
-def levels(
-    n: int, start: IntArray, other: IntArray, sequence: Iterable[int], depths: IntArray | None = None
-) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+def levels(n: int, start: IntArray, other: IntArray, sequence: Iterable[int]) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
     """Tasks in groups, so that all of `other[start[t]:start[t + 1]]` stand in groups before that of t: (tasks, edges, groups).
 
     sequence: all tasks in an order in which these stand before t: of the problem for predecessors, the reverse of it for successors.
-    depths: the group of each task, where it is known.
     `edges` are the positions of the tasks' edges in `other`, `groups` where each task's edges begin among them (for `reduceat`). Only the first
     group has tasks without edges, and it has only these.
     """
     degree = np.diff(start)
-    by_depth = _depths(n, start, other, sequence) if depths is None else depths
+    depth = [0] * n
+    starts, others = start.tolist(), other.tolist()
+    for t in sequence:
+        rows = others[starts[t] : starts[t + 1]]
+        if rows:
+            depth[t] = 1 + max([depth[u] for u in rows])
+    by_depth = np.array(depth, dtype=np.int64)
     tasks = np.argsort(by_depth, kind="stable")
     edges = np.argsort(np.repeat(by_depth, degree), kind="stable")
     count = np.bincount(by_depth, minlength=1)
@@ -94,29 +103,16 @@ def levels(
         yield tasks[a:b], edges[low : edge_ends[level]], first_edge[a:b] - low
 
 
-def _depths(n: int, start: IntArray, other: IntArray, sequence: Iterable[int]) -> IntArray:
-    depth = [0] * n
-    starts, others = start.tolist(), other.tolist()
-    for t in sequence:
-        rows = others[starts[t] : starts[t + 1]]
-        if rows:
-            depth[t] = 1 + max([depth[u] for u in rows])
-    return np.array(depth, dtype=np.int64)
-
-
-def fastest_paths(problem: Problem) -> tuple[FloatArray, FloatArray, IntArray | None]:
-    """Seconds of the longest chains before and behind each task, each task at its fastest, nothing for copies: float64[n] twice.
-
-    And, where machine code worked it out on the way, the group of each task in `levels` of predecessors, int64[n].
-    """
+def fastest_paths(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """float64[n] twice: seconds of the longest chains before and behind each task, each task at its fastest, nothing for copies."""
     if "fastest_paths" not in problem.memo:
         fastest = problem.durations.min(axis=1)
-        code = native.for_size(len(problem), native.BUILD_GRAPHS_FROM)
+        code = code_for(problem)
         if code is not None:
             problem.memo["fastest_paths"] = native.paths(code, problem.order, problem.pred_start, problem.pred_task, fastest)
         else:
-            problem.memo["fastest_paths"] = *_fastest_paths(problem, fastest.tolist()), None
-    found: tuple[FloatArray, FloatArray, IntArray | None] = problem.memo["fastest_paths"]
+            problem.memo["fastest_paths"] = _fastest_paths(problem, fastest.tolist())
+    found: tuple[FloatArray, FloatArray] = problem.memo["fastest_paths"]
     return found
 
 
@@ -141,7 +137,7 @@ def _fastest_paths(problem: Problem, fastest: list[float]) -> tuple[FloatArray, 
 
 def as_ready(problem: Problem, rank: list[float]) -> list[int]:
     """Tasks in the order in which a list scheduler takes them: of those whose predecessors have been taken, the one of highest rank, then number."""
-    code = native.for_size(len(problem))
+    code = code_for(problem)
     if code is not None:
         found: list[int] = native.as_ready(code, *problem.succ[:2], np.diff(problem.pred_start), np.array(rank)).tolist()
         return found

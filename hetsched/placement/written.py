@@ -21,6 +21,7 @@ from hetsched.machine import HOST
 from hetsched.placement import native
 from hetsched.placement.memory import GREEDY_BLOCKS, REST_GROWTH, REST_LAUNCHES, REST_SHARE, lay_out, padded, place_by_size
 from hetsched.placement.problem import FloatArray, IntArray, Problem
+from hetsched.placement.ranks import code_for
 from hetsched.timeline import After, Copy, Free, Lane, Launch, Replica, Span, Timeline
 
 # Of a class and a row: a named tuple without a call of its own `__new__`, which takes twice as long.
@@ -178,7 +179,7 @@ def spans_of(problem: Problem, commands: Commands) -> list[Span]:
 def written(problem: Problem, commands: Commands, straight: Timeline, limits: Mapping[str, int | None]) -> Timeline | None:
     """The plan of `commands`, laid out; None where it does not fit `limits`. straight: a plan without spans, for the rest."""
     objects = _Objects(problem, commands)
-    code = native.for_size(len(problem), native.BUILD_GRAPHS_FROM) if not problem.loops else None
+    code = code_for(problem) if not problem.loops else None
     found = _Layout(problem, objects, code).laid_out(straight, limits) if code is not None else None
     return found if found is not None else lay_out(replace(straight, spans=tuple(objects.spans())), limits, give_up=False)
 
@@ -247,14 +248,31 @@ class _Layout:
         if (facts.workspace[(np.diff(graph.input_start) == 0) & (np.diff(graph.output_start) == 0)] > 0).any():
             return None
         low, high = self._streams()
-        end = float(commands.finish.max(initial=0.0))
         plan = native.LayoutPlan(
-            counts=(len(commands.what), len(graph), len(graph.value_specs), self.objects.nodes, self.problem.host), end=end,
-            kind=commands.is_copy.astype(np.int64), what=commands.what, src=commands.src, dst=commands.dst, start=commands.start, finish=commands.finish,
-            low=low, high=high, input_start=graph.input_start, inputs=graph.input_values, output_start=graph.output_start,
-            value_task=graph.value_task, nbytes=graph.value_nbytes, lies=facts.lies, result=facts.result, alike=facts.alike, view=facts.view,
-            view_offset=facts.view_offset, workspace=facts.workspace, pair_start=facts.pair_start, pairs=facts.pairs,
-        )  # fmt: skip
+            counts=(len(commands.what), len(graph), len(graph.value_specs), self.objects.nodes, self.problem.host),
+            end=float(commands.finish.max(initial=0.0)),
+            kind=commands.is_copy,
+            what=commands.what,
+            src=commands.src,
+            dst=commands.dst,
+            start=commands.start,
+            finish=commands.finish,
+            low=low,
+            high=high,
+            input_start=graph.input_start,
+            inputs=graph.input_values,
+            output_start=graph.output_start,
+            value_task=graph.value_task,
+            nbytes=graph.value_nbytes,
+            lies=facts.lies,
+            result=facts.result,
+            alike=facts.alike,
+            view=facts.view,
+            view_offset=facts.view_offset,
+            workspace=facts.workspace,
+            pair_start=facts.pair_start,
+            pairs=facts.pairs,
+        )
         with native.Layout(self.code, plan) as layout:
             loose = layout.loose()
             loose_nbytes = graph.value_nbytes[loose[0]]

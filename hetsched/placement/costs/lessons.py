@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median
 
+from hetsched.graph.alike import alike
+from hetsched.graph.graph import Graph
 from hetsched.placement.costs.history import Lesson
 from hetsched.placement.costs.kinds import BEGIN, COPY, TURN, Kind, Kinds, begin_kind, device_key, is_learned, link_key, turn_kind
 from hetsched.timeline import Copy, Free, Launch, Span, Timeline
@@ -31,9 +33,23 @@ def lessons(trace: Timeline) -> list[Lesson]:
     """
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
     kinds = Kinds()
+    graph: Graph | None = None
+    like: list[int] = []
+    # (kind of a task in its graph, its lanes, its width) -> what launches like it have taught, where every turn of them counts.
+    rows: dict[tuple[int, int, int], list[float]] = {}
     for owner, span in measured(trace):
         command = span.command
         seconds = span.finish - span.start
+        if type(command) is Launch and owner.loop is None:
+            if owner.graph is not graph:
+                graph, like, rows = owner.graph, alike(owner.graph).kind.tolist(), {}
+            row = like[command.task], id(span.lanes), command.width
+            known = rows.get(row)
+            if known is not None:
+                known.append(seconds)
+                continue
+        else:
+            row = None
         if isinstance(command, Launch):
             if not is_learned(owner.graph, command.task) or not span.lanes or _is_other(owner, command.turn):
                 continue
@@ -48,7 +64,10 @@ def lessons(trace: Timeline) -> list[Lesson]:
         else:
             continue
         if key:
-            found.setdefault((key, kind.text, width), (kind, []))[1].append(seconds)
+            known = found.setdefault((key, kind.text, width), (kind, []))[1]
+            known.append(seconds)
+            if row is not None:
+                rows[row] = known
     return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace)]
 
 
