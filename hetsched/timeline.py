@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from hetsched.errors import CommandLineError
@@ -171,10 +172,10 @@ class Timeline:
         rows = {id(s.lanes): s.lanes for s in self.spans}  # spans of a lane share the object, mostly
         return sorted({lane for lanes in rows.values() for lane in lanes})
 
-    @property
-    def owners(self) -> set[str]:
+    @cached_property
+    def owners(self) -> frozenset[str]:
         """The devices and links whose lanes are used."""
-        return {lane.owner for lane in self.lanes}
+        return frozenset(lane.owner for lane in self.lanes)
 
     def by_lane(self) -> dict[Lane, list[Span]]:
         """Lane -> its spans by start."""

@@ -8,22 +8,12 @@ from itertools import pairwise
 from statistics import median
 
 from hetsched.graph.alike import alike
-from hetsched.graph.graph import Graph
 from hetsched.placement.costs.history import Lesson
 from hetsched.placement.costs.kinds import BEGIN, COPY, TURN, Kind, Kinds, begin_kind, device_key, is_learned, link_key, turn_kind
-from hetsched.timeline import Copy, Free, Launch, Span, Timeline
+from hetsched.timeline import Command, Copy, Free, Lane, Launch, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
 LEAST_TURNS = 4
-
-
-def measured(trace: Timeline) -> Iterator[tuple[Timeline, Span]]:
-    """(timeline that holds it, span) of every launch and copy that was measured itself: shares of a step are left out."""
-    for i, span in enumerate(trace.spans):
-        if i not in trace.attributed:
-            yield trace, span
-    for body in trace.loops.values():
-        yield from measured(body)
 
 
 def lessons(trace: Timeline) -> list[Lesson]:
@@ -33,42 +23,50 @@ def lessons(trace: Timeline) -> list[Lesson]:
     """
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
     kinds = Kinds()
-    graph: Graph | None = None
-    like: list[int] = []
-    # (kind of a task in its graph, its lanes, its width) -> what launches like it have taught, where every turn of them counts.
-    rows: dict[tuple[int, int, int], list[float]] = {}
-    for owner, span in measured(trace):
-        command = span.command
-        seconds = span.finish - span.start
-        if type(command) is Launch and owner.loop is None:
-            if owner.graph is not graph:
-                graph, like, rows = owner.graph, alike(owner.graph).kind.tolist(), {}
-            row = like[command.task], id(span.lanes), command.width
-            known = rows.get(row)
-            if known is not None:
-                known.append(seconds)
+    for owner in _timelines(trace):
+        like = alike(owner.graph).kind.tolist() if owner.loop is None else []
+        # (kind of a task in its graph, its lanes, its width) -> what launches like it have taught: in a straight plan every one of them counts.
+        rows: dict[tuple[int, int, int], list[float]] = {}
+        for i, (lanes, command, start, finish) in enumerate(owner.spans):
+            if owner.attributed and i in owner.attributed:
                 continue
-        else:
             row = None
-        if isinstance(command, Launch):
-            if not is_learned(owner.graph, command.task) or not span.lanes or _is_other(owner, command.turn):
+            if type(command) is Launch and like:
+                row = like[command[0]], id(lanes), command[4]
+                known = rows.get(row)
+                if known is not None:
+                    known.append(finish - start)
+                    continue
+            named = _named(owner, lanes, command, kinds)
+            if named is None:
                 continue
-            key = device_key(owner.machine.device(span.lanes[0].owner))
-            kind = kinds.of(owner.graph, command.task)
-            width = command.width
-        elif isinstance(command, Copy):
-            link = owner.machine.link(command.src.node, command.dst.node)
-            nbytes = float(owner.graph.value_nbytes[command.value])
-            key, width = link_key(link, owner.machine), 1
-            kind = Kind(COPY, f"{COPY} {nbytes:.0f}", "uint8", 0.0, nbytes)
-        else:
-            continue
-        if key:
+            key, kind, width = named
             known = found.setdefault((key, kind.text, width), (kind, []))[1]
-            known.append(seconds)
+            known.append(finish - start)
             if row is not None:
                 rows[row] = known
     return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace)]
+
+
+def _timelines(trace: Timeline) -> Iterator[Timeline]:
+    """The trace, and those of the bodies of its loops, loops in loops too."""
+    yield trace
+    for body in trace.loops.values():
+        yield from _timelines(body)
+
+
+def _named(owner: Timeline, lanes: tuple[Lane, ...], command: Command, kinds: Kinds) -> tuple[str, Kind, int] | None:
+    """(device or link, kind, width) under which a span teaches; None where it does not."""
+    if isinstance(command, Launch):
+        if not is_learned(owner.graph, command.task) or not lanes or _is_other(owner, command.turn):
+            return None
+        key = device_key(owner.machine.device(lanes[0].owner))
+        return (key, kinds.of(owner.graph, command.task), command.width) if key else None
+    if isinstance(command, Copy):
+        key = link_key(owner.machine.link(command.src.node, command.dst.node), owner.machine)
+        nbytes = float(owner.graph.value_nbytes[command.value])
+        return (key, Kind(COPY, f"{COPY} {nbytes:.0f}", "uint8", 0.0, nbytes), 1) if key else None
+    return None
 
 
 def _loops(trace: Timeline) -> Iterator[Lesson]:
