@@ -80,7 +80,7 @@ def costs_for(
 
 def loops_of(graph: Graph) -> Iterator[Loop]:
     """The loops of a graph, loops in loops too."""
-    for op in graph.task_ops:
+    for op in graph.task_ops if graph.has_loops else ():
         if isinstance(op, Loop):
             yield op
             yield from loops_of(op.body)
@@ -199,7 +199,7 @@ def _cases(graph: Graph, machine: Machine, device: Device) -> list[_Need]:
     rough, kinds = RooflineCosts(machine), Kinds()
     found: dict[str, _Need | None] = {}
     for owner in (graph, *(x.body for x in loops_of(graph))):
-        for task in range(len(owner)):
+        for task in alike(owner).first.tolist():
             if not is_learned(owner, task) or (kind := kinds.of(owner, task)).text in found:
                 continue
             case = case_of(owner, task) if can_run(owner, task, device) else None

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
-from hetsched.executors import relay, rounds, solo
+from hetsched.executors import once, relay, rounds
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
@@ -736,13 +736,13 @@ def run_plan(
 
     Raises `TaskError` for the first task that fails (unless `keep_going`: then the tasks that do not need it still run), `RunTimeoutError`.
     """
-    for owner in sorted({lane.owner for lane in plan.lanes}):
+    for owner in sorted(plan.owners):
         if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
             raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
     began = perf_counter()
     program = compile_plan(plan, join=not keep_going, whole=not keep_going and timeout is None and progress is None and replanner is None)
     if timeout is None and progress is None and not keep_going and replanner is None and is_solo(program):
-        return solo.run(Frame(program, inputs), began, trace)
+        return once.run(program, inputs, began, trace)
 
     def run_one(plan: Timeline, inputs: Mapping[int, Any]) -> Outcome:
         crew = Crew(plan, trace, keep_going, timeout, progress, replanner=replanner, began=began)

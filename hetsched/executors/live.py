@@ -313,7 +313,7 @@ def _task(item: Item) -> int:
 def drives(plan: Timeline) -> list[Device]:
     """The devices with streams that a plan uses, itself or in its loops."""
     machine = plan.machine
-    owners = {lane.owner for lane in plan.lanes}
+    owners = set(plan.owners)
     for body in plan.loops.values():
         owners |= {d.id for d in drives(body)}
     ends = {name for link in machine.links if link.id in owners for name in (link.src, link.dst)}

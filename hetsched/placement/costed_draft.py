@@ -16,7 +16,7 @@ from hetsched.placement import native
 from hetsched.placement.draft import Draft, HopelessError
 from hetsched.placement.facts import list_facts
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import least_tails
+from hetsched.placement.ranks import code_for, least_tails
 
 
 class CostedDraft(Draft):
@@ -69,15 +69,15 @@ class CostedDraft(Draft):
         shortest: list[float] = self.problem.memo["shortest"]
         return shortest
 
-    def place_all(self, order: Sequence[int], behind: FloatArray | None = None) -> None:
-        code = native.for_size(len(order)) if not self.booked else None
+    def place_all(self, order: Sequence[int], behind: FloatArray | None = None, wanted: Sequence[int] | None = None) -> None:
+        code = code_for(self.problem) if not self.booked else None
         if code is None:
-            super().place_all(order, behind)
+            super().place_all(order, behind, wanted)
             return
         facts = list_facts(self.problem)
         if self.give_up_above < math.inf:
             facts = facts._replace(tail=least_tails(self.problem))
-        found = native.book(code, facts, self._shortest, order, behind, self.give_up_above)
+        found = native.book(code, facts, self._shortest, order, behind, wanted, self.give_up_above)
         if found is None:
             raise HopelessError
         choice, start, finish, lane, booked = found

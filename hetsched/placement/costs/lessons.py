@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median
 
+from hetsched.graph.alike import alike
 from hetsched.placement.costs.history import Lesson
 from hetsched.placement.costs.kinds import BEGIN, COPY, TURN, Kind, Kinds, begin_kind, device_key, is_learned, link_key, turn_kind
-from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
+from hetsched.timeline import Copy, Launch, Span, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
 LEAST_TURNS = 4
@@ -32,15 +33,19 @@ def lessons(trace: Timeline) -> list[Lesson]:
 
     Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are.
     """
-    same: dict[tuple[int, int, tuple[Lane, ...], int], tuple[Timeline, Span, list[float]]] = {}  # launches of one task, copies of one value
+    same: dict[tuple[int, int, int, int], tuple[Timeline, Span, list[float]]] = {}  # launches of alike tasks, copies of one value
+    kind_of: dict[int, list[int]] = {}  # graph -> the kind of each task in it
     for owner, span in measured(trace):
         lanes, command, start, finish = span
         if isinstance(command, Launch):
             if not lanes or (owner.loop is not None and _is_other(owner, command.turn)):
                 continue
-            key = id(owner), command.task, lanes, command.width
+            like = kind_of.get(id(owner))
+            if like is None:
+                like = kind_of[id(owner)] = alike(owner.graph).kind.tolist()
+            key = id(owner), like[command.task], id(lanes), command.width
         elif isinstance(command, Copy):
-            key = id(owner), -1 - command.value, lanes, 0
+            key = id(owner), -1 - command.value, id(lanes), 0
         else:
             continue
         at = same.get(key)
