@@ -21,6 +21,7 @@ import numpy as np
 from hetsched.executors import cpu, live
 from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import Case, calibrate, case_of, measure_cases, work_together
+from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine

@@ -129,9 +129,6 @@ def _every(program: Program, command: object) -> int:
     return program.every.get(int(program.plan.graph.value_task[command.value]), 1)
 
 
-# Makes a named tuple of a tuple, three times as fast as calling its class: traces have thousands.
-
-
 def _of_turn(command: Launch | Copy | object, turn: int) -> Launch | Copy:
     if isinstance(command, Launch):
         if not turn:
