@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "prediction.json"
 RUNS = 3
 REPEATS = 5
 TRIES = 4
@@ -165,8 +166,8 @@ def main() -> int:
     parser.add_argument("-d", "--device", default=None)
     parser.add_argument("--pairs", action="store_true", help="compare placements too")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further graph after so long")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/prediction.json")
-    parser.add_argument("--missing", action="store_true", help="only rows that results/prediction.json lacks")
+    parser.add_argument("--save", nargs="?", const=str(RESULTS), metavar="FILE", help="keep what was found (default: results/prediction.json)")
+    parser.add_argument("--missing", action="store_true", help="only rows that the file of --save lacks")
     parser.add_argument("--fresh", action="store_true", help="with --save: leave out what other parts have found")
     args = parser.parse_args()
 
@@ -186,7 +187,7 @@ def main() -> int:
     names = names[number - 1 :: parts]
     if args.only:
         names = [n for n in names if n.startswith(tuple(args.only.split(",")))]
-    place = ROOT / "benchmarks" / "results" / "prediction.json"
+    place = Path(args.save or RESULTS)
     found = json.loads(place.read_text()) if place.exists() and not args.fresh else {"devices": [], "rows": []}
     kept = [Row(*r) for r in found["rows"]] if found["devices"] == used else []
     if args.missing:
@@ -216,6 +217,9 @@ def main() -> int:
     if args.save:
         mine = {r.name for r in rows}
         rows = [*(r for r in kept if r.name not in mine), *rows]
+    if not rows:
+        print("nothing was measured")
+        return 1
     record = {"devices": used, **summary(rows)}
     print(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=2))
     if args.save:
