@@ -98,6 +98,7 @@ class Bound:
 class Timeline:
     """Spans on lanes, predicted or measured.
 
+    spans: in any order: their times say what comes first, and on a lane, where times are equal, their places here.
     after: reuse edges, indices into `spans`.
     offsets: replica -> byte offset in the arena of its node, for every replica that lives in an arena. Not in an arena: values of the
     graph's inputs and constants on the host (borrowed), its outputs on the host (owned by the caller), opaque values and sequences of them.

@@ -35,7 +35,7 @@ class Result(Mapping[str, Any]):
     def lazily(outputs: Mapping[str, Any], trace: Callable[[], Timeline], plan: Timeline, wall_seconds: float) -> Result:
         """A result whose trace is made when it is asked for: 10 us a span that most callers never look at."""
         result = object.__new__(Result)
-        result.__dict__.update(outputs=outputs, plans=(plan,), wall_seconds=wall_seconds, failed={}, _trace=trace)
+        object.__setattr__(result, "__dict__", {"outputs": outputs, "plans": (plan,), "wall_seconds": wall_seconds, "failed": {}, "_trace": trace})
         return result
 
     def in_a_crowd(self, share: float) -> Result:
@@ -50,9 +50,10 @@ class Result(Mapping[str, Any]):
         raise AttributeError(f"a result has no {name!r}{did_you_mean(name, [*self.__dict__, 'trace', 'plan'])}")
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.outputs:
-            raise KeyError(f"no output {name!r}{did_you_mean(name, self.outputs)}")
-        return self.outputs[name]
+        try:
+            return self.outputs[name]
+        except KeyError:
+            raise KeyError(f"no output {name!r}{did_you_mean(name, self.outputs)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.outputs)

@@ -51,10 +51,17 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
     plan = program.plan
     spans: list[Span] = []
     attributed: list[int] = []
+    lanes_of: dict[tuple[int, int], tuple[Lane, ...]] = {}  # (step, lane number) -> the lanes it ran on
     whole: dict[int, tuple[list[Span], list[float]]] = {}  # step -> its spans and their shares, where each of them runs every turn
     for note in sorted(notes, key=lambda n: (n.start, n.finish, n.turn, n.step)):
         step = program.steps[note.step]
-        lanes = step.lanes if len(step.lanes) != 1 else (Lane(step.owner, note.lane, step.kind),)
+        lanes = lanes_of.get((note.step, note.lane))
+        if lanes is None:
+            lanes = step.lanes if len(step.lanes) != 1 else (Lane(step.owner, note.lane, step.kind),)
+            lanes_of[note.step, note.lane] = lanes
+        if len(step.spans) == 1 and not program.every:
+            spans.append(_new(Span, (lanes, _of_turn(plan.spans[step.spans[0]].command, note.turn), note.start, note.finish)))
+            continue
         known = whole.get(note.step)
         if known is None:
             planned = [plan.spans[i] for i in step.spans]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import Progress, ProgressLines, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
@@ -68,7 +68,7 @@ def _run(args: Any) -> int:
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
-    pipeline = load(args.file, parameters, trust=args.trust)
+    pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
     given = placement_arguments(args, pipeline.goal)
     if args.plan is not None:
         planned = _locked(args, pipeline, given["machine"])
