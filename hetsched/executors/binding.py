@@ -18,6 +18,7 @@ from hetsched.errors import PlacementError
 from hetsched.executors.memory import HERE, Doer, shaped
 from hetsched.executors.program import Step
 from hetsched.executors.segments import Segment, compile_segment
+from hetsched.graph.guard import read_only, shut
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.machine import HOST
@@ -346,7 +347,7 @@ class Bindings:
             frame.buffer(r.value, node, turn) if r.value in dynamic else frame.locate(r.value, node, turn, r.generation) for r in command.reads
         )
         writes = tuple(frame.buffer(r.value, node, turn) for r in command.writes)
-        return (kernel, reads, writes, workspace, attributes, task)
+        return (*shut(kernel, reads), writes, workspace, attributes, task)
 
     def _lies_as_planned(self, replica: Replica) -> bool:
         """True for what every turn finds on the host anew (an element of a sequence, the turn's number) and copies to a device: there it lies."""
@@ -357,15 +358,16 @@ class Bindings:
     def _launch_partly(self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int) -> Later:
         """A launch bound but for the inputs that only its turn knows."""
         frame = self.frame
-        bound = [None if r.value in frame.dynamic else frame.locate(r.value, node, turn, r.generation) for r in command.reads]
+        known = [None if r.value in frame.dynamic else frame.locate(r.value, node, turn, r.generation) for r in command.reads]
+        kernel, bound = shut(kernel, known)
         writes = tuple(frame.buffer(r.value, node, turn) for r in command.writes)
         later = [(i, r.value, r.generation) for i, r in enumerate(command.reads) if r.value in frame.dynamic]
         number = frame.turn_value if node == HOST else None
 
         def launch(now: int, doer: Doer) -> None:
-            reads = bound.copy()
+            reads = list(bound)
             for i, value, generation in later:
-                reads[i] = np.array(now, np.int64) if value == number else frame.locate(value, node, now, generation)
+                reads[i] = np.array(now, np.int64) if value == number else read_only(frame.locate(value, node, now, generation))
             doer.launch(kernel, reads, writes, workspace, attributes)
 
         return launch

@@ -88,6 +88,15 @@ def test_devices_are_found_with_links_each_way_and_between_them(fake):
     )
 
 
+def test_compute_streams_are_as_many_as_the_environment_says(monkeypatch):
+    for asked, lanes, notes in (("", 1, 0), ("3", 3, 0), (" 2 ", 2, 0), ("0", 1, 1), ("many", 1, 1), ("17", 1, 1)):
+        monkeypatch.setenv("HETSCHED_CUDA_STREAMS", asked)
+        found = fake_cupy.install(monkeypatch).find()
+        assert found.devices[0].lanes == lanes
+        assert len(found.notes) == notes
+        assert all(f"HETSCHED_CUDA_STREAMS is {asked!r}" in note for note in found.notes)
+
+
 def test_links_between_devices_by_the_peer_path_or_through_the_host():
     a = {"down_latency": 1e-5, "up_latency": 2e-5, "down_bytes": 2e10, "up_bytes": 1e10}
     direct = cuda.between(0, a, 1, a, True)

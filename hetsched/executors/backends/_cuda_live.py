@@ -31,6 +31,7 @@ import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._nvtx import find as find_ranges
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
 # and those of devices that are no more.
@@ -359,6 +360,7 @@ class LiveDevice:
         self.nbytes = nbytes
         self.lost = False
         self.device = cupy.cuda.Device(number)
+        self.ranges = find_ranges()
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
         self.on_their_way = Landings()
