@@ -431,6 +431,8 @@ def test_convolutions_as_products():
 
     for op, gradient in ((test_conv.CONV2D, None), (test_conv.CONV2D_GRAD_WEIGHT, "kernel"), (test_conv.CONV2D_GRAD_INPUT, "image")):
         forced = replace(op, kernels={**op.kernels, "opencl": partial(op.kernels["opencl"], way="product")})
+        if gradient == "kernel":
+            forced = replace(forced, workspace=partial(op.workspace, way="product"))
         checked(forced, partial(cases, gradient=gradient))
 
 
@@ -463,6 +465,21 @@ def test_the_way_of_a_convolution():
     assert sources((2, 16, 9, 9), 16, {"padding": 1}, False) == "tiles"
     assert sources((2, 3, 9, 9), 16, {"padding": 1}, True) == "direct"
     assert sources((2, 3, 9, 9), 4, {"padding": 1}, False) == "direct"
+
+
+def test_the_workspace_of_a_gradient_of_weights_is_that_of_its_way():
+    """x packed for a product, dy packed directly; the other's is not asked for."""
+
+    def nbytes(x, outputs, window, **options):
+        attributes = test_conv.CONV2D_GRAD_WEIGHT.check_attributes({"kernel": window, **options})
+        (y,) = test_conv.CONV2D.infer([Spec(x), Spec((outputs, x[1], *window))], test_conv.CONV2D.check_attributes(options))
+        specs = [Spec(x), Spec(y.bounds)]
+        return test_conv.CONV2D_GRAD_WEIGHT.workspace(specs, test_conv.CONV2D_GRAD_WEIGHT.infer(specs, attributes), attributes)
+
+    pixels = 16 * 64 * 64  # of the images; as many positions
+    product = nbytes((16, 16, 64, 64), 128, (3, 3), padding=1)
+    assert 4 * pixels * 16 <= product < 4 * pixels * 128
+    assert nbytes((16, 4, 64, 64), 32, (3, 3), padding=1) >= 4 * pixels * 32
 
 
 def test_pixels_that_are_not_numbers_stay_in_their_windows_either_way():

@@ -339,15 +339,20 @@ def _parts(n: int, weight: Sequence[int], groups: int, tiles: _Tiles) -> int:
     return min(n, -(-_ITEMS // max(1, items)))
 
 
-def grad_weight_nbytes(x: Sequence[int], dy: Sequence[int], weight: Sequence[int], groups: int, dtype: Any) -> int:
-    """Bytes of workspace of `grad_weight`, either way, for x [n, c, h, w], dy [n, o, oh, ow] and weights [o, c / groups, kh, kw].
+def grad_weight_nbytes(x: Sequence[int], dy: Sequence[int], weight: Sequence[int], groups: int, dtype: Any, way: Way | None = None) -> int:
+    """Bytes of workspace of `grad_weight` for x [n, c, h, w], dy [n, o, oh, ow] and weights [o, c / groups, kh, kw], on any device.
 
-    It holds dy or x packed, and the sums of every part."""
+    Directly it holds dy packed, as a product on a processor x packed, and the sums of every part. `way`: the one taken, whatever the rule says.
+    """
     n, o, oh, ow = dy
-    tiles = _tiles(o // groups, dtype)
-    part_size = weight[0] * weight[1] * weight[2] * weight[3] + o
-    direct = scratch_nbytes(scalar_type(dtype), n * oh * ow * groups * tiles.padded, _parts(n, weight, groups, tiles) * part_size)
-    return max(direct, _cl_conv_product.grad_weight_nbytes(x, weight, groups, dtype))
+    shapes = (o // groups, weight[1], weight[2] * weight[3], oh * ow)
+    ways = {is_cpu: way or way_of(is_cpu, *shapes) for is_cpu in (True, False)}
+    needed = [_cl_conv_product.grad_weight_nbytes(is_cpu, x, weight, groups, dtype) for is_cpu, one in ways.items() if one == "product"]
+    if "direct" in ways.values() or 0 in (*x, *weight):  # nothing is multiplied where there are no elements
+        tiles = _tiles(o // groups, dtype)
+        part_size = weight[0] * weight[1] * weight[2] * weight[3] + o
+        needed.append(scratch_nbytes(scalar_type(dtype), n * oh * ow * groups * tiles.padded, _parts(n, weight, groups, tiles) * part_size))
+    return max(needed)
 
 
 def grad_weight(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes, way: Way | None = None) -> None:

@@ -418,11 +418,16 @@ def _parts(n: int, weight: Sequence[int], groups: int, dtype: Any) -> int:
     return max(1, min(n, -(-_ITEMS // max(1, items))))
 
 
-def grad_weight_nbytes(x: Sequence[int], weight: Sequence[int], groups: int, dtype: Any) -> int:
-    """Bytes of workspace of `grad_weight` for x [n, c, h, w] and weights [o, c / groups, kh, kw]: x packed, and the sums of every part."""
+def _counts(is_cpu: bool, x: Sequence[int], weight: Sequence[int], groups: int, dtype: Any) -> tuple[int, int]:
+    """Elements of x packed (a GPU reads it as it is), and of the sums of every part."""
     n, _, h, w = x
-    part_size = math.prod(weight) + weight[0]
-    return scratch_nbytes(scalar_type(dtype), n * h * w * groups * _padded(weight[1], dtype), _parts(n, weight, groups, dtype) * part_size)
+    packed = n * h * w * groups * _padded(weight[1], dtype) if is_cpu else 0
+    return packed, _parts(n, weight, groups, dtype) * (math.prod(weight) + weight[0])
+
+
+def grad_weight_nbytes(is_cpu: bool, x: Sequence[int], weight: Sequence[int], groups: int, dtype: Any) -> int:
+    """Bytes of workspace of `grad_weight` for x [n, c, h, w] and weights [o, c / groups, kh, kw]."""
+    return scratch_nbytes(scalar_type(dtype), *_counts(is_cpu, x, weight, groups, dtype))
 
 
 def grad_weight(cl: OpenCL, x: Any, dy: Any, dweight: Any, dbias: Any, workspace: Any, groups: int, stride: Any, dilation: Any, before: Any) -> None:
@@ -432,7 +437,7 @@ def grad_weight(cl: OpenCL, x: Any, dy: Any, dweight: Any, dbias: Any, workspace
     oh, ow = dy.shape[2:]
     m, parts, padded = o // groups, _parts(n, dweight.shape, groups, x.dtype), _padded(channels, x.dtype)
     part_size, behind = np.int64(dweight.size + o), np.int64(dweight.size)
-    packed, sums = workspace_pieces(cl, workspace, scalar_type(x.dtype), n * h * w * groups * padded, parts * int(part_size))
+    packed, sums = workspace_pieces(cl, workspace, scalar_type(x.dtype), *_counts(cl.is_cpu, x.shape, dweight.shape, groups, x.dtype))
     text = source(cl, x.dtype, _CPU_GRAD_WEIGHT if cl.is_cpu else _GPU_GRAD_WEIGHT, _defines(cl, x.dtype))
     taps = kh * kw
     if cl.is_cpu:

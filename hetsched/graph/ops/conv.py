@@ -422,9 +422,10 @@ def _workspace_forward(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a:
     return max(_workspace(x, w, a), _cl_conv.correlate_nbytes(w.bounds, a["groups"], x.dtype))
 
 
-def _workspace_grad_weight(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
+def _workspace_grad_weight(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes, way: _cl_conv.Way | None = None) -> int:
     x, dy, dw = _spec(inputs[0]), _spec(inputs[1]), _spec(outputs[0])
-    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), _cl_conv.grad_weight_nbytes(x.bounds, dy.bounds, dw.bounds, a["groups"], x.dtype))
+    elsewhere = _cl_conv.grad_weight_nbytes(x.bounds, dy.bounds, dw.bounds, a["groups"], x.dtype, way)
+    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), elsewhere)
 
 
 def _workspace_grad_input(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
