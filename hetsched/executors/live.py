@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError
+from hetsched.executors.active import Active, Item
 from hetsched.executors.binding import Call
-from hetsched.executors.cpu import Active, Crew, Item, Progress, end_of, in_epochs
+from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
 from hetsched.executors.epochs import Outcome, Replanner
 from hetsched.executors.frame import Frame
 from hetsched.executors.memory import Memory

@@ -5,7 +5,7 @@ when its steps are done and the turn before has closed; then turn + window begin
 are laid out anew for the turn that comes a ring later. What is left of the oldest turn goes first: whoever waits for it waits in vain
 meanwhile, and what is ahead of it lies in a ring.
 
-Hot path: dispatching a step takes about 3 us (benchmarks/streaming.py), where the crew's walk under a lock took 25.
+Hot path: 42 to 49 us between two steps of a chain in benchmarks/streaming.py, cold caches and a wake-up included; the crew's walk took 78.
 """
 
 from __future__ import annotations
