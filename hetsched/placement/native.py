@@ -75,7 +75,14 @@ def for_size(tasks: int, build_from: int = BUILD_FROM) -> ctypes.CDLL | None:
 
 def is_built() -> bool:
     """True if `library` has nothing to build."""
-    return _is_ours(_file())
+    where = _file()
+    if where not in _seen and _is_ours(where):
+        _seen.add(where)
+    return where in _seen
+
+
+# Files that were there: to look once is enough.
+_seen: set[Path] = set()
 
 
 @cache

@@ -12,12 +12,13 @@ from hetsched.check import problems
 from hetsched.errors import PlanError
 from hetsched.graph.alike import alike
 from hetsched.placement import native, plan_graph
+from hetsched.placement.costed import CostedDraft, costed_problem
 from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.draft import GraphDraft, HopelessError
 from hetsched.placement.policies import find
 from hetsched.placement.problem import problem_of
 from hetsched.testing.graphs import random_graph, random_machine
-from hetsched.testing.policy import random_problem, stress_graph, stress_machine
+from hetsched.testing.policy import random_costed, random_problem, stress_graph, stress_machine
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +142,18 @@ def test_costs_are_asked_for_once_for_each_kind_of_task():
     problem_of(graph, machine, Counting(machine))
     assert {task for task, _ in asked} == set(alike(graph).first.tolist())
     assert len(alike(graph).first) == 3  # what reads the input alone, and two more
+
+
+def test_costed_graphs_are_booked_alike_by_all_three_ways(code, monkeypatch):
+    from hetsched.placement import costed_draft
+
+    for seed in range(12):
+        document, rows = random_costed(seed, 40), []
+        for found, sparse in ((None, 0), (None, 500), (code, 500)):
+            by(monkeypatch, found)
+            monkeypatch.setattr(costed_draft, "SPARSE", sparse)
+            drafts = [CostedDraft(costed_problem(document)) for _ in range(3)]
+            for draft, name in zip(drafts, ("peft", "twice", "auto"), strict=True):
+                find(name)(draft)
+            rows.append([draft.rows() for draft in drafts])
+        assert rows[0] == rows[1] == rows[2]
