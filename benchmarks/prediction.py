@@ -1,10 +1,13 @@
 """How true plans are: predicted against measured makespans, on three runs in a row, and which of two placements is predicted to be faster.
 
-    hetsched calibrate && python benchmarks/prediction.py [--graphs 30] [--pipelines] [--save]
+    hetsched calibrate && python benchmarks/prediction.py [--pairs] [--part I/N] [--only NAMES] [--save]
 
 Each graph (random, of ops of at least 100 us) and each pipeline of pipelines/ is planned and run three times in a row, with a cache that knows
 the calibration and nothing else at first; each run teaches the next. Beside it the run-to-run spread of the same plan is measured. With --pairs
 several placements of each graph (devices alone, policies) are planned and run, and every pair that differs by more than 20 % is compared.
+
+It may be run in parts (`--part 1/4`, or `--only digits_mlp.yaml,random`): with --save rows of the same devices are put beside those of other parts in
+results/prediction.json, and the summary is that of all; `--fresh` begins anew.
 
 Goals (issue 5): median error at most 15 % on the first run, 8 % on the third (or twice the run-to-run spread), 95 % of pairs in the right order.
 """
@@ -33,9 +36,10 @@ APART = 0.2
 
 class Row(NamedTuple):
     name: str
-    errors: list[float]  # of the runs, in order: |predicted - measured| / measured
+    errors: list[float]  # of the runs, in order: (predicted - measured) / measured
     spread: float  # of the same plan run again and again: median |measured - median| / median
     seconds: float
+    pairs: list[list[float]]  # [predicted, measured] of several placements
 
 
 def random_graph(rng: random.Random, tasks: int) -> tuple[Any, dict[str, Any]]:
@@ -91,23 +95,23 @@ def three_runs(name: str, make: Any, inputs: Any, only: str | None) -> Row:
     for _ in range(RUNS):
         plan = hs.plan(make(), hs.Machine.here(), only=only, measure=True)
         measured = once(plan, inputs, True)
-        errors.append(abs(plan.makespan - measured) / measured)
+        errors.append((plan.makespan - measured) / measured)
     again = [once(plan, inputs, False) for _ in range(REPEATS)]
     middle = statistics.median(again)
-    return Row(name, errors, statistics.median(abs(x - middle) / middle for x in again), measured)
+    return Row(name, errors, statistics.median(abs(x - middle) / middle for x in again), measured, [])
 
 
-def placements(graph: Any, inputs: Any, rng: random.Random) -> list[tuple[float, float]]:
+def placements(graph: Any, inputs: Any, only: str | None) -> list[list[float]]:
     """(predicted, measured) of several placements of a graph: each device where it can, and several policies."""
     import hetsched as hs
 
     machine = hs.Machine.here()
     found = []
-    ways: list[dict[str, Any]] = [{"only": d.id} for d in machine.devices]
-    ways += [{"policy": p} for p in ("heft", "serial", "round_robin", "min_min")]
+    ways: list[dict[str, Any]] = [{"only": d.id} for d in machine.devices if only is None or d.matches(only)]
+    ways += [{"policy": p, "only": only} for p in ("heft", "serial", "round_robin", "min_min")]
     for way in ways:
         plan = hs.plan(graph, machine, **way)
-        found.append((plan.makespan, statistics.median(once(plan, inputs, True) for _ in range(REPEATS))))
+        found.append([plan.makespan, statistics.median(once(plan, inputs, True) for _ in range(REPEATS))])
     return found
 
 
@@ -117,10 +121,13 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=14)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pipelines", action="store_true", help="pipelines only")
+    parser.add_argument("--only", default=None, help="rows whose names begin with one of these, separated by commas")
+    parser.add_argument("--part", default="1/1", help="I/N: every Nth row, from the Ith on")
     parser.add_argument("-d", "--device", default=None)
     parser.add_argument("--pairs", action="store_true", help="compare placements too")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further graph after so long")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/prediction.json")
+    parser.add_argument("--fresh", action="store_true", help="with --save: leave out what other parts have found")
     args = parser.parse_args()
 
     # The calibrations of the user, and nothing that was learned before.
@@ -132,30 +139,38 @@ def main() -> int:
         shutil.copytree(cache_folder(), Path(home) / "hetsched", ignore=shutil.ignore_patterns("costs.sqlite*"))
     os.environ["XDG_CACHE_HOME"] = home
     os.environ["HETSCHED_LEARN"] = "1"
-    names = [f"{d.id}: {d.name}" for d in devices()]
+    used = [f"{d.id}: {d.name}" for d in devices() if args.device is None or d.matches(args.device)]
+    names = [f.name for f in sorted((ROOT / "pipelines").glob("*.yaml"))]
+    names += [] if args.pipelines else [f"random {i}" for i in range(args.graphs)]
+    number, parts = map(int, args.part.split("/"))
+    names = names[number - 1 :: parts]
+    if args.only:
+        names = [n for n in names if n.startswith(tuple(args.only.split(",")))]
     rows: list[Row] = []
-    pairs: list[tuple[float, float, float, float]] = []
     begun = time.perf_counter()
     try:
-        for file in sorted((ROOT / "pipelines").glob("*.yaml")):
-            rows.append(pipeline_row(file, args.device))
-            tell(rows[-1])
-        for i in range(0 if args.pipelines else args.graphs):
+        for name in names:
             if time.perf_counter() - begun > args.seconds:
                 break
-            rng = random.Random(args.seed * 1000 + i)
-            graph, inputs = random_graph(rng, args.tasks)
-            rows.append(three_runs(f"random {i}", lambda graph=graph: graph, inputs, args.device))
+            if name.endswith(".yaml"):
+                rows.append(pipeline_row(ROOT / "pipelines" / name, args.device))
+            else:
+                graph, inputs = random_graph(random.Random(args.seed * 1000 + int(name.split()[1])), args.tasks)
+                row = three_runs(name, lambda graph=graph: graph, inputs, args.device)
+                rows.append(row._replace(pairs=placements(graph, inputs, args.device) if args.pairs else []))
             tell(rows[-1])
-            if args.pairs:
-                every = placements(graph, inputs, rng)
-                pairs += [(*a, *b) for k, a in enumerate(every) for b in every[:k]]
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    record = {"devices": names, **summary(rows, pairs, time.perf_counter() - begun)}
-    print(json.dumps(record, indent=2))
+    place = ROOT / "benchmarks" / "results" / "prediction.json"
+    if args.save and not args.fresh and place.exists():
+        kept = json.loads(place.read_text())
+        if kept["devices"] == used:
+            mine = {r.name for r in rows}
+            rows = [*(Row(*r) for r in kept["rows"] if r[0] not in mine), *rows]
+    record = {"devices": used, **summary(rows)}
+    print(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=2))
     if args.save:
-        (ROOT / "benchmarks" / "results" / "prediction.json").write_text(json.dumps(record, indent=2) + "\n")
+        place.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 
@@ -180,24 +195,24 @@ def devices() -> Any:
 
 
 def tell(row: Row) -> None:
-    errors = "  ".join(f"{100 * e:5.1f} %" for e in row.errors)
-    print(f"{row.name:22} {errors}   run to run {100 * row.spread:4.1f} %   {1e3 * row.seconds:8.2f} ms", flush=True)
+    errors = "  ".join(f"{100 * e:+6.1f} %" for e in row.errors)
+    pairs = "  ".join(f"{p / m:.2f}" for p, m in row.pairs)
+    print(f"{row.name:22} {errors}   run to run {100 * row.spread:4.1f} %   {1e3 * row.seconds:8.2f} ms   {pairs}", flush=True)
 
 
-def summary(rows: list[Row], pairs: list[tuple[float, float, float, float]], seconds: float) -> dict[str, Any]:
+def summary(rows: list[Row]) -> dict[str, Any]:
     out: dict[str, Any] = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "graphs": len(rows),
-        "median_error": [round(statistics.median(r.errors[i] for r in rows), 4) for i in range(RUNS)],
+        "median_error": [round(statistics.median(abs(r.errors[i]) for r in rows), 4) for i in range(RUNS)],
         "median_run_to_run": round(statistics.median(r.spread for r in rows), 4),
-        "within_goal_third_run": sum(r.errors[-1] <= max(0.08, 2 * r.spread) for r in rows),
-        "seconds": round(seconds, 1),
-        "rows": [[r.name, [round(e, 4) for e in r.errors], round(r.spread, 4), r.seconds] for r in rows],
+        "within_goal_third_run": sum(abs(r.errors[-1]) <= max(0.08, 2 * r.spread) for r in rows),
     }
-    if pairs:
-        apart = [(p, m, q, n) for p, m, q, n in pairs if abs(m - n) > APART * min(m, n)]
+    apart = [(*a, *b) for r in rows for k, a in enumerate(r.pairs) for b in r.pairs[:k] if abs(a[1] - b[1]) > APART * min(a[1], b[1])]
+    if apart:
         right = sum((p < q) == (m < n) for p, m, q, n in apart)
-        out["pairs"] = {"apart": len(apart), "right": right, "share": round(right / len(apart), 4) if apart else None}
+        out["pairs"] = {"apart": len(apart), "right": right, "share": round(right / len(apart), 4)}
+    out["rows"] = [[r.name, [round(e, 4) for e in r.errors], round(r.spread, 4), r.seconds, r.pairs] for r in rows]
     return out
 
 

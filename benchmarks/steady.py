@@ -4,8 +4,9 @@
 
 - turns: a loop of a tiny body (two ops on 8 numbers) runs so many turns; resident memory after a first run of a tenth of them and after the last
   turn, and the threads left; the goal is 5 MB and none.
-- trace: a chain and a fan of matrix products of about 50 us and 200 us each, run with the trace kept and read, and without; turn by turn, the
-  figure is the median of the ratios.
+- trace: a chain and a fan of matrix products of just over 50 us and of 200 us each (their sizes are chosen so that they take as long here), run with
+  the trace kept and without, turn by turn; the figure is the median of the ratios. Reading a trace makes its spans: that is a figure of its own. With
+  the trace off, a call of the chain in a session beside the bare calls of NumPy that it makes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from threadpoolctl import threadpool_limits
 
 import hetsched as hs
 
@@ -64,22 +66,59 @@ def products(name: str, n: int, tasks: int) -> hs.Graph:
     return b.freeze()
 
 
-def trace_cost(name: str, n: int, tasks: int, repeat: int) -> dict[str, Any]:
+def bare(n: int, tasks: int) -> float:
+    """Seconds of the calls of NumPy alone, BLAS on one thread."""
+    x, w = np.eye(n, dtype=np.float32), np.eye(n, dtype=np.float32)
+    outs = [np.empty_like(x) for _ in range(min(tasks, 8))]
+    with threadpool_limits(1):
+        start = perf_counter()
+        for i in range(tasks):
+            np.dot(x, w, outs[i % len(outs)])
+        return perf_counter() - start
+
+
+def lasting(seconds: float) -> int:
+    """The least n, in steps of 8, whose product takes so long."""
+    n = 64
+    while n < 1024 and statistics.median(bare(n, 20) / 20 for _ in range(5)) < seconds:
+        n += 8
+    return n
+
+
+def trace_cost(name: str, seconds: float, tasks: int, repeat: int) -> dict[str, Any]:
+    n = lasting(seconds)
     graph = products(name, n, tasks)
     plan = hs.plan(graph, only="cpu")
     inputs = {"x": np.eye(n, dtype=np.float32), "w": np.eye(n, dtype=np.float32)}
     hs.run(plan, inputs)
-    ratios, each = [], []
-    for _ in range(repeat):
-        start = perf_counter()
-        hs.run(plan, inputs, trace=False)
-        without = perf_counter() - start
-        start = perf_counter()
-        spans = len(hs.run(plan, inputs).trace.spans)
-        ratios.append((perf_counter() - start) / without)
-        each.append(without / tasks)
-    assert spans == tasks
-    return {"graph": name, "tasks": tasks, "us_a_task": statistics.median(each) * 1e6, "with_trace": statistics.median(ratios)}
+    found: dict[str, list[float]] = {"bare": [], "off": [], "on": [], "read": []}
+    for i in range(2 * repeat):
+        for kind in ("off", "on") if i % 2 else ("on", "off"):
+            start = perf_counter()
+            result = hs.run(plan, inputs, trace=kind == "on")
+            found[kind].append(perf_counter() - start)
+            if kind == "on":
+                start = perf_counter()
+                assert len(result.trace.spans) == tasks
+                found["read"].append(perf_counter() - start)
+        found["bare"].append(bare(n, tasks))
+    with hs.Session() as session:
+        f = session.compile(plan, buffers=1)
+        for _ in range(60):
+            f(inputs)
+        called = []
+        for _ in range(2 * repeat):
+            start = perf_counter()
+            f(inputs)
+            called.append((perf_counter() - start) / bare(n, tasks))
+    lanes = len({lane for span in plan.launches for lane in span.lanes})
+    plain = statistics.median(found["bare"])
+    return {
+        "graph": name, "tasks": tasks, "n": n, "lanes": lanes, "us_a_task": plain / tasks * 1e6,
+        "with_trace": statistics.median(a / b for a, b in zip(found["on"], found["off"], strict=True)),
+        "session_off_of_bare": statistics.median(called) if lanes == 1 else None,
+        "read_us_a_span": statistics.median(found["read"]) / tasks * 1e6,
+    }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,10 +132,13 @@ def main(argv: list[str] | None = None) -> int:
         f"{turns['turns']} turns: {turns['us_a_turn']:.2f} us a turn, memory {turns['grown_mb']:+.2f} MB, threads left {turns['threads_left']}",
         flush=True,
     )
-    traces = [trace_cost(name, n, tasks, options.repeat) for n, tasks in ((192, 400), (320, 200)) for name in ("chain", "fan")]
+    traces = [trace_cost(name, s, tasks, options.repeat) for s, tasks in ((52e-6, 400), (200e-6, 200)) for name in ("chain", "fan")]
     for row in traces:
+        called = row["session_off_of_bare"]
         print(
-            f"{row['graph']:6s} {row['tasks']} tasks of {row['us_a_task']:6.1f} us: with the trace {row['with_trace']:.3f} of the time without",
+            f"{row['graph']:6s} {row['tasks']} products of {row['us_a_task']:6.1f} us (n = {row['n']}) on {row['lanes']} lanes: with the trace "
+            f"{row['with_trace']:.3f} of the time without; reading it {row['read_us_a_span']:.2f} us a span"
+            + (f"; in a session, without it, {called:.3f} of the bare calls" if called is not None else ""),
             flush=True,
         )
     if options.json is not None:

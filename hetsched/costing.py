@@ -7,6 +7,7 @@ every command and call: nothing that runs have taught is read or written.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -17,23 +18,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hetsched.executors import cpu, live
+from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import Case, calibrate, case_of, measure_cases, work_together
 from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, save
 from hetsched.placement import plan_graph
-from hetsched.placement.costs.history import Drift, History, Lesson
-from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key
+from hetsched.placement.costs.history import Drift, History, Known, Lesson
+from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.roofline import RooflineCosts
 from hetsched.placement.problem import can_run
+from hetsched.rehearsal import may_be_rehearsed, rehearse
 from hetsched.timeline import Timeline
 
 LEARN = "HETSCHED_LEARN"
 # A first run measures what it needs in this time at most, seconds.
 FIRST_SECONDS = 1.5
+# Kinds that are measured again on a device that has become slow, and what measuring again may take, seconds.
+LOOKED_AT, AGAIN_SECONDS = 3, 0.3
 # Longer than any task that executors join to others.
 LONG = 1e-2
 
@@ -79,23 +85,26 @@ def loops_of(graph: Graph) -> Iterator[Loop]:
 
 
 class Taught(NamedTuple):
-    """What a run has taught: kinds of tasks seen, devices off by more than their spread, and why nothing could be kept ("" where it could)."""
+    """What a run has taught: what was measured of each kind of task, devices off by more than their spread, and why nothing could be kept ("" where
 
-    kinds: int
+    it could). seconds: what learning took.
+    """
+
+    lessons: tuple[Lesson, ...]
     drifts: tuple[Drift, ...]
     warning: str
     seconds: float
 
 
-def learn_from(trace: Timeline, history: History | None = None) -> Taught:
-    """Take in what a trace teaches. Costs about 2 us a span and one transaction; call it when the run is over."""
+def learn_from(trace: Timeline, history: History | None = None, crowded: float = 0.0) -> Taught:
+    """Take in what a trace teaches. Costs about 1 us a span and one transaction; call it when the run is over. crowded: see `Result`."""
     begun = perf_counter()
     if not may_learn():
-        return Taught(0, (), "", 0.0)
+        return Taught((), (), "", 0.0)
     history = history or History()
     found = lessons(trace)
-    drifts = history.learn(found)
-    return Taught(len(found), tuple(drifts), history.warning, perf_counter() - begun)
+    drifts = history.learn(found, crowded=crowded)
+    return Taught(tuple(found), tuple(drifts), history.warning, perf_counter() - begun)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------------------
@@ -106,45 +115,91 @@ def first_need(
 ) -> dict[str, Calibration]:
     """Measure, in about `budget` seconds at most, each kind of task of `graph` that nothing is known of on a device, the most work first.
 
-    What was measured is kept as `alone`: the first run of such a task replaces it. Returns the calibrations that this brought: of a device that was
-    never calibrated the cost of dispatching.
+    What was measured is kept as `alone`: the first run of such a task replaces it. What is known from a measurement alone, or from a run that other
+    work disturbed, is measured once more when some time has passed; so are a few kinds on a device that has become slow and was not seen since.
+    Of loops on threads some turns are run (`hetsched.rehearsal`): a hot turn is not the sum of its kernels.
+    Returns the calibrations that this brought: of a device that was never calibrated the cost of dispatching.
     """
     end = perf_counter() + budget
-    known = history.known(map(device_key, devices))
+    keys = [device_key(d) for d in devices]
+    known, now = history.known(keys), time.time()
+    suspects = set(history.suspects(keys, now))
     brought: dict[str, Calibration] = {}
-    rough, kinds = RooflineCosts(machine), Kinds()
     for number, device in enumerate(devices):
         key = device_key(device)
-        cases: dict[str, tuple[float, Kind, Case]] = {}
-        unable: set[str] = set()
-        for owner in (graph, *(x.body for x in loops_of(graph))):
-            for task in alike(owner).first.tolist():
-                if not is_learned(owner, task):
-                    continue
-                kind = kinds.of(owner, task)
-                if (key, kind.text, 1) in known or kind.text in cases or kind.text in unable:
-                    continue
-                case = case_of(owner, task) if can_run(owner, task, device) else None
-                if case is None:
-                    unable.add(kind.text)
-                else:
-                    cases[kind.text] = (rough.launch(owner, task, device).seconds, kind, case)
+        cases = _cases(graph, machine, device)
+        unknown = [x for x in cases if (key, x.kind.text, 1) not in known]
+        weak = [x for x in cases if (row := known.get((key, x.kind.text, 1))) is not None and row.is_worth_a_look(now)]
+        again = [x for x in cases if (row := known.get((key, x.kind.text, 1))) is not None and row.runs and x not in weak] if key in suspects else []
         share = (end - perf_counter()) / (len(devices) - number)
-        if not cases or share <= 0:
+        loops = [x for x in loops_of(graph) if is_due(known.get((key, turn_kind(x.body), 1)), now) and may_be_rehearsed(x, device)]
+        if not (unknown or weak or again or loops) or share <= 0:
             continue
-        if device.id not in calibrations:
+        until = perf_counter() + share
+        if unknown and device.id not in calibrations:
             brought[device.id] = _quick(device, machine)
         # Each is launched a few times at least, and may take several times what the roofline says.
-        chosen = sorted((x for x in cases.values() if 8 * x[0] < share), key=lambda x: -x[0])
-        measured = measure_cases(device, [c for _, _, c in chosen], share)
+        chosen = [x for x in (*again[:LOOKED_AT], *unknown, *weak) if 8 * x.rough < share]
+        with Crowding() as crowding:
+            measured = measure_cases(device, [x.case for x in chosen], share if unknown else min(share, AGAIN_SECONDS), is_wide(graph))
+        if key in suspects:
+            ratios = [measured[i].seconds / known[key, chosen[i].kind.text, 1].seconds for i in measured if chosen[i] in again]
+            history.looked(key, median(ratios) if ratios else 1.0, now)
         history.learn(
             [
                 Lesson(key, kind.op, kind.text, 1, kind.dtype, kind.flops, kind.nbytes, measured[i].seconds, measured[i].spread, 1, alone=True)
                 for i, (_, kind, _) in enumerate(chosen)
-                if i in measured
-            ]
+                if i in measured and chosen[i] not in again
+            ],
+            now,
+            crowding.share,
         )
+        model = KnownCosts(machine, {**calibrations, **brought}, history.known([key]))
+        for loop in loops:
+            model.in_body(loop.body, loop.every)
+            turn = sum(model.launch(loop.body, t, device).seconds for t in range(len(loop.body)))
+            with Crowding() as crowding:
+                taught = rehearse(loop, device, machine, model, turn, until - perf_counter())
+            history.learn(taught, now, crowding.share)
     return brought
+
+
+def is_due(row: Known | None, now: float) -> bool:
+    """True where nothing is known, or what is known is worth another look."""
+    return row is None or row.is_worth_a_look(now)
+
+
+def is_wide(graph: Graph) -> bool:
+    """True where tasks outside of loops can keep more than one lane busy: their longest path has less than two thirds of them."""
+    depth = [0] * len(graph)
+    count = 0
+    for task, op in enumerate(graph.task_ops):
+        counts = isinstance(op, Op) and not op.view
+        count += counts
+        makers = (int(graph.value_task[v]) for v in graph.reads(task))
+        depth[task] = counts + max((depth[m] for m in makers if m >= 0), default=0)
+    return 3 * max(depth, default=0) < 2 * count
+
+
+class _Need(NamedTuple):
+    """A kind of task of a graph that can be measured. rough: its seconds by the roofline."""
+
+    rough: float
+    kind: Kind
+    case: Case
+
+
+def _cases(graph: Graph, machine: Machine, device: Device) -> list[_Need]:
+    """Every kind of task of `graph` that can be measured on `device`, the most work first."""
+    rough, kinds = RooflineCosts(machine), Kinds()
+    found: dict[str, _Need | None] = {}
+    for owner in (graph, *(x.body for x in loops_of(graph))):
+        for task in alike(owner).first.tolist():
+            if not is_learned(owner, task) or (kind := kinds.of(owner, task)).text in found:
+                continue
+            case = case_of(owner, task) if can_run(owner, task, device) else None
+            found[kind.text] = None if case is None else _Need(rough.launch(owner, task, device).seconds, kind, case)
+    return sorted((x for x in found.values() if x is not None), key=lambda x: -x.rough)
 
 
 def _quick(device: Device, machine: Machine) -> Calibration:

@@ -128,19 +128,29 @@ def run(
 
     run_plan = live.run_plan if executor == "auto" and (live.drives(what) or replanner is not None) else cpu.run_plan
     how: dict[str, Any] = {"trace": trace, "keep_going": keep_going, "timeout": timeout, "progress": progress, "replanner": replanner}
-    result = _measured(run_plan, what, given, **how) if energy else run_plan(what, given, **how)
-    if learn and trace:
-        _teach(what, result)
+    taught = _lessons.setdefault(what, _Lessons()) if learn and trace else None
+    if energy or (taught is not None and taught.is_due):
+        result = _measured(run_plan, what, given, energy, **how)
+    else:
+        result = run_plan(what, given, **how)
+    if taught is not None:
+        taught.run(result)
     return result
 
 
-def _measured(run_plan: Callable[..., Result], plan: Timeline, inputs: Mapping[int, Any], **how: Any) -> Result:
-    """A run, and what meters counted during it."""
+def _measured(run_plan: Callable[..., Result], plan: Timeline, inputs: Mapping[int, Any], energy: bool, **how: Any) -> Result:
+    """A run, whether others had the cores meanwhile, and what meters counted during it."""
+    from hetsched.executors.crowding import Crowding
+
+    if not energy:
+        with Crowding() as crowding:
+            result = run_plan(plan, inputs, **how)
+        return result.in_a_crowd(crowding.share)
     from hetsched.executors.energy import watched
 
-    with watched(plan.machine) as watch:
+    with watched(plan.machine) as watch, Crowding() as crowding:
         result = run_plan(plan, inputs, **how)
-    return replace(result, energy=watch.measured)
+    return replace(result, energy=watch.measured).in_a_crowd(crowding.share)
 
 
 class _Lessons:
@@ -150,21 +160,22 @@ class _Lessons:
         self.took = 0.0
         self.ran = 0.0
 
+    @property
+    def is_due(self) -> bool:
+        """True if the next run teaches."""
+        return self.ran >= 100 * self.took
+
     def run(self, result: Result) -> None:
         """One more run is over."""
+        is_due = self.is_due
         self.ran += result.wall_seconds
-        if self.ran >= 100 * self.took:
+        if is_due:
             begun = time.perf_counter()
-            learn_from(result.trace)
+            learn_from(result.trace, crowded=result.crowded)
             self.took, self.ran = time.perf_counter() - begun, 0.0
 
 
 _lessons: weakref.WeakKeyDictionary[Timeline, _Lessons] = weakref.WeakKeyDictionary()
-
-
-def _teach(plan: Timeline, result: Result) -> None:
-    """Learn from a run, in at most a hundredth of the time that the plan's runs take."""
-    _lessons.setdefault(plan, _Lessons()).run(result)
 
 
 def _replanner(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from hetsched.errors import CommandLineError
@@ -99,6 +98,7 @@ class Bound:
 class Timeline:
     """Spans on lanes, predicted or measured.
 
+    spans: in any order: their times say what comes first, and on a lane, where times are equal, their places here.
     after: reuse edges, indices into `spans`.
     offsets: replica -> byte offset in the arena of its node, for every replica that lives in an arena. Not in an arena: values of the
     graph's inputs and constants on the host (borrowed), its outputs on the host (owned by the caller), opaque values and sequences of them.
@@ -172,7 +172,7 @@ class Timeline:
         rows = {id(s.lanes): s.lanes for s in self.spans}  # spans of a lane share the object, mostly
         return sorted({lane for lanes in rows.values() for lane in lanes})
 
-    @cached_property
+    @property
     def owners(self) -> frozenset[str]:
         """The devices and links whose lanes are used."""
         return frozenset(lane.owner for lane in self.lanes)

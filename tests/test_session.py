@@ -270,3 +270,22 @@ def test_wrong_arguments_say_what_to_do() -> None:
         result = hs.run(layer(), {"x": np.ones((4, 8), np.float32), "w": np.ones((8, 3), np.float32)})
         with pytest.raises(CommandLineError, match="a trace"):
             session.compile(result.trace)
+
+
+def test_loop_bodies_stay_bound_and_compiled_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body's program, its frame and its code are made once, not at every call."""
+    monkeypatch.setattr(binding, "HOT_RUNS", 4)
+    made: list[object] = []
+    plain = binding.compile_segment
+    monkeypatch.setattr(binding, "compile_segment", lambda *args: made.append(args[0]) or plain(*args))
+    rng = np.random.default_rng(0)
+    with hs.Session() as session:
+        f = session.compile(loop_graph(), buffers=1)
+        counts = []
+        for _ in range(6):
+            a, x, s = (rng.normal(size=n).astype(np.float32) for n in ((5,), (9, 5), (5,)))
+            result = f(a=a, x=x, s=s)
+            np.testing.assert_allclose(result["last"], loop_values(a, x, s)[0], rtol=1e-4, atol=1e-4)
+            counts.append(len(made))
+    assert counts[2] > 0
+    assert counts[2:] == [counts[2]] * 4

@@ -48,7 +48,8 @@ def placement_options(parser: Parser, *, policy: bool = True) -> None:
         action="append",
         default=[],
         metavar="[NODE=]SIZE",
-        help="use at most this much memory of the host (512MiB), of a device (cuda:0=2GB), of all such (gpu=2GB); what exceeds it is evicted",
+        help="use at most this much memory of the host (512MiB), of a device (cuda:0=2GB), of all such (gpu=2GB); several with commas, or again; "
+        "what exceeds it is evicted",
     )
 
 
@@ -79,9 +80,9 @@ def overrides(args: Any) -> dict[str, Any]:
 
 
 def memory_limits(texts: list[str]) -> dict[str, int] | None:
-    """`["512MiB", "cuda:0=2GB"]` as memory node (or device, or pattern of devices) -> bytes; without a name it is the host's."""
+    """`["512MiB", "cuda:0=2GB,gpu=1GB"]` as memory node (or device, or pattern of devices) -> bytes; without a name it is the host's."""
     limits: dict[str, int] = {}
-    for text in texts:
+    for text in [part.strip() for given in texts for part in given.split(",")]:
         node, equals, amount = text.rpartition("=")
         node = node if equals else "host"
         if node in limits:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from hetsched.errors import InternalError
+from hetsched.errors import PlacementError
 from hetsched.executors.memory import HERE, Doer, shaped
 from hetsched.executors.program import Step
 from hetsched.executors.segments import Segment, compile_segment
+from hetsched.graph.guard import read_only, shut
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.machine import HOST
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 Call: TypeAlias = tuple[Any, Any, Any, Any, Any, int]
 MOVE, LATER, GATHER = "move", "later", "gather"
 Later: TypeAlias = Callable[[int, Doer], None]
+
+# Languages of kernels that threads of this process run: both are called with NumPy.
+THREADS = ("host", "array")
 
 # Code costs 10-25 us a task to generate and saves 0.1-1 us a run.
 HOT_RUNS = 50
@@ -308,8 +312,17 @@ class Bindings:
         if kernel is None:
             device = frame.plan.machine.device(owner)
             kernel = op.kernel_for(device, [frame.graph.spec(v) for v in frame.graph.reads(task)])
+            if device.shares_lanes:
+                # Threads of this process run what is written for them, whatever a description says. A view that the caller shall own is copied.
+                spoken = [language for language in THREADS if language in device.languages or op.view]
+                kernel = next((op.kernels[language] for language in spoken if language in op.kernels), None)
             if kernel is None:
-                raise InternalError(f"the plan puts task {frame.graph.task_names[task]!r} on {owner}, which has no kernel for {op.name}")
+                name, has = frame.graph.task_names[task], ", ".join(op.kernels) or "none"
+                raise PlacementError(
+                    f"the plan puts task {name!r} on {owner}, which runs no kernel that {op.name} has ({has}); "
+                    f"{owner} is described with languages {', '.join(device.languages) or 'none'}"
+                    + (f", and threads of this process run {' and '.join(THREADS)} alone" if device.shares_lanes else "")
+                )
             if "opencl" not in op.kernels:  # else it may depend on the inputs
                 self._kernels[key] = kernel
         return kernel
@@ -334,7 +347,7 @@ class Bindings:
             frame.buffer(r.value, node, turn) if r.value in dynamic else frame.locate(r.value, node, turn, r.generation) for r in command.reads
         )
         writes = tuple(frame.buffer(r.value, node, turn) for r in command.writes)
-        return (kernel, reads, writes, workspace, attributes, task)
+        return (*shut(kernel, reads), writes, workspace, attributes, task)
 
     def _lies_as_planned(self, replica: Replica) -> bool:
         """True for what every turn finds on the host anew (an element of a sequence, the turn's number) and copies to a device: there it lies."""
@@ -345,15 +358,16 @@ class Bindings:
     def _launch_partly(self, command: Launch, kernel: Any, node: str, workspace: Any, attributes: Mapping[str, Any], turn: int) -> Later:
         """A launch bound but for the inputs that only its turn knows."""
         frame = self.frame
-        bound = [None if r.value in frame.dynamic else frame.locate(r.value, node, turn, r.generation) for r in command.reads]
+        known = [None if r.value in frame.dynamic else frame.locate(r.value, node, turn, r.generation) for r in command.reads]
+        kernel, bound = shut(kernel, known)
         writes = tuple(frame.buffer(r.value, node, turn) for r in command.writes)
         later = [(i, r.value, r.generation) for i, r in enumerate(command.reads) if r.value in frame.dynamic]
         number = frame.turn_value if node == HOST else None
 
         def launch(now: int, doer: Doer) -> None:
-            reads = bound.copy()
+            reads = list(bound)
             for i, value, generation in later:
-                reads[i] = np.array(now, np.int64) if value == number else frame.locate(value, node, now, generation)
+                reads[i] = np.array(now, np.int64) if value == number else read_only(frame.locate(value, node, now, generation))
             doer.launch(kernel, reads, writes, workspace, attributes)
 
         return launch

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
-from hetsched.executors import once, relay
+from hetsched.executors import once, relay, rounds
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
@@ -27,13 +27,11 @@ from hetsched.executors.losses import Losses
 from hetsched.executors.process import tuned, wide
 from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
 from hetsched.executors.result import Result
-from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, trace_of
+from hetsched.executors.sharing import KINDS, WAKE_SECONDS
+from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, Noted
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Free, Launch, Timeline
-
-# Below this much ready work a thread keeps it to itself: waking another one takes 7-10 us, and the interpreter lock changes hands.
-WAKE_SECONDS = 20e-6
 
 # A chain of turns tells of its progress this often, and asks this often whether another plan is due.
 TELL_SECONDS = 0.05
@@ -88,7 +86,7 @@ class Active:
         self.began = 0.0
         self.notes: list[Note] = []
         self.busy: dict[str, float] = {}
-        self.loops: dict[int, Timeline] = {}
+        self.loops: dict[int, Noted] = {}
         # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
         # under way.
         self.top: Active | None = None if around is None else around.active.top or self
@@ -128,9 +126,9 @@ class Active:
         """
         return self.base + step.start / self.stages + turn * (self.frame.plan.period or 0.0)
 
-    def trace(self) -> Timeline:
-        """What was measured, as a timeline."""
-        return trace_of(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
+    def noted(self) -> Noted:
+        """What was measured: the trace, when somebody writes it."""
+        return Noted(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
 
 
 class Crew:
@@ -146,6 +144,7 @@ class Crew:
         self.pausing = False
         self.looking = False  # a thread asks the replanner
         self.loops: dict[int, Active] = {}  # outermost loop tasks in flight
+        self.rounds: rounds.Rounds | None = None  # the loop that all threads are at, without the lock
         self.waiting: dict[str, list[Item]] = {}  # driver -> steps that it is not given yet
         self.in_flight: dict[str, int] = {}
         self.steps_done = 0
@@ -171,7 +170,7 @@ class Crew:
         self.zero = 0.0
         self.total = 0
         self.done = 0
-        self.programs: dict[int, Program] = {}
+        self.programs: Mapping[int, Program] = {}
         self.root: list[Active] = []
         self.host = host.id if host else ""
 
@@ -193,7 +192,9 @@ class Crew:
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]
         self.total = _launches(root.plan) if self.progress is not None else 0
-        self.programs = _programs(root.plan)
+        if root.bodies is None:
+            root.bodies = _programs(root.plan)
+        self.programs = root.bodies
         with ExitStack() as stack:
             stack.enter_context(tuned())
             self.zero = perf_counter()
@@ -225,7 +226,7 @@ class Crew:
         frame = active.frame
         runner = relay.Relay(self, frame, self.new_thread)
         self.total = len(frame.program.steps)
-        lanes = [(kind, n) for kind in relay.KINDS for n in range(min(needed[kind], self.lanes[kind]))]
+        lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
             self.zero = perf_counter()
             runner.run(lanes)
@@ -374,6 +375,13 @@ class Crew:
                 if self.deadline is not None and perf_counter() > self.deadline and self.error is None:
                     self.error = self.timed_out()
                 item = self._take(kind) if self.error is None else None
+                if item is None and self.rounds is not None and not self.rounds.halted:
+                    self.lock.release()
+                    try:
+                        self._join(self.rounds, kind, lane)
+                    finally:
+                        self.lock.acquire()
+                    continue
                 if item is None:
                     if self._is_over():
                         self.over = True
@@ -469,7 +477,7 @@ class Crew:
         start = perf_counter() - self.zero
         if isinstance(command, Launch) and isinstance(loop := frame.graph.task_ops[command.task], Loop):
             if frame.fires(command.task, turn):
-                self._begin_loop(item, command.task, loop, start)
+                self._begin_loop(item, command.task, loop, start, kind, lane)
             else:
                 frame.collect_loop(command.task, turn)
                 self._finish(item, start, perf_counter() - self.zero, lane)
@@ -579,10 +587,13 @@ class Crew:
         if ended and active.around is not None:
             self._end_loop(active)
 
-    def _begin_loop(self, item: Item, task: int, loop: Loop, start: float) -> None:
+    def _begin_loop(self, item: Item, task: int, loop: Loop, start: float, kind: str, lane: int) -> None:
         frame = item.active.frame.child(task, item.turn, self.programs)
         inner = Active(frame, item.priority, item, self.drivers)
         inner.began = start
+        if self._goes_round(item, inner):
+            self._go_round(inner, kind, lane)
+            return
         with self.lock:
             if item.active.around is None:
                 if self.pausing:
@@ -592,6 +603,38 @@ class Crew:
             empty = inner.walk.done
         if empty:
             self._end_loop(inner)
+
+    def _goes_round(self, item: Item, inner: Active) -> bool:
+        """True if all threads may be at a loop at once, without the lock: nobody asks anything else of it, and there is nothing to do beside it."""
+        if self.keep_going or self.replanner is not None or self.drivers or inner.is_chain or item.active.around is not None:
+            return False
+        return rounds.suits(inner.frame.program, self.host) and rounds.is_lonely(item.active.frame.program, item.step.index)
+
+    def _go_round(self, inner: Active, kind: str, lane: int) -> None:
+        shared = rounds.Rounds(self, inner.frame)
+        with self.lock:
+            self.rounds = shared
+            self.wake_all()
+        self._join(shared, kind, lane)
+        with self.lock:
+            self.rounds = None
+            if self.error is not None:
+                return
+        program = inner.frame.program
+        for log in shared.logs:
+            inner.notes += log.notes
+            for step, seconds in zip(program.steps, log.seconds, strict=True):
+                inner.busy[step.owner] = inner.busy.get(step.owner, 0.0) + seconds
+        self.done += shared.turns * sum(len(step.spans) for step in program.steps)
+        self._end_loop(inner)
+
+    def _join(self, shared: rounds.Rounds, kind: str, lane: int) -> None:
+        """Be one of the threads that are at a loop, to its end."""
+        try:
+            shared.serve(kind, lane, main=kind == "compute" and lane == 0)
+        except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
+            self.error = self.error or error
+            shared.halt()
 
     def _end_loop(self, inner: Active) -> None:
         item = inner.around
@@ -604,7 +647,7 @@ class Crew:
         inner.frame.end_loop(frame, command.task, item.turn)
         with self.lock:
             if self.trace:
-                item.active.loops[command.task] = inner.trace()
+                item.active.loops[command.task] = inner.noted()
             for owner, seconds in inner.busy.items():
                 item.active.busy[owner] = item.active.busy.get(owner, 0.0) + seconds
         finish = perf_counter() - self.zero
@@ -709,14 +752,19 @@ def in_epochs(run_one: RunOne, plan: Timeline, inputs: Mapping[int, Any], replan
     """Run a plan to its end, or in epochs where there is a replanner."""
     if replanner is not None:
         return replace(run_epochs(run_one, plan, inputs, replanner), wall_seconds=perf_counter() - began)
-    outcome = run_one(plan, inputs)
-    return Result(outcome.outputs, outcome.trace, (plan,), perf_counter() - began, dict(outcome.failed), (outcome.trace,))
+    return _result(run_one(plan, inputs), plan, began)
 
 
 def run_crew(crew: Crew, frame: Frame, began: float) -> Result:
     """Run `frame` with `crew` to its end."""
-    outcome = end_of(crew, frame)
-    return Result(outcome.outputs, outcome.trace, (frame.plan,), perf_counter() - began, dict(outcome.failed), (outcome.trace,))
+    return _result(end_of(crew, frame), frame.plan, began)
+
+
+def _result(outcome: Outcome, plan: Timeline, began: float) -> Result:
+    result = Result.lazily(outcome.outputs, outcome.traced, plan, perf_counter() - began)
+    if outcome.failed:
+        result.__dict__["failed"] = outcome.failed
+    return result
 
 
 def end_of(crew: Crew, frame: Frame) -> Outcome:
@@ -727,12 +775,12 @@ def end_of(crew: Crew, frame: Frame) -> Outcome:
         loops = {}
         for task, inner in crew.loops.items():
             loops[task] = (inner.frame, inner.walk.oldest)
-            active.loops[task] = replace(inner.trace(), turns=inner.walk.oldest)
+            active.loops[task] = inner.noted()._replace(turns=inner.walk.oldest)
             for owner, seconds in inner.busy.items():
                 active.busy[owner] = active.busy.get(owner, 0.0) + seconds
-        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.trace()))
+        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.noted().trace()))
     if crew.failed:
         values = frame.results([name for name, value in plan.graph.outputs.items() if not crew.losses.has(value)])
     else:
         values = frame.results()
-    return Outcome(values, active.trace(), dict(crew.failed))
+    return Outcome(values, active.noted().trace, dict(crew.failed))

@@ -115,7 +115,7 @@ class Outcome(NamedTuple):
     """How a run of one plan has ended: with its outputs, or at a pause, with those that are there and what is left."""
 
     outputs: dict[str, Any]
-    trace: Timeline
+    traced: Callable[[], Timeline]  # what makes the trace
     failed: Mapping[str, Exception]
     left: Left | None = None
 
@@ -143,8 +143,8 @@ def run_epochs(run_one: RunOne, plan: Timeline, inputs: Mapping[int, Any], repla
     start = 0.0
     while True:
         outcome = run_one(plan, inputs)
-        traces.append(outcome.trace)
-        merged.add(outcome.trace, tasks, values, first_turn, start)
+        traces.append(outcome.traced())
+        merged.add(traces[-1], tasks, values, first_turn, start)
         outputs |= outcome.outputs
         if outcome.left is None:
             break
@@ -166,7 +166,7 @@ def paused(pause: Pause) -> Outcome:
     """What a run that has paused gives, while its devices are open."""
     rest = left_of(pause.frame.plan, pause.done, {t: n for t, (_, n) in pause.loops.items()})
     inputs = {name: _found(pause, source) for name, source in rest.sources.items()}
-    return Outcome(outputs_of(pause), pause.trace, {}, Left(rest, inputs, pause.speeds))
+    return Outcome(outputs_of(pause), lambda: pause.trace, {}, Left(rest, inputs, pause.speeds))
 
 
 def left_of(plan: Timeline, spans: Iterable[int], turns: Mapping[int, int]) -> Rest:

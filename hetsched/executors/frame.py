@@ -55,6 +55,7 @@ class Frame:
         self._arrays: dict[tuple[int, str, int, bool], Any] = {}
         self._idle: dict[int, list[Frame]] = {}  # loop task -> frames of its body that have run to their end
         self._programs: dict[int, Program] = {}
+        self.bodies: Mapping[int, Program] | None = None  # of the outermost frame: id of each body's plan -> its program, made before the first run
         self._find_places()
         self.every = program.every
         self.turn_value = self.graph.inputs[self.loop.turn] if self.loop is not None and self.loop.turn else None

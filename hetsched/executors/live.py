@@ -22,11 +22,11 @@ import numpy as np
 
 from hetsched.errors import InternalError, PlacementError
 from hetsched.executors.binding import Call
-from hetsched.executors.cpu import Crew, Item, Progress, end_of, in_epochs
+from hetsched.executors.cpu import Active, Crew, Item, Progress, end_of, in_epochs
 from hetsched.executors.epochs import Outcome, Replanner
 from hetsched.executors.frame import Frame
 from hetsched.executors.memory import Memory
-from hetsched.executors.program import Program, compile_plan
+from hetsched.executors.program import Program, Step, compile_plan, describe
 from hetsched.executors.result import Result
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device
@@ -67,8 +67,16 @@ class Stream(Protocol):
     def record(self) -> Event: ...
 
 
+class Ranges(Protocol):
+    """Names for a profiler: `push` begins a range on this thread, `pop` ends it."""
+
+    def push(self, name: str, /) -> Any: ...
+
+    def pop(self) -> Any: ...
+
+
 class LiveDevice(Protocol):
-    """An opened device: an arena and streams."""
+    """An opened device: an arena and streams. One may have `ranges` (`Ranges`, or None): what is handed to its streams is named then."""
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> Any: ...
 
@@ -157,6 +165,7 @@ class DeviceDriver:
         self.inbox: queue.SimpleQueue[Item | _Wake | None] = queue.SimpleQueue()
         self.streams: dict[Lane, Stream] = {}
         self.bridges: dict[int, Stream] = {}
+        self.ranges: Ranges | None = getattr(live, "ranges", None)
         # The last event of every step handed over, for the streams beside its own: (frame, step, turn) -> (stream, event).
         self.events: dict[tuple[int, int, int], tuple[Stream, Event]] = {}
         self.under_way: dict[Stream, deque[_Issued]] = {}
@@ -226,12 +235,14 @@ class DeviceDriver:
             expect = getattr(stream, "expect", None)
             if expect is not None:
                 expect(step.seconds)
-            marks: dict[int, Event] = {}
-            if len(step.spans) > 1 and turn < TIMED_TURNS and getattr(stream, "is_timed", False):
-                active.frame.issue(step.index, turn, StreamDoer(stream, self.bridges), lambda task: marks.update({task: stream.record()}))
+            if self.ranges is None:
+                event, marks = self._hand_over(active, step, turn, stream)
             else:
-                active.frame.issue(step.index, turn, StreamDoer(stream, self.bridges))
-            event = next(reversed(marks.values())) if marks else stream.record()
+                self.ranges.push(title(active.frame.plan, step))
+                try:
+                    event, marks = self._hand_over(active, step, turn, stream)
+                finally:
+                    self.ranges.pop()
         except Exception as error:
             crew.done_by(item, now, now, 0, error)
             return
@@ -240,6 +251,16 @@ class DeviceDriver:
         self.under_way[stream].append(_Issued(item, event, now, active.tells(step.index), marks))
         with crew.lock:
             crew.push(active, active.walk.issue(step.index, turn))
+
+    def _hand_over(self, active: Active, step: Step, turn: int, stream: Stream) -> tuple[Event, Mapping[int, Event]]:
+        """Enqueue a step: the event behind it, and those behind its launches where they are timed one by one."""
+        doer = StreamDoer(stream, self.bridges)
+        if len(step.spans) == 1 or turn >= TIMED_TURNS or not getattr(stream, "is_timed", False):
+            active.frame.issue(step.index, turn, doer)
+            return stream.record(), {}
+        marks: dict[int, Event] = {}
+        active.frame.issue(step.index, turn, doer, lambda task: marks.update({task: stream.record()}))
+        return (next(reversed(marks.values())) if marks else stream.record()), marks
 
     def _reap(self) -> bool:
         """Tell of the steps that have been done; True if there were any."""
@@ -275,6 +296,12 @@ class DeviceDriver:
         except Exception as failure:  # the device refused or lost the work
             error = item.active.frame.failure(failure, _task(item), item.turn)
         crew.done_by(item, start, finish, item.step.lanes[0].number, error, marks)
+
+
+def title(plan: Timeline, step: Step) -> str:
+    """The name of a step for profilers: its task, or its first and how many follow."""
+    first = describe(plan, plan.spans[step.spans[0]])
+    return first if len(step.spans) == 1 else f"{first} + {len(step.spans) - 1}"
 
 
 def _task(item: Item) -> int:

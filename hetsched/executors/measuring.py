@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ from hetsched.machine.calibration import Calibration, Curve, LinkFigures
 LEAST_SECONDS = 300e-6
 REPEATS = 5
 MOST_BYTES = 1 << 28
+# What is measured beside other lanes takes at least this long (shorter launches wait for the interpreter, not for one another), on so many lanes.
+LEAST_BESIDE, MOST_LANES = 50e-6, 4
 
 
 class Measured(NamedTuple):
@@ -318,18 +321,19 @@ def lanes_together(device: Device, seconds: float = 0.15) -> float:
 def work_together(a: Device, b: Device, seconds: float = 0.3) -> tuple[float, float]:
     """The shares of their speed that two devices keep when both work, one lane each."""
     with tuned():
-        alone = [_rate([lambda d=d: _device_work(d, seconds)]) for d in (a, b)]  # type: ignore[misc]
+        alone = [_device_work(d, seconds) for d in (a, b)]
+        both = threading.Barrier(2)  # opening a device may take longer than the measurement
         rates: list[float] = [0.0, 0.0]
 
         def work(i: int, device: Device) -> None:
-            rates[i] = _device_work(device, seconds)
+            rates[i] = _device_work(device, seconds, both)
 
         threads = [threading.Thread(target=work, args=(i, d), daemon=True) for i, d in enumerate((a, b))]
         for t in threads:
             t.start()
         for t in threads:
             t.join()
-    shares = [min(1.0, both / one) if one > 0 else 1.0 for both, one in zip(rates, alone, strict=True)]
+    shares = [min(1.0, now / one) if one > 0 else 1.0 for now, one in zip(rates, alone, strict=True)]
     return shares[0], shares[1]
 
 
@@ -351,20 +355,27 @@ def _host_work(seconds: float) -> float:
     return _repeated(lambda: np.matmul(a, a, out=y), seconds)
 
 
-def _device_work(device: Device, seconds: float) -> float:
-    with Bench(device, 1 << 24) as bench:
-        n = 1 << 20
-        op = find("tensor.exp")
-        command = bench.command(Case(op, (Spec((n,)),), op.check_attributes({})))
-        if command is None:
-            return 0.0
+def _device_work(device: Device, seconds: float, begin: threading.Barrier | None = None) -> float:
+    """Launches a second; with `begin`, from when the other has opened its device as well."""
+    try:
+        with Bench(device, 1 << 24) as bench:
+            n = 1 << 20
+            op = find("tensor.exp")
+            command = bench.command(Case(op, (Spec((n,)),), op.check_attributes({})))
 
-        def once() -> None:
-            command()
-            bench.stream.record().wait()
+            def once() -> None:
+                if command is not None:
+                    command()
+                    bench.stream.record().wait()
 
-        once()
-        return _repeated(once, seconds)
+            once()
+            if begin is not None:
+                begin.wait()
+            return _repeated(once, seconds) if command is not None else 0.0
+    except BaseException:
+        if begin is not None:
+            begin.abort()
+        raise
 
 
 def _repeated(action: Callable[[], object], seconds: float) -> float:
@@ -393,22 +404,53 @@ def case_of(graph: Graph, task: int) -> Case | None:
     return Case(op, inputs, graph.task_attributes[task])
 
 
-def measure_cases(device: Device, cases: Sequence[Case], budget: float) -> dict[int, Measured]:
-    """Number of the case -> seconds, for as many cases as the budget (seconds) allows, in their order; on one lane of the device."""
+def measure_cases(device: Device, cases: Sequence[Case], budget: float, beside: bool = False) -> dict[int, Measured]:
+    """Number of the case -> seconds, for as many cases as the budget (seconds) allows, in their order; on one lane of the device.
+
+    beside: of a device of threads, what takes some time is measured while other lanes do the same: in a plan they work at once, and may share a
+    core's units, its caches and memory bandwidth.
+    """
     end = perf_counter() + budget
     out: dict[int, Measured] = {}
     need = max((_case_bytes(c) for c in cases), default=0)
     if not cases:
         return out
-    with tuned(), np.errstate(all="ignore"), Bench(device, min(max(need, 1 << 16), MOST_BYTES)) as bench:
+    room = min(max(need, 1 << 16), MOST_BYTES)
+    others = min(device.lanes, MOST_LANES) - 1 if beside and device.shares_lanes else 0
+    with tuned(), np.errstate(all="ignore"), ExitStack() as stack:
+        bench = stack.enter_context(Bench(device, room))
+        companions = [stack.enter_context(Bench(device, room, seed=1 + i)) for i in range(others)]
         for i, case in enumerate(cases):
             left = end - perf_counter()
             if left <= 0:
                 break
             found = bench.launches(case, min(0.05, left / 4), batch=100e-6)
+            if found is not None and found.seconds > LEAST_BESIDE and companions and left > 20 * found.seconds:
+                with _working([c.command(case) for c in companions]):
+                    found = bench.launches(case, min(0.05, left / 4), batch=100e-6) or found
             if found is not None:
                 out[i] = found
     return out
+
+
+@contextmanager
+def _working(commands: Sequence[Callable[[], None] | None]) -> Iterator[None]:
+    """While threads do these again and again."""
+    over = False
+
+    def work(command: Callable[[], None]) -> None:
+        while not over:
+            command()
+
+    threads = [threading.Thread(target=work, args=(c,), daemon=True) for c in commands if c is not None]
+    for t in threads:
+        t.start()
+    try:
+        yield
+    finally:
+        over = True
+        for t in threads:
+            t.join()
 
 
 def _case_bytes(case: Case) -> int:

@@ -11,31 +11,40 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 SWITCH_SECONDS = 1e-4
 
 _lock = threading.Lock()
-_runs = 0
-_saved: tuple[float, list[int]] | None = None
+_runs = 0  # those that need threads to be switched quickly
+_limited = 0  # those that need BLAS to run one thread
+_interval = 0.0  # the switch interval before the first of them
+_before: list[int] = []  # what each BLAS library was set to before the first of them
 
 
-class _Blas(NamedTuple):
-    """How to ask a BLAS library for its number of threads, and to set it."""
-
-    get: Callable[[], int]
-    set: Callable[[int], Any]
+# Products of so many multiplications OpenBLAS does on one thread, whatever its limit: gemv below 2304 * 4 (interface/gemv.c), gemm up to 65536 * 4
+# (interface/gemm.c: SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD).
+GEMV_ALONE, GEMM_ALONE = 2304 * 4 - 1, 65536 * 4
 
 
-@lru_cache(maxsize=1)
-def _libraries() -> tuple[_Blas, ...]:
-    from threadpoolctl import ThreadpoolController
+# Sets the number of threads of a BLAS library; gives what it was.
+_Limit: TypeAlias = Callable[[int], int]
+_found: tuple[_Limit, ...] | None = None
+_is_openblas = False
 
-    return tuple(_switch(library) for library in ThreadpoolController().lib_controllers if library.user_api == "blas")
+
+def _libraries() -> tuple[_Limit, ...]:
+    global _found, _is_openblas
+    if _found is None:
+        from threadpoolctl import ThreadpoolController
+
+        libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+        _is_openblas = all(library.internal_api == "openblas" for library in libraries)
+        _found = tuple(_switch(library) for library in libraries)
+    return _found
 
 
-def _switch(library: Any) -> _Blas:
+def _switch(library: Any) -> _Limit:
     """The library's own functions where they can be had: a call of threadpoolctl's takes longer than a small product.
 
     Since threadpoolctl 3.7 only the thread that set OpenBLAS's limit first may; others are ignored without a word. But a wide launch runs on
@@ -43,65 +52,88 @@ def _switch(library: Any) -> _Blas:
     """
     find = getattr(library, "_get_symbol", None)
     if find is not None and library.internal_api == "openblas" and getattr(library, "threading_layer", "") == "pthreads":
+        exchange = find("openblas_set_num_threads_local")  # of the whole process all the same, where threads are pthreads
+        if exchange is not None:
+            limit: _Limit = exchange
+            return limit
         get, change = find("openblas_get_num_threads"), find("openblas_set_num_threads")
         if get is not None and change is not None:
-            return _Blas(get, change)
 
-    def force(count: int) -> None:
-        clear = getattr(library, "clear_controlling_thread", None)
-        if clear is not None:
-            clear(force=True)
-        library.set_num_threads(count)
+            def plain(count: int) -> int:
+                before: int = get()
+                change(count)
+                return before
 
-    return _Blas(library.get_num_threads, force)
+            return plain
 
+    def force(count: int) -> int:
+        before: int = library.get_num_threads()
+        if before != count:
+            clear = getattr(library, "clear_controlling_thread", None)
+            if clear is not None:
+                clear(force=True)
+            library.set_num_threads(count)
+        return before
 
-def _limit(count: int) -> list[int]:
-    """Let BLAS run `count` threads; gives what it was before, for each library."""
-    before = []
-    for blas in _libraries():
-        now = blas.get()
-        before.append(now)
-        if now != count:
-            blas.set(count)
-    return before
+    return force
 
 
-def _restore(before: list[int], count: int) -> None:
-    for blas, was in zip(_libraries(), before, strict=True):
-        if was != count:
-            blas.set(was)
+def is_alone(m: int, k: int, n: int) -> bool:
+    """True if the product of [m, k] and [k, n] runs on one thread even where BLAS may use more."""
+    _libraries()
+    return _is_openblas and m * k * n <= (GEMV_ALONE if 1 in (m, n) else GEMM_ALONE)
+
+
+def limit_blas() -> None:
+    """Until `free_blas` BLAS runs one thread. 0.5 us, and as much again to free it (benchmarks/latency.py counts on it)."""
+    global _limited, _before
+    with _lock:
+        _limited += 1
+        if _limited == 1:
+            _before = [limit(1) for limit in _found or _libraries()]
+
+
+def free_blas() -> None:
+    """The end of what `limit_blas` began: the last one restores."""
+    global _limited
+    with _lock:
+        _limited -= 1
+        if not _limited:
+            for limit, was in zip(_libraries(), _before):
+                if was != 1:
+                    limit(was)
 
 
 class tuned:  # noqa: N801 (used as a function)
-    """Inside, BLAS runs one thread and threads switch quickly. 3 us (benchmarks/latency.py counts on it)."""
+    """Inside, BLAS runs one thread and threads switch quickly."""
 
     __slots__ = ()
 
     def __enter__(self) -> None:
-        global _runs, _saved
+        global _runs, _interval
+        limit_blas()
         with _lock:
             _runs += 1
             if _runs == 1:
-                _saved = (sys.getswitchinterval(), _limit(1))
+                _interval = sys.getswitchinterval()
                 sys.setswitchinterval(SWITCH_SECONDS)
 
     def __exit__(self, *error: object) -> None:
-        global _runs, _saved
+        global _runs
         with _lock:
             _runs -= 1
-            if _runs == 0 and _saved is not None:
-                interval, before = _saved
-                _saved = None
-                sys.setswitchinterval(interval)
-                _restore(before, 1)
+            if _runs == 0:
+                sys.setswitchinterval(_interval)
+        free_blas()
 
 
 @contextmanager
 def wide(width: int) -> Iterator[None]:
     """Inside, BLAS runs `width` threads; only while nothing else computes."""
-    before = _limit(width)
+    before = [limit(width) for limit in _libraries()]
     try:
         yield
     finally:
-        _restore(before, width)
+        for limit, was in zip(_libraries(), before, strict=True):
+            if was != width:
+                limit(was)

@@ -1,20 +1,12 @@
-"""The threads of one device share the steps of a straight plan, and dispatch them without a lock: what `cpu.Crew` does where nothing else is asked.
+"""The threads of one device share the steps of a straight plan (see `sharing`): what `cpu.Crew` does where nothing else is asked.
 
-A thread that finishes a step takes the tokens of those that waited for it; who takes the last token of a step has made it ready, goes on with
-the readied or waiting step of highest priority (the earliest planned start) and leaves the others in a heap for whoever is idle. Taking a token
-(`list.pop`), the heap's `heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads
-need no lock between them while the interpreter has one; without it (a free-threaded build) `suits` says no, and the crew's lock does the work. A
-thread that finds nothing puts its gate among the idle, looks once more, and sleeps; who leaves work behind opens the gate of one that is idle:
-one of the two sees the other.
-
-Hot path: about 1.5 us a step with the trace on (benchmarks/cholesky.py: 0.97 of two free threads at steps of 50 us).
+Priority is the planned start. Hot path: about 1.5 us a step with the trace on (benchmarks/cholesky.py).
 """
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush, heappushpop
 from itertools import count
 from time import perf_counter
@@ -25,13 +17,12 @@ import numpy as np
 from hetsched.executors.binding import Call
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
-from hetsched.graph.graph import Loop
+from hetsched.executors.sharing import KINDS, Sharing, is_atomic, is_plain
 from hetsched.timeline import Launch
 
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
 
-KINDS = ("compute", "io")
 # (step, start, finish, task -> when it ended: of a step of several tasks)
 Did: TypeAlias = tuple[int, float, float, "Mapping[int, float] | None"]
 
@@ -41,25 +32,14 @@ STAY_STEPS = 32
 
 def suits(program: Program, host: str) -> bool:
     """True for a straight plan of plain launches, each on one lane of `host`."""
-    if program.plan.loop is not None or not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return False
-    plan = program.plan
-    for step in program.steps:
-        if len(step.lanes) != 1 or step.owner != host or step.kind not in KINDS:
-            return False
-        for i in step.spans:
-            command = plan.spans[i].command
-            if not isinstance(command, Launch) or isinstance(plan.graph.task_ops[command.task], Loop):
-                return False
-    return True
+    return program.plan.loop is None and is_atomic() and is_plain(program, host)
 
 
-class Relay:
+class Relay(Sharing):
     """One run of a frame's steps. `log`: for each thread its lane and what it did, seconds of the run."""
 
     def __init__(self, crew: Crew, frame: Frame, new_thread: Callable[..., Any] = threading.Thread) -> None:
-        self.crew = crew
-        self.new_thread = new_thread
+        super().__init__(crew, new_thread)
         self.frame = frame
         program = frame.program
         n = len(program.steps)
@@ -83,63 +63,21 @@ class Relay:
             if frame.bindings.bound(s, 0).segment is None:
                 calls = frame.bindings.calls(s, 0)
                 self.calls[s] = calls[0] if len(calls) == 1 and callable(calls[0][0]) else None
-        self.ready: dict[str, list[int]] = {kind: [] for kind in KINDS}
         for step, k in enumerate(waits):
             if not k:
                 heappush(self.ready[KINDS[self.is_io[step]]], self.rank[step])
-        self.idle: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         self.halted = not n
         self.counted = count(1)
         self.log: list[tuple[int, list[Did]]] = []
 
-    def run(self, lanes: Sequence[tuple[str, int]]) -> None:
-        """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`."""
-        threads = [self.new_thread(target=self.serve, args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]]
-        try:
-            for thread in threads:
-                thread.start()
-            self.serve(*lanes[0], main=True)
-        except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
-            self.crew.error = self.crew.error or error
-        finally:
-            self.halt()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-
-    def halt(self) -> None:
-        """No step starts any more."""
-        self.halted = True
-        for idle in self.idle.values():
-            self._wake(idle, len(idle))
-
-    def serve(self, kind: str, lane: int, main: bool = False) -> None:
-        """Take step after step, until all are done."""
+    def new_log(self, lane: int) -> list[Did]:
+        """See `Sharing.new_log`."""
         log: list[Did] = []
         self.log.append((lane, log))
-        gate = threading.Lock()
-        gate.acquire()
-        heap, idle = self.ready[kind], self.idle[kind]
-        with np.errstate(all="ignore"):
-            while not self.halted:
-                try:
-                    rank = heappop(heap)
-                except IndexError:
-                    idle.append(gate)
-                    if heap or self.halted:
-                        try:
-                            idle.remove(gate)
-                            continue
-                        except ValueError:
-                            pass  # somebody has taken the gate, and opens it
-                    self._sleep(gate, main)
-                    continue
-                if heap and idle:
-                    self._wake(idle, 1)
-                self._follow(rank, kind, heap, idle, log)
+        return log
 
-    def _follow(self, rank: int, kind: str, heap: list[int], idle: list[Any], log: list[Did]) -> None:
-        """The step of `rank`, then whatever it leads to, until nothing is ready."""
+    def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: list[Did]) -> None:
+        """See `Sharing.follow`; `first` is a rank."""
         crew, order, ranks, near, tokens, left, calls, is_io = (
             self.crew, self.order, self.rank, self.near, self.tokens, self.left, self.calls, self.is_io,
         )  # fmt: skip
@@ -148,6 +86,7 @@ class Relay:
         trace, xp, plain, timed = crew.trace, np, self.frame.perform, self.frame.perform_timed
         marks: Mapping[int, float] | None = None
         clock = perf_counter
+        rank = first
         while True:
             step = order[rank]
             bound = calls[step]
@@ -163,7 +102,7 @@ class Relay:
                 try:
                     marks = timed(step, 0, zero) if trace else plain(step, 0)
                 except BaseException as error:
-                    self._fail(error, None)
+                    self._fail(error)
                     return
             finish = clock()
             if trace:
@@ -194,7 +133,7 @@ class Relay:
                 try:
                     self._tell(step)
                 except BaseException as error:  # whoever listens has gone away, perhaps
-                    self._fail(error, None)
+                    self._fail(error)
                     return
             if best >= 0 and not (heap and heap[0] < best - STAY_STEPS):
                 rank = best
@@ -207,31 +146,6 @@ class Relay:
                 return
             if heap and idle:
                 self._wake(idle, 1)
-
-    def _wake(self, idle: list[Any], most: int) -> None:
-        for _ in range(most):
-            try:
-                idle.pop().release()
-            except IndexError:
-                return
-
-    def _sleep(self, gate: Any, main: bool) -> None:
-        deadline = self.crew.deadline
-        if deadline is None or not main:
-            gate.acquire()
-        elif not gate.acquire(timeout=max(deadline - perf_counter(), 0.0) + 1e-3):
-            self._stop(True)
-
-    def _stop(self, late: bool) -> None:
-        if late and self.crew.error is None and not self.halted:
-            self.crew.error = self.crew.timed_out()
-        self.halt()
-
-    def _fail(self, error: BaseException, cause: BaseException | None) -> None:
-        if cause is not None and cause is not error:
-            error.__cause__ = cause
-        self.crew.error = self.crew.error or error
-        self.halt()
 
     def _tell(self, step: int) -> None:
         crew, command = self.crew, self.frame.plan.spans[self.frame.program.steps[step].spans[-1]].command

@@ -17,7 +17,8 @@ class Result(Mapping[str, Any]):
 
     trace: what happened, as a timeline on the clock of the run. plans: what was meant to happen, one an epoch.
     wall_seconds: from the call to the last output. failed: with `keep_going`, the tasks that failed, with their errors.
-    energy: what meters counted during the run, where that was asked for.
+    energy: what meters counted during the run, where that was asked for. crowded: the share of the run in which the caller's thread waited for a
+    core that other work had, where that was looked at.
     traces: where the run was planned anew, what happened in each epoch, in terms of the graph of its plan; `trace` is all of it.
     """
 
@@ -28,13 +29,19 @@ class Result(Mapping[str, Any]):
     failed: Mapping[str, Exception]
     traces: tuple[Timeline, ...] = ()
     energy: Measured | None = None
+    crowded: float = 0.0
 
     @staticmethod
     def lazily(outputs: Mapping[str, Any], trace: Callable[[], Timeline], plan: Timeline, wall_seconds: float) -> Result:
         """A result whose trace is made when it is asked for: 10 us a span that most callers never look at."""
         result = object.__new__(Result)
-        result.__dict__.update(outputs=outputs, plans=(plan,), wall_seconds=wall_seconds, failed={}, _trace=trace)
+        object.__setattr__(result, "__dict__", {"outputs": outputs, "plans": (plan,), "wall_seconds": wall_seconds, "failed": {}, "_trace": trace})
         return result
+
+    def in_a_crowd(self, share: float) -> Result:
+        """This result, with `crowded`; its trace is not made for that."""
+        self.__dict__["crowded"] = share
+        return self
 
     def __getattr__(self, name: str) -> Any:
         if name == "trace" and "_trace" in self.__dict__:
@@ -43,9 +50,10 @@ class Result(Mapping[str, Any]):
         raise AttributeError(f"a result has no {name!r}{did_you_mean(name, [*self.__dict__, 'trace', 'plan'])}")
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.outputs:
-            raise KeyError(f"no output {name!r}{did_you_mean(name, self.outputs)}")
-        return self.outputs[name]
+        try:
+            return self.outputs[name]
+        except KeyError:
+            raise KeyError(f"no output {name!r}{did_you_mean(name, self.outputs)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.outputs)

@@ -108,7 +108,7 @@ class Simulation:
             stuck = [describe(self.plan, self.plan.spans[root.frame.program.steps[s].spans[0]]) for s, _, _ in root.walk.stuck()]
             raise InternalError(f"the simulated run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
         trace = trace_of(root.frame.program, root.notes, root.busy, 1, root.loops)
-        return Outcome(self.root.results() if self.compute else {}, trace, {})
+        return Outcome(self.root.results() if self.compute else {}, lambda: trace, {})
 
     def _paused(self, root: _Active) -> Outcome:
         loops = {}
@@ -275,5 +275,6 @@ def run_plan(
         result = run_epochs(run_one, plan, inputs, replanner)
     else:
         outcome = run_one(plan, inputs)
-        result = Result(outcome.outputs, outcome.trace, (plan,), 0.0, {}, (outcome.trace,))
+        trace = outcome.traced()
+        result = Result(outcome.outputs, trace, (plan,), 0.0, {}, (trace,))
     return replace(result, wall_seconds=result.trace.makespan)

@@ -8,9 +8,9 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from hetsched.executors.program import Program
-from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
+from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
 
-# A named tuple without a call of its own `__new__`, which takes twice as long.
+# Makes a named tuple of a tuple, three times as fast as calling its class: traces have thousands.
 _new: Any = tuple.__new__
 
 # A loop's trace keeps the spans of its first and last turns; of those between, running sums.
@@ -33,31 +33,61 @@ class Note(NamedTuple):
     marks: Mapping[int, float] | None = None
 
 
+class Noted(NamedTuple):
+    """What one frame noted of itself: enough to write its trace once the run is over. loops: loop task -> what its body noted."""
+
+    program: Program
+    notes: Sequence[Note]
+    busy: Mapping[str, float]
+    turns: int
+    loops: Mapping[int, Noted]
+
+    def trace(self) -> Timeline:
+        """The measured timeline, bodies of loops included."""
+        return trace_of(self.program, self.notes, self.busy, self.turns, {task: inner.trace() for task, inner in self.loops.items()})
+
+
 def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float], turns: int, loops: Mapping[int, Timeline]) -> Timeline:
-    """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so."""
+    """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so.
+
+    About 1 us a span.
+    """
     plan = program.plan
     spans: list[Span] = []
     attributed: list[int] = []
+    lanes_of: dict[tuple[int, int], tuple[Lane, ...]] = {}  # (step, lane number) -> the lanes it ran on
+    whole: dict[int, tuple[list[Span], list[float]]] = {}  # step -> its spans and their shares, where each of them runs every turn
     for note in sorted(notes, key=lambda n: (n.start, n.finish, n.turn, n.step)):
         step = program.steps[note.step]
-        lanes = step.lanes if len(step.lanes) != 1 else (Lane(step.owner, note.lane, step.kind),)
-        planned = [plan.spans[i] for i in step.spans]
-        if program.every:
-            planned = [s for s in planned if note.turn % _every(program, s.command) == 0]
-            if not planned:
-                continue
+        lanes = lanes_of.get((note.step, note.lane))
+        if lanes is None:
+            lanes = step.lanes if len(step.lanes) != 1 else (Lane(step.owner, note.lane, step.kind),)
+            lanes_of[note.step, note.lane] = lanes
+        if len(step.spans) == 1 and not program.every:
+            spans.append(_new(Span, (lanes, _of_turn(plan.spans[step.spans[0]].command, note.turn), note.start, note.finish)))
+            continue
+        known = whole.get(note.step)
+        if known is None:
+            planned = [plan.spans[i] for i in step.spans]
+            if program.every:
+                planned = [s for s in planned if note.turn % _every(program, s.command) == 0]
+                if not planned:
+                    continue
+            known = planned, _shares(planned)
+            if not program.every:
+                whole[note.step] = known
+        planned, shares = known
         if note.marks is not None:
             spans += _timed(planned, lanes, note, note.marks)
             continue
-        total = sum(s.finish - s.start for s in planned)
-        at = note.start
         if len(planned) > 1:
             attributed += range(len(spans), len(spans) + len(planned))
-        for k, span in enumerate(planned):
-            share = (span.finish - span.start) / total if total > 0 else 1 / len(planned)
-            until = note.finish if k == len(planned) - 1 else min(at + share * (note.finish - note.start), note.finish)
-            spans.append(Span(lanes, _of_turn(span.command, note.turn), at, until))
+        at, length, turn = note.start, note.finish - note.start, note.turn
+        for (_, command, _, _), share in zip(planned, shares, strict=True):
+            until = min(at + share * length, note.finish)
+            spans.append(_new(Span, (lanes, _of_turn(command, turn), at, until)))
             at = until
+        spans[-1] = spans[-1]._replace(finish=note.finish)
     period = None
     if plan.loop is not None:
         ends: dict[int, float] = {}
@@ -70,6 +100,11 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
         plan, spans=tuple(spans), after=(), period=period, turns=turns, loops=dict(loops), measured=True, totals=dict(busy), prologue=(), epilogue=(),
         attributed=frozenset(attributed),
     )  # fmt: skip
+
+
+def _shares(planned: Sequence[Span]) -> list[float]:
+    total = sum(s.finish - s.start for s in planned)
+    return [(s.finish - s.start) / total if total > 0 else 1 / len(planned) for s in planned]
 
 
 def _timed(planned: Sequence[Span], lanes: tuple[Lane, ...], note: Note, marks: Mapping[int, float]) -> list[Span]:
@@ -98,8 +133,10 @@ def _of_turn(command: Launch | Copy | object, turn: int) -> Launch | Copy:
     if isinstance(command, Launch):
         if not turn:
             return command
-        reads = tuple(r._replace(turn=turn) for r in command.reads)
-        return Launch(command.task, turn, reads, tuple(r._replace(turn=turn) for r in command.writes), command.width)
+        task, _, reads, writes, width = command
+        read = tuple([_new(Replica, (value, turn, node, generation)) for value, _, node, generation in reads])
+        written = tuple([_new(Replica, (value, turn, node, generation)) for value, _, node, generation in writes])
+        return _new(Launch, (task, turn, read, written, width))  # type: ignore[no-any-return]
     assert isinstance(command, Copy)
     if not turn:
         return command

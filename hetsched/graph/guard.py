@@ -21,15 +21,27 @@ def is_ours(kernel: Any) -> bool:
 
 
 def guarded(kernel: Callable[..., Any], name: str, output_names: tuple[str, ...]) -> Callable[..., Any]:
-    """`kernel` of op `name` with NumPy inputs read-only, and what it returns put into its outputs. About 1 us a launch of two inputs."""
+    """`kernel` of op `name` with NumPy inputs read-only, and what it returns put into its outputs. About 1 us a launch of two inputs.
+
+    Its attribute `bound` is the same for inputs that are read-only already (see `shut`).
+    """
+
+    def bound(xp: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Any) -> Any:
+        result = kernel(xp, inputs, outputs, workspace, attributes)
+        return result if result is None else store(result, outputs, name, output_names)
 
     @functools.wraps(kernel, updated=())
     def run(xp: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Any) -> Any:
-        shut = [read_only(x) for x in inputs]
-        result = kernel(xp, shut, outputs, workspace, attributes)
-        return result if result is None else store(result, outputs, name, output_names)
+        return bound(xp, [read_only(x) for x in inputs], outputs, workspace, attributes)
 
+    run.bound = bound  # type: ignore[attr-defined]
     return run
+
+
+def shut(kernel: Any, inputs: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+    """A launch whose inputs are known ahead of it: what to call, and with what, so that nobody has to make inputs read-only again."""
+    bound = getattr(kernel, "bound", None)
+    return (kernel, tuple(inputs)) if bound is None else (bound, tuple(read_only(x) for x in inputs))
 
 
 def read_only(x: Any) -> Any:

@@ -37,6 +37,10 @@ Kernel: TypeAlias = Callable[[Any, Sequence[Any], list[Any], Any, Attributes], A
 # no such form. A call is (target, function, *arguments); a target is an `Operand` that later arguments may name, or None. Inputs that only the
 # moment brings stand there as `Operand`s too. A kernel has it as its attribute `direct`.
 Direct: TypeAlias = Callable[[Sequence[Any], Sequence[Any], Any, Mapping[str, Any]], "list[tuple[Any, ...]] | None"]
+# The same for a launch and the one behind it, which alone reads its only output: (inputs, that output, output of the second, workspace and
+# attributes of the first, attributes of the second) -> calls, or None. A kernel has it in its attribute `direct_then`, by the kernel of the second.
+# The output of the second may lie where the first one's inputs and workspace were.
+DirectPair: TypeAlias = Callable[[Sequence[Any], Any, Any, Any, Mapping[str, Any], Mapping[str, Any]], "list[tuple[Any, ...]] | None"]
 Infer: TypeAlias = Callable[[Sequence[AnySpec], Attributes], Sequence[AnySpec]]
 WorkRule: TypeAlias = Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], Work]
 # (builder, inputs, outputs, gradients of the outputs (None: no gradient flows), attributes) -> one entry an input: None (not differentiable), a

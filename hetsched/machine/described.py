@@ -231,7 +231,7 @@ def _plain(item: Any) -> dict[str, Any]:
     """The fields of a part of a machine that differ from their defaults, as YAML can write them."""
     out: dict[str, Any] = {}
     for f in fields(item):
-        if f.name == "fingerprint":  # of the device found here, not of a description of it
+        if f.name in ("fingerprint", "stands_for"):  # of the device found here, or of one in software; not of a description
             continue
         value = getattr(item, f.name)
         default = f.default_factory() if f.default_factory is not MISSING else f.default

@@ -34,6 +34,7 @@ class Device:
     uses: resource -> amount one busy lane takes. busy_watts per busy lane, idle_watts per device, price_per_hour per device.
     always_on: True where the device draws its idle watts during a run that does not use it; False where it is off then.
     fingerprint: what its measured costs are kept under: hardware, clock, driver, versions; "" for a described device, of which nothing is kept.
+    stands_for: the kind of the device that an emulated one is in place of; patterns that name it mean this device.
     """
 
     id: str
@@ -57,10 +58,11 @@ class Device:
     unified: bool = False
     always_on: bool = True
     fingerprint: str = ""
+    stands_for: str = ""
 
     def matches(self, pattern: str) -> bool:
         """True if `pattern` (`any`, `cpu`, `gpu`, `cuda`, `cuda:0`) means this device. `gpu` is the hardware's type, never an OpenCL CPU device."""
-        if pattern == "any" or pattern == self.id or pattern == self.kind:
+        if pattern in ("any", self.id, self.kind) or (self.stands_for and pattern == self.stands_for):
             return True
         return pattern == "gpu" and self.hardware == "gpu"
 

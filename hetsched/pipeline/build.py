@@ -20,7 +20,8 @@ from hetsched.graph.ops.model import metadata_of
 from hetsched.graph.sequence import LazySequence, apply, materialize, whole
 from hetsched.graph.spec import AnySpec
 from hetsched.graph.spec import Sequence as SequenceSpec
-from hetsched.pipeline import document, kernels, paths
+from hetsched.machine import Machine
+from hetsched.pipeline import devices, document, kernels, paths
 from hetsched.pipeline.document import Document, Edge, OutputEntry, TaskEntry
 from hetsched.pipeline.mistakes import Findings, Mistake, TooManyMistakesError, error_for, hint
 from hetsched.pipeline.publish import form_problem, write
@@ -89,22 +90,27 @@ class Pipeline:
         return f"<Pipeline {self.name}: {len(self.tasks)} tasks, {len(self.graph)} of them primitive, outputs {', '.join(self.outputs) or '-'}>"
 
 
-def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, trust: bool = False) -> Pipeline:
+def load(
+    path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, trust: bool = False, machine: Machine | None = None
+) -> Pipeline:
     """The pipeline in the file at `path`. Reads the file and headers of the data it names; runs nothing.
 
     overrides: parameters by name, as values or as the texts of `-s name=value` (read as YAML scalars). trust: consent to code and to paths outside.
+    machine: whose devices and kinds of devices the file may name, beside those known everywhere.
     Raises `InvalidPipelineError` (a `PipelineError`) or `ConsentError` (a `NotTrustedError`) with `mistakes`, `CommandLineError` for an override that
     does not fit, `FileError` where the file or the data it names cannot be read.
     """
-    pipeline, findings = _read(os.fspath(path), overrides or {}, trust)
+    pipeline, findings = _read(os.fspath(path), overrides or {}, trust, machine)
     if pipeline is None:
         raise error_for(findings.sorted())
     return pipeline
 
 
-def check(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, trust: bool = False) -> list[Mistake]:
+def check(
+    path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, trust: bool = False, machine: Machine | None = None
+) -> list[Mistake]:
     """Every mistake in the file at `path`, in its order; empty where `load` would give a pipeline. Raises only what has no place in the file."""
-    return _read(os.fspath(path), overrides or {}, trust)[1].sorted()
+    return _read(os.fspath(path), overrides or {}, trust, machine)[1].sorted()
 
 
 def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> dict[str, str]:
@@ -124,8 +130,8 @@ def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.Pat
     return written
 
 
-def _read(path: str, overrides: Mapping[str, Any], trust: bool) -> tuple[Pipeline | None, Findings]:
-    findings = Findings(path)
+def _read(path: str, overrides: Mapping[str, Any], trust: bool, machine: Machine | None) -> tuple[Pipeline | None, Findings]:
+    findings = Findings(path, devices=devices.names_in(machine))
     data = _bytes_of(path)
     try:
         return _built(path, data, overrides, trust, findings), findings

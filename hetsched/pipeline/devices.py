@@ -1,4 +1,8 @@
-"""The grammar of `device:`: any, cpu, gpu, cuda[:N], opencl[:N], a list in order of preference, {not: ...}, {same_as: task}."""
+"""The grammar of `device:`: any, cpu, gpu, cuda[:N], opencl[:N], a list in order of preference, {not: ...}, {same_as: task}.
+
+A kind may be one of hetsched's, one that an installed backend opens, one that a machine of the catalog has (tpu), or whatever the machine that the
+file is read for has.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,26 @@ import re
 from functools import lru_cache
 
 from hetsched.graph.graph import Where
+from hetsched.machine import Machine
 from hetsched.pipeline.mistakes import Findings, hint
 from hetsched.pipeline.reader import BROKEN, Node
 from hetsched.pipeline.values import known_keys
 
 KINDS = ("any", "cpu", "gpu", "cuda", "opencl", "emulated")
 _PATTERN = re.compile(r"([a-z][a-z0-9_-]*)(?::([A-Za-z0-9_.-]+))?\Z")
+
+
+@lru_cache(maxsize=1)
+def described_kinds() -> frozenset[str]:
+    """The kinds of the devices of the catalog."""
+    from hetsched.machine import named
+
+    return frozenset(named.device_named(name).kind for name in named.device_names())
+
+
+def names_in(machine: Machine | None) -> frozenset[str]:
+    """What a file may name beside the kinds known everywhere, where it is read for `machine`: its devices and their kinds."""
+    return frozenset(name for d in machine.devices for name in (d.id, d.kind)) if machine is not None else frozenset()
 
 
 @lru_cache(maxsize=1)
@@ -27,12 +45,15 @@ def kinds() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*KINDS, *own, *others)))
 
 
-def pattern_problem(pattern: str) -> str | None:
-    """What is wrong with one device pattern, or None."""
+def pattern_problem(pattern: str, here: frozenset[str] = frozenset()) -> str | None:
+    """What is wrong with one device pattern, or None. here: names of the machine at hand, see `names_in`."""
+    if pattern in here:
+        return None
     match = _PATTERN.match(pattern)
     kind = pattern.partition(":")[0]
-    if kind not in KINDS and kind not in kinds():
-        return f"unknown device {pattern!r}{hint(kind, kinds())}"
+    if kind not in KINDS and kind not in here and kind not in kinds() and kind not in described_kinds():
+        known = dict.fromkeys((*kinds(), *sorted(described_kinds() | {name for name in here if ":" not in name})))
+        return f"unknown device {pattern!r}{hint(kind, tuple(known))}"
     if match is None or (match[2] is not None and kind in ("any", "gpu")):
         return f"device {pattern!r} is not understood; write a kind ({kind}), or one device of a kind (cuda:0)"
     if match[2] is not None and kind in ("cpu", "cuda", "opencl") and not match[2].isdecimal():
@@ -52,7 +73,7 @@ def _patterns(node: Node, findings: Findings) -> tuple[str, ...]:
         if not isinstance(one.value, str):
             findings.add(one, f"a device must be a text such as cpu or cuda:0, not {one.kind}", "device")
             continue
-        problem = pattern_problem(one.value)
+        problem = pattern_problem(one.value, findings.devices)
         if problem is not None:
             findings.add(one, problem, "device")
         elif one.value in out:

@@ -124,11 +124,12 @@ class TooManyMistakesError(Exception):
 
 @dataclass
 class Findings:
-    """The mistakes found in one file so far. `lines` is the file's text by lines."""
+    """The mistakes found in one file so far. lines: the file's text by lines. devices: names of the machine that the file is read for."""
 
     path: str
     lines: Sequence[str] = ()
     found: list[Mistake] = field(default_factory=list)
+    devices: frozenset[str] = frozenset()
 
     def add(self, place: Place, message: str, rule: str) -> None:
         """Note a mistake at `place`."""

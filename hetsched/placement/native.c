@@ -5,6 +5,7 @@
 #include "native_gaps.h"
 
 #define IMPOSSIBLE 1e300
+#define FAR 24
 #define DRAW(dice) ((dice) ^= (dice) << 13, (dice) ^= (dice) >> 17, (dice) ^= (dice) << 5)
 
 typedef struct {
@@ -25,7 +26,7 @@ typedef struct {
     double *old_finish;
     int64_t *old_why;
     double *rest;
-    int64_t *path, *along, *along_was, *best_order, *best_device;
+    int64_t *path, *along, *along_was, *best_order, *best_device, *window, *mark;
     double *free;
     int64_t *last, *count;
     double *spans;
@@ -135,6 +136,39 @@ static void shift(int64_t *order, int64_t *place, int64_t src, int64_t dst) {
     place[task] = dst;
 }
 
+static void drag(const Facts *f, State *s, int64_t src, int64_t dst) {
+    int64_t *order = s->order, *place = s->place, *mark = s->mark, *window = s->window;
+    const int64_t task = order[src], step = dst > src ? 1 : -1;
+    const int64_t *starts = step > 0 ? f->starts : f->succ_starts, *near = step > 0 ? f->preds : f->succs;
+    mark[task] = 1;
+    int64_t count = 1;
+    window[src] = task;
+    for (int64_t i = src + step; i != dst + step; i += step) {
+        const int64_t t = order[i];
+        window[i] = t;
+        for (int64_t k = starts[t]; k < starts[t + 1]; k++)
+            if (mark[near[k]]) {
+                mark[t] = 1;
+                count++;
+                break;
+            }
+    }
+    int64_t ahead = dst, behind = dst - step * count;
+    for (int64_t i = dst; i != src - step; i -= step) {
+        const int64_t t = window[i];
+        if (mark[t]) {
+            mark[t] = 0;
+            order[ahead] = t;
+            place[t] = ahead;
+            ahead -= step;
+        } else {
+            order[behind] = t;
+            place[t] = behind;
+            behind -= step;
+        }
+    }
+}
+
 void hs_walk(const Facts *f, State *s, int64_t steps, int64_t done, int64_t length, double hot) {
     const int64_t n = f->tasks, devices = f->devices;
     int64_t *order = s->order, *place = s->place, *device = s->device, *lane = s->lane, *why = s->why;
@@ -161,16 +195,23 @@ void hs_walk(const Facts *f, State *s, int64_t steps, int64_t done, int64_t leng
             else
                 to = f->able[f->able_starts[task] + (dice >> 12) % options];
         }
+        int far = 0;
         if (to == was || (how & 1)) {
-            if (reason >= 0 && lane[reason] == lane[task] && place[reason] >= low && (dice & 1))
+            if (reason >= 0 && lane[reason] == lane[task] && (dice & 1)) {
                 dst = place[reason];
-            else
+                far = dst < low;
+            } else if ((dice & 6) == 0) {
+                dst = src - FAR + (dice >> 3) % (2 * FAR + 1);
+                dst = dst < 0 ? 0 : dst >= n ? n - 1 : dst;
+                far = dst < low || dst > high;
+            } else
                 dst = low + (dice >> 3) % (high - low + 1);
         }
         if (dst == src && to == was) continue;
         DRAW(dice);
         const double limit = now + hot * (double)(length - step) / (double)length * f->draws[(dice >> 5) & 4095];
-        shift(order, place, src, dst);
+        if (far) drag(f, s, src, dst);
+        else shift(order, place, src, dst);
         device[task] = to;
         int64_t first = src < dst ? src : dst, settled = src < dst ? dst : src, count = 0;
         if (to != was && ((dice >> 17) & 1)) {
@@ -229,7 +270,14 @@ void hs_walk(const Facts *f, State *s, int64_t steps, int64_t done, int64_t leng
                 lane[t] = s->old_lane[t];
                 why[t] = s->old_why[t];
             }
-            shift(order, place, dst, src);
+            if (far) {
+                const int64_t from = src < dst ? src : dst, until = src < dst ? dst : src;
+                for (int64_t i = from; i <= until; i++) {
+                    order[i] = s->window[i];
+                    place[order[i]] = i;
+                }
+            } else
+                shift(order, place, dst, src);
             device[task] = was;
             for (int64_t i = 0; i < count; i++) device[s->along[i]] = s->along_was[i];
         }

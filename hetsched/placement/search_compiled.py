@@ -15,7 +15,7 @@ from hetsched.placement import search_walk
 
 Kernels: TypeAlias = ModuleType
 
-_COMPILED = ("shift", "trace", "look_back", "evaluate", "walk")
+_COMPILED = ("shift", "drag", "trace", "look_back", "evaluate", "walk")
 
 
 @cache

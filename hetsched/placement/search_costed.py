@@ -1,4 +1,8 @@
-"""The search for costed graphs: cycles of annealing, each longer than the one before, each from the best plan so far."""
+"""The search for costed graphs: cycles of annealing, each from the best plan of a line of search.
+
+There is one line at first. Small graphs soon find no more on it: then there are several, in turn, all but the first from a plan that great heat has
+made. One that has found nothing for a while begins afresh, unless it is the best.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,17 @@ from hetsched.placement.problem import Problem
 from hetsched.placement.search_compiled import kernels
 from hetsched.placement.search_walk import Facts, State
 
-# Temperatures at the start of the cycles, in turn, as shares of the makespan. The first is all but descent: large graphs get no further. Those after
-# `MILD` cycles, which only small graphs reach, are hot enough to leave the plan behind.
+# Temperatures at the start of the cycles, in turn, as shares of the makespan. The first is all but descent: large graphs get no further.
 HEATS = (1e-4, 1e-3, 1e-2, 3e-2, 3e-3)
+# Those of lines after `MILD` cycles, which only small graphs reach. Hotter ones leave the plan behind and seldom come back as low.
 MILD = 3 * len(HEATS)
-HOT = (0.05, 0.01, 0.1, 0.003, 0.3, 0.02)
-# Steps of the first cycle per task, and how much longer each cycle is than the one before.
+WARM = (0.01, 0.003, 0.03, 0.001, 0.02, 0.005)
+# Lines; the heat of one that begins; its cycles without a better plan after which it begins afresh.
+LINES, FRESH, STALE = 4, 0.3, 6
+# Steps of the first cycle per task; how much longer each of the first `MILD` cycles is than the one before, and then each round of the lines: many
+# cycles of about the same length find more than few long ones.
 FIRST = 4
-GROWTH = 1.3
+GROWTH, SLOWER = 1.3, 1.08
 # Seconds between two looks at the clock, about; seconds of search from which a second core helps.
 LOOK = 0.01
 TOGETHER_FROM = 0.25
@@ -70,6 +77,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Line(NamedTuple):
+    """The best plan of a line of search, its makespan (inf: it begins afresh), and the cycles in turn that found none better."""
+
+    span: float
+    order: list[int]
+    device: list[int]
+    stale: int = 0
+
+
 class Walker:
     """A search over one problem. `is_compiled`: whether machine code does it: that of `native.c`, or of numba where there is no C compiler."""
 
@@ -85,19 +101,21 @@ class Walker:
         self.state = state if code else State(*(x.tolist() for x in state))
         self.state.count[0] = (seed * 2654435761 + 88172645) & 0xFFFFFFFF or 1
         self._cycle, self._length, self._done, self._hot = -1, 0, 0, 0.0
+        self._lines, self._at = [Line(math.inf, [], [])], 0
         if code:
             self._warm_up(seed)
 
     @property
     def best(self) -> float:
         """The makespan of the best plan so far, in seconds."""
-        return float(self.state.spans[1])
+        return min(float(self.state.spans[1]), *(line.span for line in self._lines))
 
     def begin(self, draft: CostedDraft) -> None:
         """Start from the plan in `draft`."""
         start = draft.start_of
         self._stand_at(sorted(draft.booked, key=start.__getitem__), draft.choice_of)
         self._keep()
+        self._lines[0] = self._line()
 
     def run(self, evaluations: float, until: float, clock: Callable[[], float], target: float = 0.0) -> int:
         """Steps until one of the limits; how many were done."""
@@ -117,7 +135,8 @@ class Walker:
 
     def write(self, draft: CostedDraft) -> None:
         """Put the best plan into `draft`."""
-        self._stand_at(list(self.state.best_order), list(self.state.best_device))
+        best = min(self._line(), *self._lines, key=lambda line: line.span)
+        self._stand_at(best.order, best.device)
         s = self.state
         columns: list[list[Any]] = [np.asarray(x).tolist() for x in (s.device, s.start, s.finish, s.lane)]
         device, start, finish, lane = columns
@@ -125,18 +144,34 @@ class Walker:
         draft.rewrite(device, start, finish, [at - first[on] for at, on in zip(lane, device, strict=True)])
 
     def _next_cycle(self) -> None:
-        """Go back to the best plan, its tasks in the order of their starts."""
+        """Keep what the line has found, and go on with the best plan of the next one, its tasks in the order of their starts."""
+        lines, found = self._lines, self._line()
+        here = lines[self._at]
+        lines[self._at] = found if found.span < here.span else here._replace(stale=here.stale + 1)
+        best = min(lines, key=lambda line: line.span)
+        if lines[self._at].stale >= STALE and lines[self._at] is not best:
+            lines[self._at] = best._replace(span=math.inf, stale=0)
         self._cycle += 1
         self._done = 0
-        self._length = int(FIRST * self._n * GROWTH**self._cycle) + 1
-        heats = HEATS if self._cycle < MILD else HOT
-        self._hot = heats[self._cycle % len(heats)] * self.best
-        best, device = list(self.state.best_order), list(self.state.best_device)
-        self._stand_at(best, device)
+        turn = 0
+        if self._cycle >= MILD:
+            if len(lines) == 1:
+                lines += [best._replace(span=math.inf)] * (LINES - 1)
+            turn, self._at = divmod(self._cycle - MILD, LINES)
+        line = lines[self._at]
+        self._length = int(FIRST * self._n * GROWTH ** min(self._cycle, MILD) * SLOWER**turn) + 1
+        heat = HEATS[self._cycle % len(HEATS)] if self._cycle < MILD else FRESH if line.span == math.inf else WARM[turn % len(WARM)]
+        self._hot = heat * best.span
+        self._stand_at(line.order, line.device)
         start = self.state.start
-        self._stand_at(sorted(best, key=start.__getitem__), device)
-        if self.state.spans[0] < self.best:
-            self._keep()
+        self._stand_at(sorted(line.order, key=start.__getitem__), line.device)
+        self._keep()
+        self.state.spans[1] = min(line.span, self.state.spans[0]) if line.span < math.inf else math.inf
+
+    def _line(self) -> Line:
+        """Of the line in turn, what it has found since it began."""
+        s = self.state
+        return Line(float(s.spans[1]), list(s.best_order), list(s.best_device))
 
     def _stand_at(self, order: Any, device: Any) -> None:
         s = self.state

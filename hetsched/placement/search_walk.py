@@ -2,7 +2,8 @@
 
 A state is a topological order of the tasks and a device for each. It stands for the plan in which every task, in this order, starts as soon as its
 inputs are there and a lane of its device is free. Every plan without needless waiting is such a state, and its makespan costs one pass over the
-edges: no gap is searched. A step moves one task, mostly of the critical path, to another place in the order, to another device, or both.
+edges: no gap is searched. A step moves one task, mostly of the critical path, to another place in the order, to another device, or both. Where
+tasks that it waits for stand in the way of a place, they come along (`drag`): a chain of loading and decoding is put before another as a whole.
 
 The functions are plain code on plain sequences, so that they run as they are on lists. `native.c` is the same in C, statement for statement; where no
 compiler is there but numba is, that compiles them for arrays (`search_compiled.py`). Random numbers come from integers and the logarithms of the
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 # Random numbers are those of Marsaglia, Xorshift RNGs (J. Statistical Software 8(14), 2003): 13, 17, 5 on 32 bits.
 DRAWS = 4096
 IMPOSSIBLE = 1e300
+# Places that a task goes at most, at random, where others must come along.
+FAR = 24
 
 
 class Facts(NamedTuple):
@@ -49,7 +52,8 @@ class State(NamedTuple):
     order, place (its inverse), device, lane, start, finish, why (the task that this one waits for, -1: none): [n], the present plan; `start` is right
     only after a whole evaluation. old_lane, old_finish, old_why: [n], as they were after the last step that was taken. rest: [n], see `look_back`.
     path: [n], the tasks of a critical path. along, along_was: [n], scratch: what moves together with a task, and from where. best_order,
-    best_device: [n]. free, last: [lanes], scratch. count: [random state, tasks on the path]. spans: [present makespan, best makespan].
+    best_device: [n]. window, mark: [n], scratch of `drag`: the order as it was; 0 between steps.
+    free, last: [lanes], scratch. count: [random state, tasks on the path]. spans: [present makespan, best makespan].
     """
 
     order: Any
@@ -68,6 +72,8 @@ class State(NamedTuple):
     along_was: Any
     best_order: Any
     best_device: Any
+    window: Any
+    mark: Any
     free: Any
     last: Any
     count: Any
@@ -203,13 +209,48 @@ def shift(order: Any, place: Any, src: int, dst: int) -> None:
     place[task] = dst
 
 
+def drag(facts: Facts, state: State, src: int, dst: int) -> None:
+    """Move what is at `src` to `dst`, and with it what lies between and must stay before it (after it, where it moves back).
+
+    Both those that move and those that make way keep their order. `window` then holds the order as it was.
+    """
+    order, place, mark, window = state.order, state.place, state.mark, state.window
+    step = 1 if dst > src else -1
+    begins = facts.starts if step > 0 else facts.succ_starts
+    near = facts.preds if step > 0 else facts.succs
+    task = order[src]
+    mark[task] = 1
+    window[src] = task
+    count = 1
+    for i in range(src + step, dst + step, step):
+        t = order[i]
+        window[i] = t
+        for k in range(begins[t], begins[t + 1]):
+            if mark[near[k]] != 0:
+                mark[t] = 1
+                count += 1
+                break
+    ahead, behind = dst, dst - step * count
+    for i in range(dst, src - step, -step):
+        t = window[i]
+        if mark[t] != 0:
+            mark[t] = 0
+            order[ahead] = t
+            place[t] = ahead
+            ahead -= step
+        else:
+            order[behind] = t
+            place[t] = behind
+            behind -= step
+
+
 def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: float) -> None:
     """`steps` steps of a cycle of `length`, of which `done` are done. The temperature falls along a line from `hot`, in seconds, to 0."""
     starts, preds, succ_starts, succs = facts.starts, facts.preds, facts.succ_starts, facts.succs
     seconds, able_starts, able, draws = facts.seconds, facts.able_starts, facts.able, facts.draws
     order, place, device, lane, finish, why = state.order, state.place, state.device, state.lane, state.finish, state.why
     old_lane, old_finish, old_why, path = state.old_lane, state.old_finish, state.old_why, state.path
-    along, along_was = state.along, state.along_was
+    along, along_was, window = state.along, state.along_was, state.window
     n = len(order)
     now, best = state.spans[0], state.spans[1]
     dice, on_path = state.count[0], state.count[1]
@@ -242,9 +283,14 @@ def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: fl
                 to = device[reason]
             else:
                 to = able[able_starts[task] + (dice >> 12) % options]
+        far = False
         if to == was or (how & 1):
-            if reason >= 0 and lane[reason] == lane[task] and place[reason] >= low and (dice & 1):
+            if reason >= 0 and lane[reason] == lane[task] and (dice & 1):
                 dst = place[reason]
+                far = dst < low
+            elif (dice & 6) == 0:
+                dst = max(0, min(n - 1, src - FAR + (dice >> 3) % (2 * FAR + 1)))
+                far = dst < low or dst > high
             else:
                 dst = low + (dice >> 3) % (high - low + 1)
         if dst == src and to == was:
@@ -253,7 +299,10 @@ def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: fl
         dice ^= dice >> 17
         dice ^= (dice << 5) & 0xFFFFFFFF
         limit = now + hot * (length - step) / length * draws[(dice >> 5) & 4095]
-        shift(order, place, src, dst)
+        if far:
+            drag(facts, state, src, dst)
+        else:
+            shift(order, place, src, dst)
         device[task] = to
         first, settled = min(src, dst), max(src, dst)
         count = 0
@@ -311,7 +360,12 @@ def walk(facts: Facts, state: State, steps: int, done: int, length: int, hot: fl
                 finish[t] = old_finish[t]
                 lane[t] = old_lane[t]
                 why[t] = old_why[t]
-            shift(order, place, dst, src)
+            if far:
+                for i in range(min(src, dst), max(src, dst) + 1):
+                    order[i] = window[i]
+                    place[order[i]] = i
+            else:
+                shift(order, place, dst, src)
             device[task] = was
             for i in range(count):
                 device[along[i]] = along_was[i]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from hetsched.placement.costs.history import Drift
-from hetsched.report.events import body_of, counted
-from hetsched.report.text import plural, seconds_text, table
+from hetsched.placement.costs.history import CROWDED, Drift
+from hetsched.report.events import body_of, totals
+from hetsched.report.text import percent_text, plural, seconds_text, table
 from hetsched.timeline import Launch, Timeline
 
 # Tasks named after a run, and by how much one must be off to be named: in seconds a share of the run, and of its own time.
@@ -42,23 +42,16 @@ def compare(plan: Timeline, trace: Timeline) -> list[Compared]:
 
 def _sums(timeline: Timeline) -> dict[tuple[str, str], tuple[float, float, str]]:
     """(task, device) -> (seconds of all launches, launches, op)."""
-    prefixes = {id(timeline): ""}
-    _name_loops(timeline, "", prefixes)
     out: dict[tuple[str, str], tuple[float, float, str]] = {}
-    for owner, span, n in counted(timeline):
+    for owner, span, loop, n, seconds in totals(timeline):
         command = span.command
         if not isinstance(command, Launch) or not span.lanes or body_of(owner, span) is not None:
             continue
-        key = prefixes[id(owner)] + owner.graph.task_names[command.task], span.lanes[0].owner
-        seconds, launches, _ = out.get(key, (0.0, 0.0, ""))
-        out[key] = seconds + n * (span.finish - span.start), launches + n, owner.graph.task_ops[command.task].name
+        name = owner.graph.task_names[command.task]
+        key = f"{loop}/{name}" if loop else name, span.lanes[0].owner
+        before, launches, _ = out.get(key, (0.0, 0.0, ""))
+        out[key] = before + seconds, launches + n, owner.graph.task_ops[command.task].name
     return out
-
-
-def _name_loops(timeline: Timeline, prefix: str, out: dict[int, str]) -> None:
-    for task, body in timeline.loops.items():
-        out[id(body)] = f"{prefix}{timeline.graph.task_names[task]}/"
-        _name_loops(body, out[id(body)], out)
 
 
 def worst(rows: Sequence[Compared], makespan: float) -> list[Compared]:
@@ -79,9 +72,15 @@ def drift_lines(drifts: Iterable[Drift]) -> list[str]:
     for drift in drifts:
         name, factor = drift.device.partition("|")[0], drift.factor
         how = f"{factor:.2g} x slower" if factor > 1 else f"{1 / factor:.2g} x faster"
+        when = "from now on" if drift.counts else "if the next run says so too"
+        why = (
+            f"other work kept its threads waiting {percent_text(drift.crowded)} of the run;"
+            if drift.crowded > CROWDED
+            else "was it shared or throttled?"
+        )
         lines.append(
-            f"drift: {name} was {how} than known, over {plural(drift.kinds, 'kind')} of task; plans count on it from now on "
-            f"(was it shared or throttled? `hetsched calibrate {name}` measures it anew)"
+            f"drift: {name} was {how} than known, over {plural(drift.kinds, 'kind')} of task; plans count on it {when} "
+            f"({why} `hetsched calibrate {name}` measures it anew)"
         )
     return lines
 

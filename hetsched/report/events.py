@@ -1,13 +1,14 @@
 """A timeline as flat events, which every report draws: the turns of a loop's body are set out one by one, at the time they run.
 
 The plan of a body holds turn 0 and a period; its turn i begins i periods later. The trace of a body holds the turns it kept, at their own times.
-Inside a loop only as many turns as the caller asks for are set out; totals over all of them are `busy_seconds` and `copy_seconds`.
+Inside a loop only as many turns as the caller asks for are set out; `totals` and `busy_seconds` count all of them.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Copy, Free, Lane, Launch, Span, Timeline
@@ -108,61 +109,87 @@ def every_of(timeline: Timeline) -> dict[int, int]:
     return {timeline.graph.task_index[name]: k for name, k in timeline.loop.every.items() if name in timeline.graph.task_index}
 
 
-def _runs(body: Timeline, span: Span, turns: int) -> int:
-    """How often a span of a body runs in `turns` turns."""
-    return -(-turns // every_of(body).get(_task_of(body, span), 1))
+class Total(NamedTuple):
+    """All spans of one task, or of one copy, on the same lanes: how often they ran and the seconds that took, every turn of every loop counted.
+
+    timeline, span: one of them. loop: the names of the loops around it, `outer/inner`, "" outside.
+    """
+
+    timeline: Timeline
+    span: Span
+    loop: str
+    times: float
+    seconds: float
 
 
-def _identity(span: Span) -> tuple[object, ...]:
-    """What stays the same of a span from turn to turn."""
-    command = span.command
-    if isinstance(command, Launch):
-        return (command.task,)
-    return (command.value, command.src.node, command.dst.node) if isinstance(command, Copy) else ()
+_known_totals: weakref.WeakKeyDictionary[Timeline, tuple[Total, ...]] = weakref.WeakKeyDictionary()
 
 
-def _weights(timeline: Timeline) -> list[float]:
-    """For each span how often it stands for: in the plan of a body, every turn; in the trace of a body, the turns that were not kept as well."""
-    found = [s for s in timeline.spans if not isinstance(s.command, Free)]
-    if timeline.loop is None:
-        return [1.0] * len(found)
-    if not timeline.measured:
-        return [float(_runs(timeline, s, timeline.turns)) if timeline.period is not None else 1.0 for s in found]
-    kept: dict[tuple[object, ...], int] = {}
-    for span in found:
-        kept[_identity(span)] = kept.get(_identity(span), 0) + 1
-    turns = {s.command.turn for s in found if not isinstance(s.command, Free)}
+def totals(timeline: Timeline) -> tuple[Total, ...]:
+    """What ran, loops and the tasks of their bodies included, without setting out the turns. One pass, made once for a timeline."""
+    found = _known_totals.get(timeline)
+    if found is None:
+        found = _known_totals[timeline] = tuple(_totals(timeline, "", 1.0))
+    return found
+
+
+def _totals(timeline: Timeline, loop: str, repeats: float) -> Iterator[Total]:
+    groups: dict[Any, list[Any]] = {}  # what is the same from turn to turn, and its lanes -> [one of the spans, how many, their seconds]
+    turns: set[int] = set()
+    for span in timeline.spans:
+        lanes, command, start, finish = span
+        key: Any
+        if isinstance(command, Launch):
+            key = command.task, lanes
+        elif isinstance(command, Copy):
+            key = command.value, command.src.node, command.dst.node, lanes
+        else:
+            continue
+        turns.add(command.turn)
+        group = groups.get(key)
+        if group is None:
+            groups[key] = [span, 1, finish - start]
+        else:
+            group[1] += 1
+            group[2] += finish - start
+    seen: dict[Any, int] = {}  # on whatever lanes
+    for key, (_, n, _) in groups.items():
+        seen[key[:-1]] = seen.get(key[:-1], 0) + n
     every = every_of(timeline)
-    out = []
-    for span in found:
-        k = every.get(_task_of(timeline, span), 1)
-        seen = kept[_identity(span)]
-        # What runs once a loop (the copy of an invariant) is seen in one turn of many, and stands for itself.
-        each_turn = seen >= sum(t % k == 0 for t in turns)
-        out.append(_runs(timeline, span, timeline.turns) / seen if each_turn else 1.0)
-    return out
+    for key, (span, n, seconds) in groups.items():
+        k = every.get(_task_of(timeline, span), 1) if every else 1
+        weight = repeats * _weight(timeline, k, seen[key[:-1]], turns)
+        yield Total(timeline, span, loop, n * weight, seconds * weight)
+        body = body_of(timeline, span)
+        if body is not None:
+            name = timeline.graph.task_names[span.command.task]
+            yield from _totals(body, f"{loop}/{name}" if loop else name, n * weight)
+    yield from (Total(timeline, span, loop, repeats, repeats * (span.finish - span.start)) for span in (*timeline.prologue, *timeline.epilogue))
+
+
+def _weight(timeline: Timeline, every: int, seen: int, turns: set[int]) -> float:
+    """How often a span stands for itself: in the plan of a body, for every turn; in the trace of one, for turns that were not kept as well.
+
+    every: it runs in every so many turns. seen: how many spans there are of it. turns: those of which there are spans.
+    """
+    runs = -(-timeline.turns // every)
+    if timeline.loop is None:
+        return 1.0
+    if not timeline.measured:
+        return float(runs) if timeline.period is not None else 1.0
+    # What runs once a loop (the copy of an invariant) is seen in one turn of many, and stands for itself.
+    expected = len(turns) if every == 1 else sum(t % every == 0 for t in turns)
+    return runs / seen if seen >= expected else 1.0
 
 
 def busy_seconds(timeline: Timeline) -> dict[Lane, float]:
     """Lane -> seconds in which a command ran on it; every turn of every loop counted, the time a loop only holds a lane not."""
     out: dict[Lane, float] = {}
-    for owner, span, repeats in counted(timeline):
-        if body_of(owner, span) is None:
-            for lane in span.lanes:
-                out[lane] = out.get(lane, 0.0) + (span.finish - span.start) * repeats
+    for total in totals(timeline):
+        if body_of(total.timeline, total.span) is None:
+            for lane in total.span.lanes:
+                out[lane] = out.get(lane, 0.0) + total.seconds
     return out
-
-
-def counted(timeline: Timeline, repeats: float = 1.0) -> Iterator[tuple[Timeline, Span, float]]:
-    """(timeline, span, how often it ran) for every launch and copy, bodies of loops included, without setting out the turns."""
-    found = [s for s in timeline.spans if not isinstance(s.command, Free)]
-    for span, weight in zip(found, _weights(timeline), strict=True):
-        n = repeats * weight
-        yield timeline, span, n
-        body = body_of(timeline, span)
-        if body is not None:
-            yield from counted(body, n)
-    yield from ((timeline, span, repeats) for span in (*timeline.prologue, *timeline.epilogue))
 
 
 def merged(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

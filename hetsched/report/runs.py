@@ -124,10 +124,14 @@ def _size(path: Path) -> int:
 
 def record_of(
     result: Result, *, file: str, sha256: str, name: str, parameters: Mapping[str, Any], options: Mapping[str, Any], metrics: Mapping[str, float],
-    outputs: Mapping[str, str | None], drifts: Sequence[Drift] = (),
+    outputs: Mapping[str, str | None], drifts: Sequence[Drift] = (), taught: Sequence[Lesson] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What is kept of a run. parameters, options: how it was asked for, so that it can be planned again."""
+    """What is kept of a run. parameters, options: how it was asked for, so that it can be planned again. taught: `lessons` of its trace, where they
+
+    are known already.
+    """
     plan, trace = result.plan, result.trace
+    taught = lessons(trace) if taught is None else taught
     return {
         "name": name,
         "file": os.path.abspath(file),
@@ -145,7 +149,7 @@ def record_of(
         "devices": devices_record(trace),
         "transfers": transfers_record(trace),
         "tasks": [list(row) for row in compare(plan, trace)[:MOST_TASKS]],
-        "costs": [list(x) for x in named(lessons(trace))[:MOST_TASKS]],
+        "costs": [list(x) for x in named(taught)[:MOST_TASKS]],
         "drifts": [list(x) for x in drifts],
         "events": _events(trace),
         "metrics": dict(metrics),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from hetsched.machine import HOST
-from hetsched.report.events import ALL_TURNS, Event, busy_seconds, counted, events, merged
+from hetsched.report.events import ALL_TURNS, Event, busy_seconds, events, merged, totals
 from hetsched.report.text import bytes_text, percent_text, plural, seconds_text
 from hetsched.timeline import Copy, Launch, Timeline
 
@@ -85,11 +85,12 @@ def transfers(timeline: Timeline) -> Transfers:
     loops it is that of the turns set out, in proportion.
     """
     count, nbytes = 0.0, 0.0
-    for owner, span, n in counted(timeline):
-        if isinstance(span.command, Copy):
-            count += n
-            nbytes += n * int(owner.graph.value_nbytes[span.command.value])
-    by_loop = copy_seconds(timeline)
+    by_loop: dict[str, float] = {}
+    for total in totals(timeline):
+        if isinstance(total.span.command, Copy):
+            count += total.times
+            nbytes += total.times * int(total.timeline.graph.value_nbytes[total.span.command.value])
+            by_loop[total.loop] = by_loop.get(total.loop, 0.0) + total.seconds
     seconds = sum(by_loop.values())
     if seconds <= 0:
         return Transfers(round(count), round(nbytes), 0.0, 0.0)
@@ -111,22 +112,6 @@ def transfers(timeline: Timeline) -> Transfers:
     return Transfers(round(count), round(nbytes), seconds, min(hidden, seconds))
 
 
-def copy_seconds(timeline: Timeline, loop: str = "", repeats: float = 1.0) -> dict[str, float]:
-    """Loop name ("" outside) -> seconds of all its copies, every turn counted."""
-    out: dict[str, float] = {}
-    for owner, span, n in counted(timeline, repeats):
-        command = span.command
-        if owner is not timeline:
-            continue
-        if isinstance(command, Copy):
-            out[loop] = out.get(loop, 0.0) + n * (span.finish - span.start)
-        elif isinstance(command, Launch) and command.task in timeline.loops:
-            name = timeline.graph.task_names[command.task]
-            for inner, seconds in copy_seconds(timeline.loops[command.task], f"{loop}/{name}" if loop else name, n).items():
-                out[inner] = out.get(inner, 0.0) + seconds
-    return out
-
-
 def device_use(timeline: Timeline) -> dict[str, DeviceUse]:
     """Every device of the machine, idle ones too, in the machine's order."""
     busy: dict[str, float] = dict(timeline.totals)
@@ -135,7 +120,7 @@ def device_use(timeline: Timeline) -> dict[str, DeviceUse]:
             busy[lane.owner] = busy.get(lane.owner, 0.0) + seconds
     launches: dict[str, float] = {}
     tasks: dict[str, set[tuple[int, int]]] = {}
-    for owner, span, n in counted(timeline):
+    for owner, span, _, n, _ in totals(timeline):
         command = span.command
         if isinstance(command, Launch) and command.task not in owner.loops:
             for device in {lane.owner for lane in span.lanes}:

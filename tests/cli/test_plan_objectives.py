@@ -16,6 +16,22 @@ def planned(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def test_latency_is_asked_for_by_the_command_and_by_the_file(capsys, tmp_path):
+    """What one request takes: of a pipeline without loops its makespan, and no plan for another goal has a smaller one."""
+    by_command = planned(capsys, "--objective", "latency")
+    assert by_command["objective"] == "latency"
+    path = tmp_path / "asks.yaml"
+    path.write_text(Path(MATMUL).read_text().replace("objective: time", "objective: latency"))
+    if "objective: latency" not in path.read_text():
+        path.write_text(path.read_text() + "objective: latency\n")
+    assert main(["plan", str(path), "--machine", "workstation", "--format", "json"]) == 0
+    by_file = json.loads(capsys.readouterr().out)
+    assert by_file["objective"] == "latency"
+    assert by_file["tasks"] == by_command["tasks"]
+    for goal in ("energy", "price"):
+        assert planned(capsys, "--objective", goal)["figures"]["seconds"] >= by_command["figures"]["seconds"] - 1e-12
+
+
 def test_the_front_tells_time_energy_price_and_devices_of_each_plan(capsys):
     record = planned(capsys, "--pareto")
     assert {"version", "file", "name", "machine", "policy", "lower_bound", "plan_seconds", "points"} <= set(record)

@@ -100,10 +100,11 @@ def test_a_broken_record_keeps_no_other_from_being_listed(tmp_path):
 def test_runs_teach_and_explain_says_on_what_an_estimate_rests(pipeline, capsys):
     out(capsys, "run", pipeline, "-d", "cpu")
     out(capsys, "run", pipeline, "-d", "cpu")
-    # On a machine that is busy the second run may be a surprise, which does not count at once.
-    assert re.search(r"\b[12] runs?\b", out(capsys, "explain", pipeline, "product", "-d", "cpu", "--no-flips"))
+    # On a machine that is busy with other work it says so, until a run is not disturbed.
+    taught = r"\b[12] runs?\b|a run beside other work"
+    assert re.search(taught, out(capsys, "explain", pipeline, "product", "-d", "cpu", "--no-flips"))
     told = out(capsys, "explain", pipeline, "product", "-d", "cpu", "--no-flips", "--no-learn")
-    assert not re.search(r"\b[12] runs?\b", told)
+    assert not re.search(taught, told)
 
 
 @pytest.mark.parametrize("switch", ["--no-learn", "--deterministic"])

@@ -43,5 +43,6 @@ def test_assignments():
 def test_memory_limits_name_a_memory_node_or_mean_the_host():
     assert memory_limits([]) is None
     assert memory_limits(["1GiB", "cuda:0=2GB"]) == {"host": 1 << 30, "cuda:0": 2 * 10**9}
+    assert memory_limits(["1GiB, cuda:0=2GB,gpu=1GB"]) == {"host": 1 << 30, "cuda:0": 2 * 10**9, "gpu": 10**9}
     with pytest.raises(CommandLineError, match="'host' twice"):
         memory_limits(["1GiB", "host=1GiB"])

@@ -11,6 +11,7 @@ import sys
 import threading
 import types
 import weakref
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from time import perf_counter
 from types import SimpleNamespace
@@ -82,6 +83,7 @@ class Stream:
         assert non_blocking, "the null stream would wait for everything"
         self.commands = queue.SimpleQueue()
         self.ptr = id(self)
+        self.captured = None  # the commands of a capture under way
         Stream.known[self.ptr] = self
         self.thread = threading.Thread(target=serve, args=(self.commands,), daemon=True)
         self.thread.start()
@@ -101,9 +103,26 @@ class Stream:
     def put(self, command):
         if Stream.failing:
             raise CUDARuntimeError(Stream.failing)
-        self.commands.put(command)
+        if self.captured is not None:
+            self.captured.append(command)
+        else:
+            self.commands.put(command)
+
+    def begin_capture(self, mode=None):
+        assert Graph.capturing.acquire(blocking=False), "another capture is under way"
+        self.captured, self.spoilt = [], False
+
+    def end_capture(self):
+        commands, self.captured = self.captured, None
+        Graph.capturing.release()
+        if self.spoilt:
+            raise CUDARuntimeError(901)  # cudaErrorStreamCaptureInvalidated
+        return Graph(commands)
 
     def synchronize(self):
+        if self.captured is not None:
+            self.spoilt = True
+            raise CUDARuntimeError(900)  # cudaErrorStreamCaptureUnsupported
         done = threading.Event()
         self.commands.put(done.set)
         done.wait()
@@ -112,8 +131,46 @@ class Stream:
         self.put(event.reached.wait)
 
 
+class Graph:
+    capturing = threading.Lock()
+    launched = 0
+
+    def __init__(self, commands):
+        self.commands = commands
+
+    def launch(self, stream=None):
+        Graph.launched += 1
+        for command in self.commands:
+            stream.put(command)
+
+
+class MemoryPool:
+    def __init__(self):
+        self.used = 0
+
+    def malloc(self, size):
+        self.used += 1
+        return MemoryPointer(Memory(size), 0)
+
+
+allocators = threading.local()
+
+
+@contextmanager
+def using_allocator(allocator):
+    before, allocators.now = getattr(allocators, "now", None), allocator
+    try:
+        yield
+    finally:
+        allocators.now = before
+
+
 class Event:
+    known = weakref.WeakValueDictionary()  # noqa: RUF012
+
     def __init__(self, block=False, disable_timing=False):
+        self.ptr = id(self)
+        Event.known[self.ptr] = self
         self.timing = not disable_timing
         self.reached = threading.Event()
         self.time = None
@@ -134,7 +191,12 @@ class Event:
 
     @property
     def done(self):
-        return self.reached.is_set()
+        return event_query(self.ptr) == 0
+
+
+def event_query(event):
+    """As CuPy's: the status is given back, and never raised."""
+    return Stream.failing or (0 if Event.known[event].reached.is_set() else 600)
 
 
 def get_elapsed_time(start, end):
@@ -142,6 +204,7 @@ def get_elapsed_time(start, end):
         raise CUDARuntimeError(400)
     if not (start.done and end.done):
         raise CUDARuntimeError(600)
+    assert end.time >= start.time, "from a later event to an earlier one"
     return (end.time - start.time) * 1e3
 
 
@@ -151,6 +214,14 @@ def memcpy_async(dst, src, size, kind, stream):
 
 def memcpy_peer_async(dst, dst_device, src, src_device, size, stream):
     memcpy_async(dst, src, size, 3, stream)
+
+
+pinned_sizes = []
+
+
+def pinned(size):
+    pinned_sizes.append(size)
+    return np.empty(size, np.uint8)
 
 
 def build(devices=1):
@@ -165,12 +236,12 @@ def build(devices=1):
     runtime = SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: devices, memGetInfo=lambda: (TOTAL, TOTAL), memcpyAsync=memcpy_async,
         memcpyPeerAsync=memcpy_peer_async, memcpyHostToDevice=1, memcpyDeviceToHost=2, memcpyDeviceToDevice=3, driverGetVersion=lambda: 0,
-        runtimeGetVersion=lambda: 0, deviceCanAccessPeer=lambda a, b: 1, deviceEnablePeerAccess=lambda a: None,
+        runtimeGetVersion=lambda: 0, deviceCanAccessPeer=lambda a, b: 1, deviceEnablePeerAccess=lambda a: None, eventQuery=event_query,
         getDeviceProperties=lambda i: {"name": b"Fake GPU", "integrated": 0},
     )  # fmt: skip
     module.cuda = SimpleNamespace(
         Stream=Stream, Event=Event, Device=Device, Memory=Memory, MemoryPointer=MemoryPointer, runtime=runtime, get_elapsed_time=get_elapsed_time,
-        alloc_pinned_memory=lambda size: np.empty(size, np.uint8),
+        alloc_pinned_memory=pinned, MemoryPool=MemoryPool, using_allocator=using_allocator,
     )  # fmt: skip
     return module
 

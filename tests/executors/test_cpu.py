@@ -308,3 +308,32 @@ def test_progress_that_raises_ends_the_run() -> None:
     for _ in range(20):
         with pytest.raises(BrokenPipeError):
             hs.run(plain_plan(graph, machine()), progress=tell)
+
+
+def view_on(*languages: str) -> Timeline:
+    """A view that the caller shall own, on threads that are described with other languages than they run."""
+    b = Graph.build()
+    b.output(b.op("tensor.reshape", b.input("x", (4, 4)), shape=(16,), name="flat"), "y")
+    cpu = Device("cpu", "cpu", lanes=2, languages=languages, shares_lanes=True)
+    return hs.plan(b.freeze(), Machine((cpu,)))
+
+
+@pytest.mark.parametrize("languages", [("host",), ("array",), ("opencl", "host"), ()])
+def test_a_view_needs_no_language(languages: tuple[str, ...]) -> None:
+    x = np.arange(16, dtype=np.float32).reshape(4, 4)
+    result = hs.run(view_on(*languages), {"x": x})["y"]
+    assert np.array_equal(result, x.reshape(16))
+    assert not np.shares_memory(result, x)
+
+
+def test_threads_that_are_described_as_another_device_say_so() -> None:
+    """Plans may be made for any description; what runs them here tells what it runs."""
+    b = Graph.build()
+    b.output(b.op("tensor.neg", b.input("x", (8,)), name="minus"), "y")
+    cpu = Device("cpu", "cpu", lanes=1, languages=("opencl",), shares_lanes=True)
+    plan = hs.plan(b.freeze(), Machine((cpu,)))
+    wanted = (
+        r"task 'minus' on cpu.*no kernel that tensor.neg has \(array, opencl.*languages opencl, and threads of this process run host and array alone"
+    )
+    with pytest.raises(PlacementError, match=wanted):
+        hs.run(plan, {"x": np.zeros(8, np.float32)})

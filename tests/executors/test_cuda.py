@@ -88,6 +88,15 @@ def test_devices_are_found_with_links_each_way_and_between_them(fake):
     )
 
 
+def test_compute_streams_are_as_many_as_the_environment_says(monkeypatch):
+    for asked, lanes, notes in (("", 1, 0), ("3", 3, 0), (" 2 ", 2, 0), ("0", 1, 1), ("many", 1, 1), ("17", 1, 1)):
+        monkeypatch.setenv("HETSCHED_CUDA_STREAMS", asked)
+        found = fake_cupy.install(monkeypatch).find()
+        assert found.devices[0].lanes == lanes
+        assert len(found.notes) == notes
+        assert all(f"HETSCHED_CUDA_STREAMS is {asked!r}" in note for note in found.notes)
+
+
 def test_links_between_devices_by_the_peer_path_or_through_the_host():
     a = {"down_latency": 1e-5, "up_latency": 2e-5, "down_bytes": 2e10, "up_bytes": 1e10}
     direct = cuda.between(0, a, 1, a, True)
@@ -202,6 +211,150 @@ def test_a_device_that_is_lost_in_a_run_ends_it_and_is_named(fake):
 
     with pytest.raises(DeviceGoneError, match="device 'cuda:0' is gone"):
         live.run_plan(plan, check_inputs(graph, {"x": np.ones(64, np.float32)}), backends={"cuda": Failing()})
+
+
+def test_an_event_of_a_lost_device_is_done(fake):
+    """CuPy's `Event.done` is False where CUDA answers with an error, and would be waited for without end."""
+    device = opened(fake)
+    stream = device.stream("compute")
+    event = stream.record()
+    event.wait()
+    fake_cupy.Stream.failing = 700
+    assert event.last.done is False
+    assert event.done()
+    with pytest.raises(DeviceGoneError):
+        event.span()
+    fake_cupy.Stream.failing = None
+    device.close()
+
+
+def test_cublas_without_room_is_out_of_memory(fake):
+    device = opened(fake)
+    failure = type("CUBLASError", (RuntimeError,), {"status": 3, "__module__": "cupy_backends.cuda.libs.cublas"})
+    assert isinstance(device.refusal("a launch", failure("CUBLAS_STATUS_ALLOC_FAILED")), MemoryError)
+    assert isinstance(device.refusal("a launch", fake_cupy.CUDARuntimeError(3)), RuntimeError)
+    device.close()
+
+
+def test_a_large_upload_uses_its_pinned_memory_again(fake):
+    device = opened(fake, 64 << 20)
+    stream = device.stream("copy")
+    x = np.random.default_rng(0).integers(0, 255, 50 << 20).astype(np.uint8)
+    array = device.array(0, x.shape, np.uint8)
+    fake_cupy.pinned_sizes.clear()
+    stream.upload(x, array)
+    assert sum(fake_cupy.pinned_sizes) == 32 << 20
+    seen = np.zeros_like(x)
+    stream.download(array, seen)
+    stream.record().wait()
+    assert np.array_equal(seen, x)
+    device.close()
+
+
+def test_equal_devices_share_what_is_learned(fake):
+    first, second = fake.find().devices
+    assert first.fingerprint == second.fingerprint != ""
+
+
+def _copy_kernel(streams):
+    """A kernel that hands its copy to the stream, as CUDA's do: `streams` are the current ones."""
+
+    def kernel(xp, inputs, outputs, workspace, attributes):
+        a, b = inputs[0], outputs[0]
+        streams.append(getattr(fake_cupy.allocators, "now", None))
+        if attributes.get("asks"):
+            attributes["stream"].stream.synchronize()
+        xp.cuda.runtime.memcpyAsync(b.data.ptr, a.data.ptr, a.nbytes, 3, attributes["stream"].stream.ptr)
+
+    return kernel
+
+
+def segment_of(device, stream, **attributes):
+    """x -> y -> z, twice copied, as the calls of a segment; and the kernel's allocators."""
+    x, y, z = (device.array(4096 * i, (16,), np.float32) for i in range(3))
+    seen = []
+    kernel, given = _copy_kernel(seen), {"stream": stream, **attributes}
+    return (x, z), [(kernel, (x,), (y,), None, given, 0), (kernel, (y,), (z,), None, given, 1)], seen
+
+
+def run_segment(stream, calls):
+    """As a driving thread does: at once where the stream can, else one by one."""
+    if not stream.segment(calls):
+        for call in calls:
+            stream.launch(*call[:5])
+
+
+@pytest.mark.parametrize("graphs", ["", "1"])
+def test_launches_that_come_again_are_one_graph_by_request(fake, monkeypatch, graphs):
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", graphs)
+    device = opened(fake)
+    stream = device.stream("compute")
+    (x, z), calls, allocators = segment_of(device, stream)
+    fake_cupy.Graph.launched = 0
+    for turn in range(4):
+        out = np.zeros(16, np.float32)
+        stream.upload(np.full(16, turn, np.float32), x)
+        run_segment(stream, calls)
+        stream.download(z, out)
+        event = stream.record()
+        event.wait()
+        start, finish = event.span()
+        assert start <= finish
+        assert (out == turn).all()
+    if graphs:
+        assert fake_cupy.Graph.launched == 3
+        assert allocators[:2] == [None, None]
+        assert allocators[2:] == [stream._pool.malloc] * 2  # once, while they were captured
+    else:
+        assert fake_cupy.Graph.launched == 0
+        assert allocators == [None] * 8
+    device.close()
+
+
+def test_what_cannot_be_captured_is_launched_one_by_one(fake, monkeypatch):
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "1")
+    device = opened(fake)
+    stream = device.stream("compute")
+    (x, z), calls, _ = segment_of(device, stream, asks=True)
+    fake_cupy.Graph.launched = 0
+    for turn in range(4):
+        out = np.zeros(16, np.float32)
+        stream.upload(np.full(16, turn, np.float32), x)
+        run_segment(stream, calls)
+        stream.download(z, out)
+        stream.record().wait()
+        assert (out == turn).all()
+    assert fake_cupy.Graph.launched == 0
+    device.close()
+
+
+def test_captures_are_one_at_a_time(fake, monkeypatch):
+    """The stand-in refuses a second capture while one is under way; each thread drives a stream of its own."""
+    import threading
+
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "1")
+    device = opened(fake, 1 << 20)
+    wrong = []
+
+    def drive(number):
+        try:
+            stream = device.stream("compute")
+            for _ in range(10):
+                _, calls, _ = segment_of(device, stream)
+                run_segment(stream, calls)
+                run_segment(stream, calls)
+            stream.record().wait()
+            wrong.extend(k for k in stream._graphs.values() if k.refused)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=drive, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    device.close()
 
 
 def test_an_arena_that_cannot_be_had_names_the_bytes(fake):

@@ -11,13 +11,13 @@ import hetsched as hs
 from hetsched.costing import costs_for, dispatching, first_need
 from hetsched.errors import PlacementError
 from hetsched.executors import measuring
-from hetsched.executors.measuring import Bench, Case, calibrate, case_of, measure_cases
+from hetsched.executors.measuring import Bench, Case, Measured, calibrate, case_of, measure_cases
 from hetsched.graph.ops import find
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine, MemoryNode
 from hetsched.machine.calibration import load
-from hetsched.placement.costs.history import History
-from hetsched.placement.costs.kinds import device_key
+from hetsched.placement.costs.history import History, Lesson
+from hetsched.placement.costs.kinds import device_key, kind_of
 
 CPU = Device("cpu", "cpu", lanes=1, languages=("host", "array"), flops_per_second={"float32": 1e10}, shares_lanes=True, fingerprint="x")
 GPU = Device("gpu:0", "emulated", memory="gpu:0", languages=("array",), flops_per_second={"float32": 1e11})
@@ -113,3 +113,30 @@ def test_dispatching_is_measured_for_steps_turns_and_loops(quick):
     assert found["dispatch_seconds"] > 0
     assert min(found.values()) >= 0
     assert dispatching(replace(CPU, languages=("nothing",)), Machine((CPU,))) == {}
+
+
+def test_a_device_that_became_slow_is_measured_again_before_it_is_avoided(tmp_path, monkeypatch):
+    b = hs.Graph.build()
+    x = b.input("x", (64, 64))
+    graph = b.output(b.op("tensor.exp", b.op("tensor.matmul", x, x))).freeze()
+    history, machine, key = History(tmp_path / "costs.sqlite"), Machine((CPU,)), device_key(CPU)
+
+    def ran(factor):
+        kinds = [kind_of(graph, task) for task in range(2)]
+        return history.learn([Lesson(key, k.op, k.text, 1, k.dtype, k.flops, k.nbytes, factor * 1e-4, 0.0, 1) for k in kinds])
+
+    def look(seconds):
+        monkeypatch.setattr(
+            "hetsched.costing.measure_cases", lambda device, cases, budget, beside: {i: Measured(seconds, 0.0) for i in range(len(cases))}
+        )
+        first_need(graph, machine, [CPU], {}, history)
+        return history.factors([key])[key]
+
+    ran(1.0)
+    (drift,) = ran(4.0)
+    assert drift.factor == pytest.approx(4.0)
+    assert look(3.9e-4) == pytest.approx(4.0), "it is slow"
+    ran(4.0)
+    ran(16.0)
+    assert look(1e-4) == pytest.approx(1.0), "it was disturbed, and is as it was"
+    assert {round(row.seconds, 6) for row in history.known([key]).values()} == {1e-4}

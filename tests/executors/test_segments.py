@@ -1,7 +1,9 @@
 """Segments: what has become code gives the values of a plain loop, and its errors name the task."""
 
+import gc
 import random
 import tracemalloc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ from threadpoolctl import threadpool_limits
 
 import hetsched as hs
 from hetsched.errors import TaskError
-from hetsched.executors import binding
+from hetsched.executors import binding, segments
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op, Work
+from hetsched.graph.ops import conv, pool
 from hetsched.testing.graphs import random_graph
 from hetsched.testing.plans import plain_plan
 from hetsched.testing.reference import interpret
@@ -116,3 +119,96 @@ def test_every_array_of_an_arena_is_aligned_to_64_bytes() -> None:
     hs.run(b.freeze(), {"x": np.zeros((3, 5), np.float32)})
     assert len(seen) == 18
     assert set(seen) == {0}
+
+
+class Held:
+    """An object that weak references can watch."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def test_objects_pass_from_one_function_of_a_segment_to_the_next_and_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fan and a chain beside it, cut into functions of 4 launches: what all of them read, and what only the last reads."""
+    monkeypatch.setattr(binding, "HOT_RUNS", 2)
+    monkeypatch.setattr(segments, "CHUNK", 4)
+    alive: list[weakref.ref[Held]] = []
+
+    def made(number: int) -> Held:
+        thing = Held(number)
+        alive.append(weakref.ref(thing))
+        return thing
+
+    source = hs.op(hs.Opaque("held"), name="test.source")(lambda: made(1))
+    more = hs.op(hs.Opaque("held"), name="test.more")(lambda a: made(a.number + 1))
+    total = hs.op(hs.Opaque("int"), name="test.total")(lambda *rest: sum(x.number for x in rest))
+    b = Graph.build()
+    first = b.op(source)
+    fan = [b.op(more, first) for _ in range(30)]
+    chain = [first]
+    for _ in range(9):
+        chain.append(b.op(more, chain[-1]))
+    b.output(b.op(total, *fan, *chain), "total")
+    with hs.Session() as session:
+        f = session.compile(b.freeze(), buffers=1)
+        for _ in range(5):
+            alive.clear()
+            assert f()["total"] == 30 * 2 + sum(range(1, 11))
+            assert len(alive) == 40
+            gc.collect()
+            assert [r() for r in alive if r() is not None] == []
+        (seat,) = f._replay._idle
+        assert seat.frame is not None
+        code = seat.frame.bindings.bound(0, 0).segment
+        assert code is not None
+        assert len(code.pieces) == 11
+        assert code.between, "nothing passed from one function to another: the test shows nothing"
+
+
+CONVOLUTIONS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    # (shapes, options of the convolution, options of the pooling)
+    ({}, {"padding": 1, "activation": "relu"}, {"size": 2}),
+    ({"bias": False}, {"padding": "same"}, {"size": 3, "stride": 2}),
+    ({"n": 5}, {"stride": 2, "padding": (1, 2), "activation": "relu"}, {"size": (2, 3)}),
+    ({"groups": 2}, {"dilation": 2, "groups": 2, "activation": "relu"}, {"size": 2, "padding": 1}),
+    ({"dtype": "float64"}, {"padding": 2, "activation": "relu"}, {"size": (1, 2)}),
+    ({"dtype": "float16"}, {"activation": "relu"}, {"size": 2}),
+]
+
+
+@pytest.mark.parametrize(("shapes", "options", "pooling"), CONVOLUTIONS)
+@pytest.mark.parametrize("kept", [False, True], ids=["", "kept"])
+@pytest.mark.parametrize("block_nbytes", [1 << 20, 1 << 12], ids=["one block", "blocks"])
+def test_convolution_and_pooling_as_code_give_the_bits_of_their_kernels(
+    shapes: dict[str, Any], options: dict[str, Any], pooling: dict[str, Any], kept: bool, block_nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers; the first call interprets, later ones are code. kept: the convolutions' outputs are results too, so they must be written."""
+    monkeypatch.setattr(binding, "HOT_RUNS", 2)
+    monkeypatch.setattr(conv, "_BLOCK_NBYTES", block_nbytes)
+    joined: list[bool] = []
+    rule = conv._forward.direct_then[pool.max_pool]  # type: ignore[attr-defined]
+    spy = {pool.max_pool: lambda *args: joined.append((calls := rule(*args)) is not None) or calls}
+    monkeypatch.setattr(conv._forward, "direct_then", spy)
+    dtype, n, groups = shapes.get("dtype", "float32"), shapes.get("n", 1), shapes.get("groups", 1)
+    rng = np.random.default_rng(0)
+    b = Graph.build()
+    x = b.input("x", (n, 2, 17, 19), np.dtype(dtype))
+    for i, (channels, outputs) in enumerate(((2, 4), (4, 6))):
+        w = b.constant(rng.normal(size=(outputs, channels // groups, 3, 3)).astype(dtype), f"w{i}")
+        bias = [b.constant(rng.normal(size=outputs).astype(dtype), f"b{i}")] if shapes.get("bias", True) else []
+        y = b.op("nn.conv2d", x, w, *bias, **(options if i == 0 else {"padding": 1, "groups": groups}))
+        if kept:
+            b.output(y, f"conv{i}")
+        x = b.op("nn.max_pool2d", y, **pooling)
+    b.output(b.op("tensor.neg", x), "y")
+    with hs.Session() as session:
+        f = session.compile(b.freeze(), buffers=1, only="cpu")
+        image = rng.normal(size=(n, 2, 17, 19)).astype(dtype)
+        first = f(image)
+        for _ in range(3):
+            f(rng.normal(size=image.shape).astype(dtype))
+            again = f(image)
+            for name in first:
+                np.testing.assert_array_equal(again[name], first[name])
+    # Only all images at once, and windows of several rows and columns; float16 is no different.
+    assert (True in joined) == (not kept and pooling["size"] != (1, 2) and (n == 1 or block_nbytes == 1 << 20))

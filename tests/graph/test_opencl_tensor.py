@@ -4,6 +4,7 @@ Cases run as the device asks for it in both floating dtypes, and in float32 as a
 takes PoCL a second: families whose kernels differ by their expression alone are run as a GPU for one of them.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ if not opencl.available():
 
 from hetsched.graph.op import Op
 from hetsched.graph.ops import find, registry
+from hetsched.graph.ops._cl_conv import way_of
 from hetsched.graph.ops._cl_layout import broadcast_strides, contiguous, joined
 from hetsched.graph.ops._cl_reduce import parts_of, reduction_shape
 from hetsched.graph.spec import Spec, UpTo
@@ -400,6 +402,83 @@ def test_batches_and_integers_of_products():
             yield Case((rng.integers(low, high, (20, 30)).astype(dtype), rng.integers(low, high, (30, 20)).astype(dtype)))
 
     checked(find("tensor.matmul"), cases)
+
+
+PRODUCTS = [  # images, outputs, window, options: phases of strides, groups, several tiles and blocks of depth, channels that fill no vector
+    ((2, 20, 9, 9), 18, (3, 3), {"padding": 1}),
+    ((3, 5, 9, 8), 20, (3, 3), {"padding": 1, "stride": 2}),
+    ((2, 17, 7, 7), 70, (1, 1), {}),
+    ((2, 40, 6, 6), 9, (3, 3), {"padding": 1, "dilation": 2, "stride": (2, 3)}),
+    ((2, 32, 5, 6), 8, (3, 3), {"padding": 1, "groups": 4}),
+    ((1, 70, 18, 18), 5, (3, 3), {"padding": "same", "dilation": (1, 4)}),
+    ((2, 3, 4, 9), 4, (1, 2), {"stride": 4, "dilation": (1, 2)}),
+]
+
+
+def test_convolutions_as_products():
+    """Whatever the rule says, as the device asks for it and as a GPU would, beside the array kernels in float64. The direct way has had its cases
+    above: all are small."""
+
+    def cases(rng, gradient=None):
+        for i, (shape, outputs, window, options) in enumerate([*test_conv.SHAPES, *PRODUCTS]):
+            x, w, b = test_conv.drawn(rng, shape, outputs, window, options)
+            (y,) = test_conv.CONV2D.infer([Spec(x.shape), Spec(w.shape)], test_conv.CONV2D.check_attributes(options))
+            dy = rng.normal(size=y.bounds)
+            if gradient is None:
+                yield Case((x, w, b) if i % 2 else (x, w), {**options, "activation": "relu" if i % 3 else "none"})
+            else:
+                yield Case((x, dy) if gradient == "kernel" else (w, dy), {**options, gradient: window if gradient == "kernel" else shape[2:]})
+
+    for op, gradient in ((test_conv.CONV2D, None), (test_conv.CONV2D_GRAD_WEIGHT, "kernel"), (test_conv.CONV2D_GRAD_INPUT, "image")):
+        forced = replace(op, kernels={**op.kernels, "opencl": partial(op.kernels["opencl"], way="product")})
+        checked(forced, partial(cases, gradient=gradient))
+
+
+def test_the_way_of_a_convolution():
+    """By the shapes and the type of device; the functions that are enqueued show it."""
+    assert way_of(True, 64, 64, 9, 784) == way_of(True, 12, 12, 9, 784) == "product"
+    assert way_of(True, 8, 64, 9, 784) == way_of(True, 64, 3, 49, 784) == way_of(True, 64, 64, 9, 16) == "direct"
+    assert way_of(True, 3, 32, 49, 3136, phases=4) == "product"
+    assert way_of(False, 64, 3, 9, 16) == "product"
+    assert way_of(False, 1, 1, 9, 784) == "direct"
+
+    def sources(shape, outputs, options, is_cpu):
+        found = set()
+
+        def noted(cl, *given):
+            run = cl._queue.run
+            cl.run = lambda source, *rest, **more: (found.add(source), run(source, *rest, **more))
+            test_conv.CONV2D.kernels["opencl"](cl, *given)
+
+        rng = np.random.default_rng(0)
+        x, w = rng.normal(size=shape).astype("f"), rng.normal(size=(outputs, shape[1], 3, 3)).astype("f")
+        full = test_conv.CONV2D.check_attributes(options)
+        (spec,) = test_conv.CONV2D.infer([Spec(x.shape), Spec(w.shape)], full)
+        nbytes = test_conv.CONV2D.workspace([Spec(x.shape), Spec(w.shape)], [spec], full)
+        runner_as(is_cpu=is_cpu)(noted, [x, w], [spec], nbytes, full)
+        (source,) = found
+        return "panel" if "T panel" in source else "tiles" if "__local" in source else "direct"
+
+    assert sources((2, 16, 9, 9), 16, {"padding": 1}, True) == "panel"
+    assert sources((2, 16, 9, 9), 16, {"padding": 1}, False) == "tiles"
+    assert sources((2, 3, 9, 9), 16, {"padding": 1}, True) == "direct"
+    assert sources((2, 3, 9, 9), 4, {"padding": 1}, False) == "direct"
+
+
+def test_pixels_that_are_not_numbers_stay_in_their_windows_either_way():
+    x = np.ones((1, 16, 9, 9), np.float32)
+    x[0, 3, 0, 8], x[0, 5, 8, 0] = np.nan, np.inf
+    w = np.ones((16, 16, 3, 3), np.float32)
+    touched = np.zeros((9, 9), bool)
+    touched[:2, 7:] = touched[7:, :2] = True
+    op, attributes = test_conv.CONV2D, test_conv.CONV2D.check_attributes({"padding": 1})
+    specs = [Spec(x.shape), Spec(w.shape)]
+    for way in ("product", "direct"):
+        kernel = partial(op.kernels["opencl"], way=way)
+        nbytes = op.workspace(specs, [Spec(x.shape)], attributes)
+        for run in runners().values():
+            (y,) = run(kernel, [x, w], [Spec(x.shape)], nbytes, attributes)
+            np.testing.assert_array_equal(np.isfinite(y[0, 0]), ~touched)
 
 
 def test_every_kernel_was_checked(request):

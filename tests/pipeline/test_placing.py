@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hetsched.cli import main
 from hetsched.errors import PlacementError
+from hetsched.machine import Machine
 from hetsched.machine.described import machine_named
-from hetsched.pipeline.build import load
+from hetsched.pipeline.build import check, load
+from hetsched.pipeline.devices import described_kinds
 from hetsched.pipeline.placing import entry_of, mistakes, placing
 from hetsched.placement import plan_graph
 
@@ -94,3 +97,43 @@ def test_the_command_ends_with_4_and_shows_the_line(tmp_path: Path, capsys: pyte
         assert f"{file}:4:{len(A) + 11}: error: task 'a'" in err
         assert "[device]" in err
         assert "Traceback" not in err
+
+
+def told(tmp_path: Path, device: str, machine: Machine | None = None) -> list[str]:
+    file = tmp_path / "p.yaml"
+    file.write_text(f"{HEAD}{A}, device: {device}}}\n", encoding="utf-8")
+    return [m.message for m in check(file, machine=machine)]
+
+
+def test_kinds_of_the_catalog_are_known_everywhere(tmp_path: Path) -> None:
+    assert {"tpu", "ipu"} <= described_kinds()
+    for device in ("tpu", "ipu", "tpu:0", "[tpu, cpu]", "{not: tpu}"):
+        assert told(tmp_path, device) == [], device
+    (message,) = told(tmp_path, "tpus")
+    assert message.startswith("unknown device 'tpus'; did you mean 'tpu'?")
+
+
+def test_what_the_machine_has_may_be_named(tmp_path: Path) -> None:
+    """Its kinds and its devices, which nothing else knows of."""
+    machine = machine_named("workstation")
+    npu = replace(machine.devices[1], id="npu-a:left", kind="npu", memory=machine.devices[1].memory)
+    machine = replace(machine, devices=(machine.devices[0], npu))
+    for device in ("npu", '"npu-a:left"', "[npu, cpu]"):
+        assert told(tmp_path, device)[0].startswith("unknown device 'npu"), device
+        assert told(tmp_path, device, machine) == [], device
+    assert load(tmp_path / "p.yaml", machine=machine).graph.where
+    (message,) = told(tmp_path, "npus", machine)
+    assert "did you mean 'npu'?" in message
+
+
+def test_the_command_knows_the_kinds_of_its_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (PIPELINES / "machines" / "two_gpus.yaml").read_text(encoding="utf-8")
+    assert "kind: cuda" in text
+    (tmp_path / "box.yaml").write_text(text.replace("kind: cuda", "kind: npu"), encoding="utf-8")
+    (tmp_path / "p.yaml").write_text(f"{HEAD}{A}, device: npu}}\n", encoding="utf-8")
+    assert main(["plan", str(tmp_path / "p.yaml")]) == 3
+    assert "unknown device 'npu'" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "p.yaml"), "--machine", str(tmp_path / "box.yaml")]) == 0
+    assert main(["plan", str(tmp_path / "p.yaml"), "--machine", str(tmp_path / "box.yaml")]) == 0
+    assert main(["run", str(tmp_path / "p.yaml"), "--machine", str(tmp_path / "box.yaml"), "--emulate"]) == 0
+    assert "error" not in capsys.readouterr().err

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hetsched.check import problems as problems_of_plan
-from hetsched.placement import native
+from hetsched.placement import native, search_walk
 from hetsched.placement.bounds import lower_bound
 from hetsched.placement.costed import CostedDraft, costed_problem
 from hetsched.placement.draft import GraphDraft
@@ -255,3 +255,38 @@ def test_no_step_is_lost_on_the_facts_of_a_problem():
         able = facts.able[facts.able_starts[task] : facts.able_starts[task + 1]].tolist()
         assert able == [d for d in range(len(problem.choices)) if problem.durations[task, d] < float("inf")]
     assert (facts.draws > 0).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_task_that_is_moved_far_takes_with_it_what_must_come_before_or_after_and_no_more(seed):
+    problem = costed_problem(random_costed(seed, 30))
+    draft = CostedDraft(problem)
+    find("heft")(draft)
+    walker = Walker(problem, 5, compiled=False)
+    walker.begin(draft)
+    before, place = list(walker.state.order), walker.state.place
+    edges = {(p, t) for t in range(30) for p in problem.pred_task[problem.pred_start[t] : problem.pred_start[t + 1]].tolist()}
+    reach = set(edges)
+    for m, a, b in itertools.product(range(30), repeat=3):
+        if (a, m) in reach and (m, b) in reach:
+            reach.add((a, b))
+    for src, dst in itertools.product(range(0, 30, 4), range(1, 30, 5)):
+        if src == dst:
+            continue
+        search_walk.drag(walker.facts, walker.state, src, dst)
+        after, task = list(walker.state.order), before[src]
+        assert [place[t] for t in after] == list(range(30))
+        assert all(place[a] < place[b] for a, b in edges)
+        between = before[dst:src] if dst < src else before[src + 1 : dst + 1]
+        dragged = [t for t in between if ((t, task) if dst < src else (task, t)) in reach]
+        stayed = [t for t in between if t not in dragged]
+        low, high = min(src, dst), max(src, dst) + 1
+        assert after[low:high] == ([*dragged, task, *stayed] if dst < src else [*stayed, task, *dragged])
+        assert after[:low] == before[:low]
+        assert after[high:] == before[high:]
+        assert not any(walker.state.mark)
+        # Back to where it was, as a step that is refused does it.
+        for i in range(low, high):
+            walker.state.order[i] = walker.state.window[i]
+            place[walker.state.order[i]] = i
+        assert list(walker.state.order) == before

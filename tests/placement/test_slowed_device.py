@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -12,8 +13,8 @@ from hetsched.executors.simulated import Simulation
 from hetsched.machine import Device, Link, Machine, MemoryNode
 from hetsched.placement import plan_graph
 from hetsched.placement.costs import RooflineCosts
-from hetsched.placement.costs.history import History
-from hetsched.placement.costs.kinds import device_key, link_key
+from hetsched.placement.costs.history import History, Lesson
+from hetsched.placement.costs.kinds import device_key, kind_of, link_key
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.timeline import Copy, Free, Launch, Timeline
@@ -69,7 +70,55 @@ def really(plan: Timeline, truth: Truth, noise: np.random.Generator) -> Timeline
         spans.append(span._replace(finish=span.start + seconds * (1 + 0.03 * (2 * noise.random() - 1))))
     given = {v: np.zeros(plan.graph.spec(v).bounds, np.float32) for v in plan.graph.inputs.values()}
     true = Timeline(**{**vars(plan), "spans": tuple(spans)})
-    return Simulation(true, given, compute=False).run().trace
+    return Simulation(true, given, compute=False).run().traced()
+
+
+def living(graph, history, noise, first=False):
+    """What plans by `history`, runs, and teaches it: truth -> (trace, drifts). first: what is not known is measured before it is planned."""
+    keys = [*map(device_key, HERE.devices), *(link_key(x, HERE) for x in LINKS)]
+
+    clock = itertools.count(0.0, 1000.0)
+
+    def measured_again(truth, now, crowded):
+        """As `hetsched run` does before it plans (`hetsched.costing.first_need`): what became slow, and what rests on little."""
+        for key in history.suspects(keys, now):
+            history.looked(key, truth.slow.get(key.partition("|")[0], 1.0) / history.factors([key], now)[key], now)
+        known = history.known(keys, now)
+        again = []
+        for device, task in itertools.product(HERE.devices, range(len(graph))):
+            kind = kind_of(graph, task)
+            row = known.get((device_key(device), kind.text, 1))
+            if row.is_worth_a_look(now) if row is not None else first:
+                seconds = truth.launch(graph, task, device).seconds
+                again.append(Lesson(device_key(device), kind.op, kind.text, 1, kind.dtype, kind.flops, kind.nbytes, seconds, 0.0, 1, alone=True))
+        history.learn(again, now, crowded)
+
+    def live(truth, crowded=0.0):
+        now = next(clock)
+        measured_again(truth, now, crowded)
+        plan = plan_graph(graph, HERE, costs=KnownCosts(HERE, {}, history.known(keys, now), history.factors(keys, now)))
+        trace = really(plan, truth, noise)
+        return trace, history.learn(lessons(trace), now, crowded)
+
+    return live
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("loaded", "crowded"), [(("cpu", "gpu:0"), 0.5), (("cpu",), 0.5), (("cpu", "gpu:0"), 0.0), (("gpu:0",), 0.0)])
+def test_the_third_quiet_run_after_a_loaded_life_is_placed_as_by_who_knows(seed, loaded, crowded, tmp_path):
+    graph, noise = graph_of(seed), np.random.default_rng(seed)
+    history = History(tmp_path / "costs.sqlite")
+    live = living(graph, history, noise, first=True)
+    for _ in range(6):
+        load = 1.5 + 10 * noise.random() ** 2  # another one in each run
+        live(Truth(dict.fromkeys(loaded, load)), crowded)
+    quiet = Truth({})
+    for _ in range(3):
+        trace, _ = live(quiet)
+    informed = really(plan_graph(graph, HERE, costs=quiet), quiet, noise)
+    assert trace.makespan <= 1.10 * informed.makespan
+    _, drifts = live(quiet)
+    assert drifts == []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,13 +126,7 @@ def really(plan: Timeline, truth: Truth, noise: np.random.Generator) -> Timeline
 def test_the_third_run_after_a_device_has_slowed_is_placed_as_by_who_knows(seed, device, tmp_path):
     graph, noise = graph_of(seed), np.random.default_rng(seed)
     history = History(tmp_path / "costs.sqlite")
-    keys = [*map(device_key, HERE.devices), *(link_key(x, HERE) for x in LINKS)]
-
-    def live(truth):
-        plan = plan_graph(graph, HERE, costs=KnownCosts(HERE, {}, history.known(keys), history.factors(keys)))
-        trace = really(plan, truth, noise)
-        return trace, history.learn(lessons(trace))
-
+    live = living(graph, history, noise)
     usual, slowed = Truth({}), Truth({device: 4.0})
     for _ in range(4):
         _, drifts = live(usual)

@@ -4,9 +4,12 @@ import json
 from collections import defaultdict
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from report_samples import CPU0, MACHINE, chain, host, looped, straight
 
+import hetsched as hs
+from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.report.perfetto import perfetto, perfetto_text
 from hetsched.timeline import Launch, Span, Timeline
 
@@ -80,6 +83,44 @@ def test_memory_counters_rise_and_fall_to_nothing():
     assert gpu == [(4, 4000), (6, 12000), (8, 8000), (10, 8000), (11, 4000), (12, 0)]
     loop = [(e["ts"] / 1e6, e["args"]["bytes"]) for e in perfetto(looped())["traceEvents"] if e["ph"] == "C"]
     assert loop == [(1, 16384), (24, 0)]
+
+
+def test_a_run_over_two_streams_and_copies_keeps_the_format():
+    """Of a measured trace: a named track for every slice, one for each lane of the plan; each arrow has one beginning and one end, later and inside
+    slices; counters of both memories that never fall below nothing and end there."""
+    cpu = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, bytes_per_second=1e10, flops_per_second={"float32": 1e10})
+    gpu = Device("gpu:0", "emulated", lanes=2, memory="gpu:0", hardware="gpu", bytes_per_second=1e9, flops_per_second={"float32": 1e12})
+    machine = Machine((cpu, gpu), (Link(HOST, "gpu:0", 1e-5, 1e9), Link("gpu:0", HOST, 1e-5, 1e9)), (MemoryNode(HOST), MemoryNode("gpu:0")))
+    there = hs.Where(("gpu:0",))
+    b = hs.Graph.build()
+    x = b.input("x", (4096,))
+    made = b.op("tensor.exp", x, name="made", where=hs.Where(("cpu",)))
+    left, right = b.op("tensor.neg", made, name="left", where=there), b.op("tensor.neg", x, name="right", where=there)
+    b.output(b.op("tensor.add", b.op("tensor.mul", left, right, where=there), made, name="last", where=hs.Where(("cpu",))), "y")
+    plan = hs.plan(b.freeze(), machine)
+    trace = json.loads(perfetto_text(hs.run(plan, {"x": np.zeros(4096, np.float32)}).trace))
+    found = trace["traceEvents"]
+    tracks, rows = names(trace, "thread_name"), slices(trace)
+    assert set(rows) <= set(tracks)
+    assert {str(lane) for lane in plan.lanes if lane.owner != "cpu"} <= set(tracks.values())
+    assert sum(len(row) for row in rows.values()) == sum(bool(s.lanes) for s in plan.spans)
+    flows = defaultdict(dict)
+    for e in found:
+        if e["ph"] in "sf":
+            assert e["ph"] not in flows[e["id"]]
+            flows[e["id"]][e["ph"]] = e
+            assert any(s["ts"] <= e["ts"] <= s["ts"] + s["dur"] for s in rows[e["pid"], e["tid"]])
+    assert len(flows) >= 2 * len(plan.copies) - 1
+    assert all(set(pair) == {"s", "f"} and pair["s"]["ts"] <= pair["f"]["ts"] and pair["f"]["bp"] == "e" for pair in flows.values())
+    counters = defaultdict(list)
+    for e in found:
+        if e["ph"] == "C":
+            counters[e["name"]].append((e["ts"], e["args"]["bytes"]))
+    assert set(counters) == {"memory host", "memory gpu:0"}
+    for steps in counters.values():
+        assert [ts for ts, _ in steps] == sorted(ts for ts, _ in steps)
+        assert min(alive for _, alive in steps) == 0 == steps[-1][1]
+        assert max(alive for _, alive in steps) > 0
 
 
 def test_the_text_is_strict_json():

@@ -38,7 +38,7 @@ def found_or_skip(kind: str) -> Any:
 
 
 def test_emulated_devices_pass() -> None:
-    figures = check_backend(emulated, box(), graphs=12, runs=300)
+    figures = check_backend(emulated, box(), graphs=12, runs=1000)
     assert figures["gpu:0"]["skew_seconds"] <= 50e-6
     assert figures["gpu:0"]["leaked threads"] <= 2
 
@@ -48,7 +48,7 @@ def test_several_emulated_devices_pass_together() -> None:
 
 
 def test_the_processor_passes() -> None:
-    figures = check_backend("cpu", graphs=12, runs=300)
+    figures = check_backend("cpu", graphs=12, runs=1000)
     assert figures["cpu"]["leaked threads"] <= 2
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from hetsched.check import problems
+from hetsched.executors.backends.emulated import emulate
 from hetsched.executors.simulated import run_plan
 from hetsched.placement import plan_graph
+from hetsched.run import run
 from hetsched.testing.graphs import random_graph, random_machine
 from hetsched.testing.reference import interpret
+from hetsched.testing.runs import run_problems, value_problems
 from hetsched.timeline import Timeline
 
 
@@ -37,6 +40,39 @@ def right(wanted: Mapping[str, Any], plan: Timeline, inputs: dict[int, Any], see
 
 def equal(a: Any, b: Any) -> bool:
     return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def moved(plan: Timeline, rng: random.Random | None) -> Timeline:
+    """The same plan with its spans in another order: reversed, or shuffled by `rng`."""
+    order = list(range(len(plan.spans)))
+    if rng is None:
+        order.reverse()
+    else:
+        rng.shuffle(order)
+    at = {old: new for new, old in enumerate(order)}
+    after = tuple(e._replace(before=at[e.before], later=at[e.later]) for e in plan.after)
+    loops = {task: moved(body, rng) for task, body in plan.loops.items()}
+    return replace(plan, spans=tuple(plan.spans[i] for i in order), after=after, loops=loops)
+
+
+def test_the_order_in_which_spans_are_listed_means_nothing() -> None:
+    """Times say what comes first: a plan listed backwards is the same plan, to check and to every executor."""
+    spread = 0
+    for seed in range(16):
+        rng = random.Random(seed)
+        graph, given = random_graph(rng)
+        machine = emulate(random_machine(rng, accelerators=seed % 3))
+        plan = plan_graph(graph, machine, policy=("auto", "round_robin")[seed % 2])
+        wanted = interpret(graph, given)
+        for other in (moved(plan, None), moved(plan, rng)):
+            assert problems(other) == [], seed
+            assert other.makespan == plan.makespan
+            spread += other.spans != plan.spans
+            for executor in ("simulated", "auto"):
+                result = run(other, given, executor=executor)
+                assert value_problems(result, wanted) == [], (seed, executor)
+                assert run_problems(other, result.trace) == [], (seed, executor)
+    assert spread > 24
 
 
 def test_what_check_lets_pass_gives_the_right_values() -> None:

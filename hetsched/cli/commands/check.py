@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.errors import NotTrustedError, PipelineError, PlacementError
@@ -31,8 +31,8 @@ def execute(args: Any) -> int:
     from hetsched.pipeline.build import check
     from hetsched.pipeline.mistakes import error_for, render
 
-    given = overrides(args)
-    found: dict[str, list[Mistake]] = {file: check(file, given, trust=args.trust) for file in args.files}
+    given, machine = overrides(args), machine_of(args.machine)
+    found: dict[str, list[Mistake]] = {file: check(file, given, trust=args.trust, machine=machine) for file in args.files}
     is_readable = not any(found.values())
     proved: dict[str, Certificate] = {}
     for file, row in found.items():
@@ -75,7 +75,7 @@ def _certificate(file: str, given: dict[str, Any], args: Any) -> tuple[Certifica
     from hetsched.pipeline.placing import at_objective, mistakes
     from hetsched.run import plan
 
-    pipeline = load(file, given, trust=args.trust)
+    pipeline = load(file, given, trust=args.trust, machine=machine_of(args.machine))
     try:
         return certify(plan(pipeline.graph, **placement_arguments(args, pipeline.goal))), []
     except PlacementError as error:

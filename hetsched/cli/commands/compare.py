@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.commands.plan import COSTED, costed_rows, kind_of
-from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
@@ -92,7 +92,7 @@ def _pipeline(args: Any, names: list[str]) -> tuple[list[dict[str, Any]], list[l
     from hetsched.report.gantt import gantt
     from hetsched.run import plan
 
-    pipeline = load(args.graph, overrides(args), trust=args.trust)
+    pipeline = load(args.graph, overrides(args), trust=args.trust, machine=machine_of(args.machine))
     given = placement_arguments(args, pipeline.goal)
     plans: list[Timeline] = []
     with placing(pipeline):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
 
 if TYPE_CHECKING:
     from hetsched.graph.graph import Graph
+    from hetsched.machine import Machine
     from hetsched.pipeline.build import Pipeline
     from hetsched.placement.why import Parameter
 
@@ -43,7 +44,7 @@ def execute(args: Any) -> int:
     from hetsched.report.explain import explain, find, group_text
     from hetsched.run import plan
 
-    pipeline = load(args.file, given, trust=args.trust)
+    pipeline = load(args.file, given, trust=args.trust, machine=machine_of(args.machine))
     with placing(pipeline):
         planned = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
     found = find(planned, args.task)
@@ -54,7 +55,7 @@ def execute(args: Any) -> int:
     # Of a group each task's own place is told; what would move them is asked for one at a time.
     flips = not args.no_flips and len(single) == 1
     seconds = duration(args.flip_time) if args.flip_time is not None else FLIP_SECONDS
-    vary = parameters(pipeline, args.file, given, args.trust) if flips else {}
+    vary = parameters(pipeline, args.file, given, args.trust, machine_of(args.machine)) if flips else {}
     why = {path: planned.explain(path, flips=flips, vary=vary, seconds=seconds) for path in single}
     if args.format == "json":
         write_json({"version": 1, "file": args.file, "name": pipeline.name, "tasks": [asdict(x) for x in why.values()]})
@@ -68,14 +69,14 @@ def execute(args: Any) -> int:
     return 0
 
 
-def parameters(pipeline: Pipeline, file: str, given: dict[str, Any], trust: bool) -> dict[str, Parameter]:
+def parameters(pipeline: Pipeline, file: str, given: dict[str, Any], trust: bool, machine: Machine | None = None) -> dict[str, Parameter]:
     """The whole numbers among the file's parameters, but for the seed: what a flip point may be searched over."""
     from hetsched.pipeline.build import load
     from hetsched.placement.why import Parameter
 
     def builder(name: str) -> Any:
         def build(value: int) -> Graph:
-            return load(file, {**given, name: str(value)}, trust=trust).graph
+            return load(file, {**given, name: str(value)}, trust=trust, machine=machine).graph
 
         return build
 

@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options, unchanged
+from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options, unchanged
 from hetsched.cli.output import is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
@@ -94,7 +94,7 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
     from hetsched.report.record import figures_record, plan_record
     from hetsched.run import plan
 
-    pipeline = load(file, given, trust=args.trust)
+    pipeline = load(file, given, trust=args.trust, machine=machine_of(args.machine))
     if args.pareto:
         return _front(file, pipeline, args)
     asked = placement_arguments(args, pipeline.goal)

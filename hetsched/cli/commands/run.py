@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import Progress, ProgressLines, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
 from hetsched.errors import CommandLineError, FileError, PlacementError, TaskError
 
 if TYPE_CHECKING:
+    from hetsched.costing import Taught
     from hetsched.executors.result import Result
     from hetsched.machine import Machine
     from hetsched.pipeline.build import Pipeline
@@ -67,7 +68,7 @@ def _run(args: Any) -> int:
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
-    pipeline = load(args.file, parameters, trust=args.trust)
+    pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
     given = placement_arguments(args, pipeline.goal)
     if args.plan is not None:
         planned = _locked(args, pipeline, given["machine"])
@@ -95,11 +96,14 @@ def _run(args: Any) -> int:
         from hetsched.report.gantt import gantt
 
         write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
-    drifts, warning = _learn(result, given["learn"])
+    from hetsched.costing import learn_from
+
+    taught = learn_from(result.trace, crowded=result.crowded) if given["learn"] else None
+    drifts = taught.drifts if taught is not None else ()
     _tell(args.format, pipeline, result, written, drifts)
-    if warning:
-        print(f"hetsched: warning: {warning}", file=sys.stderr)
-    _keep(args, pipeline, parameters, given, result, written, drifts)
+    if taught is not None and taught.warning:
+        print(f"hetsched: warning: {taught.warning}", file=sys.stderr)
+    _keep(args, pipeline, parameters, given, result, written, taught)
     for task, error in result.failed.items():
         raise _Told(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
     return 0
@@ -117,16 +121,6 @@ def _locked(args: Any, pipeline: Pipeline, machine: Machine | None) -> Timeline:
     return read_plan(args.plan, pipeline.graph, machine if machine is not None else Machine.here())
 
 
-def _learn(result: Result, wanted: bool) -> tuple[tuple[Drift, ...], str]:
-    """(devices that were off by more than their spread, why nothing could be learned): the run is over, and what it measured is taken in."""
-    from hetsched.costing import learn_from
-
-    if not wanted:
-        return (), ""
-    taught = learn_from(result.trace)
-    return taught.drifts, taught.warning
-
-
 def _keep(
     args: Any,
     pipeline: Pipeline,
@@ -134,7 +128,7 @@ def _keep(
     given: Mapping[str, Any],
     result: Result,
     written: Mapping[str, str],
-    drifts: tuple[Drift, ...],
+    taught: Taught | None,
 ) -> None:
     """Keep the run for `hetsched runs`."""
     from hetsched.pipeline.trust import file_sha256
@@ -148,7 +142,7 @@ def _keep(
         digest = ""
     record = record_of(
         result, file=args.file, sha256=digest, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
-        outputs=files, drifts=drifts,
+        outputs=files, drifts=taught.drifts if taught is not None else (), taught=(taught.lessons or None) if taught is not None else None,
     )  # fmt: skip
     Runs().add(record)
 
@@ -195,7 +189,7 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
         record["warnings"] = doubted
         record["energy"] = energy_record(energy)
-        record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds} for d in drifts]
+        record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds, "counts": d.counts} for d in drifts]
         if result.failed:
             record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
         if form == "jsonl":

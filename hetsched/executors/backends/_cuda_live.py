@@ -7,6 +7,10 @@ Copies between host and device go through pinned memory. An upload takes the hos
 they belong when it is done: when its event is waited for, or by the thread that watches for it. So an upload of what a download is still to bring,
 and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and come back are such).
 
+With `HETSCHED_CUDA_GRAPHS=1` launches that follow each other and come again are captured as a CUDA graph the second time, and from then on handed
+over as one. What kernels make for themselves while they are captured comes from a pool of the stream's own: a graph uses that memory whenever it
+runs. A segment that cannot be captured (a kernel that asks the device for a value, say) is launched one by one, as all are by default.
+
 Nothing here has been run on a device by those who wrote it: it was tried against a CuPy of NumPy (tests/executors/fake_cupy.py), which has the same
 calls, streams that run behind, and pinned memory, but is no GPU.
 """
@@ -14,6 +18,7 @@ calls, streams that run behind, and pinned memory, but is no GPU.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +31,22 @@ import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Watcher, alike, inside
+from hetsched.executors.backends._nvtx import find as find_ranges
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
 # and those of devices that are no more.
+_NOT_READY = 600  # cudaErrorNotReady: an event that has not been reached
 STICKY = {46, 100, 101, 201, 214, 700, 701, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999}
 _OUT_OF_MEMORY = 2
+_CUBLAS_ALLOC_FAILED = 3
 _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_SECONDS = 10e-6
 _CHUNK_NBYTES = 4 << 20  # of a copy through pinned memory: the next is prepared while one is on its way
+_MOST_CHUNKS = 8  # of an upload at a time; the first is used again when its copy is done
+_GRAPHS = "HETSCHED_CUDA_GRAPHS"
+_MOST_GRAPHS = 1024
+# A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
+_capturing = threading.Lock()
 
 
 class DeviceArray:
@@ -86,12 +99,12 @@ class Event:
 
     __slots__ = ("_anchor", "_first", "landings", "last", "stream")
 
-    def __init__(self, stream: Stream, first: Any, last: Any, landings: list[Landing]) -> None:
+    def __init__(self, stream: Stream, first: Any, last: Any, landings: list[Landing], anchor: tuple[Any, float]) -> None:
         self.stream = stream
         self.last = last
         self.landings = landings
         self._first = first
-        self._anchor = stream.live.anchor()
+        self._anchor = anchor  # reached before `first` and `last` were recorded: CUDA measures from an earlier event to a later one
 
     def wait(self) -> None:
         """Wait for it on the host; raises where the work failed."""
@@ -112,7 +125,8 @@ class Event:
     def done(self) -> bool:
         """True if it has been reached, or the work has failed."""
         try:
-            return bool(self.last.done)
+            # Not `last.done`, which is False for ever once the device is lost: it compares what CUDA answers with success alone.
+            return bool(cupy.cuda.runtime.eventQuery(self.last.ptr) != _NOT_READY)
         except Exception:
             return True
 
@@ -137,16 +151,35 @@ class Event:
             self.stream.watcher.watch(self.reach, callback)
 
 
+class _Captured:
+    """Launches that may come again together, which keeps their id in use, and the graph that was captured of them. refused: they cannot be."""
+
+    __slots__ = ("calls", "graph", "refused")
+
+    def __init__(self, calls: Any) -> None:
+        self.calls = calls
+        self.graph: Any = None
+        self.refused = False
+
+
 class Stream:
-    """A CUDA stream of an opened device. See `hetsched.executors.live.Stream`."""
+    """A CUDA stream of an opened device. See `hetsched.executors.live.Stream`.
+
+    is_timed: its events tell when each command ended, so the launches of a step can be timed one by one.
+    """
+
+    is_timed = True
 
     def __init__(self, live: LiveDevice, kind: str) -> None:
         self.live = live
         self.kind = kind
+        self._graphs: dict[int, _Captured] | None = {} if os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on") else None
+        self._pool: Any = None
         with live.device:
             self.stream = cupy.cuda.Stream(non_blocking=True)
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
+        self._anchor: tuple[Any, float] | None = None  # the device's clock, taken before that event
         self._landings: list[Landing] = []
         # Pinned memory that copies on their way use, and the event behind them. CuPy's pool would hand it out again at once.
         self._held: deque[tuple[Any, Any]] = deque()
@@ -180,6 +213,47 @@ class Stream:
                 raise self.live.refusal("a launch", error) from error
             raise
 
+    def segment(self, calls: Sequence[tuple[Any, ...]]) -> bool:
+        """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each, as one graph.
+
+        False for a list that comes for the first time (its kernels are built when they are launched one by one) and for one that cannot be captured.
+        """
+        if self._graphs is None:
+            return False
+        known = self._graphs.get(id(calls))
+        if known is None:
+            if len(self._graphs) >= _MOST_GRAPHS:
+                self._graphs.clear()
+            self._graphs[id(calls)] = _Captured(calls)
+            return False
+        if known.graph is None and not known.refused:
+            known.graph = self._capture(calls)
+            known.refused = known.graph is None
+        if known.graph is None:
+            return False
+        self._do("a graph", lambda: known.graph.launch(stream=self.stream))
+        return True
+
+    def _capture(self, calls: Sequence[tuple[Any, ...]]) -> Any:
+        """The graph of launches, instantiated; None where something in them cannot be captured. Nothing is done on the device."""
+        if self._pool is None:
+            self._pool = cupy.cuda.MemoryPool()
+        graph = None
+        try:
+            with _capturing, self.live.device, self.stream, cupy.cuda.using_allocator(self._pool.malloc):
+                self.stream.begin_capture()
+                try:
+                    for kernel, inputs, outputs, workspace, attributes, *_ in calls:
+                        outs = [x if x is None else x.array for x in outputs]
+                        kernel(cupy, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+                finally:
+                    graph = self.stream.end_capture()
+        except Exception as error:
+            if status_of(error) in STICKY:
+                raise self.live.refusal("a capture", error) from error
+            return None  # launched one by one, it works or tells why it does not
+        return graph
+
     def upload(self, src: Any, dst: DeviceArray) -> None:
         """Enqueue a copy from the host. `src` has been read when this returns."""
         if not alike(src, dst):
@@ -189,12 +263,19 @@ class Stream:
         self._do("an upload", lambda: self._upload(host, dst.pointer))
 
     def _upload(self, host: Any, to: int) -> None:
+        used: deque[tuple[Any, Any]] = deque()
         for start in range(0, host.size, _CHUNK_NBYTES):
             part = host[start : start + _CHUNK_NBYTES]
-            pinned = pinned_bytes(part.size)
-            np.copyto(pinned, part)
+            if len(used) < _MOST_CHUNKS:
+                pinned = pinned_bytes(part.size)
+                self._holding.append(pinned)
+            else:
+                left, pinned = used.popleft()
+                left.synchronize()
+            np.copyto(pinned[: part.size], part)
             self._copy(to + start, address(pinned), part.size, cupy.cuda.runtime.memcpyHostToDevice)
-            self._holding.append(pinned)
+            if host.size > _MOST_CHUNKS * _CHUNK_NBYTES:
+                used.append((self._event(timing=False), pinned))
 
     def download(self, src: DeviceArray, dst: Any) -> None:
         """Enqueue a copy to the host. Its bytes are in `dst` when an event behind it has been waited for."""
@@ -226,8 +307,9 @@ class Stream:
         """An event behind everything handed over so far."""
         if self.live.lost:
             raise self.live.gone("it was lost while the run used it")
-        event = Event(self, self._first, self._event(timing=True), self._landings)
-        self._first, self._landings = None, []
+        anchor = self._anchor or self.live.anchor()
+        event = Event(self, self._first, self._event(timing=True), self._landings, anchor)
+        self._first, self._anchor, self._landings = None, None, []
         if self._holding:
             self._held.append((event.last, self._holding))
             self._holding = []
@@ -244,13 +326,17 @@ class Stream:
         for landing in self._landings:
             landing.land()
         self._held.clear()
-        self._holding, self._landings, self._first = [], [], None
+        self._holding, self._landings, self._first, self._anchor = [], [], None, None
+        if self._graphs:
+            self._graphs.clear()
+        self._pool = None
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Mark the start of what the next record's span covers: behind what the stream waits for."""
         if self._first is None:
+            self._anchor = self.live.anchor()
             self._first = self._event(timing=True)
 
     def _event(self, timing: bool) -> Any:
@@ -284,6 +370,7 @@ class LiveDevice:
         self.nbytes = nbytes
         self.lost = False
         self.device = cupy.cuda.Device(number)
+        self.ranges = find_ranges()
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
         self._on_their_way: list[Landing] = []
@@ -297,7 +384,7 @@ class LiveDevice:
         except OutOfMemoryError:
             raise
         except Exception as error:
-            if status_of(error) == _OUT_OF_MEMORY or isinstance(error, MemoryError):
+            if is_out_of_memory(error):
                 cupy.get_default_memory_pool().free_all_blocks()
                 raise OutOfMemoryError(_no_room(name, nbytes, free, total)) from error
             raise self.refusal("it cannot be opened", error) from error
@@ -383,7 +470,7 @@ class LiveDevice:
         if status in STICKY:
             self.lost = True
             return self.gone(f"{text}; CUDA does not recover from this in a process that is running: start it anew")
-        if status == _OUT_OF_MEMORY or isinstance(error, MemoryError):
+        if is_out_of_memory(error):
             return MemoryError(f"{self.name}: {text}")
         return RuntimeError(f"{self.name}: {text}")
 
@@ -411,6 +498,12 @@ def status_of(error: BaseException) -> int | None:
     """The number of a CUDA error, None for others."""
     status = getattr(error, "status", None)
     return int(status) if isinstance(status, int) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where the device had no room: CUDA's own answer, cuBLAS's, and that of CuPy's pool."""
+    known = {"CUBLASError": _CUBLAS_ALLOC_FAILED}.get(type(error).__name__, _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or status_of(error) == known
 
 
 def is_cudas(error: BaseException) -> bool:

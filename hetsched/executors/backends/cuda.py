@@ -27,7 +27,9 @@ from hetsched.machine import HOST, Device, Link, MemoryNode
 
 _MARK = "1"  # of the way in which speeds are measured
 _NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
-_LANES = 1  # compute streams: two kernels that each fill the device gain nothing by running side by side
+# Compute streams of a device, where the environment does not say (HETSCHED_CUDA_STREAMS): two kernels that each fill the device gain nothing by
+# running side by side, and a plan counts on full speed for both.
+_STREAMS, _MOST_STREAMS = 1, 16
 # Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
 _SHARE = 0.9
 
@@ -68,7 +70,7 @@ def _look() -> Found:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # ImportError, or CUDARuntimeError where there is no driver
         return Found(notes=(f"no CUDA: {type(error).__name__}: {' '.join(str(error).split())}",))
-    devices, links, memories, notes = [], [], [], []
+    devices, links, memories, notes = [], [], [], streams()[1]
     speeds: dict[int, dict[str, float]] = {}
     for i in range(count):
         try:
@@ -99,13 +101,23 @@ def _peers(xp: Any, a: int, b: int) -> bool:
     return True
 
 
+def streams() -> tuple[int, list[str]]:
+    """Compute streams of each device, and what is wrong with the number that the environment asks for."""
+    asked = os.environ.get("HETSCHED_CUDA_STREAMS", "").strip()
+    if not asked:
+        return _STREAMS, []
+    if asked.isdecimal() and 1 <= int(asked) <= _MOST_STREAMS:
+        return int(asked), []
+    return _STREAMS, [f"HETSCHED_CUDA_STREAMS is {asked!r}; give a number from 1 to {_MOST_STREAMS}. Devices have {_STREAMS} compute stream here"]
+
+
 def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
     """Device number `i` as the machine knows it."""
     name = properties["name"]
     return Device(
         id=f"cuda:{i}",
         kind="cuda",
-        lanes=_LANES,
+        lanes=streams()[0],
         memory=f"cuda:{i}",
         name=name.decode() if isinstance(name, bytes) else str(name),
         hardware="gpu",
@@ -114,7 +126,18 @@ def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
         bytes_per_second=speeds["bytes"],
         launch_seconds=speeds["launch"],
         unified=bool(properties.get("integrated", 0)),
+        fingerprint=_fingerprint(properties),
     )
+
+
+def _fingerprint(properties: Any) -> str:
+    """What measured costs are kept under: the device and what runs it, not its number, so that equal devices share what is learned."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    about = [properties.get(key) for key in ("name", "major", "minor", "totalGlobalMem", "multiProcessorCount", "clockRate")]
+    mark = f"{about}|{runtime.driverGetVersion()}|{runtime.runtimeGetVersion()}|{cupy.__version__}"
+    return hashlib.sha256(mark.encode()).hexdigest()[:16]
 
 
 def links_of(i: int, speeds: dict[str, float]) -> list[Link]:

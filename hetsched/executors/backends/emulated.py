@@ -32,8 +32,15 @@ def find() -> Found:
 
 
 def emulate(machine: Machine) -> Machine:
-    """`machine` with every device that has a memory of its own replaced by an emulated one; the host's processor stays real."""
-    devices = tuple(d if d.memory == HOST else replace(d, kind="emulated", languages=("array",), shares_lanes=False) for d in machine.devices)
+    """`machine` with every device that has a memory of its own replaced by an emulated one; the host's processor stays real.
+
+    Patterns that name the kind of a device (`cuda`) mean the one in its place as well.
+    """
+
+    def in_software(d: Device) -> Device:
+        return replace(d, kind="emulated", languages=("array",), shares_lanes=False, stands_for=d.stands_for or d.kind)
+
+    devices = tuple(d if d.memory == HOST else in_software(d) for d in machine.devices)
     return replace(machine, devices=devices)
 
 

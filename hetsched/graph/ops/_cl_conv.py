@@ -1,4 +1,6 @@
-"""Convolution in OpenCL C (conv.py has the ops): direct kernels, a tile of pixels times a vector of output channels in registers.
+"""Convolution in OpenCL C (conv.py has the ops): which way, and direct kernels, a tile of pixels times a vector of output channels in registers.
+
+Most convolutions are matrix products (`way_of`, _cl_conv_product.py); small ones are faster directly.
 
 Nothing is gathered into columns: weights are packed so that the output channels of a tile lie side by side, and every pixel read is multiplied with
 all of them. The convolution and its gradient for the images are one kernel: output pixel i reads pixel (i * mul - before + tap * step) / div, where
@@ -12,11 +14,13 @@ command: PoCL leaves their arrays in memory otherwise (64 -> 64 channels of 28x2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from hetsched.graph.op import Attributes, OpenCL
+from hetsched.graph.ops import _cl_conv_product
+from hetsched.graph.ops._cl_conv_product import Axis
 from hetsched.graph.ops._cl_types import scalar_type, source, workspace_pieces
 from hetsched.graph.ops._scratch import scratch_nbytes
 from hetsched.graph.ops._windows import Pair, paddings, pair
@@ -218,6 +222,29 @@ def _window(kernel: Sequence[int], a: Attributes) -> _Window:
     return _Window(size, stride, dilation, (up, left))
 
 
+Way: TypeAlias = Literal["product", "direct"]
+
+
+# From so many outputs, channels and positions on a product is faster (PoCL 3.0, two cores; benchmarks/opencl_kernels.py shows both ways). What the
+# product gains by reading a panel of patches once for 96 outputs it loses where these are few, or where few channels share the bounds of a tap.
+_FEWEST_OUTPUTS, _FEWEST_CHANNELS, _FEWEST_POSITIONS = 12, 12, 49
+# Below, tiles of 64 x 64 on a GPU would mostly multiply zeros. Not measured.
+_FEWEST_OUTPUTS_GPU, _FEWEST_TERMS_GPU = 16, 16
+
+
+def way_of(is_cpu: bool, outputs: int, channels: int, taps: int, positions: int, phases: int = 1) -> Way:
+    """How a convolution is calculated: `outputs` and `channels` of a group, `taps` of the window, `positions` of an output image.
+
+    Of its gradient for the images, outputs are those of x, and `phases` the pixels of a stride: there the direct way multiplies with the zeros in
+    between. Of its gradient for the weights, they are as those of the convolution.
+    """
+    if not is_cpu:
+        return "product" if outputs >= _FEWEST_OUTPUTS_GPU and channels * taps >= _FEWEST_TERMS_GPU else "direct"
+    if positions < _FEWEST_POSITIONS or channels < _FEWEST_CHANNELS:
+        return "direct"
+    return "product" if outputs >= _FEWEST_OUTPUTS or phases > 1 else "direct"
+
+
 # The convolution and its gradient for the images ---------------------------------------------------------------------------------
 
 
@@ -228,12 +255,13 @@ def _packed_size(weight: Sequence[int], groups: int, dtype: Any, transposed: boo
 
 
 def correlate_nbytes(weight: Sequence[int], groups: int, dtype: Any, transposed: bool = False) -> int:
-    """Bytes of workspace of `forward`, or (`transposed`) of `grad_input`: the packed weights, [o, c / groups, kh, kw]."""
-    return scratch_nbytes(scalar_type(dtype), _packed_size(weight, groups, dtype, transposed))
+    """Bytes of workspace of `forward`, or (`transposed`) of `grad_input`, either way: the packed weights, [o, c / groups, kh, kw]."""
+    direct = scratch_nbytes(scalar_type(dtype), _packed_size(weight, groups, dtype, transposed))
+    return max(direct, _cl_conv_product.correlate_nbytes(weight, dtype))
 
 
 def _correlate(
-    cl: OpenCL, x: Any, weight: Any, bias: Any, y: Any, workspace: Any, groups: int, transposed: bool, relu: bool, axes: Sequence[Sequence[int]]
+    cl: OpenCL, x: Any, weight: Any, bias: Any, y: Any, workspace: Any, groups: int, transposed: bool, relu: bool, axes: Sequence[Axis]
 ) -> None:
     """`axes`: for rows and columns (mul, before, step, div)."""
     o, per_group, kh, kw = weight.shape
@@ -255,17 +283,42 @@ def _correlate(
     cl.run(text, "correlate", grid, *arrays, *map(np.int32, flags), local_size=(8 if grid[0] > 4 else 4, 1, 1))
 
 
-def forward(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+def _through(
+    cl: OpenCL,
+    way: Way | None,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    y: Any,
+    workspace: Any,
+    groups: int,
+    transposed: bool,
+    relu: bool,
+    axes: Sequence[Axis],
+) -> None:
+    """y from x by the product or directly; `axes`: rows and columns."""
+    o, per_group, kh, kw = weight.shape
+    k, m = (o // groups, per_group) if transposed else (per_group, o // groups)
+    chosen = way or way_of(cl.is_cpu, m, k, kh * kw, y.shape[2] * y.shape[3], axes[0].div * axes[1].div)
+    if chosen == "product" and x.size and weight.size:
+        _cl_conv_product.correlate(cl, x, weight, bias, y, workspace, groups, transposed, relu, axes)
+    else:
+        _correlate(cl, x, weight, bias, y, workspace, groups, transposed, relu, axes)
+
+
+def forward(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes, way: Way | None = None) -> None:
+    """The kernel of nn.conv2d; `way`: other than the rule says."""
     x, weight, y = inputs[0], inputs[1], outputs[0]
     if not y.size:
         return
     g = _window(weight.shape[2:], a)
-    axes = [(g.stride[i], g.before[i], g.dilation[i], 1) for i in range(2)]
+    axes = [Axis(g.stride[i], g.before[i], g.dilation[i], 1) for i in range(2)]
     bias = inputs[2] if len(inputs) > 2 else None
-    _correlate(cl, x, weight, bias, y, workspace, a["groups"], False, a["activation"] == "relu", axes)
+    _through(cl, way, x, weight, bias, y, workspace, a["groups"], False, a["activation"] == "relu", axes)
 
 
-def grad_input(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+def grad_input(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes, way: Way | None = None) -> None:
+    """The kernel of nn.conv2d_grad_input; `way`: other than the rule says."""
     (weight, dy), dx = inputs, outputs[0]
     if not dx.size:
         return
@@ -273,8 +326,8 @@ def grad_input(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], worksp
         cl.fill(dx, 0)
         return
     g = _window(weight.shape[2:], a)
-    axes = [(1, -g.before[i], -g.dilation[i], g.stride[i]) for i in range(2)]
-    _correlate(cl, dy, weight, None, dx, workspace, a["groups"], True, False, axes)
+    axes = [Axis(1, -g.before[i], -g.dilation[i], g.stride[i]) for i in range(2)]
+    _through(cl, way, dy, weight, None, dx, workspace, a["groups"], True, False, axes)
 
 
 # The gradient for the weights ----------------------------------------------------------------------------------------------------
@@ -286,20 +339,29 @@ def _parts(n: int, weight: Sequence[int], groups: int, tiles: _Tiles) -> int:
     return min(n, -(-_ITEMS // max(1, items)))
 
 
-def grad_weight_nbytes(dy: Sequence[int], weight: Sequence[int], groups: int, dtype: Any) -> int:
-    """Bytes of workspace of `grad_weight`, for dy [n, o, oh, ow] and weights [o, c / groups, kh, kw]: dy packed, and the sums of every part."""
+def grad_weight_nbytes(x: Sequence[int], dy: Sequence[int], weight: Sequence[int], groups: int, dtype: Any) -> int:
+    """Bytes of workspace of `grad_weight`, either way, for x [n, c, h, w], dy [n, o, oh, ow] and weights [o, c / groups, kh, kw].
+
+    It holds dy or x packed, and the sums of every part."""
     n, o, oh, ow = dy
     tiles = _tiles(o // groups, dtype)
     part_size = weight[0] * weight[1] * weight[2] * weight[3] + o
-    return scratch_nbytes(scalar_type(dtype), n * oh * ow * groups * tiles.padded, _parts(n, weight, groups, tiles) * part_size)
+    direct = scratch_nbytes(scalar_type(dtype), n * oh * ow * groups * tiles.padded, _parts(n, weight, groups, tiles) * part_size)
+    return max(direct, _cl_conv_product.grad_weight_nbytes(x, weight, groups, dtype))
 
 
-def grad_weight(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+def grad_weight(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes, way: Way | None = None) -> None:
+    """The kernel of nn.conv2d_grad_weight; `way`: other than the rule says."""
     (x, dy), (dw, db) = inputs, outputs
     if not dy.size:
         for out in outputs:
             if out.size:
                 cl.fill(out, 0)
+        return
+    chosen = way or way_of(cl.is_cpu, dy.shape[1] // a["groups"], dw.shape[1], dw.shape[2] * dw.shape[3], dy.shape[2] * dy.shape[3])
+    if chosen == "product" and x.size and dw.size:
+        g = _window(dw.shape[2:], a)
+        _cl_conv_product.grad_weight(cl, x, dy, dw, db, workspace, a["groups"], g.stride, g.dilation, g.before)
         return
     groups, (n, o, oh, ow) = a["groups"], dy.shape
     k, m = dw.shape[1], o // groups

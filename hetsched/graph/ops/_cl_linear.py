@@ -29,29 +29,39 @@ _PARAMETERS = """
     const long a_row, const long a_column, const long b_row, const long b_column, const long a_next, const long b_next, const long rows_each
 """
 
-_CPU = f"""
+# What a processor does with a packed panel of b; _cl_conv_product.py packs patches instead. `A_TYPE`, `LOAD_A`: elements of a in memory.
+BLOCK = """
 #define COLUMNS (2 * W)
+#ifndef A_TYPE
+#define A_TYPE T
+#define LOAD_A(p, i) ((p)[i])
+#endif
 
 // sums[r][j] += the products of ROWS rows of a with `count` rows of the packed panel.
-void block(__global const S *a, const long a_row, const long a_column, const int rows, const T *panel, const int count, T *sums) {{
+void block(__global const A_TYPE *a, const long a_row, const long a_column, const int rows, const T *panel, const int count, T *sums) {
     TW s[ROWS][2];
     long at[ROWS];
-    UNROLL for (int r = 0; r < ROWS; r++) {{
+    UNROLL for (int r = 0; r < ROWS; r++) {
         at[r] = min(r, rows - 1) * a_row;
         s[r][0] = VLOADW(0, sums + r * COLUMNS);
         s[r][1] = VLOADW(1, sums + r * COLUMNS);
-    }}
-    for (int i = 0; i < count; i++) {{
+    }
+    for (int i = 0; i < count; i++) {
         const TW p = VLOADW(0, panel + i * COLUMNS), q = VLOADW(1, panel + i * COLUMNS);
-        UNROLL for (int r = 0; r < ROWS; r++) {{
-            const T x = LOAD(a, at[r] + i * a_column);
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            const T x = LOAD_A(a, at[r] + i * a_column);
             s[r][0] += p * x;
             s[r][1] += q * x;
-        }}
-    }}
-    UNROLL for (int r = 0; r < ROWS; r++) {{ VSTOREW(s[r][0], 0, sums + r * COLUMNS); VSTOREW(s[r][1], 1, sums + r * COLUMNS); }}
-}}
+        }
+    }
+    UNROLL for (int r = 0; r < ROWS; r++) { VSTOREW(s[r][0], 0, sums + r * COLUMNS); VSTOREW(s[r][1], 1, sums + r * COLUMNS); }
+}
+"""
 
+_CPU = f"""
+#define A_TYPE S
+#define LOAD_A(p, i) LOAD(p, i)
+{BLOCK}
 __kernel void matrices({_PARAMETERS}) {{
     LET_IN(S, a) LET_IN(S, b) LET_IN(S, bias) LET_OUT(S, c)
     const long column = get_global_id(0) * COLUMNS, first = get_global_id(1) * rows_each, batch = get_global_id(2);
@@ -122,7 +132,7 @@ __kernel void matrices({_PARAMETERS}) {{
 """
 
 # Rows that are multiplied at a time, the most rows of a work item, and the rows of b in a block of a panel: 16 KiB, half of a first cache.
-_ROWS, _MOST_ROWS, _DEPTH = 6, 96, 256
+ROWS, MOST_ROWS, DEPTH = 6, 96, 256
 # Work items that a large product is shared among at least.
 _ITEMS = 64
 
@@ -137,7 +147,7 @@ def _source(dtype: Any, is_cpu: bool) -> str:
         f"#define LOAD(p, i) {load}\n#define STORE(p, i, v) {store}\n"
         f"#define VLOADW(i, p) vload{width}(i, p)\n#define VSTOREW(x, i, p) vstore{width}(x, i, p)\n"
     )
-    sizes = f"#define ROWS {_ROWS}\n#define MOST_ROWS {_MOST_ROWS}\n#define DEPTH {_DEPTH}\n"
+    sizes = f"#define ROWS {ROWS}\n#define MOST_ROWS {MOST_ROWS}\n#define DEPTH {DEPTH}\n"
     return head + UNROLL + (sizes + _CPU if is_cpu else _GPU)
 
 
@@ -147,8 +157,8 @@ def _product(
     """Enqueue: c = a b + bias, m x k times k x n; `steps`: strides of rows and columns; `batch`: (matrices, from one a to the next, from b to b)."""
     m, n, k = sizes
     count, a_next, b_next = batch
-    rows, columns = _MOST_ROWS, 2 * (4 if wrapping(c.dtype).value in ("double", "ulong") else 8)
-    while rows > 2 * _ROWS and -(-m // rows) * -(-n // columns) * count < _ITEMS:
+    rows, columns = MOST_ROWS, 2 * (4 if wrapping(c.dtype).value in ("double", "ulong") else 8)
+    while rows > 2 * ROWS and -(-m // rows) * -(-n // columns) * count < _ITEMS:
         rows //= 2
     arguments = map(np.int64, (m, n, k, *a_steps, *b_steps, a_next, b_next, rows))
     grid, local = ((-(-n // columns), -(-m // rows), count), (1, 1, 1)) if cl.is_cpu else ((-(-n // 64) * 16, -(-m // 64) * 16, count), (16, 16, 1))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Direct, Gradient, Kernel, Work
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Direct, DirectPair, Gradient, Kernel, Operand, Work
 from hetsched.graph.spec import AnySpec, Dim, Spec, UpTo, bound
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"
 FLOATS = ("float16", "float32", "float64")
 
 
-def with_direct(kernel: Kernel, rule: Direct) -> Kernel:
-    """`kernel`, with what it comes to in straight-line code (`hetsched.graph.op.Direct`)."""
+def with_direct(kernel: Kernel, rule: Direct, then: Mapping[Kernel, DirectPair] | None = None) -> Kernel:
+    """`kernel`, with what it comes to in straight-line code (`hetsched.graph.op.Direct`, `DirectPair`)."""
     kernel.direct = rule  # type: ignore[attr-defined]
+    if then is not None:
+        kernel.direct_then = then  # type: ignore[attr-defined]
     return kernel
 
 
@@ -31,6 +34,22 @@ def with_direct(kernel: Kernel, rule: Direct) -> Kernel:
 def zero(dtype: Any) -> Any:
     """0 as an array of `dtype`: NumPy converts a Python number anew at every use."""
     return np.asarray(0, dtype)
+
+
+def reshaped(x: Any, shape: tuple[int, ...], calls: list[tuple[Any, ...]]) -> Any:
+    """A contiguous array under another shape, for a `Direct` rule: a view made now, or, of an `Operand`, by a call appended to `calls`."""
+    if tuple(x.shape) == shape:
+        return x
+    if not isinstance(x, Operand):
+        return x.reshape(shape)
+    out = Operand(shape, x.dtype)
+    calls.append((out, np.ndarray.reshape, x, shape))
+    return out
+
+
+def flat(x: Any, calls: list[tuple[Any, ...]]) -> Any:
+    """`reshaped` to one axis."""
+    return reshaped(x, (math.prod(x.shape),), calls)
 
 
 def dtype_attribute(default: str = "float32", words: tuple[str, ...] = DTYPES) -> Attribute:

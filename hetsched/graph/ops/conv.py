@@ -9,18 +9,21 @@ also computes the positions that straddle the padding; they are skipped on the w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Kernel, Op, Work, WorkRule
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Kernel, Op, Operand, Work, WorkRule
 from hetsched.graph.ops import _cl_conv
-from hetsched.graph.ops._rules import nbytes
+from hetsched.graph.ops._rules import nbytes, reshaped, with_direct, zero
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.ops._windows import DILATION, PADDING, STRIDE, Pair, extents, output_extent, paddings, pair, want_images
+from hetsched.graph.ops.pool import larger_calls, largest, max_pool, windows_of
 from hetsched.graph.spec import AnySpec, Dim, Spec, bound
 
 if TYPE_CHECKING:
@@ -179,6 +182,86 @@ def _forward(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
             xp.maximum(block.valid, 0, out=target)
         else:
             xp.copyto(target, block.valid)
+
+
+# Straight-line code (`hetsched.graph.op.Direct`) ----------------------------------------------------------------------------------
+
+
+def _images(x: Any, images: slice, n: int, calls: list[tuple[Any, ...]]) -> Any:
+    """`x[images]`, of n images."""
+    if images == slice(0, n):
+        return x
+    if not isinstance(x, Operand):
+        return x[images]
+    out = Operand((images.stop - images.start, *x.shape[1:]), x.dtype)
+    calls.append((out, operator.getitem, x, images))
+    return out
+
+
+def _direct_products(ins: Sequence[Any], y: Any, workspace: Any, a: Attributes) -> tuple[Geometry, Iterator[tuple[_Block, list[tuple[Any, ...]]]]]:
+    """The geometry, and for each block of images the calls after which its products, bias added, are in `block.valid`."""
+    x, w = ins[0], ins[1]
+    g = _geometry(*x.shape, w.shape[0], tuple(w.shape[2:]), x.dtype.itemsize, _options(a), _block(np, workspace))
+    padded, columns, products = scratch(np, workspace, x.dtype, *g.counts)
+
+    def each() -> Iterator[tuple[_Block, list[tuple[Any, ...]]]]:
+        calls: list[tuple[Any, ...]] = [(None, padded.fill, 0)]
+        if g.groups == 1 and x.dtype.char in "fd":
+            weights = reshaped(w, (g.o, g.patch), calls)
+        else:
+            weights = reshaped(w, (g.groups, g.o // g.groups, g.patch), calls)
+        bias = reshaped(ins[2], (g.o, 1), calls) if len(ins) > 2 else None
+        for block in _blocks(np, g, padded, columns, products):
+            calls.append((None, np.copyto, block.inside, _images(x, block.images, g.n, calls)))
+            calls.append((None, np.copyto, block.columns, block.source))
+            if len(weights.shape) == 2:
+                calls.append((None, np.dot, weights, block.matrix[0], block.product[0]))
+            else:
+                calls.append((None, np.matmul, weights, block.matrix, block.product))
+            if bias is not None:  # where the padding's products lie in between there is nothing to skip
+                every = block.product.reshape(g.o, -1)
+                calls.append((None, np.add, every, bias, every))
+            yield block, calls
+            calls = []
+
+    return g, each()
+
+
+def _direct_forward(ins: Sequence[Any], outs: Sequence[Any], workspace: Any, a: Attributes) -> list[tuple[Any, ...]] | None:
+    y = outs[0]
+    if workspace is None or not math.prod(y.shape):
+        return None
+    found: list[tuple[Any, ...]] = []
+    g, blocks = _direct_products(ins, y, workspace, a)
+    for block, calls in blocks:
+        target = _images(y, block.images, g.n, calls)
+        last = (np.maximum, block.valid, zero(y.dtype), target) if a["activation"] == "relu" else (np.copyto, target, block.valid)
+        found += [*calls, (None, *last)]
+    return found
+
+
+def _direct_then_max_pool(
+    ins: Sequence[Any], between: Any, y: Any, workspace: Any, a: Attributes, pool_attributes: Attributes
+) -> list[tuple[Any, ...]] | None:
+    """Convolution and the pooling of what it gives, `between`, which nobody else reads: the largest of each window first, the activation then, on
+
+    fewer elements; it keeps the order of numbers. `y` may lie where the inputs and the workspace of the convolution were: it is written when those
+    have been read.
+    """
+    if workspace is None or isinstance(between, Operand) or isinstance(y, Operand) or not y.size or not between.size:
+        return None
+    g, blocks = _direct_products(ins, between, workspace, a)
+    windows = windows_of(between, pool_attributes)
+    if g.images < g.n or not windows.two_passes:
+        return None
+    ((block, calls),) = blocks
+    calls += larger_calls(largest(windows, block.valid, y, between.reshape(-1)))
+    if a["activation"] == "relu":
+        calls.append((None, np.maximum, y, zero(y.dtype), y))
+    return calls
+
+
+with_direct(_forward, _direct_forward, {max_pool: _direct_then_max_pool})
 
 
 def _grad_weight(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
@@ -341,7 +424,7 @@ def _workspace_forward(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a:
 
 def _workspace_grad_weight(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
     x, dy, dw = _spec(inputs[0]), _spec(inputs[1]), _spec(outputs[0])
-    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), _cl_conv.grad_weight_nbytes(dy.bounds, dw.bounds, a["groups"], x.dtype))
+    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), _cl_conv.grad_weight_nbytes(x.bounds, dy.bounds, dw.bounds, a["groups"], x.dtype))
 
 
 def _workspace_grad_input(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:

@@ -1,18 +1,22 @@
 """Pooling of images: `nn.max_pool2d`, `nn.avg_pool2d` and their gradients, as one pass over all windows for each of a window's elements.
 
-No padded copy is made: for the element (i, j) of the windows only those windows take part in which it lies inside the image.
+No padded copy is made: for the element (i, j) of the windows only those windows take part in which it lies inside the image. The largest element
+is that of the rows first, and of those then along the columns: kh + kw passes instead of kh * kw, and the second over what lies close together
+(16 channels of 14x14, windows of 2x2, one core: 5 us instead of 10).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Work
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Operand, Work
 from hetsched.graph.ops import _cl_pool
-from hetsched.graph.ops._rules import elements, nbytes
+from hetsched.graph.ops._rules import elements, nbytes, with_direct
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.ops._windows import PADDING, extents, output_extent, paddings, pair, want_images
 from hetsched.graph.spec import AnySpec, Spec
@@ -28,11 +32,22 @@ class _Tap(NamedTuple):
     pixels: tuple[Any, ...]  # index into x, of the same shape
 
 
+Axis: TypeAlias = tuple[tuple[slice, slice], ...]  # for each element of a window along an axis: the windows in which it lies in the image, and where
+
+
 class _Geometry(NamedTuple):
     taps: tuple[_Tap, ...]  # row by row
+    rows: Axis
+    columns: Axis
+    out: tuple[int, int]
     whole: bool  # every tap lies in every window: no padding
     apart: bool  # no pixel is in two windows
     covers: bool  # every pixel is in a window
+
+    @property
+    def two_passes(self) -> bool:
+        """True where rows and columns are looked at one after the other."""
+        return not (_is_one(self.rows, self.out[0]) or _is_one(self.columns, self.out[1]))
 
 
 def _stride(a: Attributes) -> tuple[int, ...]:
@@ -44,6 +59,7 @@ def _stride(a: Attributes) -> tuple[int, ...]:
 def _geometry(image: tuple[int, int], size: tuple[int, ...], stride: tuple[int, ...], padding: Any) -> _Geometry:
     window, steps = pair(size, "size"), pair(stride, "stride")
     axes: list[list[tuple[slice, slice]]] = []
+    out: list[int] = []
     whole, apart, covers = True, True, True
     for extent, k, s, (low, high) in zip(image, window, steps, paddings(padding, window, steps), strict=True):
         n = output_extent(extent, k, s, 1, low + high)
@@ -58,39 +74,106 @@ def _geometry(image: tuple[int, int], size: tuple[int, ...], stride: tuple[int, 
         axes.append(axis)
         apart = apart and s >= k
         covers = covers and s <= k and (n - 1) * s + k - low >= extent
+        out.append(n)
     every = slice(None)
     taps = tuple(_Tap((every, every, r[0], c[0]), (every, every, r[1], c[1])) for r in axes[0] for c in axes[1])
-    return _Geometry(taps, whole, apart, covers)
+    return _Geometry(taps, tuple(axes[0]), tuple(axes[1]), (out[0], out[1]), whole, apart, covers)
 
 
-def _of(x: Any, a: Attributes) -> _Geometry:
+def windows_of(x: Any, a: Attributes) -> _Geometry:
+    """Where the windows of attributes `a` lie in images shaped as those of x."""
     padding = a["padding"]
-    return _geometry(x.shape[2:], a["size"], _stride(a), tuple(padding) if isinstance(padding, list) else padding)
+    return _geometry(tuple(x.shape[2:]), a["size"], _stride(a), tuple(padding) if isinstance(padding, list) else padding)
 
 
-def _max_pool(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+def _is_one(axis: Axis, n: int) -> bool:
+    """True where windows have one element along an axis, which lies in the image for all of them."""
+    return len(axis) == 1 and axis[0][0] == slice(0, n)
+
+
+def _between(n: int, c: int, w: int, g: _Geometry) -> int:
+    """Elements of what is kept between the two passes; 0 where one is enough."""
+    return n * c * g.out[0] * w if g.two_passes else 0
+
+
+# (a, b, out): out becomes the larger of a and b; where b is None, a; where a is None too, minus infinity
+Larger: TypeAlias = tuple[Any, Any, Any]
+
+
+def largest(g: _Geometry, x: Any, y: Any, between: Any) -> list[Larger]:
+    """What gives y [n, c, oh, ow] from x [n, c, h, w]. between: `_between` elements or more, flat."""
+    every = slice(None)
+    if _is_one(g.columns, g.out[1]):
+        return _along(g.rows, g.out[0], x[:, :, :, g.columns[0][1]], y, 2)
+    if _is_one(g.rows, g.out[0]):
+        return _along(g.columns, g.out[1], x[:, :, g.rows[0][1]], y, 3)
+    n, c, _, w = x.shape
+    t = between[: n * c * g.out[0] * w]
+    found = _along(g.rows, g.out[0], x, t.reshape(n, c, g.out[0], w), 2)
+    step = g.columns[0][1].step or 0
+    if step * g.out[1] == w and all(a == slice(0, g.out[1]) and b.start < step for a, b in g.columns):
+        # Windows that share nothing and leave nothing out: one run through all of them.
+        t, y = t.reshape(n * c * g.out[0] * g.out[1], step), y.reshape(-1)
+        return found + _along(tuple((every, b.start) for _, b in g.columns), 0, t, y, 1)
+    return found + _along(g.columns, g.out[1], t.reshape(n, c, g.out[0], w), y, 3)
+
+
+def _along(axis: Axis, n: int, src: Any, dst: Any, at: int) -> list[Larger]:
+    """The same along axis number `at`, of n windows."""
+    before = (slice(None),) * at
+    whole = all(windows in (slice(0, n), slice(None)) for windows, _ in axis)
+    taps = [(dst if whole else dst[(*before, windows)], src[(*before, pixels)]) for windows, pixels in axis]
+    if not whole:
+        return [(None, None, dst), *((target, pixels, target) for target, pixels in taps)]
+    if len(taps) == 1:
+        return [(taps[0][1], None, dst)]
+    return [(taps[0][1], taps[1][1], dst), *((dst, pixels, dst) for _, pixels in taps[2:])]
+
+
+def max_pool(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     """25 us for 32 x 16 images of 8x8, windows of 2x2, float32, one core."""
     x, y = inputs[0], outputs[0]
-    g = _of(x, a)
-    taps = iter(g.taps)
-    if g.whole:
-        first, second = next(taps), next(taps, None)
-        if second is None:
-            xp.copyto(y, x[first.pixels])
+    if not y.size:
+        return
+    g = windows_of(x, a)
+    count = _between(x.shape[0], x.shape[1], x.shape[3], g)
+    between = scratch(xp, workspace, x.dtype, count)[0] if count else None
+    for first, second, out in largest(g, x, y, between):
+        if second is not None:
+            xp.maximum(first, second, out=out)
+        elif first is not None:
+            xp.copyto(out, first)
         else:
-            xp.maximum(x[first.pixels], x[second.pixels], out=y)
-    else:
-        y.fill(-xp.inf)
-    for tap in taps:
-        target = y[tap.windows]
-        xp.maximum(target, x[tap.pixels], out=target)
+            out.fill(-xp.inf)
+
+
+def larger_calls(rows: Sequence[Larger]) -> list[tuple[Any, ...]]:
+    """`largest` as calls of NumPy, for a `Direct` rule."""
+    return [
+        (None, np.maximum, a, b, out) if b is not None else (None, np.copyto, out, a) if a is not None else (None, out.fill, -np.inf)
+        for a, b, out in rows
+    ]
+
+
+def _direct_max_pool(ins: Sequence[Any], outs: Sequence[Any], workspace: Any, a: Attributes) -> list[tuple[Any, ...]] | None:
+    x, y = ins[0], outs[0]
+    if isinstance(x, Operand) or isinstance(y, Operand) or not y.size:
+        return None
+    g = windows_of(x, a)
+    count = _between(x.shape[0], x.shape[1], x.shape[3], g)
+    if count and workspace is None:
+        return None
+    return larger_calls(largest(g, x, y, scratch(np, workspace, x.dtype, count)[0] if count else None))
+
+
+with_direct(max_pool, _direct_max_pool)
 
 
 def _max_pool_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     """Tap by tap, what a pixel equal to the maximum takes is taken from what is left of dy: so the first of equals gets all of it."""
     x, y, dy = inputs
     dx = outputs[0]
-    g = _of(x, a)
+    g = windows_of(x, a)
     if not (g.apart and g.covers):
         dx.fill(0)
     if not y.size:
@@ -116,7 +199,7 @@ def _max_pool_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], works
 
 def _avg_pool(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     x, y = inputs[0], outputs[0]
-    g = _of(x, a)
+    g = windows_of(x, a)
     y.fill(0)
     for tap in g.taps:
         target = y[tap.windows]
@@ -126,7 +209,7 @@ def _avg_pool(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace:
 
 def _avg_pool_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     dy, dx = inputs[0], outputs[0]
-    g = _of(dx, a)
+    g = windows_of(dx, a)
     if not (g.apart and g.covers):
         dx.fill(0)
     share = scratch(xp, workspace, dy.dtype, dy.size)[0].reshape(dy.shape)
@@ -193,6 +276,14 @@ def _work(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) 
     return Work(float(rows * columns * min(elements(inputs[-1:]), elements(outputs))), nbytes(inputs), nbytes(outputs))
 
 
+def _workspace_max(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
+    x = inputs[0]
+    assert isinstance(x, Spec)
+    n, c, _, w = x.bounds
+    count = _between(n, c, w, windows_of(x, a))
+    return scratch_nbytes(x.dtype, count) if count else 0
+
+
 def _workspace_max_grad(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
     dy = inputs[2]
     assert isinstance(dy, Spec)
@@ -235,9 +326,10 @@ MAX_POOL2D = Op(
     ("y",),
     _infer,
     _work,
-    kernels={"array": _max_pool, "opencl": _cl_pool.max_pool},
+    kernels={"array": max_pool, "opencl": _cl_pool.max_pool},
     gradient=_max_gradient,
     attributes=_WINDOWS,
+    workspace=_workspace_max,
     doc="The largest element of each window: x [n, c, h, w] -> y [n, c, oh, ow], oh = (h + 2 padding - size) // stride + 1. Padding never wins.",
     calls=12,
 )

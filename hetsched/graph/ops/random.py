@@ -71,7 +71,7 @@ def uniforms(generator: np.random.Philox, out: NDArray[Any]) -> None:
 
 
 def normals(generator: np.random.Philox, n: int, work: Floats) -> Floats:
-    """The next n standard normals. `work` is float64 scratch of at least 2 * `_even(n)`; the result lies in it."""
+    """The next n standard normals. `work` is float64 scratch of at least twice n rounded up to even; the result lies in it."""
     even = n + n % 2
     drawn, made = work[:even], work[even : 2 * even]
     uniforms(generator, drawn)
@@ -116,14 +116,20 @@ def _fill_uniform(xp: Any, out: Any, generator: np.random.Philox, low: float, hi
 
 
 def _fill_normal(xp: Any, out: Any, generator: np.random.Philox, mean: float, std: float, workspace: Any) -> None:
-    even = out.size + out.size % 2
-    (work,) = _host_scratch(xp, workspace, np.float64, 2 * even)
-    made = normals(generator, out.size, work)
-    np.multiply(made, std, out=made)
-    np.add(made, mean, out=made)
+    size = _drawn_at_once(out.size)
+    (work,) = _host_scratch(xp, workspace, np.float64, 2 * size)
     target = _host(xp, out)
-    np.copyto(target, made, casting="same_kind")
+    for at in range(0, out.size, max(size, 1)):
+        made = normals(generator, min(size, out.size - at), work)
+        np.multiply(made, std, out=made)
+        np.add(made, mean, out=made)
+        np.copyto(target[at : at + size], made, casting="same_kind")
     _upload(xp, out, target)
+
+
+def _drawn_at_once(n: int) -> int:
+    """How many of n normals are made at a time, an even number: their scratch stays in the cache."""
+    return min(n + n % 2, 1 << 14)
 
 
 def _uniform(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
@@ -338,8 +344,7 @@ def _work_permutation(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: 
 
 
 def _workspace_normal(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
-    n = elements(outputs)
-    return scratch_nbytes(np.float64, 2 * (n + n % 2))
+    return scratch_nbytes(np.float64, 2 * _drawn_at_once(elements(outputs)))
 
 
 def _workspace_init(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:

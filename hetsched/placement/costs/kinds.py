@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from typing import Any, NamedTuple
 
 from hetsched.graph.graph import Graph, Loop
@@ -16,6 +17,8 @@ _SILENT = {"seed", "key", "path", "member", "lr"}
 COPY = "copy"
 TURN = "turn"
 BEGIN = "begin"
+# From so many turns on what runs only at first (binding arrays, compiling) is over.
+MANY_TURNS = 100
 
 
 class Kind(NamedTuple):
@@ -43,24 +46,32 @@ def kind_of(graph: Graph, task: int) -> Kind:
     return Kind(op.name, text, dtype, work.flops, work.bytes_read + work.bytes_written)
 
 
+_turn_kinds: weakref.WeakKeyDictionary[Graph, str] = weakref.WeakKeyDictionary()
+
+
 def turn_kind(body: Graph) -> str:
     """What a turn of a loop is known by: the kinds of its body's tasks, in order."""
-    mark = hashlib.sha256()
-    for task in range(len(body)):
-        mark.update((kind_of(body, task).text if is_learned(body, task) else "-").encode())
-    return f"{TURN} of {len(body)} tasks {mark.hexdigest()[:24]}"
+    known = _turn_kinds.get(body)
+    if known is None:
+        mark = hashlib.sha256()
+        kinds = Kinds()
+        for task in range(len(body)):
+            mark.update((kinds.of(body, task).text if is_learned(body, task) else "-").encode())
+        known = _turn_kinds[body] = f"{TURN} of {len(body)} tasks {mark.hexdigest()[:24]}"
+    return known
+
+
+_known: weakref.WeakKeyDictionary[Graph, dict[Any, Kind]] = weakref.WeakKeyDictionary()
 
 
 class Kinds:
-    """The kinds of tasks of graphs, each worked out once: a graph of 100,000 tasks has a few."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, Kind] = {}
-        self._graphs: dict[int, Graph] = {}  # keeps alive what ids stand for
+    """The kinds of tasks of graphs, each worked out once as long as the graph lives: a graph of 100,000 tasks has a few."""
 
     def of(self, graph: Graph, task: int) -> Kind:
         """See `kind_of`."""
-        self._graphs.setdefault(id(graph), graph)
+        known = _known.get(graph)
+        if known is None:
+            known = _known[graph] = {}
         specs = graph.value_specs
         key: Any = (
             id(graph.task_ops[task]), tuple([id(specs[v]) for v in graph.reads(task)]), tuple([id(specs[v]) for v in graph.writes(task)]),
@@ -69,17 +80,18 @@ class Kinds:
         if attributes:
             key = (*key, tuple((k, v) for k, v in attributes.items() if k not in _SILENT))
         try:
-            found = self._known.get(key)
+            found = known.get(key)
         except TypeError:  # an option that is a list or a map
             return kind_of(graph, task)
         if found is None:
-            found = self._known[key] = kind_of(graph, task)
+            found = known[key] = kind_of(graph, task)
         return found
 
 
 def begin_kind(body: Graph, turns: int) -> str:
-    """What beginning and ending a loop of so many turns is known by."""
-    return f"{BEGIN} {turns} turns: {turn_kind(body)}"
+    """What beginning and ending a loop is known by; of many turns it does not matter how many."""
+    many = f"{turns} turns" if turns < MANY_TURNS else "many turns"
+    return f"{BEGIN} {many}: {turn_kind(body)}"
 
 
 def device_key(device: Device) -> str:

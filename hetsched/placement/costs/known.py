@@ -17,7 +17,7 @@ from hetsched.graph.ops import family, registry
 from hetsched.machine import Device, Link, Machine
 from hetsched.machine.calibration import Calibration
 from hetsched.placement.costs.estimate import Estimate
-from hetsched.placement.costs.history import Known
+from hetsched.placement.costs.history import DISTURBED, Known
 from hetsched.placement.costs.kinds import COPY, Kind, Kinds, begin_kind, device_key, link_key, turn_kind
 from hetsched.placement.costs.regression import Fit, fit
 from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak
@@ -70,7 +70,7 @@ class KnownCosts:
         share = self._share(graph, device)
         if share is None:
             found = found._replace(seconds=found.seconds + self._dispatch(graph, device))
-        else:
+        elif self._bodies[id(graph)][task] == 1:  # what runs seldom is no part of the turn that was measured
             found = found._replace(seconds=found.seconds * share, spread=found.spread * share, source=f"{found.source}, scaled to a measured turn")
         return self._priced(found, device, 0 if op.waits else width)
 
@@ -110,9 +110,8 @@ class KnownCosts:
         if key:
             row = self.known.get((key, kind.text, width))
             if row is not None:
-                alone = row.runs == 0
-                spread = max(row.spread, (ALONE_SPREAD if alone else 0.02) * row.seconds)
-                return Estimate(row.seconds, spread, None, "a measurement alone" if alone else _runs(row.runs))
+                spread = max(row.spread, (ALONE_SPREAD if row.runs == 0 else 0.02) * row.seconds)
+                return Estimate(row.seconds, spread, None, _taught_by(row))
             found = self._fit(key, kind.op, kind.dtype)
             if found is not None and found.covers(kind.flops, kind.nbytes):
                 seconds = found.seconds(kind.flops, kind.nbytes)
@@ -167,7 +166,7 @@ class KnownCosts:
             return self._roofline.launch(graph, task, device, width)
         row = self.known.get((key, self._kinds.of(graph, task).text, width)) if key else None
         if row is not None:
-            return self._priced(Estimate(row.seconds + self._dispatch(graph, device), row.spread, None, _runs(row.runs)), device, width)
+            return self._priced(Estimate(row.seconds + self._dispatch(graph, device), row.spread, None, _taught_by(row)), device, width)
         narrow, ideal = self._roofline.launch(graph, task, device, 1), self._roofline.launch(graph, task, device, width)
         if not (math.isfinite(ideal.seconds) and narrow.seconds > 0):
             return ideal
@@ -196,8 +195,8 @@ class KnownCosts:
             if every is not None and row is not None:
                 total = 0.0
                 for task, op in enumerate(graph.task_ops):
-                    if isinstance(op, Op) and not op.view:
-                        total += self._kernel(graph, task, op, device, 1).seconds / every[task]
+                    if isinstance(op, Op) and not op.view and every[task] == 1:
+                        total += self._kernel(graph, task, op, device, 1).seconds
                 self._shares[key] = row.seconds / total if total > 0 else None
         return self._shares[key]
 
@@ -211,5 +210,7 @@ class KnownCosts:
         return found if device.busy_watts is None else found._replace(joules=found.seconds * device.busy_watts * lanes)
 
 
-def _runs(n: int) -> str:
-    return f"{n} run{'s' if n > 1 else ''}"
+def _taught_by(row: Known) -> str:
+    if row.runs:
+        return f"{row.runs} run{'s' if row.runs > 1 else ''}"
+    return "a run beside other work" if row.source == DISTURBED else "a measurement alone"

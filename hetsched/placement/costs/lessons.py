@@ -6,14 +6,17 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 from hetsched.graph.alike import alike
 from hetsched.placement.costs.history import Lesson
 from hetsched.placement.costs.kinds import BEGIN, COPY, TURN, Kind, Kinds, begin_kind, device_key, is_learned, link_key, turn_kind
-from hetsched.timeline import Command, Copy, Free, Lane, Launch, Timeline
+from hetsched.timeline import Copy, Lane, Launch, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
 LEAST_TURNS = 4
+# So many launches of a kind in one run are many.
+MANY = 10
 
 
 def lessons(trace: Timeline) -> list[Lesson]:
@@ -24,27 +27,26 @@ def lessons(trace: Timeline) -> list[Lesson]:
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
     kinds = Kinds()
     for owner in _timelines(trace):
-        like = alike(owner.graph).kind.tolist() if owner.loop is None else []
-        # (kind of a task in its graph, its lanes, its width) -> what launches like it have taught: in a straight plan every one of them counts.
-        rows: dict[tuple[int, int, int], list[float]] = {}
+        like, is_straight, attributed = alike(owner.graph).kind.tolist(), owner.loop is None, owner.attributed
+        # (kind of a task in its graph, its lanes, its width), or (value, lanes, 0) -> what spans like it have taught.
+        rows: dict[tuple[int, Any, int], list[float]] = {}
         for i, (lanes, command, start, finish) in enumerate(owner.spans):
-            if owner.attributed and i in owner.attributed:
+            if attributed and i in attributed:
                 continue
-            row = None
-            if type(command) is Launch and like:
-                row = like[command[0]], id(lanes), command[4]
-                known = rows.get(row)
-                if known is not None:
-                    known.append(finish - start)
+            if type(command) is Launch:
+                if not is_straight and _is_other(owner, command.turn):
                     continue
-            named = _named(owner, lanes, command, kinds)
-            if named is None:
+                # Spans of a straight plan share their lanes as objects, mostly.
+                row = like[command.task], id(lanes) if is_straight else lanes, command.width
+            elif type(command) is Copy:
+                row = -1 - command.value, lanes, 0
+            else:
                 continue
-            key, kind, width = named
-            known = found.setdefault((key, kind.text, width), (kind, []))[1]
+            known = rows.get(row)
+            if known is None:
+                named = _named(owner, lanes, command, kinds)
+                known = rows[row] = [] if named is None else found.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1]
             known.append(finish - start)
-            if row is not None:
-                rows[row] = known
     return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace)]
 
 
@@ -55,32 +57,32 @@ def _timelines(trace: Timeline) -> Iterator[Timeline]:
         yield from _timelines(body)
 
 
-def _named(owner: Timeline, lanes: tuple[Lane, ...], command: Command, kinds: Kinds) -> tuple[str, Kind, int] | None:
+def _named(owner: Timeline, lanes: tuple[Lane, ...], command: Launch | Copy, kinds: Kinds) -> tuple[str, Kind, int] | None:
     """(device or link, kind, width) under which a span teaches; None where it does not."""
     if isinstance(command, Launch):
-        if not is_learned(owner.graph, command.task) or not lanes or _is_other(owner, command.turn):
+        if not is_learned(owner.graph, command.task) or not lanes:
             return None
         key = device_key(owner.machine.device(lanes[0].owner))
         return (key, kinds.of(owner.graph, command.task), command.width) if key else None
-    if isinstance(command, Copy):
-        key = link_key(owner.machine.link(command.src.node, command.dst.node), owner.machine)
-        nbytes = float(owner.graph.value_nbytes[command.value])
-        return (key, Kind(COPY, f"{COPY} {nbytes:.0f}", "uint8", 0.0, nbytes), 1) if key else None
-    return None
+    key = link_key(owner.machine.link(command.src.node, command.dst.node), owner.machine)
+    nbytes = float(owner.graph.value_nbytes[command.value])
+    return (key, Kind(COPY, f"{COPY} {nbytes:.0f}", "uint8", 0.0, nbytes), 1) if key else None
 
 
 def _loops(trace: Timeline) -> Iterator[Lesson]:
     """Of each loop that ran on one device of threads: what beginning and ending it took, and, where its turns ran one after another, the seconds from
 
-    turn to turn, dispatching and all.
+    turn to turn, dispatching and all; tasks that run every k turns not counted.
     """
     for span in trace.spans:
         body = trace.loops.get(span.command.task) if isinstance(span.command, Launch) else None
         if body is None or body.loop is None:
             continue
         yield from _loops(body)
-        owners = {lane.owner for s in (*body.spans, *body.prologue) for lane in s.lanes}
-        if len(owners) != 1 or body.loop.stop is not None or body.loops or any(isinstance(s.command, Copy) for s in body.spans):
+        if body.loop.stop is not None or body.loops:
+            continue
+        owners = {lanes[0].owner for lanes in {s.lanes for s in (*body.spans, *body.prologue)} if lanes}
+        if len(owners) != 1 or any(isinstance(s.command, Copy) for s in body.spans):
             continue
         device = body.machine.device(owners.pop())
         if not device.shares_lanes or not device_key(device):
@@ -91,20 +93,42 @@ def _loops(trace: Timeline) -> Iterator[Lesson]:
         rest = Kind(TURN, turn_kind(body.graph), "", 0.0, 0.0)
         if in_line and len(steady) >= LEAST_TURNS:
             yield _lesson(device_key(device), 1, rest, steady)
-        more = span.finish - span.start - body.turns * median(steady)
+        more = span.finish - span.start - body.turns * median(steady) - _seldom(body)
         yield _lesson(device_key(device), 1, Kind(BEGIN, begin_kind(body.graph, body.turns), "", 0.0, 0.0), [max(more, 0.0)])
+
+
+def _seldom(body: Timeline) -> float:
+    """Seconds of all launches of tasks that do not run every turn, by those that the trace has kept."""
+    assert body.loop is not None
+    every = {body.graph.task_index[name]: k for name, k in body.loop.every.items() if k > 1 and name in body.graph.task_index}
+    if not every:
+        return 0.0
+    found: dict[int, list[float]] = {}
+    for _, command, start, finish in body.spans:
+        if isinstance(command, Launch) and command.task in every:
+            found.setdefault(command.task, []).append(finish - start)
+    return sum(-(-body.turns // every[task]) * median(seconds) for task, seconds in found.items())
 
 
 def _steady(body: Timeline) -> tuple[list[float], bool]:
     """Seconds of the last turns, where there are many (what is hot has been compiled by then); True where they ran one after another."""
     assert body.loop is not None
-    ends: dict[int, tuple[float, float]] = {}
-    for span in body.spans:
-        assert not isinstance(span.command, Free)
-        start, finish = ends.get(span.command.turn, (math.inf, 0.0))
-        ends[span.command.turn] = min(start, span.start), max(finish, span.finish)
+    ends: dict[int, list[float]] = {}
+    for _, command, start, finish in body.spans:
+        at = ends.get(command.turn)  # type: ignore[union-attr]
+        if at is None:
+            ends[command.turn] = [start, finish]  # type: ignore[union-attr]
+        else:
+            if start < at[0]:
+                at[0] = start
+            if finish > at[1]:
+                at[1] = finish
     turns = sorted(ends)[len(ends) // 2 :]
     pairs = [(a, b) for a, b in pairwise(turns) if b == a + 1 and not body.loop.is_remainder(b)]
+    # What runs every k turns is no part of a turn: it is counted by itself. (Where it runs every other turn there is no turn without it.)
+    seldom = [k for k in body.loop.every.values() if k > 1]
+    usual = [(a, b) for a, b in pairs if all(b % k for k in seldom)]
+    pairs = usual if len(usual) >= LEAST_TURNS else pairs
     in_line = all(ends[b][0] >= ends[a][1] for a, b in pairs)
     return [ends[b][1] - ends[a][1] for a, b in pairs] or [finish - start for start, finish in (ends[t] for t in turns)], in_line and bool(pairs)
 
@@ -115,8 +139,9 @@ def _is_other(owner: Timeline, turn: int) -> bool:
 
 
 def _lesson(device: str, width: int, kind: Kind, seconds: list[float]) -> Lesson:
-    """Of many launches the mean without the slowest tenth: those were interrupted, which the spread between runs tells."""
-    kept = sorted(seconds)[: math.ceil(0.9 * len(seconds))]
+    """Of many launches the mean of the middle half: the others were interrupted, or lucky. The spread between runs tells of interruptions."""
+    n = len(seconds)
+    kept = sorted(seconds)[n // 4 : n - n // 4] if n >= MANY else seconds
     mean = sum(kept) / len(kept)
     spread = math.sqrt(sum((x - mean) ** 2 for x in kept) / len(kept))
-    return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, len(kept))
+    return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, n)

@@ -1,0 +1,233 @@
+"""The threads of one device share the turns of a loop (see `sharing`): what `cpu.Crew` does with a loop beside which nothing else can be done.
+
+The rules are those of `walk.Walk`: a step of turn i waits for steps of turns i, i - 1, ..., and at most `window` turns are in flight. A turn *closes*
+when its steps are done and the turn before has closed; then turn + window begins. Tokens of turns stand in a ring: those of a turn that has closed
+are laid out anew for the turn that comes a ring later. What is left of the oldest turn goes first: whoever waits for it waits in vain
+meanwhile, and what is ahead of it lies in a ring.
+
+Hot path: dispatching a step takes about 3 us (benchmarks/streaming.py), where the crew's walk under a lock took 25.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from heapq import heappop, heappush, heappushpop
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from hetsched.executors.frame import Frame
+from hetsched.executors.program import Program
+from hetsched.executors.sharing import KINDS, WAKE_SECONDS, Sharing, is_atomic, is_plain
+from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note
+from hetsched.timeline import Launch
+
+if TYPE_CHECKING:
+    from hetsched.executors.cpu import Crew
+
+# A loop tells of its progress this often.
+TELL_SECONDS = 0.05
+
+
+def suits(program: Program, host: str) -> bool:
+    """True for the body of a loop: plain launches, each on one lane of `host`, and nothing that stops the loop."""
+    if program.plan.loop is None or not program.steps or program.stop_step >= 0 or not is_atomic():
+        return False
+    return all(arc.turns >= 0 for arc in program.arcs) and is_plain(program, host)
+
+
+def is_lonely(program: Program, step: int) -> bool:
+    """True if every other step of a straight plan comes before or after `step`: nothing can be done beside it."""
+    into: list[list[int]] = [[] for _ in program.steps]
+    out: list[list[int]] = [[] for _ in program.steps]
+    for before, later, _ in program.arcs:
+        into[later].append(before)
+        out[before].append(later)
+    found = 1
+    for near in (into, out):
+        seen, stack = {step}, [step]
+        while stack:
+            for other in near[stack.pop()]:
+                if other not in seen:
+                    seen.add(other)
+                    stack.append(other)
+        found += len(seen) - 1
+    return found == len(program.steps)
+
+
+class Log:
+    """What one thread did: notes for the trace, and for each step how often and how long."""
+
+    def __init__(self, lane: int, steps: int) -> None:
+        self.lane = lane
+        self.notes: list[Note] = []
+        self.times = [0] * steps
+        self.seconds = [0.0] * steps
+
+
+class Rounds(Sharing):
+    """One run of a loop's body. A ready step is the number turn * steps + place, where `place` is its position among the steps of its turn."""
+
+    def __init__(self, crew: Crew, frame: Frame) -> None:
+        super().__init__(crew)
+        self.frame = frame
+        program = frame.program
+        self.turns, self.window = frame.turns, max(program.window, 1)
+        n = len(program.steps)
+        self.order = sorted(range(n), key=lambda s: (program.steps[s].start, s))  # by place
+        self.place = [0] * n
+        for place, step in enumerate(self.order):
+            self.place[step] = place
+        self.near: list[list[int]] = [[] for _ in range(n)]
+        self.far: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        distances: list[list[int]] = [[] for _ in range(n)]
+        for before, later, turns in dict.fromkeys(program.arcs):
+            if turns:
+                self.far[before].append((later, turns))
+            else:
+                self.near[before].append(later)
+            distances[later].append(turns)
+        # Steps that nothing in their own turn holds back: they wait for their turn to begin.
+        self.roots = [s for s in range(n) if 0 not in distances[s]]
+        self.ring = self.window + max((d for row in distances for d in row), default=0)
+        # For each step of a turn a token for each step it waits for, and for a root one for the turn's beginning; the one taken last is 0.
+        is_root = set(self.roots)
+        waits = [[sum(d <= turn for d in row) + (s in is_root) for s, row in enumerate(distances)] for turn in range(self.ring)]
+        self.tokens = [[[0, *[1] * (k - 1)] for k in row] for row in waits]
+        self.steady = [[0, *[1] * (k - 1)] for k in waits[-1]]
+        # For each turn a token for each of its steps, and one for the turn before.
+        self.left = [[0, *[1] * (n - (turn == 0))] for turn in range(self.ring)]
+        self.is_io = [step.kind == "io" for step in program.steps]
+        self.planned = [step.seconds for step in program.steps]
+        self.logs: list[Log] = []
+        self.told = 0.0
+        self.halted = not self.turns
+        for turn in range(min(self.window, self.turns)):
+            for step in self._admit(turn):
+                heappush(self.ready[KINDS[self.is_io[step]]], turn * n + self.place[step])
+
+    def _admit(self, turn: int) -> list[int]:
+        row = self.tokens[turn % self.ring]
+        return [step for step in self.roots if not row[step].pop()]
+
+    def _close(self, turn: int) -> list[tuple[int, int]]:
+        """The last token of a turn was taken: close it, and those behind it that wait for nothing else. (step, turn) of what begins."""
+        begun: list[tuple[int, int]] = []
+        while True:
+            slot = turn % self.ring
+            self.tokens[slot] = [row.copy() for row in self.steady]
+            self.left[slot] = [0, *[1] * len(self.steady)]
+            after = turn + self.window
+            if after < self.turns:
+                begun += [(step, after) for step in self._admit(after)]
+            turn += 1
+            if turn >= self.turns:
+                self.halt()
+                return begun
+            if self.left[turn % self.ring].pop():
+                return begun
+
+    def new_log(self, lane: int) -> Log:
+        """See `Sharing.new_log`."""
+        log = Log(lane, len(self.order))
+        self.logs.append(log)
+        return log
+
+    def offer(self, heap: list[int], idle: list[Any]) -> None:
+        """Wake one of the idle, unless what waits takes less than waking costs."""
+        steps, order, planned = len(self.order), self.order, self.planned
+        if sum(planned[order[code % steps]] for code in heap[:8]) >= WAKE_SECONDS:
+            self._wake(idle, 1)
+
+    def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Log) -> None:
+        """See `Sharing.follow`; `first` is turn * steps + place."""
+        crew, order, place, near, far, tokens, lefts, is_io = (
+            self.crew, self.order, self.place, self.near, self.far, self.tokens, self.left, self.is_io,
+        )  # fmt: skip
+        steps, turns, ring = len(order), self.turns, self.ring
+        zero, mine = crew.zero, kind == "io"
+        deadline = crew.deadline if crew.deadline is not None else float("inf")
+        perform, clock = self.frame.perform, perf_counter
+        kept = KEPT_TURNS if crew.trace else 0
+        late = turns - kept
+        code = first
+        while True:
+            turn, at = divmod(code, steps)
+            step = order[at]
+            marks = None
+            try:
+                if turn in TIMED_TURNS:
+                    start, marks = self._timed(step, turn)
+                else:
+                    start = clock()
+                    perform(step, turn)
+            except BaseException as error:
+                self._fail(error)
+                return
+            finish = clock()
+            log.times[step] += 1
+            log.seconds[step] += finish - start
+            if turn < kept or turn >= late:
+                log.notes.append(Note(step, turn, log.lane, start - zero, finish - zero, marks))
+            best = -1
+            slot = turn % ring
+            row = tokens[slot]
+            readied = [turn * steps + place[later] for later in near[step] if not row[later].pop()]
+            for later, distance in far[step]:
+                target = turn + distance
+                if target < turns and not tokens[target % ring][later].pop():
+                    readied.append(target * steps + place[later])
+            if not lefts[slot].pop():
+                readied += [target * steps + place[later] for later, target in self._close(turn)]
+            for other in readied:
+                if is_io[order[other % steps]] != mine:
+                    self._hand_over(other, KINDS[not mine])
+                elif best < 0:
+                    best = other
+                elif other < best:
+                    heappush(heap, best)
+                    best = other
+                else:
+                    heappush(heap, other)
+            if self.halted or finish > deadline:
+                self._stop(finish > deadline)
+                return
+            if crew.progress is not None and finish - self.told > TELL_SECONDS:
+                self.told = finish
+                try:
+                    self._tell(step)
+                except BaseException as error:  # whoever listens has gone away, perhaps
+                    self._fail(error)
+                    return
+            try:
+                if best < 0:
+                    code = heappop(heap)
+                else:
+                    code = heappushpop(heap, best) if heap and heap[0] < best else best
+            except IndexError:
+                return
+            if heap and idle:
+                self.offer(heap, idle)
+
+    def _timed(self, step: int, turn: int) -> tuple[float, Mapping[int, float] | None]:
+        """A step of one of the turns in which tasks are timed one by one: when it started, and when each of its tasks ended."""
+        frame, zero = self.frame, self.crew.zero
+        if not self.crew.trace or len(frame.program.steps[step].spans) < 2:
+            start = perf_counter()
+            frame.perform(step, turn)
+            return start, None
+        frame.bindings.prepare(step, turn)
+        start = perf_counter()
+        return start, frame.perform_timed(step, turn, zero)
+
+    def _hand_over(self, code: int, kind: str) -> None:
+        heappush(self.ready[kind], code)
+        if self.idle[kind]:
+            self._wake(self.idle[kind], 1)
+
+    def _tell(self, step: int) -> None:
+        crew, program = self.crew, self.frame.program
+        assert crew.progress is not None
+        command = program.plan.spans[program.steps[step].spans[-1]].command
+        assert isinstance(command, Launch)
+        done = sum(n * len(s.spans) for log in self.logs for n, s in zip(log.times, program.steps, strict=True))
+        crew.progress(crew.done + done, crew.total, self.frame.graph.task_names[command.task])
