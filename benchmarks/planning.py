@@ -3,8 +3,8 @@
 usage: planning.py [--least N] [--most N] [--graphs N] [--save FILE]
 
 "cold": the wall time of a process, `hetsched plan FILE --policy heft`, less that of one with `round_robin` on the same file, so that reading and
-starting do not count; both in an empty cache, and what the compiler's first build took (where there is one) apart. Because `round_robin` books
-tasks too, "inside" tells the planning time as the process itself took it, that of the lower bound included. The other times are CPU time, which on a
+starting do not count; both in an empty cache, so that the compiler's first build (printed) is in neither. Because `round_robin` books tasks too,
+"inside" tells the planning time as the process itself took it, the build and the lower bound included. The other times are CPU time, which on a
 machine with other work is what wall time is on a quiet one: planning is one thread. "warm": the policy alone, in this process, the median of 5.
 "auto / heft": medians of 5 pairs taken in turn. "plain": machine code switched off. Beside them, HEFT elsewhere: SAGA 2.1.0, plain Python lists and
 numba, as told in the README of the placement benchmark (another machine: for the order of magnitude).
@@ -89,7 +89,7 @@ def cold(file, policy, cache, compiler):
 
 
 def cold_above_round_robin(file, compiler, repeat):
-    """(wall seconds of `heft` above `round_robin`, seconds of planning inside), each in an empty cache and less the compiler's build."""
+    """(wall seconds of `heft` above `round_robin`, seconds of planning inside, the compiler's build with it), each in an empty cache."""
     above, inside = [], []
     for _ in range(repeat):
         with tempfile.TemporaryDirectory() as cache:
@@ -145,13 +145,12 @@ def main() -> None:
             if n >= 10_000:
                 has_code = n > 10_000 and library is not None
                 above, inside = cold_above_round_robin(file, has_code, 5 if n <= 10_000 else 3)
-                build = library.build_seconds if has_code else 0.0
-                row |= {"cold_us": 1e6 * above / n, "cold_inside_us": 1e6 * (inside - build) / n, "build_seconds": build}
+                row |= {"cold_us": 1e6 * above / n, "cold_inside_us": 1e6 * inside / n}
             rows.append(row)
             text = f"{n:>7} tasks: heft {row['heft_us']:5.1f} us a task, auto {row['auto_over_heft']:.2f} x that"
             text += f"; plain: heft {row['plain_heft_us']:5.1f}, auto {row['plain_auto_over_heft']:.2f} x"
             if "cold_us" in row:
-                text += f"; cold, above round_robin: {row['cold_us']:.1f}, inside without the build {row['cold_inside_us']:.1f}"
+                text += f"; cold, above round_robin: {row['cold_us']:.1f}, inside {row['cold_inside_us']:.1f}"
             print(text + (f"  [{ELSEWHERE[n]}]" if n in ELSEWHERE else ""), flush=True)
     if args.graphs:
         built, planned, spans = whole_graph(args.graphs)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hetsched.executors.program import Program
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
 
-# A named tuple without a call of its own `__new__`, which takes twice as long.
+# Makes a named tuple of a tuple, three times as fast as calling its class: traces have thousands.
 _new: Any = tuple.__new__
 
 # A loop's trace keeps the spans of its first and last turns; of those between, running sums.
