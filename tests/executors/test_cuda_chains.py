@@ -311,13 +311,13 @@ def test_chains_can_be_left_out(fusing, monkeypatch):
 
 
 def loop_of(behind=None, turns=40):
-    """Turns of tanh(x * w + bias - w), and an op behind it; w shrinks, bias changes its sign. The graph, and its inputs."""
+    """Turns of tanh(x * w + bias - w), with an op behind the bias; w shrinks, bias changes its sign. The graph, and its inputs."""
     body = Graph.build()
     x, w, bias = body.input("x", (8, 5)), body.input("w", (8, 5)), body.input("bias", (5,))
     on = hs.Where(("cuda:0",))
     y = body.op("tensor.add", body.op("tensor.mul", x, w, where=on), bias, where=on)
-    y = body.op("nn.tanh", body.op("tensor.sub", y, w, where=on), where=on)
-    body.output(y if behind is None else body.op(behind, y, name="behind", where=on), "y")
+    y = y if behind is None else body.op(behind, y, name="behind", where=on)
+    body.output(body.op("nn.tanh", body.op("tensor.sub", y, w, where=on), where=on), "y")
     body.output(body.op("tensor.scale", w, factor=0.99, where=on), "w")
     body.output(body.op("tensor.neg", bias, where=on), "bias")
     b = Graph.build()
@@ -359,6 +359,20 @@ def test_a_launch_that_fails_behind_a_chain_is_named(fusing):
     with pytest.raises(TaskError, match=r"task 'behind.*' failed in turn \d+: ValueError: enough"):
         hs.run(hs.plan(graph, box(fusing)), inputs)
     assert len(turns) > 1
+
+
+@needs_compiler
+def test_the_task_of_a_launch_that_fails_in_a_segment(bench):
+    def fails(xp, inputs, outputs, workspace, attributes):
+        raise ValueError("no")
+
+    x = bench.given(np.ones(N, np.float32))
+    bench.call("tensor.neg", (bench.call("tensor.add", (x, x)),))
+    bench.calls.append((fails, (x,), (x,), None, {}, 7))
+    assert not bench.stream.segment(bench.calls)
+    with pytest.raises(ValueError, match="no") as caught:
+        bench.stream.segment(bench.calls)
+    assert caught.value.failed_task == 7
 
 
 def test_functions_of_float_are_those_of_float_and_sources_do_not_depend_on_extents(fake):
