@@ -8,10 +8,13 @@ there. Results are compared with `numpy.linalg.cholesky` of the whole matrix.
 
 - hetsched: the kernels as ops of a graph, planned once (by HEFT, from the kernels' measured times), run by the library; the figure is the makespan
   of its trace, from the first task's start to the last one's end. Wall seconds, with the making of steps and the handing over of results, beside it.
+- session: the same plan, compiled by a `Session` and called again and again: wall seconds of a call, all told.
 - pool: `concurrent.futures.ThreadPoolExecutor` with dependency counts: who brings a count to zero submits the task.
 - free: two threads take the kernels one after another in the order of the algorithm and wait for nothing: what the machine gives at best.
 
-Ratios are of one round (the three take turns), the figure is their median. Above 1: hetsched is faster than the pool; share of free: 1 is the bound.
+Ratios are of one round (they take turns, in another order each round), the figure is their median. Above 1: hetsched is faster than the pool; share
+of free: 1 is the bound. `busy` is the share of the two threads' time in which kernels ran, `path` the longest path through the graph in measured
+times, of the makespan: what is left to 1 is what no order of the tasks could help.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,13 +144,13 @@ def split(a: np.ndarray, tiles: int, size: int) -> dict[tuple[int, int], np.ndar
 
 
 def error(tiled: dict[tuple[int, int], np.ndarray], wanted: np.ndarray, size: int) -> float:
-    """The largest difference from the factor NumPy gives, relative to the largest element of that tile row."""
-    worst = 0.0
+    """The largest difference from the factor NumPy gives, relative to the largest element."""
+    worst, largest = 0.0, float(np.abs(wanted).max())
     for (i, j), tile in tiled.items():
         if j < 0:
             continue
         part = wanted[i * size : (i + 1) * size, j * size : (j + 1) * size]
-        worst = max(worst, float(np.abs(np.tril(tile) - part).max() if i == j else np.abs(tile - part).max()) / float(np.abs(wanted).max()))
+        worst = max(worst, float(np.abs((np.tril(tile) if i == j else tile) - part).max()) / largest)
     return worst
 
 
@@ -304,6 +308,27 @@ def free(tasks: list[Kernel], given: Tiles, factor: Tiles) -> float:
     return seconds
 
 
+@contextmanager
+def peers_tuned() -> Iterator[None]:
+    """BLAS on one thread and the switch interval that hetsched sets for its own runs: to the peers' good."""
+    interval = sys.getswitchinterval()
+    with threadpool_limits(1):
+        sys.setswitchinterval(1e-4)
+        try:
+            yield
+        finally:
+            sys.setswitchinterval(interval)
+
+
+def spent(trace: hs.Timeline) -> tuple[float, float]:
+    """Of the time of a run: the share in which the threads were at kernels, and that of the longest path through the graph."""
+    graph, seconds = trace.graph, {s.command.task: s.finish - s.start for s in trace.launches}
+    ends = [0.0] * len(graph)
+    for task in range(len(graph)):
+        ends[task] = seconds[task] + max((ends[p] for v in graph.reads(task) if (p := int(graph.value_task[v])) >= 0), default=0.0)
+    return sum(seconds.values()) / THREADS / trace.makespan, max(ends) / trace.makespan
+
+
 # The comparison ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -316,35 +341,61 @@ def compare(tiles: int, size: int, repeat: int) -> dict[str, Any]:
         costs = Measured(size)
         plan = hs.plan(graph_of(tiles, size), with_two_threads(), costs=costs)
     inputs = {f"a{i}_{j}": tile for (i, j), tile in given.items() if j >= 0}
-    rows: dict[str, list[float]] = {"hetsched": [], "wall": [], "pool": [], "free": []}
+    rows: dict[str, list[float]] = {name: [] for name in ("hetsched", "wall", "session", "pool", "free", "busy", "path")}
     worst = 0.0
     factor = split(np.tril(wanted), tiles, size)
     factor |= {(k, -1): np.linalg.inv(factor[k, k]) for k in range(tiles)}
-    interval = sys.getswitchinterval()
-    result = None
-    for round_ in range(repeat + 1):
-        del result
-        result = hs.run(plan, inputs)
+
+    def ours() -> dict[str, float]:
+        return judged(hs.run(plan, inputs, learn=False))
+
+    def judged(result: hs.Result) -> dict[str, float]:
+        nonlocal worst
         worst = max(worst, error({(i, j): result[f"l{i}_{j}"] for i, j in given if j >= 0}, wanted, size))
-        with threadpool_limits(1):
-            sys.setswitchinterval(1e-4)  # as hetsched has it: to the peers' good
-            in_pool, mine = pool(tasks, given)
-            worst = max(worst, error(mine, wanted, size))
-            del mine
-            at_best = free(tasks, given, factor)
-            sys.setswitchinterval(interval)
-        if round_:  # the first round warms up
-            for name, seconds in [("hetsched", result.trace.makespan), ("wall", result.wall_seconds), ("pool", in_pool), ("free", at_best)]:
-                rows[name].append(seconds)
+        busy, path = spent(result.trace)
+        return {"hetsched": result.trace.makespan, "wall": result.wall_seconds, "busy": busy, "path": path}
+
+    def in_session() -> dict[str, float]:
+        start = time.perf_counter()
+        result = again(inputs)
+        seconds = time.perf_counter() - start
+        judged(result)
+        return {"session": seconds}
+
+    def in_pool() -> dict[str, float]:
+        nonlocal worst
+        with peers_tuned():
+            seconds, mine = pool(tasks, given)
+        worst = max(worst, error(mine, wanted, size))
+        return {"pool": seconds}
+
+    def at_best() -> dict[str, float]:
+        with peers_tuned():
+            return {"free": free(tasks, given, factor)}
+
+    systems = [ours, in_pool, at_best, in_session]
+    with hs.Session() as session:
+        again = session.compile(plan, buffers=1, trace=True)
+        for round_ in range(repeat + 1):
+            for run in systems[round_ % 4 :] + systems[: round_ % 4]:
+                found = run()
+                if round_:  # the first round warms up
+                    for name, seconds in found.items():
+                        rows[name].append(seconds)
     assert worst < 1e-5, f"a result differs from NumPy's by {worst:.2g}"
     rounds = range(repeat)
     return {
         "tile": size, "tiles": tiles, "tasks": len(tasks), "plan_seconds": plan.plan_seconds, "planned_seconds": plan.makespan,
-        **{f"{name}_seconds": statistics.median(x) for name, x in rows.items()},
+        **{f"{name}_seconds": statistics.median(x) for name, x in rows.items() if name not in ("busy", "path")},
+        "busy": statistics.median(rows["busy"]), "path": statistics.median(rows["path"]),
         "over_pool": statistics.median(rows["pool"][i] / rows["hetsched"][i] for i in rounds),
         "of_free": statistics.median(rows["free"][i] / rows["hetsched"][i] for i in rounds),
         "wall_over_pool": statistics.median(rows["pool"][i] / rows["wall"][i] for i in rounds),
         "wall_of_free": statistics.median(rows["free"][i] / rows["wall"][i] for i in rounds),
+        "session_over_pool": statistics.median(rows["pool"][i] / rows["session"][i] for i in rounds),
+        "session_of_free": statistics.median(rows["free"][i] / rows["session"][i] for i in rounds),
+        "spread_of_free": sorted(round(rows["free"][i] / rows["hetsched"][i], 3) for i in rounds),
+        "spread_over_pool": sorted(round(rows["pool"][i] / rows["hetsched"][i], 3) for i in rounds),
         "error": worst,
     }  # fmt: skip
 
@@ -365,9 +416,11 @@ def main(argv: list[str] | None = None) -> int:
         found.append(row)
         print(
             f"tile {size}: {row['over_pool']:.3f} x the thread pool, {row['of_free']:.3f} of two free threads "
-            f"(with setting up: {row['wall_over_pool']:.3f} x, {row['wall_of_free']:.3f}); "
+            f"(with setting up: {row['wall_over_pool']:.3f} x, {row['wall_of_free']:.3f}; "
+            f"called again in a session: {row['session_over_pool']:.3f} x, {row['session_of_free']:.3f}); "
             f"hetsched {row['hetsched_seconds'] * 1e3:.1f} ms (wall {row['wall_seconds'] * 1e3:.1f}), pool {row['pool_seconds'] * 1e3:.1f}, "
-            f"free {row['free_seconds'] * 1e3:.1f}, plan {row['plan_seconds'] * 1e3:.1f}; error {row['error']:.1e}",
+            f"free {row['free_seconds'] * 1e3:.1f}, session {row['session_seconds'] * 1e3:.1f}; busy {row['busy']:.3f}, path {row['path']:.3f}; "
+            f"plan {row['plan_seconds'] * 1e3:.1f}; error {row['error']:.1e}",
             flush=True,
         )
     if options.json is not None:

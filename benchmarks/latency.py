@@ -5,7 +5,7 @@
 Each request is one item (batch 1, float32) and gets its logits. All systems have the same weights, threads as they come (hetsched: one a caller here,
 by its plan; onnxruntime and torch: intra-op threads limited to 1 and to all cores, both printed), and their results are compared.
 Rounds of the systems take turns; p50 and p99 are of all requests of a system, the ratio is of p50s of the same round, its median over the rounds.
-Peers that are not installed are named and left out.
+Peers that are not installed are named and left out. Callers are threads; "awaited" are as many coroutines of one event loop.
 
 - mlp: 784-10-10, relu, the network of pipelines/mlp_784.yaml; mlp_wide: 784-128-64-10.
 - cnn: 1x28x28, two 3x3 convolutions (8 and 16 channels, relu), 2x2 max pooling after each, dense 10.
@@ -14,6 +14,7 @@ Peers that are not installed are named and left out.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -73,7 +74,12 @@ def by_hetsched(model: str, w: dict[str, np.ndarray], callers: int) -> tuple[Req
         x = b.op("nn.dense", b.op("tensor.reshape", x, shape=(1, 16 * 7 * 7)), c["w2"], c["b2"])
     session = hs.Session()
     f = session.compile(b.output(x, "y").freeze(), objective="latency", only="cpu", buffers=callers)
-    return lambda item: f(item)["y"], session.close
+
+    def request(item: Any) -> Any:
+        return f(item)["y"]
+
+    request.awaited = f.run_async  # type: ignore[attr-defined]
+    return request, session.close
 
 
 def by_onnxruntime(threads: int) -> Callable[..., tuple[Request, Callable[[], None]]]:
@@ -180,6 +186,23 @@ def requests(request: Request, items: list[np.ndarray], callers: int, each: int)
     return [s for row in found for s in row]
 
 
+def awaited(call: Callable[[Any], Any], items: list[np.ndarray], callers: int, each: int) -> list[float]:
+    """Seconds of each of `each` requests from each of `callers` coroutines of one event loop."""
+    found: list[float] = []
+
+    async def caller(number: int) -> None:
+        for i in range(each):
+            begin = perf_counter()
+            await call(items[(i + number) % len(items)])
+            found.append(perf_counter() - begin)
+
+    async def together() -> None:
+        await asyncio.gather(*(caller(n) for n in range(callers)))
+
+    asyncio.run(together())
+    return found
+
+
 def measure(model: str, callers: int, total: int, rounds: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     items = [rng.normal(size=shape_of(model)).astype(np.float32) for _ in range(16)]
@@ -199,6 +222,9 @@ def measure(model: str, callers: int, total: int, rounds: int) -> list[dict[str,
         requests(request, items, callers, 100)
     times: dict[str, list[list[float]]] = {name: [] for name in opened}
     for _ in range(rounds):
+        if callers > 1:
+            call = opened["hetsched"][0].awaited  # type: ignore[attr-defined]
+            times.setdefault("hetsched, awaited", []).append(awaited(call, items, callers, total // rounds // callers))
         for name, (request, _) in opened.items():
             times[name].append(requests(request, items, callers, total // rounds // callers))
     for _, close in opened.values():
@@ -225,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
             found = measure(model, callers, options.requests, options.rounds)
             rows += found
             for row in found:
-                ratio = "" if row["system"] == "hetsched" else f", hetsched / it {row['hetsched_over_it']:.2f}"
+                ratio = "" if row["system"].startswith("hetsched") else f", hetsched / it {row['hetsched_over_it']:.2f}"
                 print(
                     f"{model}, {callers} caller{'s' * (callers > 1)}: {row['system']:24s} p50 {row['p50_us']:8.1f}  p99 {row['p99_us']:8.1f}{ratio}",
                     flush=True,

@@ -4,6 +4,8 @@
 
 - turns: a loop of a tiny body (two ops on 8 numbers) runs so many turns; resident memory after a first run of a tenth of them and after the last
   turn, and the threads left; the goal is 5 MB and none.
+- calls: two chains of 8 products of about 50 us on two threads: `hetsched.run` of the plan, a call of a session, and the bare products on one thread;
+  threads started a call.
 - trace: a chain and a fan of matrix products of just over 50 us and of 200 us each (their sizes are chosen so that they take as long here), run with
   the trace kept and without, turn by turn; the figure is the median of the ratios. Reading a trace makes its spans: that is a figure of its own. With
   the trace off, a call of the chain in a session beside the bare calls of NumPy that it makes.
@@ -85,6 +87,51 @@ def lasting(seconds: float) -> int:
     return n
 
 
+def two_chains(n: int) -> hs.Graph:
+    b = hs.Graph.build()
+    for name in "xy":
+        value = b.input(name, (n, n))
+        for _ in range(8):
+            value = b.op("tensor.matmul", value, value)
+        b.output(value, f"{name}8")
+    return b.freeze()
+
+
+def calls(repeat: int) -> dict[str, Any]:
+    n = lasting(50e-6)
+    plan = hs.plan(two_chains(n), only="cpu")
+    given = {name: np.eye(n, dtype=np.float32) for name in "xy"}
+    started, plain = [0], threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        started[0] += 1
+        plain(thread)
+
+    found: dict[str, list[float]] = {"run": [], "session": [], "bare": []}
+    threads: dict[str, float] = {}
+    threading.Thread.start = start  # type: ignore[method-assign]
+    try:
+        with hs.Session() as session:
+            f = session.compile(plan, buffers=1)
+            systems = {"run": lambda: hs.run(plan, given, trace=False), "session": lambda: f(given), "bare": lambda: bare(n, 16)}
+            for call in systems.values():
+                for _ in range(70):
+                    call()
+            for name, call in systems.items():
+                started[0] = 0
+                call()
+                threads[name] = started[0]
+            for _ in range(10 * repeat):
+                for name, call in systems.items():
+                    begin = perf_counter()
+                    call()
+                    found[name].append(perf_counter() - begin)
+    finally:
+        threading.Thread.start = plain  # type: ignore[method-assign]
+    lanes = len({lane for span in plan.launches for lane in span.lanes})
+    return {"n": n, "lanes": lanes, "threads_started": threads} | {f"{name}_us": statistics.median(s) * 1e6 for name, s in found.items()}
+
+
 def trace_cost(name: str, seconds: float, tasks: int, repeat: int) -> dict[str, Any]:
     n = lasting(seconds)
     graph = products(name, n, tasks)
@@ -132,6 +179,13 @@ def main(argv: list[str] | None = None) -> int:
         f"{turns['turns']} turns: {turns['us_a_turn']:.2f} us a turn, memory {turns['grown_mb']:+.2f} MB, threads left {turns['threads_left']}",
         flush=True,
     )
+    made = calls(options.repeat)
+    started = made["threads_started"]
+    print(
+        f"two chains of 8 products (n = {made['n']}) on {made['lanes']} threads: run {made['run_us']:.0f} us, a session's call "
+        f"{made['session_us']:.0f}, bare on one thread {made['bare_us']:.0f}; threads started: {started['run']} and {started['session']} a call",
+        flush=True,
+    )
     traces = [trace_cost(name, s, tasks, options.repeat) for s, tasks in ((52e-6, 400), (200e-6, 200)) for name in ("chain", "fan")]
     for row in traces:
         called = row["session_off_of_bare"]
@@ -142,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
     if options.json is not None:
-        options.json.write_text(json.dumps({"turns": turns, "traces": traces}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"turns": turns, "calls": made, "traces": traces}, indent=1) + "\n")
     return 0
 
 

@@ -1,6 +1,6 @@
 """A stream of batches through load, decode, normalize and train: hetsched beside torch's DataLoader, a thread pool and Dask, in one run.
 
-    python benchmarks/streaming.py [--batches 500] [--repeat 5] [--peers] [--json FILE]
+    python benchmarks/streaming.py [--batches 500] [--repeat 5] [--no-peers] [--json FILE]
 
 Each batch is loaded (1 ms of waiting, no core used), decoded (2 ms of NumPy), normalized (1 ms) and trained on (3 ms; each step needs the state
 of the one before). Two threads compute. `free` is the bound: the same decode, normalize and train kernels on two threads that wait for nothing. Every
@@ -99,12 +99,13 @@ def plain(work: Work) -> Any:
 # Systems: functions that give (seconds, last state) ---------------------------------------------------------------------------
 
 
-def free(work: Work) -> float:
-    """Two threads, no dependencies; nothing is loaded."""
+def free(work: Work) -> tuple[float, float]:
+    """Two threads, no dependencies; nothing is loaded. Seconds, and those of all train steps: as long as a run must take, since they are a chain."""
+    chain = [0.0] * THREADS
     jobs = iter([(name, i) for i in range(work.batches) for name in ("decode", "normalize", "train")])
     gate = threading.Barrier(THREADS + 1)
 
-    def serve() -> None:
+    def serve(number: int) -> None:
         x, out = np.eye(N, dtype=np.float32), fresh()
         gate.wait()
         for name, i in jobs:
@@ -113,10 +114,12 @@ def free(work: Work) -> float:
             elif name == "normalize":
                 work.normalized(x, out)
             else:
+                start = time.perf_counter()
                 work.trained(x, x, out)
+                chain[number] += time.perf_counter() - start
         gate.wait()
 
-    threads = [threading.Thread(target=serve) for _ in range(THREADS)]
+    threads = [threading.Thread(target=serve, args=(n,)) for n in range(THREADS)]
     for thread in threads:
         thread.start()
     gate.wait()
@@ -125,7 +128,7 @@ def free(work: Work) -> float:
     seconds = time.perf_counter() - start
     for thread in threads:
         thread.join()
-    return seconds
+    return seconds, sum(chain)
 
 
 class Estimates:
@@ -260,32 +263,41 @@ def compare(case: str, batches: int, repeat: int, peers: bool) -> dict[str, Any]
     seconds: dict[str, list[float]] = {"free": [], "hetsched": []}
     missing: dict[str, str] = {}
     interval = sys.getswitchinterval()
-    for round_ in range(repeat + 1):
+    chains: list[float] = []
+
+    def at_best() -> tuple[float, Any]:
         with threadpool_limits(1):
             sys.setswitchinterval(1e-4)
-            bound = free(work)
+            taken, chain = free(work)
             sys.setswitchinterval(interval)
-        systems: dict[str, Callable[[], tuple[float, Any]]] = {"hetsched": lambda: hetsched(plan)}
+        chains.append(chain / taken)
+        return taken, wanted
+
+    systems: dict[str, Callable[[], tuple[float, Any]]] = {"free": at_best, "hetsched": lambda: hetsched(plan)}
+    for round_ in range(repeat + 1):
+        now = dict(reversed(systems.items())) if round_ % 2 else dict(systems)  # the two take turns at being first
         if peers and round_ <= min(repeat, 3):
-            systems |= {name: (lambda peer=peer: peer(work)) for name, peer in PEERS.items() if name not in missing}  # type: ignore[misc]
-        for name, run in systems.items():
+            now |= {name: (lambda peer=peer: peer(work)) for name, peer in PEERS.items() if name not in missing}  # type: ignore[misc]
+        took: dict[str, float] = {}
+        for name, run in now.items():
             try:
-                with threadpool_limits(1 if name != "hetsched" else None):
-                    taken, state = run()
+                with threadpool_limits(1 if name in PEERS else None):
+                    took[name], state = run()
             except ImportError as error:
                 missing[name] = str(error)
                 continue
             assert np.allclose(state, wanted, rtol=1e-4), f"{name} differs from the plain loop"
-            if round_:  # the first round warms up
-                shares.setdefault(name, []).append(bound / taken)
+        if round_:  # the first round warms up
+            for name, taken in took.items():
                 seconds.setdefault(name, []).append(taken)
-        if round_:
-            seconds["free"].append(bound)
+                if name != "free":
+                    shares.setdefault(name, []).append(took["free"] / taken)
     body = next(iter(plan.loops.values()))
     return {
         "case": case, "batches": batches, "share_of_free": {name: statistics.median(x) for name, x in shares.items()},
         "spread": {name: [min(x), max(x)] for name, x in shares.items()}, "seconds": {name: statistics.median(x) for name, x in seconds.items()},
-        "planned_period": body.period, "rings": {body.graph.value_names[r.value]: n for r, n in body.rings.items()}, "missing": missing,
+        "chain_of_free": statistics.median(chains[1:]), "planned_period": body.period,
+        "rings": {body.graph.value_names[r.value]: n for r, n in body.rings.items()}, "missing": missing,
     }  # fmt: skip
 
 
@@ -294,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=500)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=["even", "tail"])
-    parser.add_argument("--peers", action="store_true", help="run the other systems too")
+    parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave the other systems out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
     rows = []
@@ -302,7 +314,10 @@ def main(argv: list[str] | None = None) -> int:
         row = compare(case, options.batches, options.repeat, options.peers)
         rows.append(row)
         shares = ", ".join(f"{name} {x:.3f} ({row['spread'][name][0]:.3f}-{row['spread'][name][1]:.3f})" for name, x in row["share_of_free"].items())
-        print(f"{case}: of two free threads: {shares}; free {row['seconds']['free']:.3f} s; period planned {row['planned_period'] * 1e3:.2f} ms")
+        print(
+            f"{case}: of two free threads: {shares}; free {row['seconds']['free']:.3f} s, "
+            f"its train steps, one after another, {row['chain_of_free']:.3f} of that; period planned {row['planned_period'] * 1e3:.2f} ms"
+        )
         for name, why in row["missing"].items():
             print(f"  {name} is not installed: {why}")
         sys.stdout.flush()

@@ -6,6 +6,7 @@ every command and call: nothing that runs have taught is read or written.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ import numpy as np
 from hetsched.executors import cpu, live
 from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import Case, calibrate, case_of, measure_cases, work_together
+from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine
@@ -36,9 +38,11 @@ from hetsched.timeline import Timeline
 
 LEARN = "HETSCHED_LEARN"
 # A first run measures what it needs in this time at most, seconds.
-FIRST_SECONDS = 1.5
+FIRST_SECONDS = 1.3
 # Kinds that are measured again on a device that has become slow, and what measuring again may take, seconds.
 LOOKED_AT, AGAIN_SECONDS = 3, 0.3
+# Of the time for a device this share goes to single kernels where there are loops to rehearse.
+KERNELS_SHARE = 0.6
 # Longer than any task that executors join to others.
 LONG = 1e-2
 
@@ -77,7 +81,7 @@ def costs_for(
 
 def loops_of(graph: Graph) -> Iterator[Loop]:
     """The loops of a graph, loops in loops too."""
-    for op in graph.task_ops:
+    for op in graph.task_ops if graph.has_loops else ():
         if isinstance(op, Loop):
             yield op
             yield from loops_of(op.body)
@@ -135,9 +139,10 @@ def first_need(
         if not (unknown or weak or again or loops) or share <= 0:
             continue
         until = perf_counter() + share
-        if unknown and device.id not in calibrations:
-            brought[device.id] = _quick(device, machine)
+        if unknown and device.id not in calibrations and device.shares_lanes:
+            brought[device.id] = _quick(device, machine, until - share / 2)
         # Each is launched a few times at least, and may take several times what the roofline says.
+        share = max(until - perf_counter(), 0.0) * (KERNELS_SHARE if loops else 1.0)
         chosen = [x for x in (*again[:LOOKED_AT], *unknown, *weak) if 8 * x.rough < share]
         with Crowding() as crowding:
             measured = measure_cases(device, [x.case for x in chosen], share if unknown else min(share, AGAIN_SECONDS), is_wide(graph))
@@ -153,6 +158,8 @@ def first_need(
             now,
             crowding.share,
         )
+        if unknown and device.id not in calibrations and not device.shares_lanes and perf_counter() < until - share / 2:
+            brought[device.id] = _quick(device, machine, until - share / 2)  # of streams last: their programs may have to be built
         model = KnownCosts(machine, {**calibrations, **brought}, history.known([key]))
         for loop in loops:
             model.in_body(loop.body, loop.every)
@@ -193,7 +200,7 @@ def _cases(graph: Graph, machine: Machine, device: Device) -> list[_Need]:
     rough, kinds = RooflineCosts(machine), Kinds()
     found: dict[str, _Need | None] = {}
     for owner in (graph, *(x.body for x in loops_of(graph))):
-        for task in range(len(owner)):
+        for task in alike(owner).first.tolist():
             if not is_learned(owner, task) or (kind := kinds.of(owner, task)).text in found:
                 continue
             case = case_of(owner, task) if can_run(owner, task, device) else None
@@ -201,11 +208,11 @@ def _cases(graph: Graph, machine: Machine, device: Device) -> list[_Need]:
     return sorted((x for x in found.values() if x is not None), key=lambda x: -x.rough)
 
 
-def _quick(device: Device, machine: Machine) -> Calibration:
+def _quick(device: Device, machine: Machine, until: float) -> Calibration:
     """What a device's own figures do not say and every plan needs: dispatching."""
     found = Calibration(
         device.id, device.fingerprint, device.launch_seconds, dict(device.flops_per_second), device.bytes_per_second,
-        crossing_seconds=device.crossing_seconds, whole=False, **dispatching(device, machine),
+        crossing_seconds=device.crossing_seconds, whole=False, **dispatching(device, machine, 24, 60, 2, until),
     )  # fmt: skip
     save(device, found)
     return found
@@ -231,29 +238,31 @@ def calibrate_device(
     return found, [*found.notes, *complaints(found, before)]
 
 
-def dispatching(device: Device, machine: Machine, tasks: int = 48, turns: int = 300) -> dict[str, Any]:
+def dispatching(device: Device, machine: Machine, tasks: int = 48, turns: int = 300, repeats: int = 3, until: float = math.inf) -> dict[str, Any]:
     """What the executor adds on a device, by running tasks of next to nothing: `Calibration`'s `dispatch_seconds`, `turn_seconds`, `loop_seconds` and
 
-    `loop_task_seconds`; empty where the device cannot run them.
+    `loop_task_seconds`; empty where the device cannot run them. until: when to leave out what is left (`perf_counter`).
     """
     graphs = [_steps(tasks), _turns(turns, 2), _turns(turns, 12)]
     if not can_run(graphs[0], 0, device):
         return {}
-    step, turn, few, many = 0.0, 0.0, 0.0, 0.0
+    step, turn, more = 0.0, 0.0, [0.0, 0.0]
     for i, graph in enumerate(graphs):
+        if perf_counter() > until:
+            break
         plan = plan_graph(graph, machine, policy="one_device", only=device.id)
         if i == 0:  # tasks that are taken to be long are not joined to one step
             plan = replace(plan, spans=tuple(s._replace(start=k * LONG, finish=(k + 1) * LONG) for k, s in enumerate(plan.spans)))
         given = {v: np.ones(graph.spec(v).bounds, np.float32) for v in graph.inputs.values()}  # type: ignore[union-attr]
-        traces = [(live.run_plan(plan, given) if live.drives(plan) else cpu.run_plan(plan, given)).trace for _ in range(4)][1:]
+        traces = [(live.run_plan(plan, given) if live.drives(plan) else cpu.run_plan(plan, given)).trace for _ in range(1 + repeats)][1:]
         if i == 0:
             step = max(median(_gap(sorted([s.start, s.finish] for s in t.launches)) for t in traces), 0.0)
             continue
         rows = [_turn_rows(t) for t in traces]
         if i == 1:
             turn = max(median(map(_gap, rows)), 0.0)
-        more = [t.makespan - turns * _period(r) for t, r in zip(traces, rows, strict=True)]
-        few, many = (max(median(more), 0.0), many) if i == 1 else (few, max(median(more), 0.0))
+        more[i - 1] = max(median(t.makespan - turns * _period(r) for t, r in zip(traces, rows, strict=True)), 0.0)
+    few, many = more
     each = max(many - few, 0.0) / 10
     return {"dispatch_seconds": step, "turn_seconds": turn, "loop_seconds": max(few - 2 * each, 0.0), "loop_task_seconds": each}
 
@@ -290,9 +299,9 @@ def _turns(n: int, tasks: int) -> Graph:
     """A loop whose turn is one step of a few tasks."""
     body = Graph.build("turn")
     x = body.input("x", (8,))
-    y = body.op("tensor.sqrt", x)
+    y = body.op("tensor.add", x, x)
     for _ in range(tasks - 1):
-        y = body.op("tensor.maximum", y, x)
+        y = body.op("tensor.add", y, x)
     body.output(y, name="y")
     b = Graph.build("turning")
     loop = Loop(body.freeze(), n, carried=(("x", "y"),), name="turns")

@@ -54,8 +54,15 @@ class Compiled:
         return self._replay.run(self._given(arrays, named))
 
     async def run_async(self, *arrays: Any, **named: Any) -> Result:
-        """`__call__`, awaited: the run goes on in a thread of this function's own while the event loop serves others."""
+        """`__call__`, awaited: the run goes on in a thread of this function's own while the event loop serves others.
+
+        What takes less than a round trip to a thread (a small model, once it is code) is done at once; the loop serves others behind it.
+        """
         given = self._given(arrays, named)
+        if self._replay.is_instant:
+            result = self._replay.run(given)
+            await asyncio.sleep(0)
+            return result
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.buffers, thread_name_prefix="hetsched-call")

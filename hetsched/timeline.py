@@ -151,7 +151,7 @@ class Timeline:
     @property
     def makespan(self) -> float:
         """Seconds from 0 to the last finish (all turns of a loop's body)."""
-        once = max((s.finish for s in self.spans), default=0.0)
+        once = max([s[3] for s in self.spans], default=0.0)
         if self.measured:
             return once
         return once + (self.turns - 1) * self.period if self.period is not None and self.turns > 0 else once
@@ -169,7 +169,13 @@ class Timeline:
     @property
     def lanes(self) -> list[Lane]:
         """Every lane used, sorted."""
-        return sorted({lane for s in self.spans for lane in s.lanes})
+        rows = {id(s.lanes): s.lanes for s in self.spans}  # spans of a lane share the object, mostly
+        return sorted({lane for lanes in rows.values() for lane in lanes})
+
+    @property
+    def owners(self) -> frozenset[str]:
+        """The devices and links whose lanes are used."""
+        return frozenset(lane.owner for lane in self.lanes)
 
     def by_lane(self) -> dict[Lane, list[Span]]:
         """Lane -> its spans by start."""

@@ -289,3 +289,50 @@ def test_loop_bodies_stay_bound_and_compiled_between_calls(monkeypatch: pytest.M
             counts.append(len(made))
     assert counts[2] > 0
     assert counts[2:] == [counts[2]] * 4
+
+
+def test_short_calls_are_awaited_without_a_thread_and_others_are_served_in_between() -> None:
+    """Cold calls go to a thread; once they are code, the loop's own thread does them, and takes turns with what else it has to do."""
+    x, w = np.ones((4, 8), np.float32), np.ones((8, 3), np.float32)
+    log: list[str] = []
+
+    async def requests(f: Any, name: str, count: int) -> None:
+        for _ in range(count):
+            assert ((await f.run_async(x, w))["y"] == 8).all()
+            log.append(name)
+
+    async def together(f: Any) -> None:
+        await asyncio.gather(requests(f, "a", 20), requests(f, "b", 20))
+
+    with hs.Session() as session:
+        f = session.compile(layer(), buffers=2)
+        asyncio.run(requests(f, "cold", 1))
+        assert f._pool is not None
+        for _ in range(2 * binding.HOT_RUNS):
+            f(x, w)
+        f._pool.shutdown()  # whoever needs a thread from now on fails
+        log.clear()
+        asyncio.run(together(f))
+        assert log == ["a", "b"] * 20
+
+
+def test_calls_that_may_wait_are_awaited_in_threads() -> None:
+    """A user's function, hot and short: two calls that wait for each other both get on."""
+    both = threading.Barrier(2)
+
+    @hs.op(hs.Spec((), np.float32))
+    def meet(x: Any) -> Any:
+        if float(x) < 0:
+            both.wait(20)
+        return x
+
+    async def two(f: Any) -> None:
+        await asyncio.gather(*(f.run_async(np.float32(-i)) for i in (1, 2)))
+
+    b = hs.Graph.build()
+    b.output(b.op(meet, b.input("x", ())), "y")
+    with hs.Session() as session:
+        f = session.compile(b.freeze(), buffers=2)
+        for _ in range(2 * binding.HOT_RUNS):
+            f(np.float32(1))
+        asyncio.run(two(f))

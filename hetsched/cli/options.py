@@ -67,6 +67,13 @@ def machine_options(parser: Parser) -> None:
         metavar="SPEC",
         help="the machine with devices more or less: +l4 or +l4:2 (of the catalog), -cuda:0 (of the machine); may be given again",
     )
+    parser.add_argument(
+        "--watts",
+        action="append",
+        default=[],
+        metavar="DEVICE=BUSY/IDLE",
+        help="what a device draws with all lanes at work, and idle, where no meter counts it: cpu=65/12 (also: HETSCHED_WATTS)",
+    )
 
 
 def overrides(args: Any) -> dict[str, Any]:
@@ -100,23 +107,24 @@ def machine_of(text: str | None) -> Machine | None:
     return read_or_find(text)
 
 
-def changed(machine: Machine | None, changes: list[str]) -> Machine | None:
-    """`machine` (None: the one found here) with the changes of `--what-if`."""
-    if not changes:
+def changed(machine: Machine | None, changes: list[str], watts: list[str] | None = None) -> Machine | None:
+    """`machine` (None: the one found here) with the changes of `--what-if`, and the watts of `--watts`."""
+    if not (changes or watts):
         return machine
     from hetsched.machine.named import what_if
+    from hetsched.machine.watts import with_watts
 
     if machine is None:
         import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
         from hetsched.machine import Machine
 
         machine = Machine.here()
-    return what_if(machine, changes)
+    return with_watts(what_if(machine, changes), watts or [])
 
 
 def unchanged(args: Any) -> Machine | None:
     """The machine of the command line without its `--what-if`."""
-    return emulated(machine_of(args.machine), getattr(args, "emulate", False))
+    return emulated(changed(machine_of(args.machine), [], args.watts), getattr(args, "emulate", False))
 
 
 def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
@@ -133,7 +141,7 @@ def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
 def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
     """The keyword arguments of `hetsched.plan` that the command line asks for; `objective` is the file's."""
     return {
-        "machine": emulated(changed(machine_of(args.machine), args.what_if), getattr(args, "emulate", False)),
+        "machine": emulated(changed(machine_of(args.machine), args.what_if, args.watts), getattr(args, "emulate", False)),
         "policy": getattr(args, "policy", "auto"),
         "objective": args.objective or objective,
         "plan_seconds": duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0,

@@ -14,24 +14,25 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
-from hetsched.executors import relay, rounds, solo
+from hetsched.executors import once, relay, rounds
+from hetsched.executors.active import Active, Driver, Item, task_of, width_of
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
 from hetsched.executors.losses import Losses
+from hetsched.executors.outline import lanes_needed, launches_of, programs_of
 from hetsched.executors.process import tuned, wide
-from hetsched.executors.program import Program, Step, compile_plan, describe, every_of, is_chain, is_solo
+from hetsched.executors.program import Program, compile_plan, describe, is_solo
 from hetsched.executors.result import Result
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS
-from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note, Noted
-from hetsched.executors.walk import Arc, Walk
+from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note
 from hetsched.graph.graph import Loop
-from hetsched.timeline import Free, Launch, Timeline
+from hetsched.timeline import Launch, Timeline
 
 # A chain of turns tells of its progress this often, and asks this often whether another plan is due.
 TELL_SECONDS = 0.05
@@ -41,94 +42,6 @@ LOOK_SECONDS = 0.02
 AHEAD_STEPS = 16
 
 Progress = Callable[[int, int, str], None]
-
-
-class Driver(Protocol):
-    """What drives the lanes of a device that runs ahead of the host; `hetsched.executors.live` has it."""
-
-    name: str
-
-    def put(self, item: Item) -> None:
-        """Take a step that may be handed to its stream."""
-
-
-class Item(NamedTuple):
-    """A step that may start: what has the lowest `priority` goes first, then what became ready first."""
-
-    priority: float
-    number: int
-    active: Active
-    step: Step
-    turn: int
-
-
-class Active:
-    """A frame being walked: its walk, its place in the frame around it, and what was measured. `drivers`: lane owner -> driver of its streams."""
-
-    def __init__(self, frame: Frame, base: float, around: Item | None, drivers: Mapping[str, Driver]) -> None:
-        self.frame = frame
-        program = frame.program
-        self.drivers: list[Driver | None] = [None if is_loop(program.plan, step) else drivers.get(step.owner) for step in program.steps]
-        self.walk = Walk(len(program.steps), program.arcs, frame.turns, program.window, self._is_soft if drivers else None)
-        self._soft_before: list[list[tuple[int, int]]] = [[] for _ in program.steps]
-        self._awaited: set[int] = set()
-        if drivers:
-            for arc in program.arcs:
-                # A stream keeps the order of its own steps: only those of other lanes are waited for.
-                if self._is_soft(arc) and program.steps[arc.before].lanes[0] != program.steps[arc.later].lanes[0]:
-                    self._soft_before[arc.later].append((arc.before, arc.turns))
-                    self._awaited.add(arc.before)
-        self._tells = [self.walk.tells(step.index) or frame.gathers(step.index) for step in program.steps] if drivers else []
-        self.base = base
-        period = program.plan.period or 0.0
-        self.stages = 1 + int(max((step.start for step in program.steps), default=0.0) / period) if period > 0 else 1
-        self.around = around
-        self.began = 0.0
-        self.notes: list[Note] = []
-        self.busy: dict[str, float] = {}
-        self.loops: dict[int, Noted] = {}
-        # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
-        # under way.
-        self.top: Active | None = None if around is None else around.active.top or self
-        self.is_lost = False
-        self.under_way = 0
-        self.stop_step = frame.program.stop_step
-        self.is_chain = is_chain(frame.program)
-        self.finished: set[int] = set()  # spans, of the outermost frame
-        self.measured: list[list[float]] = [[0, 0.0] for _ in program.steps]  # step -> [times, seconds]
-
-    def soft_before(self, step: int) -> list[tuple[int, int]]:
-        """(step before, turns) of the soft arcs that end at a step and come from another stream."""
-        return self._soft_before[step]
-
-    def is_awaited(self, step: int) -> bool:
-        """True if another stream of its device may have to wait for a step."""
-        return step in self._awaited
-
-    def tells(self, step: int) -> bool:
-        """True if somebody waits until a step is done: the host, or another device."""
-        return self._tells[step]
-
-    def _is_soft(self, arc: Arc) -> bool:
-        """Streams of one device keep the order of two of its steps, but not against the host, which gathers what a step has brought, and
-
-        looks at the stop value before the next turn begins.
-        """
-        driver = self.drivers[arc.before]
-        if driver is None or driver is not self.drivers[arc.later]:
-            return False
-        return not self.frame.gathers(arc.before) and not (arc.before == self.frame.program.stop_step and arc.turns > 0)
-
-    def priority(self, step: Step, turn: int) -> float:
-        """The planned start: what is meant to begin earlier goes first. In a loop what is left of the oldest turn: whoever waits for it waits in vain
-
-        meanwhile, and what is ahead of it lies in a ring.
-        """
-        return self.base + step.start / self.stages + turn * (self.frame.plan.period or 0.0)
-
-    def noted(self) -> Noted:
-        """What was measured: the trace, when somebody writes it."""
-        return Noted(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
 
 
 class Crew:
@@ -180,20 +93,21 @@ class Crew:
 
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
-        active = Active(root, 0.0, None, self.drivers)
-        self.root = [active]
-        needed = _lanes_needed(root.plan, self.host)
-        if not self.keep_going and self.replanner is None and relay.suits(root.program, self.host):
+        needed = lanes_needed(root.plan, self.host)
+        if not self.keep_going and self.replanner is None and (root.shape is not None or relay.suits(root.program, self.host)):
+            active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)
             return active
+        active = Active(root, 0.0, None, self.drivers)
+        self.root = [active]
         threads = [
             self.new_thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]
-        self.total = _launches(root.plan) if self.progress is not None else 0
+        self.total = launches_of(root.plan) if self.progress is not None else 0
         if root.bodies is None:
-            root.bodies = _programs(root.plan)
+            root.bodies = programs_of(root.plan)
         self.programs = root.bodies
         with ExitStack() as stack:
             stack.enter_context(tuned())
@@ -234,11 +148,10 @@ class Crew:
             raise self.error
         if runner.left:
             raise InternalError(f"the run came to a stop before its end; {len(runner.left)} steps were still waiting")
+        zero, order, notes = self.zero, runner.order, active.notes
         for lane, log in runner.log:
-            for step, start, finish, marks in log:
-                active.notes.append(Note(step, 0, lane, start, finish, marks))
-                owner = frame.program.steps[step].owner
-                active.busy[owner] = active.busy.get(owner, 0.0) + finish - start
+            notes += [Note(order[rank], 0, lane, start - zero, finish - zero, marks) for rank, start, finish, marks in log]
+        active.busy[self.host] = sum(note.finish - note.start for note in notes)
         if self.progress is not None:
             self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
 
@@ -348,7 +261,7 @@ class Crew:
         if not items:
             return None
         item = items[0]
-        if kind == "compute" and _width(item) > 1:
+        if kind == "compute" and width_of(item) > 1:
             heapq.heappop(items)
             self.alone = item
             return self._take(kind)
@@ -415,7 +328,7 @@ class Crew:
                     self._has_ended(item)
                     if item is self.alone:
                         self.alone = None
-                    if self.alone is not None or (item.step.lanes and _width(item) > 1) or self.error is not None:
+                    if self.alone is not None or (item.step.lanes and width_of(item) > 1) or self.error is not None:
                         self.wake_all()
         finally:
             self.lock.release()
@@ -503,7 +416,7 @@ class Crew:
         notes: list[Note] = []
         busy, told, priority = 0.0, 0.0, item.priority
         looked, counted, busy_counted = perf_counter() - zero, turn, 0.0
-        name = active.frame.graph.task_names[_task_of(active.frame.plan, step)]
+        name = active.frame.graph.task_names[task_of(active.frame.plan, step)]
         timed = TIMED_TURNS if self.trace and len(step.spans) > 1 else ()
         while True:
             marks = None
@@ -581,7 +494,7 @@ class Crew:
             self.done += len(step.spans)
             report = (self.done, self.total) if self.progress is not None else None
         if report is not None and self.progress is not None:
-            self.progress(*report, active.frame.graph.task_names[_task_of(active.frame.plan, step)])
+            self.progress(*report, active.frame.graph.task_names[task_of(active.frame.plan, step)])
         if self.replanner is not None:
             self.look()
         if ended and active.around is not None:
@@ -623,8 +536,7 @@ class Crew:
         program = inner.frame.program
         for log in shared.logs:
             inner.notes += log.notes
-            for step, seconds in zip(program.steps, log.seconds, strict=True):
-                inner.busy[step.owner] = inner.busy.get(step.owner, 0.0) + seconds
+            inner.busy[self.host] = inner.busy.get(self.host, 0.0) + sum(log.seconds)
         self.done += shared.turns * sum(len(step.spans) for step in program.steps)
         self._end_loop(inner)
 
@@ -665,60 +577,6 @@ class Crew:
             self._end_loop(active)
 
 
-def _width(item: Item) -> int:
-    plan = item.active.frame.plan
-    command = plan.spans[item.step.spans[0]].command
-    plain = isinstance(command, Launch) and item.step.kind == "compute" and len(item.step.spans) == 1 and not is_loop(plan, item.step)
-    return command.width if plain and isinstance(command, Launch) else 1
-
-
-def is_loop(plan: Timeline, step: Step) -> bool:
-    """True if the step is a loop task."""
-    command = plan.spans[step.spans[0]].command
-    return isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop)
-
-
-def _task_of(plan: Timeline, step: Step) -> int:
-    command = plan.spans[step.spans[-1]].command
-    return command.task if isinstance(command, Launch) else 0
-
-
-def _lanes_needed(plan: Timeline, host: str) -> dict[str, int]:
-    """Threads that the plan can keep busy, by kind: the lanes it names, loops included."""
-    found: dict[str, set[int]] = {"compute": {0}, "io": set()}
-    for span in plan.spans:
-        command = span.command
-        if isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop):
-            continue  # its body says which lanes it uses
-        for lane in span.lanes:
-            if lane.owner == host:
-                found[lane.kind].add(lane.number)
-    need = {kind: max(numbers, default=-1) + 1 for kind, numbers in found.items()}
-    for body in plan.loops.values():
-        for kind, count in _lanes_needed(body, host).items():
-            need[kind] = max(need[kind], count)
-    return need
-
-
-def _programs(plan: Timeline) -> dict[int, Program]:
-    """id of the plan of each loop's body, loops in loops too -> its program: made before the clock starts."""
-    out: dict[int, Program] = {}
-    for body in plan.loops.values():
-        out[id(body)] = compile_plan(body)
-        out |= _programs(body)
-    return out
-
-
-def _launches(plan: Timeline) -> int:
-    """Spans of a run, loops unrolled: for the progress."""
-    every = every_of(plan.loop)
-    turns = plan.loop.turns if plan.loop is not None else 1
-    total = sum(not isinstance(span.command, Free) for span in plan.spans) * turns
-    for task, body in plan.loops.items():
-        total += _launches(body) * -(-turns // every.get(task, 1))
-    return total
-
-
 def run_plan(
     plan: Timeline,
     inputs: Mapping[int, Any],
@@ -733,13 +591,13 @@ def run_plan(
 
     Raises `TaskError` for the first task that fails (unless `keep_going`: then the tasks that do not need it still run), `RunTimeoutError`.
     """
-    for owner in sorted({lane.owner for lane in plan.lanes}):
+    for owner in sorted(plan.owners):
         if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
             raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
     began = perf_counter()
     program = compile_plan(plan, join=not keep_going, whole=not keep_going and timeout is None and progress is None and replanner is None)
     if timeout is None and progress is None and not keep_going and replanner is None and is_solo(program):
-        return solo.run(Frame(program, inputs), began, trace)
+        return once.run(program, inputs, began, trace)
 
     def run_one(plan: Timeline, inputs: Mapping[int, Any]) -> Outcome:
         crew = Crew(plan, trace, keep_going, timeout, progress, replanner=replanner, began=began)

@@ -55,6 +55,7 @@ class Frame:
         self._arrays: dict[tuple[int, str, int, bool], Any] = {}
         self._idle: dict[int, list[Frame]] = {}  # loop task -> frames of its body that have run to their end
         self._programs: dict[int, Program] = {}
+        self.shape: Any = None  # what `relay` keeps between runs
         self.bodies: Mapping[int, Program] | None = None  # of the outermost frame: id of each body's plan -> its program, made before the first run
         self._find_places()
         self.every = program.every
@@ -78,7 +79,8 @@ class Frame:
                 self._again[replica.value, replica.node, replica.generation] = offset
             else:
                 self.offset[replica.value, replica.node] = (offset, rings.get(replica, 1) if rings else 1)
-        self.copied = {(s.command.value, s.command.dst.node) for s in self.plan.spans if isinstance(s.command, Copy) and not s.command.dst.generation}
+        copies = [command for s in self.plan.spans if type(command := s[1]) is Copy]
+        self.copied = {(c.value, c.dst.node) for c in copies if not c.dst.generation}
         # Where a launch reads another generation than the first: task -> what it reads.
         launches = [s.command for s in self.plan.spans if isinstance(s.command, Launch)] if self._again else []
         self._reads_again = {c.task: c.reads for c in launches if any(r.generation for r in c.reads)}
@@ -131,20 +133,19 @@ class Frame:
         if self.turn_value is not None:
             out.add(self.turn_value)
         known: dict[int, bool] = {}
-        for value, spec in enumerate(graph.value_specs):
-            is_dynamic = known.get(id(spec))
-            if is_dynamic is None:
-                form = array_form(spec)
-                is_dynamic = known[id(spec)] = form is None or form.is_bounded
-            if is_dynamic:
-                out.add(value)
+        for key, spec in {id(spec): spec for spec in graph.value_specs}.items():
+            form = array_form(spec)
+            known[key] = form is None or form.is_bounded
+        if any(known.values()):
+            out.update([value for value, spec in enumerate(graph.value_specs) if known[id(spec)]])
         for value in graph.inputs.values():
             if self.loop is None or value not in self.program.carried:
                 bound = self.borrowed.get(value)
                 if bound is not None and not isinstance(bound, np.ndarray):
                     out.add(value)
-        for task, op in enumerate(graph.task_ops):
-            if isinstance(op, Op) and op.view and graph.reads(task)[0] in out:
+        views = {key for key, op in {id(op): op for op in graph.task_ops}.items() if isinstance(op, Op) and op.view}
+        for task in [t for t, op in enumerate(graph.task_ops) if id(op) in views] if views else ():
+            if graph.reads(task)[0] in out:
                 out.update(graph.writes(task))
         return out
 

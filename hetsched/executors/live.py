@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError
+from hetsched.executors.active import Active, Item
 from hetsched.executors.binding import Call
-from hetsched.executors.cpu import Active, Crew, Item, Progress, end_of, in_epochs
+from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
 from hetsched.executors.epochs import Outcome, Replanner
 from hetsched.executors.frame import Frame
 from hetsched.executors.memory import Memory
@@ -255,7 +256,8 @@ class DeviceDriver:
     def _hand_over(self, active: Active, step: Step, turn: int, stream: Stream) -> tuple[Event, Mapping[int, Event]]:
         """Enqueue a step: the event behind it, and those behind its launches where they are timed one by one."""
         doer = StreamDoer(stream, self.bridges)
-        if len(step.spans) == 1 or turn >= TIMED_TURNS or not getattr(stream, "is_timed", False):
+        assert self.crew is not None
+        if len(step.spans) == 1 or turn >= TIMED_TURNS or not self.crew.trace or not getattr(stream, "is_timed", False):
             active.frame.issue(step.index, turn, doer)
             return stream.record(), {}
         marks: dict[int, Event] = {}
@@ -312,7 +314,7 @@ def _task(item: Item) -> int:
 def drives(plan: Timeline) -> list[Device]:
     """The devices with streams that a plan uses, itself or in its loops."""
     machine = plan.machine
-    owners = {lane.owner for lane in plan.lanes}
+    owners = set(plan.owners)
     for body in plan.loops.values():
         owners |= {d.id for d in drives(body)}
     ends = {name for link in machine.links if link.id in owners for name in (link.src, link.dst)}

@@ -15,6 +15,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hetsched.errors import InternalError
 from hetsched.executors.walk import Arc, find_cycle
@@ -22,6 +26,8 @@ from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import HOST, Device
 from hetsched.machine.calibration import load
 from hetsched.timeline import Copy, Free, Lane, Launch, Replica, Span, Timeline
+
+FloatArray: TypeAlias = NDArray[np.float64]
 
 # Tasks this share of a thread crossing long, or shorter, are done by one thread; where the device does not say, a crossing takes 10 us.
 FINE_SHARE = 0.5
@@ -243,36 +249,30 @@ def one_segment(plan: Timeline) -> list[int] | None:
     device = next((d for d in plan.machine.devices if d.id == owner), None)
     if device is None or not device.shares_lanes or device.memory != HOST:
         return None
-    rows: list[tuple[float, float, int]] = []
-    lanes: set[Lane] = set()
-    total = 0.0
-    tiny: list[float] = []
-    for i, (on, command, start, finish) in enumerate(plan.spans):
-        if isinstance(command, Launch):
-            if len(on) != 1 or on[0].kind != "compute" or on[0].owner != owner:
-                return None
-            lanes.add(on[0])
-            rows.append((start, finish, i))
-            seconds = finish - start
-            total += seconds
-            if seconds <= LONG_SECONDS:
-                tiny.append(seconds)
-        elif isinstance(command, Copy):
-            return None
-    if total > COARSE_SECONDS * len(rows):
+    spans = plan.spans
+    kinds = [type(s[1]) for s in spans]
+    if Copy in kinds:
         return None
-    if len(lanes) > 1 and not _is_fine(device, tiny, len(rows) - len(tiny)):
+    launches = [i for i, kind in enumerate(kinds) if kind is Launch]
+    rows = {id(s[0]): s[0] for s in [spans[i] for i in launches]}  # spans of a lane share the object, mostly
+    if any(len(on) != 1 or on[0].kind != "compute" or on[0].owner != owner for on in rows.values()):
         return None
-    rows.sort()
-    order = [i for _, _, i in rows]
+    start, finish = (np.array([spans[i][k] for i in launches]) for k in (2, 3))
+    seconds = finish - start
+    if seconds.sum() > COARSE_SECONDS * len(launches):
+        return None
+    tiny = seconds[seconds <= LONG_SECONDS]
+    if len({on[0] for on in rows.values()}) > 1 and not _is_fine(device, tiny, len(launches) - len(tiny)):
+        return None
+    order: list[int] = np.array(launches)[np.lexsort((finish, start))].tolist()
     return order if _keeps_arcs(plan, order) else _topological(order, span_arcs(plan))
 
 
-def _is_fine(device: Device, tiny: list[float], others: int) -> bool:
+def _is_fine(device: Device, tiny: FloatArray, others: int) -> bool:
     """True if tasks of such lengths are better done by one thread: all but one are far shorter than handing them over."""
-    if others > 1 or not tiny:
+    if others > 1 or not len(tiny):
         return False
-    mean, limit = sum(tiny) / len(tiny), FINE_SHARE * (device.crossing_seconds or CROSSING_SECONDS)
+    mean, limit = float(tiny.mean()), FINE_SHARE * (device.crossing_seconds or CROSSING_SECONDS)
     if mean <= limit:
         return True
     calibration = load(device)
@@ -282,24 +282,25 @@ def _is_fine(device: Device, tiny: list[float], others: int) -> bool:
 def _keeps_arcs(plan: Timeline, order: list[int]) -> bool:
     """True if doing the launches in this order has every value made before it is read, and keeps order-only and reuse edges."""
     graph, spans = plan.graph, plan.spans
-    producer = graph.value_task.tolist()
-    at = [0] * len(graph)
-    for position, i in enumerate(order):
-        at[spans[i].command.task] = position  # type: ignore[union-attr]
-    for position, i in enumerate(order):
-        for replica in spans[i].command.reads:  # type: ignore[union-attr]
-            maker = producer[replica.value]
-            if maker >= 0 and at[maker] >= position:
-                return False
+    tasks = [spans[i][1].task for i in order]  # type: ignore[union-attr]
+    at = np.full(len(graph), -1, dtype=np.int64)
+    at[tasks] = np.arange(len(order))
+    producer = graph.value_task[graph.input_values]
+    reader = np.repeat(at, np.diff(graph.input_start))
+    made = producer >= 0
+    if (at[producer[made]] >= reader[made]).any():
+        return False
     if any(at[a] >= at[b] for a, b in graph.after):
         return False
+    if not plan.after:
+        return True
     position_of = {i: position for position, i in enumerate(order)}
     return all(position_of[a.before] < position_of[a.later] for a in plan.after if a.before in position_of and a.later in position_of)
 
 
 def _program_of_one(plan: Timeline, order: list[int]) -> Program:
     spans = [plan.spans[i] for i in order]
-    step = Step(0, tuple(order), (Lane(spans[0].lanes[0].owner, 0),), min(s.start for s in spans), sum(s.finish - s.start for s in spans))
+    step = Step(0, tuple(order), (Lane(spans[0].lanes[0].owner, 0),), min([s[2] for s in spans]), sum([s[3] - s[2] for s in spans]))
     return Program(plan, (step,), (), 1, {}, {})
 
 

@@ -30,6 +30,9 @@ from hetsched.executors.turnstile import SHORT_WORK
 from hetsched.graph.spec import Spec, array_form
 from hetsched.timeline import Launch, Timeline
 
+# A run that is planned to take less is done where it is awaited: a round trip to another thread and back takes 50-100 us.
+INSTANT_SECONDS = 100e-6
+
 
 class Seat:
     """One buffer set of a plan, and who does its steps."""
@@ -45,6 +48,7 @@ class Seat:
         self._untraced = solo.traced(program, None)
         self._quiet = quiet_context()
         self._is_short = _is_short(self.plan)
+        self._is_instant = self._is_short and self.plan.makespan <= INSTANT_SECONDS
 
     def run(self, given: Mapping[int, Any]) -> Result:
         """One run; value id -> read-only array or object."""
@@ -68,6 +72,11 @@ class Seat:
             return run_crew(crew, frame, began)
         finally:
             frame.let_go()
+
+    @property
+    def is_instant(self) -> bool:
+        """True if a run takes less than handing it to another thread and waiting for it would: it is code, of short calls alone."""
+        return self._is_instant and self._code is not None and self._code.is_ours
 
     def _replay(self, segment: Segment, given: Mapping[int, Any], began: float) -> Result:
         """The run of a hot step: fresh outputs, the code, and nothing else. 1.5 us beside the code (benchmarks/latency.py)."""
@@ -186,6 +195,14 @@ class Replay:
         if self._waiting:
             self._tell()
         return result
+
+    @property
+    def is_instant(self) -> bool:
+        """True if a run would begin at once and take less than a round trip to another thread."""
+        try:
+            return self._idle[-1].is_instant and SHORT_WORK.is_free
+        except IndexError:
+            return False
 
     def _wait_for_seat(self) -> Seat:
         with self._changed:

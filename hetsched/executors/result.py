@@ -17,8 +17,8 @@ class Result(Mapping[str, Any]):
 
     trace: what happened, as a timeline on the clock of the run. plans: what was meant to happen, one an epoch.
     wall_seconds: from the call to the last output. failed: with `keep_going`, the tasks that failed, with their errors.
-    energy: what meters counted during the run, where that was asked for. crowded: the share of the run in which the caller's thread waited for a
-    core that other work had, where that was looked at.
+    energy: what meters counted during the run, where that was asked for. crowded: seconds that the process's threads waited
+    for a core that other work had, over those of the run, at most 1, where that was looked at.
     traces: where the run was planned anew, what happened in each epoch, in terms of the graph of its plan; `trace` is all of it.
     """
 

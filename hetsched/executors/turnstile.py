@@ -8,6 +8,7 @@ soon as nobody is, and needs no interpreter to find out; the others wait in line
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from time import perf_counter
@@ -22,12 +23,21 @@ class Turnstile:
 
     def __init__(self, slice_seconds: float = SLICE_SECONDS) -> None:
         self.slice_seconds = slice_seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody is inside, nobody waits."""
         self._inside = threading.Lock()
         self._guard = threading.Lock()
         self._line: deque[Any] = deque()  # gates of those who wait behind the first
         self._has_first = False  # somebody waits for `_inside` itself
         self._closed = False  # the slice is over: the first of those who wait comes next
         self._since = 0.0
+
+    @property
+    def is_free(self) -> bool:
+        """True if nobody is inside or waits."""
+        return not (self._has_first or self._inside.locked())
 
     def enter(self) -> None:
         """Come in, or wait."""
@@ -75,3 +85,5 @@ class Turnstile:
 
 # The interpreter has one lock, so all compiled graphs share this.
 SHORT_WORK = Turnstile()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=SHORT_WORK.reset)  # whoever is inside or in line is a thread of the parent

@@ -39,11 +39,15 @@ class FunctionKernel:
 
     def __call__(self, xp: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Attributes) -> None:
         """See `hetsched.graph.op.Kernel`."""
-        shut = map(read_only, inputs)
+        shut = [read_only(x) if isinstance(x, np.ndarray) else x for x in inputs]
         found = self.function(*shut, **attributes) if attributes else self.function(*shut)
         if len(outputs) == 1:
-            found = (found,)
-        elif not isinstance(found, (tuple, list)) or len(found) != len(outputs):
+            if outputs[0] is None:
+                outputs[0] = found
+            else:
+                put(outputs[0], found)
+            return
+        if not isinstance(found, (tuple, list)) or len(found) != len(outputs):
             raise TypeError(f"op {self.name} has {len(outputs)} outputs and returned {type(found).__name__}; return a tuple of {len(outputs)}")
         for i, result in enumerate(found):
             target = outputs[i]

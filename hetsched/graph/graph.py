@@ -313,7 +313,8 @@ class Graph:
         self.value_specs: list[AnySpec] = [b.value_specs[i] for i in ids]
         self.value_names: list[str] = [b.value_names[i] for i in ids]
         self.value_task: IntArray = produced[order]
-        self.value_nbytes: IntArray = np.fromiter((s.nbytes for s in self.value_specs), np.int64, len(ids))
+        sizes = {k: s.nbytes for k, s in {id(s): s for s in self.value_specs}.items()}
+        self.value_nbytes: IntArray = np.fromiter((sizes[id(s)] for s in self.value_specs), np.int64, len(ids))
         self.task_names: list[str] = list(b.task_names)
         self.task_ops: list[Op | Loop] = list(b.task_ops)
         self.task_attributes: list[Mapping[str, Any]] = list(b.task_attributes)
@@ -329,7 +330,7 @@ class Graph:
         self.outputs: dict[str, int] = {k: int(renumber[v]) for k, v in b.outputs.items()}
         self.bundles: dict[str, tuple[tuple[str, ...], str, Mapping[str, Any]]] = dict(b.bundles)
         self.task_index: dict[str, int] = {name: i for i, name in enumerate(self.task_names)}
-        self._reads = [tuple(row) for row in np.split(self.input_values, self.input_start[1:-1])] if 0 < len(self) <= 64 else None
+        self.kinds: Any = None  # what `alike` found
 
     @staticmethod
     def build(name: str = "graph") -> Builder:
@@ -343,6 +344,11 @@ class Graph:
     def tasks(self) -> list[Task]:
         """A view of every task, in topological order."""
         return [Task(self, i) for i in range(len(self))]
+
+    @property
+    def has_loops(self) -> bool:
+        """True if some task is a loop."""
+        return any(issubclass(kind, Loop) for kind in set(map(type, self.task_ops)))
 
     def task(self, name: str) -> Task:
         """The task called `name`."""

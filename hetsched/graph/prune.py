@@ -21,7 +21,7 @@ def prune(graph: Graph) -> Graph:
     collected outputs, the stop value or an effect outside (`Op.pure` is False) need; what only the others read is no input of the loop any more. A
     loop of which nobody wants any output stays as it is, like any other such task.
     """
-    if not any(isinstance(op, Loop) for op in graph.task_ops):
+    if not graph.has_loops:
         return graph
     need = _needed(graph, graph.outputs, body=False)
     return graph if len(need.tasks) == len(graph) and not need.loops else _rebuilt(graph, need, graph.inputs, graph.outputs)

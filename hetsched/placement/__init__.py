@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from hetsched.errors import CommandLineError
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph
 from hetsched.machine import Machine
 from hetsched.placement.asked import Asked, remember
 from hetsched.placement.bounds import SHARE, lower_bound
@@ -103,7 +103,7 @@ def _problem(
     """The problem, and what plans the bodies of its loops."""
     limits = dict(memory or {})
     plan_loop: PlanLoop | None = None
-    if any(isinstance(op, Loop) for op in graph.task_ops):
+    if graph.has_loops:
         # Loops plan their bodies with tools of this package: loaded only where there are some.
         from hetsched.placement.loops import plan_loop as plan_body
 

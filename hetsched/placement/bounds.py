@@ -26,6 +26,7 @@ from hetsched.placement.bounds_check import proved_by_refutation
 from hetsched.placement.bounds_deadline import Refutation, best_refutation
 from hetsched.placement.bounds_paths import check_potentials, earliest_finishes, ends
 from hetsched.placement.problem import FloatArray, Problem
+from hetsched.placement.ranks import fastest_paths
 from hetsched.timeline import Bound
 
 # Steps of the search for prices; each costs one pass over durations. Big problems get fewer, so that a bound takes less time than a plan.
@@ -106,25 +107,12 @@ def check_bound(problem: Problem, bound: Bound) -> None:
 
 def fastest_heads(problem: Problem) -> FloatArray:
     """float64[n]: seconds of the longest chain of predecessors, each at its fastest, nothing for copies."""
-    fastest = problem.durations.min(axis=1).tolist()
-    head = [0.0] * len(problem)
-    starts, preds = problem.pred_start.tolist(), problem.pred_task.tolist()
-    for t in problem.order.tolist():
-        head[t] = max((head[p] + fastest[p] for p in preds[starts[t] : starts[t + 1]]), default=0.0)
-    return np.array(head)
+    return fastest_paths(problem)[0]
 
 
 def fastest_tails(problem: Problem) -> FloatArray:
     """float64[n]: the same for what must follow each task."""
-    fastest = problem.durations.min(axis=1).tolist()
-    tail = [0.0] * len(problem)
-    starts, preds = problem.pred_start.tolist(), problem.pred_task.tolist()
-    for t in reversed(problem.order.tolist()):
-        here = tail[t] + fastest[t]
-        for p in preds[starts[t] : starts[t + 1]]:
-            if here > tail[p]:
-                tail[p] = here
-    return np.array(tail)
+    return fastest_paths(problem)[1]
 
 
 def _dues(problem: Problem, prices: FloatArray) -> FloatArray:
@@ -148,7 +136,7 @@ def _prices(problem: Problem) -> FloatArray:
     pool = np.array([x.pool for _, x in choices])
     cost = problem.durations[:, [c for c, _ in choices]] * np.array([float(x.width) for _, x in choices])
     plain = np.isfinite(cost).any(axis=1)
-    cost = cost[plain]
+    cost, many = _distinct(cost[plain])
     weights = np.full(n_pools, 1.0 / n_pools)  # price * lanes, summing to 1
     best, least = weights, -1.0
     for step in range(max(8, min(_PRICE_STEPS, _PRICE_BUDGET // max(cost.size, 1)))):
@@ -156,16 +144,26 @@ def _prices(problem: Problem) -> FloatArray:
         paid = cost * prices[pool]
         chosen = np.argmin(paid, axis=1)
         rows = np.arange(len(cost))
-        value = float(paid[rows, chosen].sum())
+        value = float((paid[rows, chosen] * many).sum())
         if value > least:
             best, least = weights, value
         if n_pools == 1 or value <= 0:
             break
-        load = np.bincount(pool[chosen], cost[rows, chosen], minlength=n_pools) / lanes
+        load = np.bincount(pool[chosen], cost[rows, chosen] * many, minlength=n_pools) / lanes
         # Multiplicative steps keep the prices positive and summing to 1.
         weights = weights * np.exp((load / max(load.max(), 1e-300) - 0.5) / (1 + 0.15 * step))
         weights = weights / weights.sum()
     return best / lanes
+
+
+def _distinct(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The rows that differ, and how many there are of each: large graphs have few kinds of tasks."""
+    mark = np.where(np.isfinite(rows), rows, -1.0) @ np.random.default_rng(0).random(rows.shape[1])
+    _, first, like, count = np.unique(mark, return_index=True, return_inverse=True, return_counts=True)
+    like = like.reshape(-1)
+    if 2 * len(first) > len(rows) or not np.array_equal(rows[first][like], rows):
+        return rows, np.ones(len(rows))
+    return rows[first], count.astype(np.float64)
 
 
 def _best_window(due: FloatArray, heads: FloatArray, tails: FloatArray, prices: tuple[float, ...]) -> tuple[Window, float]:

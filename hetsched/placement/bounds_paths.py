@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from hetsched.errors import PlanError
+from hetsched.placement import native
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import levels
+from hetsched.placement.ranks import code_for, levels
 from hetsched.timeline import Bound
 
 # Floats of the largest array that is made in one go.
@@ -70,6 +71,11 @@ def earliest_finishes(problem: Problem) -> FloatArray:
     latency, per_byte = shortest_links(problem)
     fastest = fastest_by_node(problem, problem.durations)
     start_at = from_host(problem, latency, per_byte)
+    code = code_for(problem)
+    if code is not None:
+        edges_of = problem.order, problem.pred_start, problem.pred_task
+        found: FloatArray = native.earliest(code, *edges_of, problem.pred_largest, latency, per_byte, start_at, fastest)
+        return found
     finish = np.empty_like(fastest)
     for tasks, edges, groups in levels(len(problem), problem.pred_start, problem.pred_task, problem.order.tolist()):
         ready = start_at[tasks]

@@ -26,7 +26,7 @@ def allowed_devices(
     if only is not None and not _matching(machine, only):
         raise PlacementError(f"no device matches {only!r}; there are {_describe(machine, frozenset(range(len(devices))))}")
     allowed: dict[int, Devices] = {}
-    for task, can in capable.items():
+    for task, can in capable.items() if only is not None else ((t, capable[t]) for t in sorted(graph.where) if t in capable):
         where = graph.where.get(task)
         limited = can & _matching(machine, only) if only is not None else can
         limited = limited or can

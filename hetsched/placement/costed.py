@@ -32,9 +32,9 @@ __all__ = ["FORMAT", "CostedDraft", "costed_problem", "plan_costed", "read_coste
 def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.0) -> dict[str, Any]:
     """Plan the costed graph in the file `path`. plan_seconds: time to search for a better plan than that of the policy.
 
-    Returns {"file", "policy", "makespan", "lower_bound", "plan_seconds", "evaluations", "compile_seconds", "tasks": [[device, start, end, lane],
-    ...]}, seconds throughout; a row per task of the file. evaluations: plans that the search tried. compile_seconds: what loading its machine code
-    took, which the argument `plan_seconds` does not pay for.
+    Returns {"file", "policy", "makespan", "lower_bound", "plan_seconds", "evaluations", "compile_seconds", "devices": [name, ...], "names": [name,
+    ...] (where the file names its tasks), "tasks": [[device, start, end, lane], ...]}, seconds throughout; a row per task of the file. evaluations:
+    plans that the search tried. compile_seconds: what loading its machine code took, which the argument `plan_seconds` does not pay for.
     Raises `FileError` for a file that cannot be read or is no costed graph, `CommandLineError` for an unknown policy.
     """
     chosen = find(policy)
@@ -59,6 +59,8 @@ def plan_costed(path: str | Path, policy: str = "auto", plan_seconds: float = 0.
         "plan_seconds": seconds,
         "evaluations": found.evaluations,
         "compile_seconds": found.compile_seconds,
+        "devices": list(problem.device_ids),
+        **({"names": list(problem.names)} if len(problem.names) else {}),
         "tasks": draft.rows(),
     }
 
@@ -108,7 +110,8 @@ def costed_problem(document: Mapping[str, Any]) -> Problem:
             f"task {stuck[0]} can run on no device (and {len(stuck) - 1} more)" if len(stuck) > 1 else f"task {stuck[0]} can run on no device"
         )
     start, task, nbytes = _edges(document, len(durations))
-    order = _topological(len(durations), start, task)
+    names = _names(document, len(durations))
+    order = _topological(len(durations), start, task, names)
     m = len(nodes)
     return Problem(
         device_ids=tuple(ids),
@@ -125,7 +128,7 @@ def costed_problem(document: Mapping[str, Any]) -> Problem:
         seconds_per_byte=per_byte,
         engines=np.zeros((m, m), dtype=np.int64),
         capacity=(None,) * m,
-        names=_names(document, len(durations)),
+        names=names,
     )
 
 
@@ -229,7 +232,7 @@ def _edges(document: Mapping[str, Any], n: int) -> tuple[IntArray, IntArray, Flo
     return start, ends[by_reader, 0], edges[by_reader, 2]
 
 
-def _topological(n: int, start: IntArray, task: IntArray) -> IntArray:
+def _topological(n: int, start: IntArray, task: IntArray, names: list[str]) -> IntArray:
     """Tasks so that predecessors come first; a `ValueError` names a cycle."""
     missing = np.diff(start).tolist()
     owner = np.repeat(np.arange(n), np.diff(start))
@@ -249,5 +252,5 @@ def _topological(n: int, start: IntArray, task: IntArray) -> IntArray:
             seen.append(t)
             t = next(int(p) for p in task[start[t] : start[t + 1]] if missing[p])
         circle = [*reversed(seen[seen.index(t) :])]
-        raise ValueError(f"`edges` have a cycle: {' -> '.join(map(str, [*circle[:10], circle[0]]))}")
+        raise ValueError(f"`edges` have a cycle: {' -> '.join(names[t] if names else str(t) for t in [*circle[:10], circle[0]])}")
     return np.array(order, dtype=np.int64)

@@ -16,7 +16,10 @@ from hetsched.placement import native
 from hetsched.placement.draft import Draft, HopelessError
 from hetsched.placement.facts import list_facts
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import least_tails
+from hetsched.placement.ranks import code_for, least_tails
+
+# Up to so many tasks lanes are idle often enough for sums of seconds to tell where a task cannot finish first.
+SPARSE = 500
 
 
 class CostedDraft(Draft):
@@ -69,15 +72,18 @@ class CostedDraft(Draft):
         shortest: list[float] = self.problem.memo["shortest"]
         return shortest
 
-    def place_all(self, order: Sequence[int], behind: FloatArray | None = None) -> None:
-        code = native.for_size(len(order)) if not self.booked else None
+    def place_all(self, order: Sequence[int], behind: FloatArray | None = None, wanted: Sequence[int] | None = None) -> None:
+        code = code_for(self.problem) if not self.booked else None
         if code is None:
-            super().place_all(order, behind)
+            if behind is None or wanted is not None or len(order) > SPARSE:
+                super().place_all(order, behind, wanted)
+            else:
+                self._place_by_sums(order, behind)
             return
         facts = list_facts(self.problem)
         if self.give_up_above < math.inf:
             facts = facts._replace(tail=least_tails(self.problem))
-        found = native.book(code, facts, self._shortest, order, behind, self.give_up_above)
+        found = native.book(code, facts, self._shortest, order, behind, wanted, self.give_up_above)
         if found is None:
             raise HopelessError
         choice, start, finish, lane, booked = found
@@ -86,6 +92,64 @@ class CostedDraft(Draft):
             raise self._refuse(order[booked], "no device can run it")
         self.choice_of, self.start_of, self.finish_of, self._lane_of = choice.tolist(), start.tolist(), finish.tolist(), lane.tolist()
         self.booked = list(order)
+
+    def _place_by_sums(self, order: Sequence[int], behind: FloatArray) -> None:
+        """`Draft.place_all`, the choices of each task visited by their sum of seconds and `behind`, until none of the rest can be better."""
+        rows = behind[order]
+        sums = self.problem.durations[order] + rows
+        by_sum = np.argsort(sums, axis=1, kind="stable")
+        tails = least_tails(self.problem).tolist() if self.give_up_above < math.inf else None
+        columns = np.take_along_axis(sums, by_sum, 1).tolist(), by_sum.tolist(), rows.tolist()
+        for task, ascending, choices, extras in zip(order, *columns, strict=True):
+            finish = self.place(task, self._earliest_by_sum(task, ascending, choices, extras))
+            if tails is not None and finish + tails[task] > self.give_up_above:
+                raise HopelessError
+
+    def _earliest_by_sum(self, task: int, sums: list[float], choices: list[int], extras: list[float]) -> int:
+        """`earliest`: of the choices by ascending sums of seconds and extras, until no other can be better."""
+        finish_of, choice_of, node, preds, seconds = self.finish_of, self.choice_of, self._node, self._preds[task], self._seconds[task]
+        floor = 0.0
+        for before, _ in preds:
+            if finish_of[before] > floor:
+                floor = finish_of[before]
+        best, least, begin, number, enough = -1, math.inf, 0.0, 0, math.inf
+        for total, choice in zip(sums, choices, strict=True):
+            if floor + total > enough or total == math.inf:
+                break
+            duration, extra, to = seconds[choice], extras[choice], node[choice]
+            at = 0.0
+            for before, nbytes in preds:
+                latency, per_byte = self._links[node[choice_of[before]]][to]
+                new = finish_of[before] + latency + nbytes * per_byte
+                at = at if at > new else new
+            soonest = at + duration
+            if soonest + extra > least:
+                continue
+            for lane, (starts, ends) in enumerate(self._lanes[choice]):
+                start = starts[-1]
+                if at >= start:
+                    start = at
+                elif len(starts) > 1:
+                    i = bisect_left(ends, soonest)
+                    while True:
+                        start = starts[i]
+                        if start < at:
+                            start = at
+                        if start + duration <= ends[i]:
+                            break
+                        i += 1
+                finish = start + duration + extra
+                if finish < least or (finish == least and choice < best):
+                    best, least, begin, number = choice, finish, start, lane
+                    # Sums are rounded in another order than finishes.
+                    enough = finish * (1 + 1e-12)
+                    if start == at:
+                        break
+        if best < 0:
+            self._check(task, int(np.argmin(seconds)))
+            raise self._refuse(task, "no device can run it")
+        self._found = task, best, begin, number
+        return best
 
     def earliest(self, task: int, behind: Sequence[float] | None = None) -> int:
         ready = self._ready(task)

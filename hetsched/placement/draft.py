@@ -12,19 +12,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from functools import cached_property
+from itertools import pairwise, repeat
 from math import inf
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from hetsched.errors import InternalError, PlanError
 from hetsched.graph.graph import Loop
+from hetsched.placement import native
+from hetsched.placement.facts import graph_facts
 from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
 from hetsched.placement.memory import lay_out
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import least_tails
-from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
+from hetsched.placement.ranks import code_for, least_tails
+from hetsched.placement.written import Commands, commands_of, spans_of, written
+from hetsched.timeline import Lane, Launch, Replica, Span, Timeline
 
 
 class Offer(NamedTuple):
@@ -88,16 +92,19 @@ class Draft(ABC):
             raise InternalError(f"task {self.problem.name(task)!r} has no choice left")
         return best
 
-    def place_all(self, order: Sequence[int], behind: FloatArray | None = None) -> None:
-        """Book the tasks one after another, each where `earliest` has it. behind: float64[n, C]; what `earliest` is told of each task."""
-        rows = behind[order].tolist() if behind is not None else [None] * len(order)
-        if self.give_up_above == inf:
-            for task, row in zip(order, rows, strict=True):
-                self.place(task, self.earliest(task, row))
-            return
-        tails, limit = least_tails(self.problem).tolist(), self.give_up_above
-        for task, row in zip(order, rows, strict=True):
-            if self.place(task, self.earliest(task, row)) + tails[task] > limit:
+    def place_all(self, order: Sequence[int], behind: FloatArray | None = None, wanted: Sequence[int] | None = None) -> None:
+        """Book the tasks one after another, each where `earliest` has it. behind: float64[n, C]; what `earliest` is told of each task.
+
+        wanted: for each task of the problem a choice that is taken instead, where tasks that must share its device allow it; -1: none.
+        """
+        rows = behind[order].tolist() if behind is not None else repeat(None)
+        tails = least_tails(self.problem).tolist() if self.give_up_above < inf else None
+        for task, row in zip(order, rows):
+            choice = wanted[task] if wanted is not None else -1
+            if choice < 0 or not self.fits_group(task, choice):
+                choice = self.earliest(task, row)
+            finish = self.place(task, choice)
+            if tails is not None and finish + tails[task] > self.give_up_above:
                 raise HopelessError
 
     def book(self, offer: Offer) -> None:
@@ -115,6 +122,7 @@ class Draft(ABC):
         """Take over all that is booked in another draft of the same problem, which must not be used any more."""
         if other.problem is not self.problem or type(other) is not type(self):
             raise InternalError("a draft can only take over one of the same problem")
+        vars(self).clear()
         vars(self).update(vars(other))
 
     @abstractmethod
@@ -155,7 +163,7 @@ class _Copied(NamedTuple):
 
 
 class GraphDraft(Draft):
-    """The plan of a graph on a machine, being written."""
+    """The plan of a graph on a machine, being written. A whole list of tasks is booked by machine code where there is some (`place_all`)."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -163,36 +171,142 @@ class GraphDraft(Draft):
         if graph is None or machine is None:
             raise InternalError("a GraphDraft needs a problem made from a graph")
         self.graph, self.machine = graph, machine
-        starts, values = graph.input_start.tolist(), graph.input_values.tolist()
-        self._reads = [list(dict.fromkeys(values[a:b])) for a, b in pairwise(starts)]
-        self._outputs = graph.output_start.tolist()
-        self._producer = graph.value_task.tolist()
-        self._nbytes = graph.value_nbytes.tolist()
-        self._after: dict[int, list[int]] = {}
-        for before, task in graph.after:
-            self._after.setdefault(task, []).append(before)
-        self._seconds: list[list[float]] = problem.durations.tolist()
-        self._possible = [[c for c, s in enumerate(row) if s != inf] for row in self._seconds]
-        self._latency, self._per_byte = problem.latency.tolist(), problem.seconds_per_byte.tolist()
-        self._pools = [[Gaps() for _ in range(pool.lanes)] for pool in problem.pools]
-        m = len(problem.node_names)
-        self._engines = [[[Gaps() for _ in range(int(problem.engines[a, b]))] for b in range(m)] for a in range(m)]
-        self._usage = [Usage(float(c)) for c in problem.resource_capacity]
-        self._uses = problem.uses.tolist() if len(self._usage) else []
-        self._crossing = [machine.devices[p.device].crossing_seconds for p in problem.pools]
-        self._lanes_of: list[tuple[Lane, ...]] = [()] * len(problem)
-        self._lane_key: list[tuple[int, int]] = [(-1, -1)] * len(problem)
-        self._loop_gaps = {t: [self._gaps(lane) for lane in lanes] for t, lanes in problem.loop_lanes.items()}
-        self._loop_uses = {t: self._body_uses(t) for t in problem.loops} if self._usage else {}
-        # value -> node -> when it is there. Inputs and constants are on the host from the start.
-        first = self._outputs[0] if self._outputs else len(self._nbytes)
-        self._there: list[dict[int, float]] = [{problem.host: 0.0} if v < first else {} for v in range(len(self._nbytes))]
-        self._copies: list[_Copied] = []
-        # The last that was asked of each choice: task, how many were booked then, start, lane. What was found holds until the next booking.
-        self._offered = [(-1, -1, 0.0, 0)] * len(problem.choices)
         self._delivered = False
+        self._lane_of = [0] * len(problem)
+        # What machine code booked: value, src, dst, start, finish, engine and turn of each copy; else None, and `_copies` has them.
+        self._copied: Any = None
+
+    # What follows from the problem alone is shared by all drafts of it, and made only where it is asked for: machine code does without.
+
+    def _shared(self, name: str, make: Callable[[], Any]) -> Any:
+        memo = self.problem.memo
+        if name not in memo:
+            memo[name] = make()
+        return memo[name]
+
+    @cached_property
+    def _reads(self) -> list[list[int]]:
+        """The values that each task reads, each once."""
+
+        def make() -> list[list[int]]:
+            starts, values = self.graph.input_start.tolist(), self.graph.input_values.tolist()
+            return [list(dict.fromkeys(values[a:b])) for a, b in pairwise(starts)]
+
+        found: list[list[int]] = self._shared("reads", make)
+        return found
+
+    @cached_property
+    def _outputs(self) -> list[int]:
+        found: list[int] = self._shared("outputs", self.graph.output_start.tolist)
+        return found
+
+    @cached_property
+    def _producer(self) -> list[int]:
+        found: list[int] = self._shared("producer", self.graph.value_task.tolist)
+        return found
+
+    @cached_property
+    def _nbytes(self) -> list[int]:
+        found: list[int] = self._shared("nbytes", self.graph.value_nbytes.tolist)
+        return found
+
+    @cached_property
+    def _after(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = self._shared("after", self._find_after)
+        return found
+
+    @cached_property
+    def _seconds(self) -> list[list[float]]:
+        found: list[list[float]] = self._shared("rows", self.problem.durations.tolist)
+        return found
+
+    @cached_property
+    def _possible(self) -> list[list[int]]:
+        found: list[list[int]] = self._shared("possible", lambda: [[c for c, s in enumerate(row) if s != inf] for row in self._seconds])
+        return found
+
+    @cached_property
+    def _latency(self) -> list[list[float]]:
+        found: list[list[float]] = self.problem.latency.tolist()
+        return found
+
+    @cached_property
+    def _per_byte(self) -> list[list[float]]:
+        found: list[list[float]] = self.problem.seconds_per_byte.tolist()
+        return found
+
+    @cached_property
+    def _uses(self) -> list[list[float]]:
+        found: list[list[float]] = self.problem.uses.tolist()
+        return found
+
+    @cached_property
+    def _crossing(self) -> list[float]:
+        return [self.machine.devices[p.device].crossing_seconds for p in self.problem.pools]
+
+    @cached_property
+    def _loop_uses(self) -> dict[int, list[float]]:
+        return {t: self._body_uses(t) for t in self.problem.loops} if self._usage else {}
+
+    # What is booked, where Python books.
+
+    @cached_property
+    def _pools(self) -> list[list[Gaps]]:
+        return [[Gaps() for _ in range(pool.lanes)] for pool in self.problem.pools]
+
+    @cached_property
+    def _engines(self) -> list[list[list[Gaps]]]:
+        m = range(len(self.problem.node_names))
+        return [[[Gaps() for _ in range(int(self.problem.engines[a, b]))] for b in m] for a in m]
+
+    @cached_property
+    def _usage(self) -> list[Usage]:
+        return [Usage(float(c)) for c in self.problem.resource_capacity]
+
+    @cached_property
+    def _loop_gaps(self) -> dict[int, list[Gaps]]:
+        return {t: [self._gaps(lane) for lane in lanes] for t, lanes in self.problem.loop_lanes.items()}
+
+    @cached_property
+    def _there(self) -> list[dict[int, float]]:
+        """value -> node -> when it is there. Inputs and constants are on the host from the start."""
+        first = self._outputs[0] if self._outputs else len(self._nbytes)
+        return [{self.problem.host: 0.0} if v < first else {} for v in range(len(self._nbytes))]
+
+    @cached_property
+    def _copies(self) -> list[_Copied]:
+        return [] if self._copied is None else [_Copied(*row) for row in self._copied.tolist()]
+
+    @cached_property
+    def _offered(self) -> list[tuple[int, int, float, int]]:
+        """The last that was asked of each choice: task, how many were booked then, start, lane. What was found holds until the next booking."""
+        return [(-1, -1, 0.0, 0)] * len(self.problem.choices)
+
+    def _find_after(self) -> dict[int, list[int]]:
+        out: dict[int, list[int]] = {}
+        for before, task in self.graph.after:
+            out.setdefault(task, []).append(before)
+        return out
 
     # Booking --------------------------------------------------------------------------------------------------------------------
+
+    def place_all(self, order: Sequence[int], behind: FloatArray | None = None, wanted: Sequence[int] | None = None) -> None:
+        code = None
+        if type(self) is GraphDraft and not self.booked and not self.problem.loops and len(order) == len(self.problem):
+            code = code_for(self.problem)
+        found = None
+        if code is not None:
+            tails = least_tails(self.problem) if self.give_up_above < inf else None
+            found = native.draft(code, graph_facts(self.problem), order, behind, wanted, tails, self.give_up_above)
+            if found is None:
+                raise HopelessError
+        if found is None or len(found.choice) < len(order):
+            super().place_all(order, behind, wanted)  # tells what is wrong with the list
+            return
+        self.choice_of, self._lane_of = found.choice.tolist(), found.lane.tolist()
+        self.start_of, self.finish_of = found.start.tolist(), found.finish.tolist()
+        self.booked = order if isinstance(order, list) else list(order)
+        self._copied, self._delivered = found.copies, True
 
     def place(self, task: int, choice: int, not_before: float = 0.0) -> float:
         self._check(task, choice)
@@ -204,15 +318,11 @@ class GraphDraft(Draft):
             start, lane = self._slot(task, choice, ready)
         finish = start + seconds
         if where.pool < 0:
-            self._lanes_of[task] = self.problem.loop_lanes[task]
             for gaps in self._loop_gaps[task]:
                 gaps.take(start, finish)
         else:
-            pool, device = self.problem.pools[where.pool], self.problem.device_ids[where.device]
-            numbers = range(pool.lanes) if where.width > 1 else (lane,)
-            self._lanes_of[task] = tuple(Lane(device, i, pool.kind) for i in numbers)
-            self._lane_key[task] = (where.pool, lane)
-            for i in numbers:
+            self._lane_of[task] = lane
+            for i in range(self.problem.pools[where.pool].lanes) if where.width > 1 else (lane,):
                 self._pools[where.pool][i].take(start, finish)
         for usage, amount in zip(self._usage, self._amounts(task, choice), strict=False):
             usage.take(start, finish, amount)
@@ -232,28 +342,29 @@ class GraphDraft(Draft):
             away = [v for v in dict.fromkeys(self.graph.outputs.values()) if host not in self._there[v]]
             for value in sorted(away, key=lambda v: min(self._there[v].values())):
                 self._copy(value, host)
-        return max(max(self.finish_of, default=0.0), max((c.finish for c in self._copies), default=0.0))
+        copied = max((c.finish for c in self._copies), default=0.0) if self._copied is None else float(self._copied["finish"].max(initial=0.0))
+        return max(max(self.finish_of, default=0.0), copied)
 
     def plan(self) -> Timeline:
         """The finished plan, laid out in memory. Raises `OutOfMemoryError` where it does not fit, even with every copy as late as it can be."""
         self.finish()
         problem = self.problem
         straight = Timeline(self.graph, self.machine, (), loops=dict(problem.loops), notes=(*problem.notes, *self.notes))
-        launches = [self._launch_span(t) for t in self.booked]
         limits = dict(zip(problem.node_names, problem.capacity, strict=True))
-        plan = lay_out(replace(straight, spans=self._in_time(self._copies, launches)), limits, give_up=False)
+        plan = written(problem, self._commands(self._copies_in_rows()), straight, limits)
         if plan is None:
+            launches = [self._launch_span(t) for t in self.booked]
             late = postponed(self._copies, launches, problem.node_names)
-            plan = lay_out(replace(straight, spans=self._in_time(late, launches)), limits)
+            spans = spans_of(problem, self._commands(np.array(late, native.COPIED)))
+            plan = lay_out(replace(straight, spans=tuple(spans)), limits)
         assert plan is not None
         return plan
 
-    def _in_time(self, copies: list[_Copied], launches: list[Span]) -> tuple[Span, ...]:
-        """All spans by start, then finish, then order of booking: of spans without length, the reader stands behind the writer."""
-        booked = [(c.turn, self._copy_span(c)) for c in copies]
-        booked += [(i, span) for i, span in enumerate(launches)]
-        booked.sort(key=lambda x: x[0])  # stable: a task's copies stand before it
-        return tuple(sorted((span for _, span in booked), key=lambda s: (s.start, s.finish)))
+    def _copies_in_rows(self) -> Any:
+        return self._copied if self._copied is not None else np.array(self._copies, native.COPIED)
+
+    def _commands(self, copies: Any) -> Commands:
+        return commands_of(self.problem, self.booked, self.choice_of, self._lane_of, self.start_of, self.finish_of, copies)
 
     def _check(self, task: int, choice: int) -> None:
         if self.choice_of[task] >= 0:
@@ -388,11 +499,12 @@ class GraphDraft(Draft):
         if crossing == 0.0:
             return None
         device = self.problem.pools[pool].device
+        choices = self.problem.choices
         out: dict[tuple[int, int], float] = {}
         for value in self._reads[task]:
             producer = self._producer[value]
-            key = self._lane_key[producer] if producer >= 0 else (-1, -1)
-            if key[0] >= 0 and self.problem.pools[key[0]].device == device:
+            if producer >= 0 and (on := choices[self.choice_of[producer]]).device == device and on.pool >= 0:
+                key = on.pool, self._lane_of[producer]
                 out[key] = max(out.get(key, 0.0), self.finish_of[producer] + crossing)
         return out
 
@@ -423,18 +535,23 @@ class GraphDraft(Draft):
                 total = [x + uses.get(name, 0.0) for x, name in zip(total, self.problem.resource_names, strict=True)]
         return total
 
+    def _lanes(self, task: int) -> tuple[Lane, ...]:
+        """The lanes that a booked task holds."""
+        choice = self.problem.choices[self.choice_of[task]]
+        if choice.pool < 0:
+            return self.problem.loop_lanes[task]
+        pool = self.problem.pools[choice.pool]
+        numbers = range(pool.lanes) if choice.width > 1 else (self._lane_of[task],)
+        return tuple(Lane(self.problem.device_ids[choice.device], i, pool.kind) for i in numbers)
+
     def _launch_span(self, task: int) -> Span:
         choice = self.problem.choices[self.choice_of[task]]
         node = self.problem.node_names[choice.node]
         reads = tuple(Replica(v, 0, node) for v in self.graph.reads(task))
         writes = tuple(Replica(v, 0, node) for v in self.graph.writes(task))
-        width = len(self._lanes_of[task]) if isinstance(self.graph.task_ops[task], Loop) else choice.width
-        return Span(self._lanes_of[task], Launch(task, 0, reads, writes, width), self.start_of[task], self.finish_of[task])
-
-    def _copy_span(self, copy: _Copied) -> Span:
-        src, dst = self.problem.node_names[copy.src], self.problem.node_names[copy.dst]
-        command = Copy(copy.value, 0, Replica(copy.value, 0, src), Replica(copy.value, 0, dst))
-        return Span((Lane(self.machine.link(src, dst).id, copy.engine, "copy"),), command, copy.start, copy.finish)
+        lanes = self._lanes(task)
+        width = len(lanes) if isinstance(self.graph.task_ops[task], Loop) else choice.width
+        return Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], self.finish_of[task])
 
 
 def postponed(copies: list[_Copied], launches: list[Span], node_names: tuple[str, ...]) -> list[_Copied]:

@@ -319,7 +319,7 @@ class EvictingDraft(GraphDraft):
                     base.values.append(view)
                     self._held[view, node] = base
                     self._distances.pop(base, None)
-        lanes = self._lanes_of[task]
+        lanes = self._lanes(task)
         choice = self.problem.choices[self.choice_of[task]]
         width = len(lanes) if isinstance(op, Loop) else choice.width
         self._spans.append(Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], finish))

@@ -305,11 +305,19 @@ def _excess(body: Body, problem: Problem, memory: Memory) -> PlanTooLargeError |
     for node, nbytes in memory.arenas.items():
         limit = capacity.get(node)
         if limit is not None and nbytes > limit:
-            size, name = memory.largest[node]
+            size, name, stays = memory.largest[node]
+            readers = [body.graph.task_names[t] for t, reads in enumerate(body.reads) if name in (body.graph.value_names[v] for v in reads)]
+            elsewhere = sorted({problem.device_ids[c.device] for c in problem.choices if problem.node_names[c.node] != node})
+            what = f"{name!r} with {size} bytes" + (f", which task {readers[0]!r} reads" if readers else "")
+            # What is there for all turns is no smaller with a smaller batch.
+            help = "use a smaller batch"
+            if stays:
+                what += " and which stays there for all turns"
+                help = f"place its readers on another memory (device: {elsewhere[0]})" if elsewhere else "use less data"
             return PlanTooLargeError(
                 nbytes - limit,
-                f"loop {body.loop.name!r} needs {nbytes} bytes of {node}, where {limit} are free; the largest piece is {name!r} with {size} bytes. "
-                f"Raise the limit of {node} to at least {nbytes} bytes, or use a smaller batch",
+                f"loop {body.loop.name!r} needs {nbytes} bytes of {node}, where {limit} are free; the largest piece is {what}. "
+                f"Raise the limit of {node} to at least {nbytes} bytes, or {help}",
             )
     return None
 

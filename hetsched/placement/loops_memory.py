@@ -32,7 +32,7 @@ class Memory:
     workspaces: Mapping[int, tuple[str, int, int]]
     bodies: Mapping[int, Mapping[str, int]]
     after: tuple[After, ...]
-    largest: Mapping[str, tuple[int, str]]
+    largest: Mapping[str, tuple[int, str, bool]]
 
 
 def aligned(nbytes: int) -> int:
@@ -137,12 +137,12 @@ def layout(
     offsets: dict[Replica, int] = {}
     rings: dict[Replica, int] = {}
     arenas: dict[str, int] = {}
-    largest: dict[str, tuple[int, str]] = {}
+    largest: dict[str, tuple[int, str, bool]] = {}
 
-    def take(node: str, nbytes: int, name: str) -> int:
+    def take(node: str, nbytes: int, name: str, stays: bool = False) -> int:
         at = arenas.get(node, 0)
         arenas[node] = at + aligned(nbytes)
-        largest[node] = max(largest.get(node, (0, "")), (nbytes, name))
+        largest[node] = max(largest.get(node, (0, "", False)), (nbytes, name, stays))
         return at
 
     shared = _Shared(spans, times, period) if share and max((t[1] for t in times), default=0) <= period else None
@@ -157,7 +157,7 @@ def layout(
             shared.add(Replica(value, 0, node), nbytes, maker[key], [r for r, _ in uses[key]])
             rings[Replica(value, 0, node)] = 1
             continue
-        offsets[Replica(value, 0, node)] = take(node, n * aligned(nbytes), graph.value_names[value])
+        offsets[Replica(value, 0, node)] = take(node, n * aligned(nbytes), graph.value_names[value], key in still)
         rings[Replica(value, 0, node)] = n
     if shared is not None:
         for node, size in shared.lay_out(offsets).items():

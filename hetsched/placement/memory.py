@@ -16,8 +16,10 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetsched.errors import InternalError, OutOfMemoryError
 from hetsched.graph.graph import Graph, Loop
@@ -26,6 +28,9 @@ from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
 from hetsched.timeline import After, Command, Copy, Free, Launch, Replica, Span, Timeline
+
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
 
 ALIGNMENT = 64
 # Threads that share their tasks run them in another order than planned: bytes rest for this many launches of mean length before they are used
@@ -126,7 +131,7 @@ def lay_out(plan: Timeline, limits: Mapping[str, int | None], *, give_up: bool =
         limit = limits.get(node)
         room = None if limit is None else limit - (_most(layout.loose.values()) if node == HOST else 0)
         if node in places.nodes:
-            arenas[node] = max(b.offset + _padded(b.nbytes) for b in blocks)
+            arenas[node] = max(b.offset + padded(b.nbytes) for b in blocks)
         else:
             arenas[node] = pack(blocks, room, _rest_seconds(plan, node))
         if room is not None and arenas[node] > room:
@@ -325,7 +330,7 @@ def pack(blocks: Sequence[Block], limit: int | None = None, rest_seconds: float 
             return wider
         for block, offset in zip(blocks, offsets, strict=True):
             block.offset = offset
-    alive = _most((b.start, b.until, _padded(b.nbytes)) for b in blocks)
+    alive = _most((b.start, b.until, padded(b.nbytes)) for b in blocks)
     too_big = limit is not None and best > limit
     if best > alive and (too_big or len(blocks) <= GREEDY_BLOCKS):
         other = _by_size(blocks)
@@ -336,7 +341,8 @@ def pack(blocks: Sequence[Block], limit: int | None = None, rest_seconds: float 
     return best
 
 
-def _padded(nbytes: int) -> int:
+def padded(nbytes: Any) -> Any:
+    """`nbytes` (a number or an array) rounded up to a multiple of 64."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -395,30 +401,37 @@ def _by_time(blocks: Sequence[Block], rest_seconds: float = 0.0) -> int:
             done = heapq.heappop(live)
             old = blocks[done[2]]
             if old.precedes(block):
-                holes.give(old.offset, _padded(old.nbytes))
+                holes.give(old.offset, padded(old.nbytes))
             else:
                 kept.append(done)
         for entry in kept:
             heapq.heappush(live, entry)
         if block.nbytes:
-            block.offset = holes.take(_padded(block.nbytes))
+            block.offset = holes.take(padded(block.nbytes))
             heapq.heappush(live, (block.until, block.last, number))
     return holes.top
 
 
 def _by_size(blocks: Sequence[Block]) -> int:
-    n = len(blocks)
-    start, finish = np.array([b.start for b in blocks]), np.array([b.until for b in blocks])
-    first, last = np.array([b.first for b in blocks]), np.array([b.last for b in blocks])
-    size = np.array([_padded(b.nbytes) for b in blocks], dtype=np.int64)
+    columns = ([b.start for b in blocks], [b.until for b in blocks], [b.first for b in blocks], [b.last for b in blocks])
+    start, until, first, last = map(np.array, columns)
+    top, offset = place_by_size(start, until, first, last, np.array([padded(b.nbytes) for b in blocks], dtype=np.int64))
+    for block, at in zip(blocks, offset.tolist(), strict=True):
+        block.offset = at
+    return top
+
+
+def place_by_size(start: FloatArray, until: FloatArray, first: IntArray, last: IntArray, size: IntArray) -> tuple[int, IntArray]:
+    """(bytes of the arena, offset of each block), the largest placed first. until: when its bytes are free; size: a multiple of 64."""
+    n = len(size)
     offset = np.zeros(n, dtype=np.int64)
     placed = np.zeros(n, dtype=bool)
     top = 0
     for i in sorted(range(n), key=lambda k: (-size[k], start[k])):
         if not size[i]:
             continue
-        earlier = (finish <= start[i]) & (last < first[i])
-        later = (start >= finish[i]) & (first > last[i])
+        earlier = (until <= start[i]) & (last < first[i])
+        later = (start >= until[i]) & (first > last[i])
         rivals = np.flatnonzero(placed & ~earlier & ~later)
         at = 0
         for low, high in sorted(zip(offset[rivals].tolist(), (offset[rivals] + size[rivals]).tolist(), strict=True)):
@@ -427,9 +440,7 @@ def _by_size(blocks: Sequence[Block]) -> int:
             at = max(at, high)
         offset[i], placed[i] = at, True
         top = max(top, at + int(size[i]))
-    for block, at in zip(blocks, offset.tolist(), strict=True):
-        block.offset = at
-    return top
+    return top, offset
 
 
 # Reuse --------------------------------------------------------------------------------------------------------------------------
@@ -528,7 +539,7 @@ def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[
         )
         task = graph.task_names[reader] if reader >= 0 else graph.value_names[command.value]
         what = f"task {task!r} (copy of {graph.value_names[command.value]!r} to {node})"
-    alive = sum(_padded(b.nbytes) for b in blocks if b is not culprit and b.first <= culprit.first and not b.precedes(culprit))
+    alive = sum(padded(b.nbytes) for b in blocks if b is not culprit and b.first <= culprit.first and not b.precedes(culprit))
     elsewhere = sorted({d.id for d in plan.machine.devices if d.memory != node})
     move = f", or place {task!r} on another memory (device: {elsewhere[0]})" if elsewhere else ""
     free = max(0, room - alive)

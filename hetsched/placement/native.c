@@ -2,10 +2,7 @@
 
    Statement for statement the same as these, so that both give the same plans to the last bit: compile without contraction of a * b + c
    (-ffp-contract=off). Python's integers are wide enough here as int64_t, the random state as uint32_t. What each array holds is told there. */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "native_gaps.h"
 
 #define IMPOSSIBLE 1e300
 #define FAR 24
@@ -292,44 +289,6 @@ void hs_walk(const Facts *f, State *s, int64_t steps, int64_t done, int64_t leng
 
 /* Lists of tasks ------------------------------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    int64_t count, room;
-    double *starts, *ends;
-} Gaps;
-
-static int make_room(Gaps *g) {
-    if (g->count < g->room) return 1;
-    const int64_t room = g->room ? 2 * g->room : 16;
-    double *starts = realloc(g->starts, room * sizeof(double));
-    if (!starts) return 0;
-    g->starts = starts;
-    double *ends = realloc(g->ends, room * sizeof(double));
-    if (!ends) return 0;
-    g->ends = ends;
-    g->room = room;
-    return 1;
-}
-
-static int64_t first_from(const double *a, int64_t count, double x) { /* bisect_left */
-    int64_t low = 0, high = count;
-    while (low < high) {
-        const int64_t mid = (low + high) / 2;
-        if (a[mid] < x) low = mid + 1;
-        else high = mid;
-    }
-    return low;
-}
-
-static int64_t first_after(const double *a, int64_t count, double x) { /* bisect_right */
-    int64_t low = 0, high = count;
-    while (low < high) {
-        const int64_t mid = (low + high) / 2;
-        if (x < a[mid]) high = mid;
-        else low = mid + 1;
-    }
-    return low;
-}
-
 static int fill(Gaps *g, double start, double finish, double shortest) {
     int64_t i = start >= g->starts[g->count - 1] ? g->count - 1 : first_after(g->starts, g->count, start) - 1;
     const double gap_start = g->starts[i], gap_end = g->ends[i];
@@ -352,23 +311,16 @@ static int fill(Gaps *g, double start, double finish, double shortest) {
     return 1;
 }
 
-/* Books the tasks of `order`, each where finish + behind[task][device] is least; `behind` may be 0. Returns how many were booked: all,
-   or those before the first that no device can run; -1 where there is no memory; -2 at the first finish + tail above `limit`, where tails are given. */
-int64_t hs_book(const Facts *f, const double *shortest, const int64_t *order, const double *behind, double limit, int64_t *choice_of, double *start_of,
-                double *finish_of, int64_t *lane_of) {
+/* Books the tasks of `order`, each where finish + behind[task][device] is least, or on wanted[task] where that is no -1; `behind` and `wanted` may be
+   0. Returns how many were booked: all, or those before the first that no device can run; -1 where there is no memory; -2 at the first finish + tail above `limit`, where tails are given. */
+int64_t hs_book(const Facts *f, const double *shortest, const int64_t *order, const double *behind, const int64_t *wanted, double limit,
+                int64_t *choice_of, double *start_of, double *finish_of, int64_t *lane_of) {
     const int64_t n = f->tasks, devices = f->devices, nodes = f->nodes;
     Gaps *gaps = calloc(f->lane_count, sizeof(Gaps));
     double *ready = malloc(nodes * sizeof(double));
     int64_t i = 0;
     int sound = gaps && ready, hopeless = 0;
-    for (int64_t k = 0; sound && k < f->lane_count; k++) {
-        sound = make_room(gaps + k);
-        if (sound) {
-            gaps[k].starts[0] = 0.0;
-            gaps[k].ends[0] = INFINITY;
-            gaps[k].count = 1;
-        }
-    }
+    for (int64_t k = 0; sound && k < f->lane_count; k++) sound = open_gaps(gaps + k);
     for (; sound && i < n; i++) {
         const int64_t task = order[i];
         for (int64_t m = 0; m < nodes; m++) ready[m] = 0.0;
@@ -382,8 +334,10 @@ int64_t hs_book(const Facts *f, const double *shortest, const int64_t *order, co
         }
         int64_t best = -1, number = 0;
         double least = INFINITY, begin = 0.0;
-        for (int64_t c = 0; c < devices; c++) {
-            const double duration = f->seconds[task * devices + c], extra = behind ? behind[task * devices + c] : 0.0, at = ready[f->node[c]];
+        const int64_t only = wanted ? wanted[task] : -1;
+        for (int64_t c = only >= 0 ? only : 0; c < (only >= 0 ? only + 1 : devices); c++) {
+            const double duration = f->seconds[task * devices + c], at = ready[f->node[c]];
+            const double extra = behind && only < 0 ? behind[task * devices + c] : 0.0;
             const double soonest = at + duration;
             if (soonest + extra >= least) continue;
             for (int64_t k = f->lanes[c]; k < f->lanes[c + 1]; k++) {
@@ -435,6 +389,45 @@ void hs_upward(int64_t n, const int64_t *order, const int64_t *starts, const int
         const double here = rank[task] = rank[task] + weights[task];
         for (int64_t k = starts[task]; k < starts[task + 1]; k++)
             if (here + copies[k] > rank[preds[k]]) rank[preds[k]] = here + copies[k];
+    }
+}
+
+/* The earliest conceivable finish of each task on each node, as `bounds_paths.earliest_finishes`: finish[task][node]. `start_at`: when what it reads of the
+   graph's inputs is there; `fastest`: its seconds; `nbytes`: of the largest value on each edge, below 0 where nothing is copied. */
+void hs_earliest(int64_t n, int64_t nodes, const int64_t *order, const int64_t *starts, const int64_t *preds, const double *nbytes, const double *latency,
+                 const double *per_byte, const double *start_at, const double *fastest, double *finish) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t task = order[i];
+        for (int64_t m = 0; m < nodes; m++) {
+            double ready = start_at[task * nodes + m];
+            for (int64_t k = starts[task]; k < starts[task + 1]; k++) {
+                const double *from = finish + preds[k] * nodes, size = nbytes[k];
+                double arrives = INFINITY;
+                for (int64_t s = 0; s < nodes; s++) {
+                    const double at = size < 0 ? from[s] : from[s] + (latency[s * nodes + m] + size * per_byte[s * nodes + m]);
+                    if (at < arrives) arrives = at;
+                }
+                if (arrives > ready) ready = arrives;
+            }
+            finish[task * nodes + m] = ready + fastest[task * nodes + m];
+        }
+    }
+}
+
+/* Lengths of the longest path to each task (`head`) and from it (`tail`), its own weight not counted; both start at 0. */
+void hs_paths(int64_t n, const int64_t *order, const int64_t *starts, const int64_t *preds, const double *weights, double *head, double *tail) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t task = order[i];
+        for (int64_t k = starts[task]; k < starts[task + 1]; k++) {
+            const double path = head[preds[k]] + weights[preds[k]];
+            if (path > head[task]) head[task] = path;
+        }
+    }
+    for (int64_t i = n - 1; i >= 0; i--) {
+        const int64_t task = order[i];
+        const double here = tail[task] + weights[task];
+        for (int64_t k = starts[task]; k < starts[task + 1]; k++)
+            if (here > tail[preds[k]]) tail[preds[k]] = here;
     }
 }
 
@@ -494,4 +487,72 @@ void hs_ready(int64_t n, const int64_t *succ_starts, const int64_t *succs, int64
         for (int64_t k = succ_starts[task]; k < succ_starts[task + 1]; k++)
             if (!--waiting[succs[k]]) push(heap, size++, rank, succs[k]);
     }
+}
+
+/* Periods of loops ------------------------------------------------------------------------------------------------------------------ */
+
+/* Raises `start` to the least starts that keep every arc at `period`, as `periodic_modulo.relax` does. Arcs of op u: `arc_starts[u]` to
+   `arc_starts[u + 1]`, to the op `arc_to`, `arc_turns` turns later, after `work` of the arc, or after `seconds` of u where there is none; then, where
+   `next` is given, one to next[u] (-1: none) `step[u]` turns later. A pass goes by `order`, or by the number of the ops. Returns how many ops are on
+   the cycle that makes it impossible, 0 where there is none, -1 without memory. The cycle: its ops in the order of the arcs, and of the arc by which
+   each is reached its number (count of all arcs and more: that of `next`) and its turns. */
+int64_t hs_circle(int64_t count, const int64_t *order, const int64_t *seconds, const int64_t *arc_starts, const int64_t *arc_to, const int64_t *arc_turns,
+                  const int64_t *work, const int64_t *next, const int64_t *step, int64_t period, int64_t *start, int64_t *cycle, int64_t *through,
+                  int64_t *turns) {
+    int64_t *parent = malloc(3 * count * sizeof(int64_t));
+    if (!parent) return -1;
+    int64_t *by = parent + count, *seen = by + count, found = 0;
+    char *dirty = malloc(count);
+    if (!dirty) {
+        free(parent);
+        return -1;
+    }
+    memset(dirty, 1, count);
+    for (int64_t u = 0; u < count; u++) parent[u] = -1;
+    for (int64_t passes = 0; !found; passes++) {
+        int moved = 0;
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t u = order ? order[i] : i;
+            if (!dirty[u]) continue;
+            dirty[u] = 0;
+            const int64_t begin = start[u], stop = arc_starts[u + 1], more = next && next[u] >= 0;
+            for (int64_t k = arc_starts[u]; k < stop + more; k++) {
+                const int64_t v = k < stop ? arc_to[k] : next[u], later = k < stop ? arc_turns[k] : step[u];
+                const int64_t at = begin + (work ? work[k] : seconds[u]) - later * period;
+                if (at > start[v]) {
+                    start[v] = at;
+                    parent[v] = u;
+                    by[v] = k < stop ? k : arc_starts[count] + u;
+                    dirty[v] = 1;
+                    moved = 1;
+                }
+            }
+        }
+        if (!moved) break;
+        if (passes < 1) continue;
+        for (int64_t u = 0; u < count; u++) seen[u] = 0;
+        for (int64_t s = 0; s < count && !found; s++) {
+            int64_t x = s;
+            while (x >= 0 && !seen[x]) {
+                seen[x] = s + 1;
+                x = parent[x];
+            }
+            if (x < 0 || seen[x] != s + 1) continue;
+            int64_t y = x;
+            do {
+                found++;
+                y = parent[y];
+            } while (y != x);
+            for (int64_t i = found - 1; i >= 0; i--) {
+                const int64_t arc = by[y];
+                cycle[i] = y;
+                through[i] = arc;
+                turns[i] = arc < arc_starts[count] ? arc_turns[arc] : step[arc - arc_starts[count]];
+                y = parent[y];
+            }
+        }
+    }
+    free(dirty);
+    free(parent);
+    return found;
 }

@@ -20,6 +20,7 @@ from hetsched.errors import OutOfMemoryError
 from hetsched.placement.periodic_assign import Cycles, anneal
 from hetsched.placement.periodic_bound import period_bound
 from hetsched.placement.periodic_modulo import components, heights, modulo_starts, tighten, topological
+from hetsched.placement.periodic_native import BUILD_FROM, for_body
 from hetsched.placement.periodic_order import Order
 from hetsched.placement.periodic_problem import NANOSECONDS, Core, LoopProblem, Ops, PeriodBound, PeriodPlan, read_body, whole
 from hetsched.placement.periodic_slide import slid
@@ -37,6 +38,8 @@ _COOL = 0.4
 _STARTS, _NEAR, _MANY_STARTS = 4, 1.04, 8
 # Steps a task of the annealing for a further start.
 _SHORT = 100
+# (annealings at most, steps a task of each, how many that agree are enough) of small bodies, of those where cycles dominate, and of others.
+_ROUNDS = (5, 200, 3), (3, 250, 2), (3, 250, 2)
 
 
 def _usual(n: int) -> int:
@@ -80,10 +83,11 @@ class Search:
 
     def __init__(self, core: Core, seed: int, evaluations: int | None, seconds: float | None) -> None:
         self.core, self.rng = core, random.Random(seed)
+        self.limit = evaluations if evaluations is not None else _usual(core.n)
+        core.circles = for_body(core.n * self.limit)
         self.cycles = Cycles(core)
         self.bound = period_bound(core.problem, core)
         self.enough = max(1, whole(self.bound.seconds * (1 - 1e-12)))
-        self.limit = evaluations if evaluations is not None else _usual(core.n)
         self.deadline = None if seconds is None else time.perf_counter() + seconds
         self.spent = 0
         self.best = Best()
@@ -147,7 +151,7 @@ class Search:
     def assignments(self, seeds: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
         """(B, assignment), the best of each annealing first (by B), then the others by B."""
         n = self.core.n
-        rounds, steps, alike = (5, 350, 3) if n < 30 else (3, 250, 2) if self.cycles.dominate else (3, 500, 2)
+        rounds, steps, alike = _ROUNDS[0] if n < 30 else _ROUNDS[1] if self.cycles.dominate else _ROUNDS[2]
         first: list[tuple[int, list[int]]] = []
         others: list[tuple[int, list[int]]] = []
         share = min(1.0, self.limit / _usual(n))
@@ -275,6 +279,7 @@ def one_by_one(ops: Ops) -> tuple[int, list[int]]:
 def plan_body_file(path: str | Path, *, seconds: float | None = None, seed: int = 0) -> dict[str, Any]:
     """Plan a `period-bench/1` file: {"file", "name", "period", "lower_bound", "seconds" (of planning), "plan"}. `FileError` for anything else."""
     problem = read_body(path)
+    for_body(BUILD_FROM)
     begin = time.perf_counter()
     plan = plan_period(problem, seconds=seconds, seed=seed)
     spent = time.perf_counter() - begin

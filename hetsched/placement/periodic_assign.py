@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Sequence
 
 from hetsched.placement.periodic_modulo import components, parent_cycle, topological
+from hetsched.placement.periodic_native import Flat
 from hetsched.placement.periodic_problem import Core
 
 # A search for the cycle ratio takes as long as this many other steps for each task on a cycle.
@@ -99,6 +101,8 @@ class Cycles:
         self.weights: list[list[tuple[int, int, int]]] = [[] for _ in self.inner]
         self.start = [0] * len(self.inner)
         self.critical: list[tuple[int, int]] = []
+        # The arcs once more for machine code, and where those of each task begin.
+        self.flat = Flat([[(v, k) for _, v, k in row] for row in self.rows], weighed=True) if core.circles is not None else None
 
     def _add(self, place: dict[int, int], mark: list[int], arcs: list[tuple[int, int, int, int]]) -> None:
         for w, p, r, k in arcs:
@@ -148,10 +152,19 @@ class Cycles:
                 node = core.memory[devices[j]]
                 row.append((j, base + core.copy[w][links[node]] if w >= 0 and node != home else base, k))
             self.weights[i] = row
+            if self.flat is not None and self.flat.work is not None:
+                self.flat.work[self.flat.starts[i] : self.flat.starts[i + 1]] = array("q", [work for _, work, _ in row])
         self.devices = devices
 
     def _circle(self, period: int) -> list[tuple[int, int]]:
         """Arcs (producer, which of its arcs) of a cycle that takes longer than `period` a turn; empty where there is none."""
+        if self.core.circles is not None and self.flat is not None:
+            at = array("q", self.start)
+            found = self.core.circles.find(self.flat, period, at)
+            if found is None:
+                self.start = at.tolist()
+                return []
+            return [(u, arc - self.flat.starts[u]) for u, arc in zip([found[0][-1], *found[0][:-1]], found[1], strict=True)]
         out, count = self.weights, len(self.inner)
         start, dirty, parent, through = list(self.start), [True] * count, [-1] * count, [0] * count
         passes = 0

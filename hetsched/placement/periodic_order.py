@@ -8,9 +8,11 @@ C. Smutnicki, A fast taboo search algorithm for the job shop problem, 1996), her
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 from hetsched.placement.periodic_modulo import lane_arcs, parent_cycle, relax
+from hetsched.placement.periodic_native import Circles
 from hetsched.placement.periodic_problem import Ops
 
 
@@ -72,6 +74,8 @@ class Order:
 
     def solve(self, least: int, limit: int) -> bool:
         """Find period (>= `least`), starts and critical cycle; False (nothing changes) where the period would exceed `limit` or nothing could run."""
+        if self.ops.core.circles is not None:
+            return self._solve(self.ops.core.circles, least, limit)
         ops = self.ops
         seconds, nxt, step = ops.seconds, self.next, self.step
         period, critical = least, self.cycle
@@ -115,11 +119,33 @@ class Order:
                 return False
             critical = cycle
 
+    def _solve(self, circles: Circles, least: int, limit: int) -> bool:
+        """The same by machine code."""
+        ops = self.ops
+        period, critical = least, self.cycle
+        order, start = array("q", sorted(range(ops.count), key=self.start.__getitem__)), array("q", self.start)
+        follow = array("q", self.next), array("q", self.step)
+        while found := circles.find(ops.flat, period, start, order, follow):
+            cycle, _, turns = found
+            work, distance = sum(map(ops.seconds.__getitem__, cycle)), sum(turns)
+            if distance <= 0:
+                return False
+            period = max(period + 1, -(-work // distance))
+            if period > limit:
+                return False
+            critical = cycle
+        self.period, self.start, self.cycle = period, start.tolist(), critical
+        return True
+
 
 def settled(ops: Ops, guess: Sequence[int], period: int) -> Order | None:
     """The order of ops that start about when `guess` says: as soon after as the data allow at `period`; None where it does not allow the data."""
     start = list(guess)
-    if relax(ops.seconds, ops.out, period, start, sorted(range(ops.count), key=start.__getitem__)) is not None:
+    order = sorted(range(ops.count), key=start.__getitem__)
+    if ops.core.circles is not None:
+        at = array("q", start)
+        return None if ops.core.circles.find(ops.flat, period, at, array("q", order)) else Order(ops, at.tolist(), period)
+    if relax(ops.seconds, ops.out, period, start, order) is not None:
         return None
     return Order(ops, start, period)
 

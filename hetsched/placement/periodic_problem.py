@@ -11,10 +11,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hetsched.errors import FileError, PlacementError
+from hetsched.placement.periodic_native import Circles, Flat
 
 NANOSECONDS = 1_000_000_000
 # Two ends of a rounded copy may differ by this much of a nanosecond without meaning anything.
@@ -120,7 +122,10 @@ def whole(seconds: float) -> int:
 
 
 class Core:
-    """A problem in the form that the search uses: nested lists of integers. Resources are the devices, then the queues of links."""
+    """A problem in the form that the search uses: nested lists of integers. Resources are the devices, then the queues of links.
+
+    `circles`: machine code for what takes longest, where a search has found that it pays.
+    """
 
     def __init__(self, problem: LoopProblem) -> None:
         self.problem = problem
@@ -168,6 +173,7 @@ class Core:
                 self.made[t].append(w)
             for r in dict.fromkeys(r for r, _ in self.readers[w]):
                 self.read[r].append(w)
+        self.circles: Circles | None = None
         self.task_arcs = [(self.producer[w], r, k) for w, row in enumerate(self.readers) for r, k in row] + self.orders
 
 
@@ -185,35 +191,62 @@ class Ops:
             self.seconds.append(duration)
         self.copies: list[tuple[int, int]] = []
         self.arcs: list[tuple[int, int, int]] = list(core.orders)
-        # What occupies bytes: (op that makes it, value, memory node, readers as (op, distance)).
-        self.replicas: list[tuple[int, int, int, list[tuple[int, int]]]] = []
-        arcs = self.arcs
+        arcs, holds = self.arcs, core.problem.holds
         for w, readers in enumerate(core.readers):
             p = core.producer[w]
             home = memory[assignment[p]]
-            replica: dict[int, tuple[int, list[tuple[int, int]]]] = {home: (p, [])}
+            away: dict[int, int] = {}
             for r, k in readers:
                 node = memory[assignment[r]]
-                if node not in replica:
+                if node == home:
+                    arcs.append((p, r, k))
+                    continue
+                copy = away.get(node, -1)
+                if copy < 0:
                     link = link_of[home][node]
-                    copy = core.n + len(self.copies)
+                    copy = away[node] = core.n + len(self.copies)
                     self.copies.append((w, link))
                     self.seconds.append(core.copy[w][link])
                     self.resource.append(core.link_resource[link])
                     arcs.append((p, copy, 0))
-                    arcs += [(copy, t, turns) for t, turns in core.problem.holds.get(w, ())]
-                    replica[home][1].append((copy, 0))
-                    replica[node] = (copy, [])
-                source, uses = replica[node]
-                arcs.append((source, r, k))
-                uses.append((r, k))
-            self.replicas += [(maker, w, node, uses) for node, (maker, uses) in replica.items()]
+                    if w in holds:
+                        arcs += [(copy, t, turns) for t, turns in holds[w]]
+                arcs.append((copy, r, k))
         self.count = len(self.seconds)
-        self.into: list[list[tuple[int, int]]] = [[] for _ in range(self.count)]
         self.out: list[list[tuple[int, int]]] = [[] for _ in range(self.count)]
         for u, v, k in arcs:
             self.out[u].append((v, k))
-            self.into[v].append((u, k))
+
+    @cached_property
+    def replicas(self) -> list[tuple[int, int, int, list[tuple[int, int]]]]:
+        """What occupies bytes: (op that makes it, value, memory node, readers as (op, turns))."""
+        core, memory, out = self.core, self.core.memory, []
+        copies = {(w, core.problem.links[link].dst): core.n + i for i, (w, link) in enumerate(self.copies)}
+        for w, readers in enumerate(core.readers):
+            p = core.producer[w]
+            home = memory[self.assignment[p]]
+            replica: dict[int, tuple[int, list[tuple[int, int]]]] = {home: (p, [])}
+            for r, k in readers:
+                node = memory[self.assignment[r]]
+                if node not in replica:
+                    replica[home][1].append((copies[w, node], 0))
+                    replica[node] = (copies[w, node], [])
+                replica[node][1].append((r, k))
+            out += [(maker, w, node, uses) for node, (maker, uses) in replica.items()]
+        return out
+
+    @cached_property
+    def into(self) -> list[list[tuple[int, int]]]:
+        """Arcs to each op: (from, turns)."""
+        into: list[list[tuple[int, int]]] = [[] for _ in range(self.count)]
+        for u, v, k in self.arcs:
+            into[v].append((u, k))
+        return into
+
+    @cached_property
+    def flat(self) -> Flat:
+        """Arcs from each op, for machine code."""
+        return Flat(self.out, self.seconds)
 
 
 def read_body(path: str | Path) -> LoopProblem:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.errors import CommandLineError, PlacementError, did_you_mean
+from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, Machine
@@ -291,28 +292,9 @@ def _choices(machine: Machine, node_of: Mapping[str, int]) -> tuple[tuple[Pool, 
 
 def _duration_rows(graph: Graph, machine: Machine, costs: CostModel, choices: Sequence[Choice], pools: Sequence[Pool]) -> tuple[FloatArray, IntArray]:
     """Durations of each kind of task (equal op, attributes and specs), and the kind of each task."""
-    starts, reads, outs = graph.input_start.tolist(), graph.input_values.tolist(), graph.output_start.tolist()
-    spec_key = [id(s) for s in graph.value_specs]
-    kinds: dict[object, int] = {}
-    rows: list[list[float]] = []
-    row_of = np.empty(len(graph), dtype=np.int64)
-    for t, op in enumerate(graph.task_ops):
-        ins = tuple([spec_key[v] for v in reads[starts[t] : starts[t + 1]]])
-        key: object = (id(op), ins, tuple([spec_key[v] for v in range(outs[t], outs[t + 1])]))
-        attributes = graph.task_attributes[t]
-        if attributes:
-            try:
-                key = (key, tuple((k, v) for k, v in attributes.items() if k != "key"))
-                found = kinds.get(key)
-            except TypeError:
-                key, found = t, None
-        else:
-            found = kinds.get(key)
-        if found is None:
-            found = kinds[key] = len(rows)
-            rows.append(_duration_row(graph, t, machine, costs, choices, pools))
-        row_of[t] = found
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(choices)), row_of
+    kind, first = alike(graph)
+    rows = [_duration_row(graph, t, machine, costs, choices, pools) for t in first.tolist()]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(choices)), kind
 
 
 def _duration_row(graph: Graph, task: int, machine: Machine, costs: CostModel, choices: Sequence[Choice], pools: Sequence[Pool]) -> list[float]:
@@ -352,8 +334,12 @@ def _capable(
 ) -> dict[int, frozenset[int]]:
     """Task -> devices that can run it, for every task that is not a loop; an error that names all that have none."""
     by_row = [frozenset(choices[i].device for i in np.flatnonzero(np.isfinite(row)).tolist()) for row in rows]
-    capable = {t: by_row[row] for t, row in enumerate(row_of.tolist()) if t not in loops}
-    problems = [(_lacks(graph, t, machine), (graph.task_names[t],)) for t, devices in capable.items() if not devices]
+    capable = dict(enumerate(map(by_row.__getitem__, row_of.tolist())))
+    for task in loops:
+        del capable[task]
+    problems = []
+    if not all(by_row) or loops:
+        problems = [(_lacks(graph, t, machine), (graph.task_names[t],)) for t, devices in capable.items() if not devices]
     if problems:
         raise PlacementError("", problems)
     return capable
@@ -379,7 +365,7 @@ def _lacks(graph: Graph, task: int, machine: Machine) -> str:
 
 def _plan_loops(graph: Graph, machine: Machine, costs: CostModel, plan_loop: PlanLoop | None) -> dict[int, Timeline]:
     out = {}
-    for task, op in enumerate(graph.task_ops):
+    for task, op in enumerate(graph.task_ops) if graph.has_loops else ():
         if isinstance(op, Loop):
             if plan_loop is None:
                 raise PlacementError(f"task {graph.task_names[task]!r} is a loop; give problem_of(plan_loop=...) what plans its body")
@@ -415,26 +401,27 @@ def _resources(machine: Machine, choices: Sequence[Choice], pools: Sequence[Pool
 
 def _edges(graph: Graph) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
     """Each pair (predecessor, task) once, with the bytes of the distinct values between them and of the largest one."""
-    n = len(graph)
+    n, values = len(graph), max(len(graph.value_specs), 1)
     reader = np.repeat(np.arange(n, dtype=np.int64), np.diff(graph.input_start))
-    uses = np.unique(np.stack((reader, graph.input_values), axis=1), axis=0) if len(reader) else np.zeros((0, 2), np.int64)
-    producer = graph.value_task[uses[:, 1]]
+    uses = np.unique(reader * values + graph.input_values)
+    used = uses % values
+    producer = graph.value_task[used]
     data = producer >= 0
-    pairs = np.stack((uses[data, 0], producer[data]), axis=1)
-    nbytes = graph.value_nbytes[uses[data, 1]].astype(np.float64)
+    pairs = (uses[data] // values) * n + producer[data]
+    nbytes = graph.value_nbytes[used[data]].astype(np.float64)
     if graph.after:
-        order = np.array([(t, before) for before, t in graph.after], dtype=np.int64)
+        order = np.array([t * n + before for before, t in graph.after], dtype=np.int64)
         pairs = np.concatenate((pairs, order))
         nbytes = np.concatenate((nbytes, np.zeros(len(order))))
     if not len(pairs):
         return np.zeros(n + 1, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
     has_data = np.arange(len(pairs)) < int(data.sum())
-    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    unique, inverse = np.unique(pairs, return_inverse=True)
     inverse = inverse.reshape(-1)
     total = np.bincount(inverse, nbytes, minlength=len(unique))
     total[np.bincount(inverse, has_data, minlength=len(unique)) == 0] = ORDER_ONLY
-    start = np.concatenate(([0], np.cumsum(np.bincount(unique[:, 0], minlength=n)))).astype(np.int64)
+    start = np.concatenate(([0], np.cumsum(np.bincount(unique // n, minlength=n)))).astype(np.int64)
     largest = np.zeros(len(unique))
     np.maximum.at(largest, inverse, nbytes)
     largest[total == ORDER_ONLY] = ORDER_ONLY
-    return start, np.ascontiguousarray(unique[:, 1]), np.asarray(total, dtype=np.float64), largest
+    return start, unique % n, np.asarray(total, dtype=np.float64), largest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from hetsched.placement.problem import FloatArray, IntArray, Problem
 
 # Tasks from which an array is sorted faster than a list.
 MANY = 500
+
+
+def code_for(problem: Problem) -> Any:
+    """The functions of machine code, where they pay for planning this problem once; else None."""
+    return native.for_size(len(problem), native.BUILD_FROM if problem.is_costed else native.BUILD_GRAPHS_FROM)
 
 
 def mean_durations(problem: Problem) -> FloatArray:
@@ -33,7 +39,7 @@ def upward_ranks(problem: Problem, weights: FloatArray, copies: FloatArray) -> l
 
     Topcuoglu, Hariri, Wu (HEFT), equation 8.
     """
-    code = native.for_size(len(problem))
+    code = code_for(problem)
     if code is not None:
         found: list[float] = native.upward(code, problem.order, problem.pred_start, problem.pred_task, weights, copies).tolist()
         return found
@@ -97,9 +103,41 @@ def levels(n: int, start: IntArray, other: IntArray, sequence: Iterable[int]) ->
         yield tasks[a:b], edges[low : edge_ends[level]], first_edge[a:b] - low
 
 
+def fastest_paths(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """float64[n] twice: seconds of the longest chains before and behind each task, each task at its fastest, nothing for copies."""
+    if "fastest_paths" not in problem.memo:
+        fastest = problem.durations.min(axis=1)
+        code = code_for(problem)
+        if code is not None:
+            problem.memo["fastest_paths"] = native.paths(code, problem.order, problem.pred_start, problem.pred_task, fastest)
+        else:
+            problem.memo["fastest_paths"] = _fastest_paths(problem, fastest.tolist())
+    found: tuple[FloatArray, FloatArray] = problem.memo["fastest_paths"]
+    return found
+
+
+def _fastest_paths(problem: Problem, fastest: list[float]) -> tuple[FloatArray, FloatArray]:
+    head, tail = [0.0] * len(problem), [0.0] * len(problem)
+    starts, preds = problem.pred_start.tolist(), problem.pred_task.tolist()
+    order = problem.order.tolist()
+    for t in order:
+        most = 0.0
+        for p in preds[starts[t] : starts[t + 1]]:
+            path = head[p] + fastest[p]
+            if path > most:
+                most = path
+        head[t] = most
+    for t in reversed(order):
+        here = tail[t] + fastest[t]
+        for p in preds[starts[t] : starts[t + 1]]:
+            if here > tail[p]:
+                tail[p] = here
+    return np.array(head), np.array(tail)
+
+
 def as_ready(problem: Problem, rank: list[float]) -> list[int]:
     """Tasks in the order in which a list scheduler takes them: of those whose predecessors have been taken, the one of highest rank, then number."""
-    code = native.for_size(len(problem))
+    code = code_for(problem)
     if code is not None:
         found: list[int] = native.as_ready(code, *problem.succ[:2], np.diff(problem.pred_start), np.array(rank)).tolist()
         return found

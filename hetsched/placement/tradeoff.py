@@ -318,7 +318,8 @@ def _laid_out(candidate: Candidate) -> bool:
 
 def _unmeasured(goal: Objective, figures: Figures) -> str:
     why = "; ".join(dict.fromkeys(f"{name} of a plan is not known: {figures.missing[name]}" for name in goal.goals if name in figures.missing))
-    return f"objective {goal}: {why}; state what is missing in the machine's file (--machine), with 0 where there is nothing"
+    watts = "; --watts cpu=BUSY/IDLE gives watts of a machine without a file" if "energy" in goal.goals else ""
+    return f"objective {goal}: {why}; state what is missing in the machine's file (--machine), with 0 where there is nothing{watts}"
 
 
 def _too_late(goal: Objective, seconds: float, bound: Bound) -> str:

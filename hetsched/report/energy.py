@@ -58,7 +58,8 @@ def energy_of(trace: Timeline, measured: Measured | None) -> Energy:
             devices[device.id] = _estimated(trace, device.id, figures)
     unknown = [name for name, d in devices.items() if d.joules is None]
     if unknown:
-        notes.append(f"no meter counts that of {', '.join(unknown)}, and no busy_watts and idle_watts are stated (--machine FILE)")
+        way_out = f"--watts {unknown[0]}=BUSY/IDLE, HETSCHED_WATTS, or --machine FILE"
+        notes.append(f"no meter counts that of {', '.join(unknown)}, and no watts are stated ({way_out})")
     total = None if unknown else sum(d.joules or 0.0 for d in devices.values())
     return Energy(total, devices, tuple(notes))
 

@@ -84,13 +84,15 @@ class Runs:
             raise CommandLineError(f"{'several runs begin' if found else 'no run begins'} with {wanted!r}{more}")
         return self._read(found[0])
 
-    def every(self) -> list[dict[str, Any]]:
-        """All runs that can be read, the newest last."""
-        out = []
-        for name in self.ids():
+    def every(self, most: int = MOST_RUNS) -> list[dict[str, Any]]:
+        """The last `most` runs that can be read, the newest last."""
+        out: list[dict[str, Any]] = []
+        for name in reversed(self.ids()):
+            if len(out) >= most:
+                break
             with suppress(FileError):
                 out.append(self._read(name))
-        return out
+        return out[::-1]
 
     def prune(self, runs: int = MOST_RUNS, nbytes: int = MOST_BYTES) -> int:
         """Remove the oldest runs until there are at most so many, of at most so many bytes in all; returns how many went."""

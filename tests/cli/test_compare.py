@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,8 @@ def test_charts_share_one_scale(graph, capsys):
     assert len(axes) == 2
     assert axes[0] == axes[1]
     assert "lower bound" in text
+    named = json.loads(Path(graph).read_text())["devices"]
+    assert f"{named[0]['name']}/0" in text
     assert main(["compare", graph, "--policies", "auto,one_device", "--no-gantt"]) == 0
     assert "idle" not in capsys.readouterr().out
 

@@ -95,6 +95,9 @@ def test_a_broken_record_keeps_no_other_from_being_listed(tmp_path):
     runs.add({"n": 1}, now=1e9)
     (tmp_path / "20990101-000000.json.gz").write_bytes(b"broken")
     assert [r["n"] for r in runs.every()] == [1]
+    runs.add({"n": 2}, now=1e9 + 1)
+    assert [r["n"] for r in runs.every(1)] == [2]
+    assert runs.every(0) == []
 
 
 def test_runs_teach_and_explain_says_on_what_an_estimate_rests(pipeline, capsys):

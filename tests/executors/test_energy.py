@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import hetsched as hs
+from hetsched.errors import CommandLineError
 from hetsched.executors import energy
 from hetsched.executors.energy import Counter, Measured, NvmlMeter, Watch, nvml_meters, rapl_meters, watch_of
 from hetsched.graph.graph import Graph
 from hetsched.machine import Device, Link, Machine, MemoryNode
+from hetsched.machine.watts import of_environment, with_watts
 from hetsched.report.energy import energy_lines, energy_of, energy_record
 
 
@@ -255,7 +257,7 @@ def test_what_is_not_known_is_said_with_the_way_out():
     (line,) = energy_lines(found)
     assert line.startswith("energy: not known; cuda:0 ")
     assert "RAPL: may be read by root only" in line
-    assert "no busy_watts and idle_watts are stated (--machine FILE)" in line
+    assert "no watts are stated (--watts cpu=BUSY/IDLE, HETSCHED_WATTS, or --machine FILE)" in line
 
 
 def test_an_opencl_device_on_the_processor_is_in_its_meter():
@@ -266,6 +268,28 @@ def test_an_opencl_device_on_the_processor_is_in_its_meter():
     found = energy_of(trace, Measured({"package-0": 3.0}, {"cpu": ("package-0",)}, {"package-0": "RAPL"}))
     assert found.joules == pytest.approx(3.0)
     assert found.is_measured
+
+
+def test_watts_given_by_the_user_make_an_estimate(monkeypatch):
+    pocl = Device("opencl:0", "opencl", memory="opencl:0", hardware="cpu")
+    cpu = Device("cpu", "cpu", 2, languages=("host", "array"), shares_lanes=True)
+    both = Machine((cpu, pocl), (Link("host", "opencl:0"), Link("opencl:0", "host")), (MemoryNode("host"), MemoryNode("opencl:0")))
+    given = with_watts(both, ["cpu=60/10"])
+    assert (given.device("cpu").busy_watts, given.device("cpu").idle_watts) == (30.0, 10.0)
+    assert (given.device("opencl:0").busy_watts, given.device("opencl:0").idle_watts) == (60.0, 0.0), "it is the processor"
+    trace = hs.run(hs.plan(relu(), given, only="cpu"), {"a": np.ones((64, 64), "f4")}, executor="cpu").trace
+    found = energy_of(trace, None)
+    assert found.joules is not None
+    assert 10.0 * trace.makespan * 0.999 <= found.joules <= 60.0 * trace.makespan
+    assert not found.is_measured
+    monkeypatch.setenv("HETSCHED_WATTS", "cpu=60/10, cuda:7=300/40")
+    assert of_environment(both) == given, "it is set once for many machines"
+
+
+@pytest.mark.parametrize("text", ["cpu", "cpu=", "cpu=-1", "cpu=5/9", "cpu=a/b", "=5/1", "cpu=inf", "nosuch=5"])
+def test_watts_that_make_no_sense_are_refused(text, monkeypatch):
+    with pytest.raises(CommandLineError, match="watts"):
+        with_watts(machine(watts=False), [text])
 
 
 def test_a_run_measures_where_it_is_asked_to(powercap, monkeypatch):

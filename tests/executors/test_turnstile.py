@@ -1,8 +1,12 @@
 """The turnstile: one thread inside at a time, nobody lost, nobody waits while others come in again and again."""
 
+import os
 import threading
+import warnings
 
-from hetsched.executors.turnstile import Turnstile
+import pytest
+
+from hetsched.executors.turnstile import SHORT_WORK, Turnstile
 
 
 def test_one_thread_is_inside_at_a_time_and_everybody_comes_through() -> None:
@@ -50,6 +54,22 @@ def test_who_waits_when_the_slice_is_over_is_let_in_before_who_comes_again() -> 
     turnstile.leave()
     thread.join(60)
     assert log == ["other", "again"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_nobody_is_inside_in_a_process_that_was_forked_off() -> None:
+    SHORT_WORK.enter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # other tests may have left threads
+            child = os.fork()
+        if not child:
+            os._exit(0 if SHORT_WORK.is_free else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert not SHORT_WORK.is_free
+    finally:
+        SHORT_WORK.leave()
+    assert SHORT_WORK.is_free
 
 
 def test_who_waits_in_line_is_let_in_in_order() -> None:

@@ -34,7 +34,7 @@ def test_heft_on_four_tasks_by_hand(tmp_path, zipped):
     assert found["makespan"] == 12.0
     assert found["lower_bound"] == pytest.approx(12.0)
     assert found["lower_bound"] <= 12.0
-    assert set(found) == {"file", "policy", "makespan", "lower_bound", "plan_seconds", "evaluations", "compile_seconds", "tasks"}
+    assert set(found) == {"file", "policy", "makespan", "lower_bound", "plan_seconds", "evaluations", "compile_seconds", "devices", "tasks"}
 
 
 def test_related_durations_are_cost_over_speed(tmp_path):

@@ -129,6 +129,11 @@ def test_what_is_wrong_with_a_dot_file_is_named(text, message):
         from_dot(text)
 
 
+def test_a_cycle_is_told_by_the_names_of_its_tasks():
+    with pytest.raises(ValueError, match=r"have a cycle: (a -> b -> a|b -> a -> b)"):
+        costed_problem(from_dot("digraph { a [cost=1] b [cost=1] a -> b; b -> a }"))
+
+
 def test_networkx_graphs_and_their_parallel_edges():
     graph = nx.MultiDiGraph(name="n")
     graph.add_node("a", runtime=1)

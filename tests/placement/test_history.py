@@ -227,6 +227,16 @@ def test_a_file_that_is_no_database_costs_a_warning_and_is_put_aside(history):
     assert known(again).seconds == 1.0
 
 
+def test_a_file_of_an_older_version_is_begun_anew(history):
+    history.path.parent.mkdir()
+    with sqlite3.connect(history.path) as old:
+        old.executescript("CREATE TABLE cost (device TEXT, mean REAL); CREATE TABLE device (device TEXT, factor REAL); PRAGMA user_version = 1")
+    old.close()
+    assert history.known(["cpu|1"]) == {}
+    assert history.learn([lesson(1.0)]) == []
+    assert (history.warning, known(history).seconds) == ("", 1.0)
+
+
 def test_a_locked_file_costs_a_warning_and_keeps_what_it_has(history, monkeypatch):
     history.learn([lesson(1.0)])
     monkeypatch.setattr("hetsched.placement.costs.history.BUSY_SECONDS", 0.01)

@@ -218,6 +218,26 @@ def test_little_memory_makes_the_plan_slower_and_less_memory_is_an_error():
         plan_loop(loop, MACHINES["four threads"], costs, memory={HOST: 100})
 
 
+def test_what_stays_for_all_turns_is_said_and_a_smaller_batch_is_no_remedy():
+    b = Graph.build()
+    b.output(b.op(MIX, b.input("x", (8, 8)), b.input("table", (512, 8)), name="look", kind=1), "y")
+    loop = Loop(b.freeze(), 4, invariants=("table",), sequences=("x",), collected=("y",))
+    where = Where(("gpu",))
+    with pytest.raises(OutOfMemoryError) as told:
+        plan_loop(loop, MACHINES["a stream"], Table({"look": 1e-3}), memory={"cuda:0": 8192}, where=where)
+    for part in (
+        "needs ",
+        "where 8192 are free",
+        "'table'",
+        "task 'look' reads",
+        "stays there for all turns",
+        "Raise the limit of cuda:0 to at least",
+        "cpu",
+    ):
+        assert part in str(told.value)
+    assert "batch" not in str(told.value)
+
+
 def test_a_loop_for_one_device_stays_there_where_it_can():
     loop = training(0)
     plan = plan_loop(loop, MACHINES["a stream"], Table({}, 1e-3), where=Where(("gpu",)))

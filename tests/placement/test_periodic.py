@@ -7,15 +7,18 @@ import itertools
 import json
 import math
 import random
+from array import array
 from dataclasses import replace
 
 import pytest
 
 from hetsched.errors import FileError, OutOfMemoryError, PlacementError
+from hetsched.placement import native, periodic
 from hetsched.placement.periodic import plan_body_file, plan_period, read_body
 from hetsched.placement.periodic_assign import Balance, Cycles, least_period
 from hetsched.placement.periodic_bound import PeriodBound, check_period_bound, period_bound
 from hetsched.placement.periodic_modulo import Profile, cycle_ratio, lane_arcs, topological
+from hetsched.placement.periodic_native import Circles, Flat
 from hetsched.placement.periodic_order import Order
 from hetsched.placement.periodic_problem import Core, Ops, problem_of
 from hetsched.placement.periodic_slide import slid
@@ -375,3 +378,34 @@ def test_sliding_keeps_period_lanes_and_data_and_shortens_lives():
 
         shorter += lives(found) <= lives(start) * 1.0001
     assert shorter >= 18
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_machine_code_gives_the_periods_of_python(seed, monkeypatch):
+    found = native.library()
+    if found is None:
+        pytest.skip("no C compiler")
+    problem = problem_of(random_document(seed, 14))
+    plans = []
+    for circles in (None, Circles(found.code)):
+        monkeypatch.setattr(periodic, "for_body", lambda work, circles=circles: circles)
+        plans.append(plan_period(problem, evaluations=400, seed=seed))
+    assert plans[0] == plans[1]
+
+
+def test_machine_code_finds_a_cycle_that_is_too_long_and_the_least_starts_where_there_is_none():
+    found = native.library()
+    if found is None:
+        pytest.skip("no C compiler")
+    circles = Circles(found.code)
+    # 0 -> 1 -> 2 -> 0 one turn later: 9 + 1 + 4 over one turn.
+    flat = Flat([[(1, 0)], [(2, 0)], [(0, 1)]], [9, 1, 4])
+    ops, arcs, turns = circles.find(flat, 13, array("q", [0, 0, 0]))
+    assert sorted(ops) == [0, 1, 2]
+    assert [flat.to[arc] for arc in arcs] == ops
+    assert sum(turns) == 1
+    start = array("q", [0, 0, 0])
+    assert circles.find(flat, 14, start) is None
+    assert start.tolist() == [0, 9, 10]
+    # With an arc to what follows on its lane, two turns later, the same ops wait for longer.
+    assert circles.find(flat, 14, start, follow=(array("q", [-1, 0, -1]), array("q", [0, 0, 0]))) is not None

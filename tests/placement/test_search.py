@@ -183,7 +183,7 @@ def test_policies_by_machine_code_give_the_plans_of_python(compiler, monkeypatch
             document = random_costed(seed, 70)
             drafts = []
             for found in (None, code):
-                monkeypatch.setattr(native, "for_size", lambda tasks, found=found: found)
+                monkeypatch.setattr(native, "for_size", lambda tasks, build_from=0, found=found: found)
                 drafts.append(CostedDraft(costed_problem(document)))
                 find(name)(drafts[-1])
             assert drafts[0].rows() == drafts[1].rows()

@@ -70,7 +70,7 @@ def really(plan: Timeline, truth: Truth, noise: np.random.Generator) -> Timeline
         spans.append(span._replace(finish=span.start + seconds * (1 + 0.03 * (2 * noise.random() - 1))))
     given = {v: np.zeros(plan.graph.spec(v).bounds, np.float32) for v in plan.graph.inputs.values()}
     true = Timeline(**{**vars(plan), "spans": tuple(spans)})
-    return Simulation(true, given, compute=False).run().trace
+    return Simulation(true, given, compute=False).run().traced()
 
 
 def living(graph, history, noise, first=False):

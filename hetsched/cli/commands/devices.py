@@ -28,7 +28,7 @@ def execute(args: Any) -> int:
 
     if args.sources and (args.machine is None or args.what_if):
         raise CommandLineError("--sources tells of a described machine as it is: give --machine FILE|NAME, and no --what-if")
-    machine = changed(machine_of(args.machine), args.what_if)
+    machine = changed(machine_of(args.machine), args.what_if, args.watts)
     notes: list[str] = []
     if args.machine is None:
         from hetsched.executors import backends

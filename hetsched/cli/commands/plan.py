@@ -214,14 +214,14 @@ def costed_rows(record: dict[str, Any], most: int) -> tuple[list[tuple[str, list
     from hetsched.report.gantt import Piece
     from hetsched.report.text import plural
 
-    makespan = record["makespan"]
+    makespan, devices, names = record["makespan"], record["devices"], record.get("names")
     rows: dict[tuple[int, int], list[Piece]] = {}
     for task, (device, start, finish, lane) in enumerate(record["tasks"]):
-        rows.setdefault((device, lane), []).append(Piece(str(task), "=", start, finish))
+        rows.setdefault((device, lane), []).append(Piece(names[task] if names else str(task), "=", start, finish))
     drawn = []
     for (device, lane), pieces in sorted(rows.items())[:most]:
         busy = sum(p.finish - p.start for p in pieces)
-        drawn.append((f"device {device}/{lane}", pieces, max(1 - busy / makespan, 0.0) if makespan else 0.0))
+        drawn.append((f"{devices[device]}/{lane}", pieces, max(1 - busy / makespan, 0.0) if makespan else 0.0))
     return drawn, [f"... and {plural(len(rows) - most, 'more lane', 'more lanes')}"] if len(rows) > most else []
 
 

@@ -20,7 +20,7 @@ def execute(args: Any) -> int:
     from hetsched.report.run_text import runs_lines
     from hetsched.report.runs import Runs
 
-    found = Runs().every()[-args.n :] if args.n > 0 else []
+    found = Runs().every(args.n)
     if args.format == "json":
         keys = ("id", "at", "name", "file", "status", "measured_seconds", "planned_seconds", "policy", "objective", "devices")
         write_json({"version": 1, "runs": [{k: r[k] for k in keys} for r in reversed(found)]})

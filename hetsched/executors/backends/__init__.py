@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.machine.calibration import applied, load
+from hetsched.machine.watts import of_environment
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ def kinds() -> list[str]:
 
 
 def here() -> Machine:
-    """The machine this runs on: what every backend finds, with the figures of devices that were calibrated (`hetsched calibrate`)."""
+    """The machine this runs on: what every backend finds, with the figures of devices that were calibrated (`hetsched calibrate`), and the watts of
+
+    `HETSCHED_WATTS`.
+    """
     devices: dict[str, Device] = {}
     memories: dict[str, MemoryNode] = {}
     links: dict[tuple[str, str], Link] = {}
@@ -46,7 +50,7 @@ def here() -> Machine:
     memories.setdefault(HOST, MemoryNode(HOST))
     links.update(((x.src, x.dst), x) for x in through_host(links.values(), memories))
     machine = Machine(tuple(devices.values()), tuple(links.values()), tuple(memories.values()), tuple(resources.values()), name="here")
-    return applied(machine, {d.id: c for d in machine.devices if (c := load(d)) is not None})
+    return of_environment(applied(machine, {d.id: c for d in machine.devices if (c := load(d)) is not None}))
 
 
 def notes() -> list[str]:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
+from hetsched.graph.alike import alike
 from hetsched.placement.costs.history import Lesson
 from hetsched.placement.costs.kinds import BEGIN, COPY, TURN, Kind, Kinds, begin_kind, device_key, is_learned, link_key, turn_kind
-from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
+from hetsched.timeline import Copy, Lane, Launch, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
 LEAST_TURNS = 4
@@ -17,55 +19,54 @@ LEAST_TURNS = 4
 MANY = 10
 
 
-def measured(trace: Timeline) -> Iterator[tuple[Timeline, Span]]:
-    """(timeline that holds it, span) of every launch and copy that was measured itself: shares of a step are left out."""
-    attributed = trace.attributed
-    for i, span in enumerate(trace.spans):
-        if i not in attributed:
-            yield trace, span
-    for body in trace.loops.values():
-        yield from measured(body)
-
-
 def lessons(trace: Timeline) -> list[Lesson]:
     """One lesson for each kind on each device (or link), from the spans that were measured.
 
     Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are.
     """
-    same: dict[tuple[int, int, tuple[Lane, ...], int], tuple[Timeline, Span, list[float]]] = {}  # launches of one task, copies of one value
-    for owner, span in measured(trace):
-        lanes, command, start, finish = span
-        if isinstance(command, Launch):
-            if not lanes or (owner.loop is not None and _is_other(owner, command.turn)):
-                continue
-            key = id(owner), command.task, lanes, command.width
-        elif isinstance(command, Copy):
-            key = id(owner), -1 - command.value, lanes, 0
-        else:
-            continue
-        at = same.get(key)
-        if at is None:
-            same[key] = owner, span, [finish - start]
-        else:
-            at[2].append(finish - start)
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
     kinds = Kinds()
-    for owner, span, seconds in same.values():
-        command, width = span.command, 1
-        if isinstance(command, Launch):
-            if not is_learned(owner.graph, command.task):
+    for owner in _timelines(trace):
+        like, is_straight, attributed = alike(owner.graph).kind.tolist(), owner.loop is None, owner.attributed
+        # (kind of a task in its graph, its lanes, its width), or (value, lanes, 0) -> what spans like it have taught.
+        rows: dict[tuple[int, Any, int], list[float]] = {}
+        for i, (lanes, command, start, finish) in enumerate(owner.spans):
+            if attributed and i in attributed:
                 continue
-            device = device_key(owner.machine.device(span.lanes[0].owner))
-            kind, width = kinds.of(owner.graph, command.task), command.width
-        else:
-            assert isinstance(command, Copy)
-            link = owner.machine.link(command.src.node, command.dst.node)
-            nbytes = float(owner.graph.value_nbytes[command.value])
-            device = link_key(link, owner.machine)
-            kind = Kind(COPY, f"{COPY} {nbytes:.0f}", "uint8", 0.0, nbytes)
-        if device:
-            found.setdefault((device, kind.text, width), (kind, []))[1].extend(seconds)
-    return [*(_lesson(device, width, kind, seconds) for (device, _, width), (kind, seconds) in found.items()), *_loops(trace)]
+            if type(command) is Launch:
+                if not is_straight and _is_other(owner, command.turn):
+                    continue
+                # Spans of a straight plan share their lanes as objects, mostly.
+                row = like[command.task], id(lanes) if is_straight else lanes, command.width
+            elif type(command) is Copy:
+                row = -1 - command.value, lanes, 0
+            else:
+                continue
+            known = rows.get(row)
+            if known is None:
+                named = _named(owner, lanes, command, kinds)
+                known = rows[row] = [] if named is None else found.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1]
+            known.append(finish - start)
+    return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace)]
+
+
+def _timelines(trace: Timeline) -> Iterator[Timeline]:
+    """The trace, and those of the bodies of its loops, loops in loops too."""
+    yield trace
+    for body in trace.loops.values():
+        yield from _timelines(body)
+
+
+def _named(owner: Timeline, lanes: tuple[Lane, ...], command: Launch | Copy, kinds: Kinds) -> tuple[str, Kind, int] | None:
+    """(device or link, kind, width) under which a span teaches; None where it does not."""
+    if isinstance(command, Launch):
+        if not is_learned(owner.graph, command.task) or not lanes:
+            return None
+        key = device_key(owner.machine.device(lanes[0].owner))
+        return (key, kinds.of(owner.graph, command.task), command.width) if key else None
+    key = link_key(owner.machine.link(command.src.node, command.dst.node), owner.machine)
+    nbytes = float(owner.graph.value_nbytes[command.value])
+    return (key, Kind(COPY, f"{COPY} {nbytes:.0f}", "uint8", 0.0, nbytes), 1) if key else None
 
 
 def _loops(trace: Timeline) -> Iterator[Lesson]:

@@ -15,6 +15,8 @@ from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upwar
 
 # Up to this many tasks the weaker members are tried too where copies queue on links: they win on small graphs whose copies are dear.
 SMALL = 300
+# Up to this many tasks HEFT is tried a second time: it costs a whole HEFT, with which large graphs would take 3 to 3.5 times the time of HEFT.
+AGAIN = 500
 
 
 def policy(draft: Draft) -> None:
@@ -36,7 +38,8 @@ def policy(draft: Draft) -> None:
             best, name, least = trial, called, trial.finish()
 
     attempt("peft", peft.policy)
-    attempt("heft, a second time", lambda trial: twice.again(trial, best))
+    if len(problem) <= AGAIN:
+        attempt("heft, a second time", lambda trial: twice.again(trial, best))
     if problem.has_wide:
         attempt("heft without wide launches", narrow_heft)
     if not problem.is_costed and len(problem) <= SMALL:

@@ -11,7 +11,7 @@ from hetsched.placement import native
 from hetsched.placement.draft import Draft
 from hetsched.placement.facts import list_facts
 from hetsched.placement.problem import FloatArray, Problem
-from hetsched.placement.ranks import as_ready, levels, mean_copies
+from hetsched.placement.ranks import as_ready, code_for, levels, mean_copies
 
 
 def policy(draft: Draft) -> None:
@@ -26,7 +26,7 @@ def policy(draft: Draft) -> None:
 def optimistic_costs(problem: Problem) -> FloatArray:
     """float64[n, C]: seconds from the finish of a task on a choice to the end, if every successor went where that is least (equation 2)."""
     if "optimistic_costs" not in problem.memo:
-        code = native.for_size(len(problem))
+        code = code_for(problem)
         if code is not None:
             found = native.optimistic(code, list_facts(problem), problem.order, mean_copies(problem))
         else:

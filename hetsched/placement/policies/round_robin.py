@@ -11,12 +11,21 @@ def policy(draft: Draft) -> None:
     """Book every task of the draft."""
     problem = draft.problem
     narrow = [c for c, choice in enumerate(problem.choices) if choice.width == 1]
+    order = problem.order.tolist()
+    possible = np.isfinite(problem.durations).tolist()
     turn = 0
-    for task in problem.order.tolist():
-        if task in problem.groups:
-            possible = np.isfinite(draft.finish_times(task))
-        else:
-            possible = np.isfinite(problem.durations[task])
-        choice = next((c for i in range(len(narrow)) if possible[c := narrow[(turn + i) % len(narrow)]]), -1)
-        draft.place(task, choice if choice >= 0 else int(np.argmax(possible)))
+    wanted = [-1] * len(problem)
+    for task in order:
+        row = possible[task]
+        if task in problem.groups:  # which device it must share is known when the others are booked
+            for earlier in order[len(draft.booked) :]:
+                if earlier == task:
+                    break
+                draft.place(earlier, wanted[earlier])
+            row = np.isfinite(draft.finish_times(task)).tolist()
+        choice = next((c for i in range(len(narrow)) if row[c := narrow[(turn + i) % len(narrow)]]), -1)
         turn = (narrow.index(choice) + 1) % len(narrow) if choice >= 0 else turn
+        wanted[task] = choice if choice >= 0 else row.index(True)
+        if task in problem.groups:
+            draft.place(task, wanted[task])
+    draft.place_all(order[len(draft.booked) :], None, wanted)

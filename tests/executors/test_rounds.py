@@ -1,0 +1,251 @@
+"""Loops that threads share without a lock: the order is that of the walk, whatever the threads do; values, errors and limits as on the crew's way."""
+
+import gc
+import random
+import threading
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hetsched as hs
+from hetsched.errors import RunTimeoutError, TaskError
+from hetsched.executors import rounds
+from hetsched.executors.program import Program, Step
+from hetsched.executors.walk import Arc
+from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.op import Op, Work
+from hetsched.machine import Device, Machine
+from hetsched.placement.costs import Estimate
+from hetsched.timeline import Lane
+
+
+def random_program(rng: random.Random) -> Program:
+    """Steps with random arcs within a turn and over several, some on an io lane."""
+    n = rng.randint(1, 7)
+    arcs = {Arc(a, b, 0) for a in range(n) for b in range(a + 1, n) if rng.random() < 0.3}
+    arcs |= {Arc(rng.randrange(n), rng.randrange(n), rng.randint(1, 5)) for _ in range(rng.randint(0, 2 * n))}
+    kinds = [rng.choice(["compute", "compute", "io"]) for _ in range(n)]
+    steps = tuple(Step(s, (s,), (Lane("cpu", 0, kinds[s]),), rng.random(), 1e-3) for s in range(n))
+    plan: Any = SimpleNamespace(spans=(), loop=object())
+    return Program(plan, steps, tuple(arcs), rng.randint(1, 6), {}, {})
+
+
+class Watched:
+    """Stands for a frame: notes what was done, and that nothing was done too early."""
+
+    def __init__(self, program: Program, turns: int) -> None:
+        self.program, self.turns = program, turns
+        self.lock = threading.Lock()
+        self.done: set[tuple[int, int]] = set()
+        self.early: list[Any] = []
+        self.open = 0
+        self.perform = self._perform
+        self.bindings = SimpleNamespace(prepare=lambda step, turn: None)
+
+    def _perform(self, step: int, turn: int) -> None:
+        with self.lock:
+            for before, later, distance in self.program.arcs:
+                if later == step and turn >= distance and (before, turn - distance) not in self.done:
+                    self.early.append((before, later, distance, turn))
+            oldest = next(t for t in range(self.turns) if any((s, t) not in self.done for s in range(len(self.program.steps))))
+            if turn >= oldest + max(self.program.window, 1):
+                self.early.append(("window", step, turn, oldest))
+        with self.lock:
+            if (step, turn) in self.done:
+                self.early.append(("twice", step, turn))
+            self.done.add((step, turn))
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_every_step_of_every_turn_once_and_in_order(block: int) -> None:
+    for seed in range(block * 40, (block + 1) * 40):
+        rng = random.Random(seed)
+        program, turns = random_program(rng), rng.randint(1, 30)
+        frame: Any = Watched(program, turns)
+        crew: Any = SimpleNamespace(deadline=None, trace=True, progress=None, zero=0.0, error=None, done=0, total=0)
+        shared = rounds.Rounds(crew, frame)
+        shared.run([("compute", 0), ("compute", 1), ("io", 0)])
+        assert crew.error is None
+        assert frame.early == [], seed
+        assert len(frame.done) == turns * len(program.steps), seed
+        assert sum(sum(log.times) for log in shared.logs) == len(frame.done)
+
+
+# Loops of real plans ------------------------------------------------------------------------------------------------------------
+
+
+class Stated:
+    """Costs: the seconds that op names end in, in ms."""
+
+    def launch(self, graph: Graph, task: int, device: Device, width: int) -> Estimate:
+        milliseconds = graph.task_ops[task].name.partition("_")[2] or 0.0  # a view takes none
+        return Estimate(float(milliseconds) * 1e-3 if width == 1 else float("inf"), source="stated")
+
+    def copy(self, nbytes: int, link: Any) -> Estimate:
+        return Estimate(link.seconds(nbytes))
+
+
+SPEC = hs.Spec((4,), np.float64)
+
+
+def op(name: str, body: Any, inputs: tuple[str, ...], waits: bool = False) -> Op:
+    def kernel(xp: Any, ins: Any, outs: Any, workspace: Any, attributes: Any) -> None:
+        body(outs[0], *ins)
+
+    return Op(f"test.{name}", inputs, ("y",), lambda s, a: [SPEC], lambda i, o, a: Work(1, 4, 4), kernels={"array": kernel}, waits=waits)
+
+
+def stream(turns: int, spoil: int = -1, beside: bool = False) -> Graph:
+    """load (io) -> scale -> add to a state that is carried, and collected every turn. spoil: the turn in which `scale` fails."""
+
+    def load(y: Any, i: Any) -> None:
+        y[...] = float(i) + 1
+
+    def scale(y: Any, i: Any, x: Any) -> None:
+        if int(i) == spoil:
+            raise ValueError("a bad batch")
+        np.multiply(x, 2.0, out=y)
+
+    body = Graph.build()
+    turn, state = body.input("turn", (), np.int64), body.input("state", (4,), np.float64)
+    x = body.op(op("load_1", load, ("i",), waits=True), turn, name="load")
+    x = body.op(op("scale_3", scale, ("i", "x")), turn, x, name="scale")
+    new = body.op(op("train_3", lambda y, s, x: np.add(0.5 * s, x, out=y), ("s", "x")), state, x, name="train")
+    body.output(new, "new")
+    b = Graph.build()
+    loop = Loop(body.freeze(), turns, carried=(("state", "new"),), turn="turn", collected=("new",))
+    last, all_ = b.loop(loop, b.input("first", (4,), np.float64), name="stream")
+    b.output(last, "last")
+    b.output(all_, "all")
+    if beside:
+        b.output(b.op(op("other_1", lambda y, x: np.copyto(y, x), ("x",)), b.input("z", (4,), np.float64), name="other"), "other")
+    return b.freeze()
+
+
+def wanted(turns: int, first: np.ndarray) -> list[np.ndarray]:
+    out, state = [], first
+    for i in range(turns):
+        state = 0.5 * state + 2.0 * (i + 1)
+        out.append(state)
+    return out
+
+
+MACHINE = Machine((Device("cpu", "cpu", lanes=2, io_lanes=1, languages=("host", "array"), shares_lanes=True, widths=(1,)),))
+FIRST = np.arange(4.0)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[rounds.Rounds]:
+    """The loops that went round without the lock."""
+    made: list[rounds.Rounds] = []
+    plain = rounds.Rounds.__init__
+
+    def init(self: rounds.Rounds, *args: Any) -> None:
+        made.append(self)
+        plain(self, *args)
+
+    monkeypatch.setattr(rounds.Rounds, "__init__", init)
+    return made
+
+
+@pytest.mark.parametrize("turns", [1, 3, 40, 300])
+def test_a_stream_of_batches(turns: int, counted: list[rounds.Rounds]) -> None:
+    plan = hs.plan(stream(turns), MACHINE, costs=Stated())
+    result = hs.run(plan, {"first": FIRST}, learn=False)
+    np.testing.assert_allclose(result["all"], wanted(turns, FIRST))
+    np.testing.assert_allclose(result["last"], wanted(turns, FIRST)[-1])
+    assert len(counted) == 1
+    (inner,) = result.trace.loops.values()
+    kept = {(s.command.task, s.command.turn) for s in inner.launches}
+    assert len(kept) == 3 * min(turns, 200)
+    assert inner.totals["cpu"] >= sum(s.finish - s.start for s in inner.launches) * 0.99
+
+
+def test_again_and_again_in_a_session(counted: list[rounds.Rounds]) -> None:
+    with hs.Session(MACHINE) as session:
+        run = session.compile(stream(30), costs=Stated(), buffers=1)
+        for i in range(8):
+            np.testing.assert_allclose(run(FIRST + i)["all"], wanted(30, FIRST + i))
+    assert len(counted) == 8
+
+
+def test_what_can_be_done_beside_the_loop_is_done_by_the_crew(counted: list[rounds.Rounds]) -> None:
+    result = hs.run(hs.plan(stream(20, beside=True), MACHINE, costs=Stated()), {"first": FIRST, "z": FIRST}, learn=False)
+    np.testing.assert_allclose(result["all"], wanted(20, FIRST))
+    np.testing.assert_array_equal(result["other"], FIRST)
+    assert counted == []
+
+
+def test_a_task_that_fails_names_its_turn(counted: list[rounds.Rounds]) -> None:
+    before = threading.active_count()
+    with pytest.raises(TaskError, match="'scale' failed in turn 7: ValueError: a bad batch"):
+        hs.run(hs.plan(stream(100, spoil=7), MACHINE, costs=Stated()), {"first": FIRST}, learn=False)
+    assert len(counted) == 1
+    assert threading.active_count() == before
+
+
+def test_a_loop_that_takes_too_long() -> None:
+    with pytest.raises(RunTimeoutError):
+        hs.run(hs.plan(stream(1_000_000), MACHINE, costs=Stated()), {"first": FIRST}, learn=False, timeout=0.2)
+
+
+def test_progress_never_goes_back(counted: list[rounds.Rounds]) -> None:
+    told: list[tuple[int, int]] = []
+    plan = hs.plan(stream(400), MACHINE, costs=Stated())
+    hs.run(plan, {"first": FIRST}, learn=False, progress=lambda done, total, name: told.append((done, total)))
+    assert len(counted) == 1
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert all(0 < done <= total for done, total in told)
+
+
+# Replays of straight plans on several threads -----------------------------------------------------------------------------------
+
+
+def fan(n: int) -> Graph:
+    """Two inputs, one of them through a view; n branches of two tasks; outputs that other tasks read."""
+    b = Graph.build()
+    x, whole = b.input("x", (4,), np.float64), b.input("whole", (2, 2), np.float64)
+    part = b.op("tensor.reshape", whole, shape=[4])
+    add, double = op("add_1", lambda y, a, c: np.add(a, c, out=y), ("a", "c")), op("double_1", lambda y, a: np.multiply(a, 2, out=y), ("a",))
+    for i in range(n):
+        first = b.op(add, x, part if i % 2 else x, name=f"add{i}")
+        b.output(first, f"first{i}")
+        b.output(b.op(double, first, name=f"double{i}"), f"second{i}")
+    return b.freeze()
+
+
+def test_replays_on_two_threads_bind_fresh_inputs_and_outputs() -> None:
+    kept: list[Any] = []
+    with hs.Session(MACHINE) as session:
+        run = session.compile(fan(12), costs=Stated(), buffers=1)
+        assert len({s.lanes for s in run.plan.launches}) == 2
+        for i in range(5):
+            x, whole = FIRST + i, np.full((2, 2), 10.0 * i)
+            result = run({"x": x, "whole": whole})
+            for n in range(12):
+                first = x + (whole.reshape(4) if n % 2 else x)
+                np.testing.assert_array_equal(result[f"first{n}"], first)
+                np.testing.assert_array_equal(result[f"second{n}"], 2 * first)
+            kept += [weakref.ref(result["first0"]), weakref.ref(x)]
+            del result, x, whole
+        gc.collect()
+        assert [ref() for ref in kept] == [None] * len(kept)  # nothing of the caller's is held by the session
+
+
+def test_a_kernel_that_writes_its_input_fails_in_every_replay() -> None:
+    b = Graph.build()
+    x = b.input("x", (4,), np.float64)
+
+    def rude(y: Any, a: Any) -> None:
+        a[...] = 0
+
+    for i in range(4):
+        b.output(b.op(op("rude_1", rude, ("a",)), b.op(op("copy_1", lambda y, a: np.copyto(y, a), ("a",)), x), name=f"rude{i}"), f"y{i}")
+    with hs.Session(MACHINE) as session:
+        run = session.compile(b.freeze(), costs=Stated(), buffers=1)
+        for _ in range(3):
+            with pytest.raises(TaskError, match="read-only"):
+                run(FIRST)
