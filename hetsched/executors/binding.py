@@ -295,7 +295,8 @@ class Bindings:
                     if handed_over is not None:
                         handed_over(task)
         except Exception as error:
-            raise self.frame.failure(error, task, turn) from error
+            # A stream that takes a piece as a whole tells which launch of it failed.
+            raise self.frame.failure(error, getattr(error, "failed_task", task), turn) from error
 
     @staticmethod
     def _pieces(bound: Bound, calls: list[Call]) -> list[list[Call]]:

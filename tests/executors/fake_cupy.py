@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from tests import cuda_host
+
 TOTAL = 1 << 30
 
 
@@ -69,6 +71,9 @@ class Device:
         return None
 
 
+current = threading.local()
+
+
 def serve(commands):
     while (command := commands.get()) is not None:
         command()
@@ -90,10 +95,11 @@ class Stream:
 
     def __enter__(self):
         self.synchronize()
+        current.stream = self
         return self
 
     def __exit__(self, *error):
-        return None
+        current.stream = None
 
     def __del__(self):
         self.commands.put(None)
@@ -151,6 +157,35 @@ class MemoryPool:
     def malloc(self, size):
         self.used += 1
         return MemoryPointer(Memory(size), 0)
+
+
+class RawModule:
+    """Its kernels are compiled by a C++ compiler. launched: how often which arrays were handed to a kernel."""
+
+    folder = None  # where to build; None: nothing builds
+    launched: list = []  # noqa: RUF012
+    built: list = []  # noqa: RUF012
+
+    def __init__(self, code, options):
+        if RawModule.folder is None:
+            raise RuntimeError("no compiler")
+        place = RawModule.folder / str(len(RawModule.built))
+        place.mkdir()
+        RawModule.built.append(code)
+        self.library = cuda_host.compiled(code, place)
+
+    def get_function(self, name):
+        def launch(grid, block, arguments):
+            def command():
+                RawModule.launched.append([a for a in arguments if isinstance(a, np.ndarray)])
+                cuda_host.run(self.library, name, grid, block, arguments)
+
+            if current.stream.captured is None:
+                command()
+            else:
+                current.stream.put(command)
+
+        return launch
 
 
 allocators = threading.local()
@@ -232,6 +267,7 @@ def build(devices=1):
     module.__getattr__ = lambda name: getattr(np, name)
     module.ndarray = ndarray
     module.asnumpy = np.asarray
+    module.RawModule = RawModule
     module.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
     runtime = SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: devices, memGetInfo=lambda: (TOTAL, TOTAL), memcpyAsync=memcpy_async,

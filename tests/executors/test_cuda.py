@@ -344,7 +344,7 @@ def test_captures_are_one_at_a_time(fake, monkeypatch):
                 run_segment(stream, calls)
                 run_segment(stream, calls)
             stream.record().wait()
-            wrong.extend(k for k in stream._graphs.values() if k.refused)
+            wrong.extend(k for k in stream._segments.values() if k.refused)
         except BaseException as error:
             wrong.append(error)
 

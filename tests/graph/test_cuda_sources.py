@@ -3,8 +3,6 @@ are compared with the NumPy kernels'. What only a device shows (launches, CuPy) 
 
 import ctypes
 import re
-import shutil
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,29 +12,9 @@ import hetsched as hs
 from hetsched.graph.ops import _cuda_random, find
 from hetsched.graph.ops.optimizer import CUDA_KERNELS
 from hetsched.graph.ops.random import _words
+from tests.cuda_host import COMPILER, compiled, run
 
-COMPILER = shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-
-SHIM = """
-#include <cmath>
-using std::cos; using std::log; using std::sin; using std::sqrt;
-#define __device__ static inline
-#define __global__
-struct Index { unsigned int x; };
-static thread_local Index blockIdx, threadIdx, blockDim;
-typedef unsigned long long Word;
-static inline Word __umul64hi(Word a, Word b) { return (Word)(((unsigned __int128)a * b) >> 64); }
-extern "C" void place(unsigned int block, unsigned int thread, unsigned int size) { blockIdx.x = block; threadIdx.x = thread; blockDim.x = size; }
-"""
-
-
-def compiled(source, folder):
-    (folder / "k.cpp").write_text(SHIM + source)
-    subprocess.run(
-        [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "k.so", folder / "k.cpp"], check=True, timeout=60
-    )
-    return ctypes.CDLL(str(folder / "k.so"))
 
 
 class Library:
@@ -54,24 +32,9 @@ class Library:
         library = compiled(code, self.folder)
 
         def get_function(name):
-            function = getattr(library, name)
-
-            def launch(grid, block, arguments):
-                given = [_argument(a) for a in arguments]
-                for b in range(grid[0]):
-                    for t in range(block[0]):
-                        library.place(b, t, block[0])
-                        function(*given)
-
-            return launch
+            return lambda grid, block, arguments: run(library, name, grid, block, arguments)
 
         return SimpleNamespace(get_function=get_function)
-
-
-def _argument(a):
-    if isinstance(a, np.ndarray):
-        return ctypes.c_void_p(a.ctypes.data)
-    return {np.uint64: ctypes.c_uint64, np.int64: ctypes.c_int64, np.float32: ctypes.c_float, np.float64: ctypes.c_double}[type(a)](a)
 
 
 @pytest.fixture(scope="module")

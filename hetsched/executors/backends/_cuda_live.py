@@ -7,6 +7,9 @@ Copies between host and device go through pinned memory. An upload takes the hos
 they belong when it is done: when its event is waited for, or by the thread that watches for it. So an upload of what a download is still to bring,
 and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and come back are such).
 
+Neighbouring element-wise launches of a step that comes again are one kernel (_cuda_chains.py); `HETSCHED_CUDA_CHAINS=0` leaves them apart.
+One that does not build is launched one by one.
+
 With `HETSCHED_CUDA_GRAPHS=1` launches that follow each other and come again are captured as a CUDA graph the second time, and from then on handed
 over as one. What kernels make for themselves while they are captured comes from a pool of the stream's own: a graph uses that memory whenever it
 runs. A segment that cannot be captured (a kernel that asks the device for a value, say) is launched one by one, as all are by default.
@@ -23,14 +26,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import cupy
 import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
@@ -44,9 +49,11 @@ _CLOCK_WINDOW_SECONDS = 10e-6
 _CHUNK_NBYTES = 4 << 20  # of a copy through pinned memory: the next is prepared while one is on its way
 _MOST_CHUNKS = 8  # of an upload at a time; the first is used again when its copy is done
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
-_MOST_GRAPHS = 1024
+_CHAINS = "HETSCHED_CUDA_CHAINS"
+_MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
+_chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
 
 
 class DeviceArray:
@@ -66,6 +73,16 @@ class DeviceArray:
     def pointer(self) -> int:
         """The address of the first element."""
         return int(self.array.data.ptr)
+
+    @property
+    def buffer(self) -> Any:
+        """The arena that it lies in."""
+        return self.live.memory
+
+    @property
+    def offset(self) -> int:
+        """Where it begins: two arrays of one arena meet where their bytes from here on do."""
+        return self.pointer
 
     def part(self, first: int, shape: tuple[int, ...]) -> DeviceArray:
         """The elements from number `first` on under another shape; nothing is copied."""
@@ -135,13 +152,22 @@ class Event:
             self.stream.watcher.watch(self.reach, callback)
 
 
-class _Captured:
-    """Launches that may come again together, which keeps their id in use, and the graph that was captured of them. refused: they cannot be."""
+_Piece: TypeAlias = tuple[int, Callable[[], object]]
 
-    __slots__ = ("calls", "graph", "refused")
+
+class _Segment:
+    """Launches that may come again together, which keeps their id in use.
+
+    pieces: what they are handed over as once they have come again, each with its (first) task. chained: some are chains. graph: the one that was
+    captured of them. refused: they cannot be captured.
+    """
+
+    __slots__ = ("calls", "chained", "graph", "pieces", "refused")
 
     def __init__(self, calls: Any) -> None:
         self.calls = calls
+        self.pieces: list[_Piece] | None = None
+        self.chained = False
         self.graph: Any = None
         self.refused = False
 
@@ -157,7 +183,9 @@ class Stream:
     def __init__(self, live: LiveDevice, kind: str) -> None:
         self.live = live
         self.kind = kind
-        self._graphs: dict[int, _Captured] | None = {} if os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on") else None
+        self._segments: dict[int, _Segment] = {}
+        self._captures = os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on")
+        self._fuses = os.environ.get(_CHAINS, "").strip().lower() not in ("0", "false", "no", "off")
         self._pool: Any = None
         with live.device:
             self.stream = cupy.cuda.Stream(non_blocking=True)
@@ -184,12 +212,13 @@ class Stream:
 
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch: `kernel(cupy, inputs, outputs, workspace, attributes)`, this stream being the current one."""
-        ins = [x.array for x in inputs]
-        outs = [x if x is None else x.array for x in outputs]
+        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes)))
+
+    def _launch(self, enqueue: Callable[[], Any]) -> Any:
         try:
             with self.live.device, self.stream:
                 self._begin()
-                return kernel(cupy, ins, outs, None if workspace is None else workspace.array, attributes)
+                return enqueue()
         except (HetschedError, MemoryError):
             raise
         except Exception as error:
@@ -198,27 +227,76 @@ class Stream:
             raise
 
     def segment(self, calls: Sequence[tuple[Any, ...]]) -> bool:
-        """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each, as one graph.
+        """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each: neighbouring element-wise ones as one
+        kernel, and by request all of them as one graph.
 
-        False for a list that comes for the first time (its kernels are built when they are launched one by one) and for one that cannot be captured.
+        False for a list that comes for the first time (its kernels are built when they are launched one by one), and for one of which nothing can
+        be put together.
         """
-        if self._graphs is None:
+        if not (self._fuses or self._captures):
             return False
-        known = self._graphs.get(id(calls))
+        known = self._segments.get(id(calls))
         if known is None:
-            if len(self._graphs) >= _MOST_GRAPHS:
-                self._graphs.clear()
-            self._graphs[id(calls)] = _Captured(calls)
+            if len(self._segments) >= _MOST_SEGMENTS:
+                self._segments.clear()
+            self._segments[id(calls)] = _Segment(calls)
             return False
-        if known.graph is None and not known.refused:
-            known.graph = self._capture(calls)
+        if known.pieces is None:
+            known.pieces, known.chained = self._put_together(calls)
+        if self._captures and known.graph is None and not known.refused:
+            known.graph = self._capture(known.pieces)
             known.refused = known.graph is None
-        if known.graph is None:
-            return False
-        self._do("a graph", lambda: known.graph.launch(stream=self.stream))
-        return True
+        if known.graph is not None:
+            self._do("a graph", lambda: known.graph.launch(stream=self.stream))
+            return True
+        if known.chained:
+            self._launch_pieces(known.pieces)
+        return known.chained
 
-    def _capture(self, calls: Sequence[tuple[Any, ...]]) -> Any:
+    def _launch_pieces(self, pieces: Sequence[_Piece]) -> None:
+        """One after the other; an error's `failed_task` is that of the piece which raised it."""
+        task = -1
+
+        def enqueue() -> None:
+            nonlocal task
+            for task, piece in pieces:  # noqa: B007 (read in the handler)
+                piece()
+
+        try:
+            self._launch(enqueue)
+        except Exception as error:
+            error.failed_task = task  # type: ignore[attr-defined]
+            raise
+
+    def _put_together(self, calls: Sequence[tuple[Any, ...]]) -> tuple[list[_Piece], bool]:
+        """What enqueues `calls`, and whether chains are among it."""
+        pieces: list[_Piece] = []
+        chained = False
+        for group, parts in grouped(calls) if self._fuses else [([call], []) for call in calls]:
+            chain = chain_of(parts) if parts else None
+            kernel = None if chain is None else self._built(chain.source)
+            if chain is None or kernel is None:
+                pieces += [(call[5], _as_piece(call)) for call in group]
+            else:
+                given = (*(x.array for x in chain.arrays), *chain.scalars)
+                pieces.append((group[0][5], partial(kernel, chain.grid, (THREADS,), given)))
+                chained = True
+        return pieces, chained
+
+    def _built(self, source: str) -> Any:
+        """The kernel of a chain on this device; None where it does not build."""
+        key = (self.live.device.id, source)
+        if key not in _chains:
+            try:
+                with _capturing, self.live.device:
+                    _chains[key] = cupy.RawModule(code=source, options=OPTIONS).get_function(FUNCTION)
+            except Exception as error:
+                if status_of(error) in STICKY:
+                    raise self.live.refusal("a kernel", error) from error
+                _chains[key] = None  # its launches one by one do the same
+        return _chains[key]
+
+    def _capture(self, pieces: Sequence[_Piece]) -> Any:
         """The graph of launches, instantiated; None where something in them cannot be captured. Nothing is done on the device."""
         if self._pool is None:
             self._pool = cupy.cuda.MemoryPool()
@@ -227,9 +305,8 @@ class Stream:
             with _capturing, self.live.device, self.stream, cupy.cuda.using_allocator(self._pool.malloc):
                 self.stream.begin_capture()
                 try:
-                    for kernel, inputs, outputs, workspace, attributes, *_ in calls:
-                        outs = [x if x is None else x.array for x in outputs]
-                        kernel(cupy, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+                    for _, piece in pieces:
+                        piece()
                 finally:
                     graph = self.stream.end_capture()
         except Exception as error:
@@ -311,8 +388,7 @@ class Stream:
             landing.land()
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
-        if self._graphs:
-            self._graphs.clear()
+        self._segments.clear()
         self._pool = None
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
@@ -455,6 +531,13 @@ class LiveDevice:
 
     def __repr__(self) -> str:
         return f"<LiveDevice {self.name}: arena of {self.nbytes} bytes, {len(self._streams)} streams>"
+
+
+def _as_piece(call: Sequence[Any]) -> Callable[[], Any]:
+    """What calls the kernel of a launch with CuPy's arrays."""
+    kernel, inputs, outputs, workspace, attributes, *_ = call
+    outs = [x if x is None else x.array for x in outputs]
+    return partial(kernel, cupy, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
 
 
 def _allocated(nbytes: int) -> Any:

@@ -8,7 +8,7 @@ stored. No vector is wider than 32 bytes: the LLVM 14 of PoCL 3.0 crashes on som
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -129,26 +129,31 @@ class Part(NamedTuple):
 
 
 def follows(parts: Sequence[Part], part: Part) -> bool:
-    """True if `part` may be done with `parts`, element by element in one kernel: all of one size, and no bytes that one writes are those of another
-    element that one reads or writes. (A plan may give an output bytes of an input that nobody reads any more, shifted.)"""
-    if not part.can_be_chained or part.out.shape != parts[0].out.shape or len(parts) >= _LONGEST_CHAIN:
+    """True if `part` may be done with `parts`, element by element in one kernel: all of one size, and bytes meet in place alone."""
+    if not part.can_be_chained or part.out.shape != parts[0].out.shape or len(parts) >= LONGEST_CHAIN:
         return False
-    every = [*parts, part]
-    written = [(p.out, p.result.memory) for p in every]
-    read = [(x, e.memory) for p in every for x, e in zip(p.inputs, p.elements, strict=True)]
     # Of other types in memory not even the same bytes: a compiler may take pointers of two types not to meet.
-    return all(_apart(x, y) or (_same(x, y) and x.size == y.size and a == b) for y, b in written for x, a in (*read, *written))
+    return meet_in_place([*parts, part], lambda memory: memory)
+
+
+def meet_in_place(parts: Sequence[Part], kind: Callable[[str], str]) -> bool:
+    """True if no bytes that one of `parts` writes are those of another element that one reads or writes, nor the same ones of a type of another
+    `kind`. (A plan may give an output bytes of an input that nobody reads any more, shifted.)"""
+    written = [(p.out, kind(p.result.memory)) for p in parts]
+    read = [(x, kind(e.memory)) for p in parts for x, e in zip(p.inputs, p.elements, strict=True)]
+    return all(_apart(x, y) or (same_bytes(x, y) and a == b) for y, b in written for x, a in (*read, *written))
 
 
 def _apart(x: Any, y: Any) -> bool:
     return x.buffer is not y.buffer or x.offset + x.nbytes <= y.offset or y.offset + y.nbytes <= x.offset
 
 
-def _same(x: Any, y: Any) -> bool:
-    return x.buffer is y.buffer and x.offset == y.offset and x.dtype.itemsize == y.dtype.itemsize
+def same_bytes(x: Any, y: Any) -> bool:
+    """True for arrays of the same bytes, element by element."""
+    return x.buffer is y.buffer and x.offset == y.offset and x.dtype.itemsize == y.dtype.itemsize and x.size == y.size
 
 
-_LONGEST_CHAIN = 16
+LONGEST_CHAIN = 16
 
 
 def enqueue_chain(cl: OpenCL, parts: Sequence[Part]) -> None:
@@ -158,7 +163,7 @@ def enqueue_chain(cl: OpenCL, parts: Sequence[Part]) -> None:
 
     def pointer(x: Any, memory: str) -> str:
         for y, kind, name in arrays:
-            if _same(x, y) and x.size == y.size and kind == memory:
+            if same_bytes(x, y) and kind == memory:
                 return name
         arrays.append((x, memory, f"p{len(arrays)}"))
         return arrays[-1][2]
@@ -184,15 +189,15 @@ def enqueue_chain(cl: OpenCL, parts: Sequence[Part]) -> None:
                 else:
                     value = f"vload{width}(0, {p} + j)" if width else f"{p}[j]"
                 loads.append(f"const {kind} {name} = {value};")
-            for name in _names(part.parameters):
-                loads.append(f"const {_kind(part.parameters, name)} {name} = {name}_{number};")
+            for name in names_of(part.parameters):
+                loads.append(f"const {type_of(part.parameters, name)} {name} = {name}_{number};")
             value = part.expression.replace("(V)", f"({part.result.value}{width})")
             target = pointer(part.out, part.result.memory)
             store = f"vstore{width}(y{number}, 0, {target} + j);" if width else f"{target}[j] = y{number};"
             both.append(f"{part.result.value}{width} y{number}; {{ {' '.join(loads)} y{number} = {value}; }} {store}")
         lines.append((both[0], both[1]))
         made[pointer(part.out, part.result.memory)] = (number, part.result)
-        parameters += "".join(f", const {_kind(part.parameters, n)} {n}_{number}" for n in _names(part.parameters))
+        parameters += "".join(f", const {type_of(part.parameters, n)} {n}_{number}" for n in names_of(part.parameters))
         arguments += part.arguments
     given = ", ".join(f"OUT({kind}, {name})" for _, kind, name in arrays)
     lets = " ".join(f"LET_OUT({kind}, {name});" for _, kind, name in arrays)
@@ -211,12 +216,13 @@ __kernel void chain({given}, {GRID}{parameters}) {{
     run_grid(cl, text, "chain", parts[0].out.size, 1, [x for x, _, _ in arrays], arguments)
 
 
-def _names(parameters: str) -> list[str]:
+def names_of(parameters: str) -> list[str]:
     """The names in ", const float k, const int n"."""
     return [p.split()[-1] for p in parameters.split(",") if p.strip()]
 
 
-def _kind(parameters: str, name: str) -> str:
+def type_of(parameters: str, name: str) -> str:
+    """The type of a name in such a list."""
     return next(p.split()[-2] for p in parameters.split(",") if p.split()[-1:] == [name])
 
 
@@ -296,8 +302,8 @@ def sigmoid(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace: An
 
 
 def where(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
-    """The kernel of tensor.where: bits are moved, whatever they mean."""
-    element = bits(outputs[0].dtype)
+    """The kernel of tensor.where: bits are moved, whatever they mean; as values of their dtype where `cl` has it so (`moved`)."""
+    element = getattr(cl, "moved", bits)(outputs[0].dtype)
     enqueue(cl, "a ? b : c", inputs, outputs[0], [Element("uchar", "uchar"), element, element], element)
 
 
