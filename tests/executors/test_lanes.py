@@ -4,6 +4,7 @@ Both are shown without clocks: nothing on the device ends until everything has b
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,8 +102,11 @@ class Held:
         """A thread that lets go once `ready`; or when its patience is at an end, so that a test fails and does not hang."""
 
         def watch() -> None:
+            end, is_ready = time.monotonic() + PATIENCE_SECONDS, False
             with self.changed:
-                self.early = not self.changed.wait_for(ready, PATIENCE_SECONDS)
+                while not (is_ready := ready()) and time.monotonic() < end:
+                    self.changed.wait(0.02)  # a driver may tell that a command has ended before the command says so itself
+            self.early = not is_ready
             self.let_go()
 
         thread = threading.Thread(target=watch, daemon=True)

