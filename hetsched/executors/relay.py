@@ -119,7 +119,7 @@ class Relay(Sharing):
             for later in near[rank]:
                 if not tokens[later].pop():
                     if is_io[later] != mine:
-                        self._hand_over(later)
+                        self._hand_over(later, not mine)
                     elif best < 0:
                         best = later
                     elif later < best:
@@ -151,13 +151,6 @@ class Relay(Sharing):
             return frame.perform_timed(step, 0, self.crew.zero)
         frame.perform(step, 0)
         return None
-
-    def _hand_over(self, rank: int) -> None:
-        """Leave a step to threads of the other kind."""
-        kind = KINDS[self.is_io[rank]]
-        heappush(self.ready[kind], rank)
-        if self.idle[kind]:
-            self._wake(self.idle[kind], 1)
 
     def _asked(self, rank: int, now: float) -> bool:
         """Tell how far the run is; True if it is to stop."""

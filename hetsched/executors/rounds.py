@@ -179,7 +179,7 @@ class Rounds(Sharing):
                 readied += self._close(turn)
             for other in readied:
                 if is_io[other % steps] != mine:
-                    self._hand_over(other, KINDS[not mine])
+                    self._hand_over(other, not mine)
                 elif best < 0:
                     best = other
                 elif other < best:
@@ -222,11 +222,6 @@ class Rounds(Sharing):
         frame.bindings.prepare(step, turn)
         start = perf_counter()
         return start, frame.perform_timed(step, turn, zero)
-
-    def _hand_over(self, code: int, kind: str) -> None:
-        heappush(self.ready[kind], code)
-        if self.idle[kind]:
-            self._wake(self.idle[kind], 1)
 
     def _tell(self, step: int) -> None:
         crew, program = self.crew, self.frame.program

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from heapq import heappop
+from heapq import heappop, heappush
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def is_plain(program: Program, host: str) -> bool:
     return True
 
 
-class Sharing:
+class Sharing(ABC):
     """Steps that several threads share. `ready`: for each kind of thread a heap of whole numbers, the lowest goes first; the subclass says which."""
 
     def __init__(self, crew: Crew, new_thread: Callable[..., Any] = threading.Thread) -> None:
@@ -106,17 +107,24 @@ class Sharing:
                     self.offer(heap, idle)
                 self.follow(first, kind, heap, idle, log)
 
+    @abstractmethod
     def new_log(self, lane: int) -> Any:
         """What a thread notes down, kept for the end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Any) -> None:
         """Do step `first`, then whatever it leads to, until nothing is ready."""
-        raise NotImplementedError
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:
         """Wake one of the idle for what waits in the heap."""
         self._wake(idle, 1)
+
+    def _hand_over(self, ready: int, is_io: bool) -> None:
+        """Leave a ready step to the threads of a kind that is not the caller's."""
+        kind = KINDS[is_io]
+        heappush(self.ready[kind], ready)
+        if self.idle[kind]:
+            self._wake(self.idle[kind], 1)
 
     def _wake(self, idle: list[Any], most: int) -> None:
         for _ in range(most):

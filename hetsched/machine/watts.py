@@ -25,7 +25,7 @@ def with_watts(machine: Machine, texts: Sequence[str]) -> Machine:
             known = [d.id for d in machine.devices]
             raise CommandLineError(f"watts of {name!r}: the machine has no such device{did_you_mean(name, known)}")
         devices = [replace(d, busy_watts=busy / d.lanes, idle_watts=idle) if d.id in chosen else d for d in machine.devices]
-        if any(d.kind == "cpu" for d in devices if d.id in chosen):
+        if any(d.shares_lanes for d in devices if d.id in chosen):
             devices = [_on_processor(d, busy) if d.id not in chosen else d for d in devices]
         machine = replace(machine, devices=tuple(devices))
     return machine
@@ -33,7 +33,7 @@ def with_watts(machine: Machine, texts: Sequence[str]) -> Machine:
 
 def _on_processor(device: Device, busy: float) -> Device:
     """An OpenCL device that is the processor itself: what it draws when idle is the processor's, and at work it takes all cores."""
-    if device.kind == "cpu" or device.hardware != "cpu" or device.busy_watts is not None:
+    if device.shares_lanes or device.hardware != "cpu" or device.busy_watts is not None:
         return device
     return replace(device, busy_watts=busy / device.lanes, idle_watts=0.0)
 

@@ -11,16 +11,16 @@ import os
 from pathlib import Path
 
 from hetsched.errors import FileError
+from hetsched.folders import state_folder
 from hetsched.graph.formats import publishing, reading
 from hetsched.pipeline import kernels
 from hetsched.pipeline.mistakes import Findings
 from hetsched.pipeline.reader import MAX_BYTES, read
 
 
-def state_folder() -> Path:
-    """Where consents are kept. Environment: XDG_STATE_HOME, which must be absolute to count (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "hetsched" / "trust"
+def consents() -> Path:
+    """The folder in which consents are kept."""
+    return state_folder() / "trust"
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -38,7 +38,7 @@ def _digest(path: str | os.PathLike[str]) -> str:
 
 def _record(path: str | os.PathLike[str]) -> Path:
     place = os.path.realpath(path)
-    return state_folder() / hashlib.sha256(os.fsencode(place)).hexdigest()
+    return consents() / hashlib.sha256(os.fsencode(place)).hexdigest()
 
 
 def trust(path: str | os.PathLike[str]) -> str:

@@ -152,6 +152,7 @@ class CostedDraft(Draft):
         return best
 
     def earliest(self, task: int, behind: Sequence[float] | None = None) -> int:
+        # The search for a gap stands here and in `_earliest_by_sum`, not in a function: it is called for each device of each task (a hot path).
         ready = self._ready(task)
         best, least, begin, number = -1, math.inf, 0.0, 0
         choice = -1

@@ -293,22 +293,7 @@ static int fill(Gaps *g, double start, double finish, double shortest) {
     int64_t i = start >= g->starts[g->count - 1] ? g->count - 1 : first_after(g->starts, g->count, start) - 1;
     const double gap_start = g->starts[i], gap_end = g->ends[i];
     const int before = start > gap_start && start - gap_start >= shortest, after = finish < gap_end && gap_end - finish >= shortest;
-    if (before && after) {
-        if (!make_room(g)) return 0;
-        memmove(g->starts + i + 2, g->starts + i + 1, (g->count - i - 1) * sizeof(double));
-        memmove(g->ends + i + 2, g->ends + i + 1, (g->count - i - 1) * sizeof(double));
-        g->ends[i] = start;
-        g->starts[i + 1] = finish;
-        g->ends[i + 1] = gap_end;
-        g->count++;
-    } else if (before) g->ends[i] = start;
-    else if (after) g->starts[i] = finish;
-    else {
-        memmove(g->starts + i, g->starts + i + 1, (g->count - i - 1) * sizeof(double));
-        memmove(g->ends + i, g->ends + i + 1, (g->count - i - 1) * sizeof(double));
-        g->count--;
-    }
-    return 1;
+    return carve(g, i, start, finish, before, after);
 }
 
 /* Books the tasks of `order`, each where finish + behind[task][device] is least, or on wanted[task] where that is no -1; `behind` and `wanted` may be

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hetsched.folders import cache_folder
 from hetsched.placement.search_walk import Facts, State
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ _seen: set[Path] = set()
 def _file() -> Path:
     texts = [file.read_text() for file in (*SOURCES, HERE / "native_gaps.h")]
     key = hashlib.sha256("\n".join((*texts, *FLAGS, platform.machine(), platform.system())).encode()).hexdigest()
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "hetsched" / "native" / f"{key[:20]}.so"
+    return cache_folder() / "native" / f"{key[:20]}.so"
 
 
 def _is_ours(where: Path) -> bool:

@@ -81,24 +81,8 @@ static int take(Gaps *g, double start, double finish, Undo *undo) {
     if (i < 0) i = 0;
     const double gap_start = g->starts[i], gap_end = g->ends[i];
     const int before = start > gap_start, after = finish < gap_end;
-    const int64_t behind = g->count - i - 1;
     *undo = (Undo){g, i, before + after, gap_start, gap_end};
-    if (before && after) {
-        if (!make_room(g)) return 0;
-        memmove(g->starts + i + 2, g->starts + i + 1, behind * sizeof(double));
-        memmove(g->ends + i + 2, g->ends + i + 1, behind * sizeof(double));
-        g->ends[i] = start;
-        g->starts[i + 1] = finish;
-        g->ends[i + 1] = gap_end;
-        g->count++;
-    } else if (before) g->ends[i] = start;
-    else if (after) g->starts[i] = finish;
-    else {
-        memmove(g->starts + i, g->starts + i + 1, behind * sizeof(double));
-        memmove(g->ends + i, g->ends + i + 1, behind * sizeof(double));
-        g->count--;
-    }
-    return 1;
+    return carve(g, i, start, finish, before, after);
 }
 
 static void take_back(const Undo *undo) { /* in the reverse order of taking; the room is there still */

@@ -52,4 +52,25 @@ static inline int open_gaps(Gaps *g) { /* one gap without end */
     return 1;
 }
 
+/* Takes [start, finish) out of gap i. before, after: what is left on that side stays a gap. 0 where there is no memory. */
+static inline int carve(Gaps *g, int64_t i, double start, double finish, int before, int after) {
+    const int64_t behind = g->count - i - 1;
+    if (before && after) {
+        if (!make_room(g)) return 0;
+        memmove(g->starts + i + 2, g->starts + i + 1, behind * sizeof(double));
+        memmove(g->ends + i + 2, g->ends + i + 1, behind * sizeof(double));
+        g->starts[i + 1] = finish;
+        g->ends[i + 1] = g->ends[i];
+        g->ends[i] = start;
+        g->count++;
+    } else if (before) g->ends[i] = start;
+    else if (after) g->starts[i] = finish;
+    else {
+        memmove(g->starts + i, g->starts + i + 1, behind * sizeof(double));
+        memmove(g->ends + i, g->ends + i + 1, behind * sizeof(double));
+        g->count--;
+    }
+    return 1;
+}
+
 #endif

@@ -112,10 +112,8 @@ class Order:
             for v in cycle:
                 work += seconds[v]
                 distance += through[v]
-            if distance <= 0:
-                return False
-            period = max(period + 1, -(-work // distance))
-            if period > limit:
+            period = _raised(period, work, distance, limit)
+            if not period:
                 return False
             critical = cycle
 
@@ -128,10 +126,8 @@ class Order:
         while found := circles.find(ops.flat, period, start, order, follow):
             cycle, _, turns = found
             work, distance = sum(map(ops.seconds.__getitem__, cycle)), sum(turns)
-            if distance <= 0:
-                return False
-            period = max(period + 1, -(-work // distance))
-            if period > limit:
+            period = _raised(period, work, distance, limit)
+            if not period:
                 return False
             critical = cycle
         self.period, self.start, self.cycle = period, start.tolist(), critical
@@ -156,3 +152,11 @@ def guesses(order: Order, ops: Ops) -> list[int]:
     start = order.start[:n]
     known = {copy: order.start[n + i] for i, copy in enumerate(order.ops.copies)}
     return start + [known.get(copy, start[producer[copy[0]]] + ops.seconds[producer[copy[0]]]) for copy in ops.copies]
+
+
+def _raised(period: int, work: int, distance: int, limit: int) -> int:
+    """The least period above `period` in which a cycle of `work` over `distance` turns has room; 0 where there is none up to `limit`."""
+    if distance <= 0:
+        return 0
+    period = max(period + 1, -(-work // distance))
+    return period if period <= limit else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from functools import cache
 from importlib import import_module
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from hetsched.folders import cache_folder
 from hetsched.placement import search_walk
 
 Kernels: TypeAlias = ModuleType
@@ -55,5 +55,4 @@ def _compile(numba: Any, function: Any) -> Any:
 
 
 def _folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "hetsched" / "numba"
+    return cache_folder() / "numba"

@@ -6,7 +6,7 @@ import pytest
 
 from hetsched.errors import FileError, NotTrustedError, PipelineError
 from hetsched.pipeline.build import check, load
-from hetsched.pipeline.trust import is_trusted, state_folder, trust
+from hetsched.pipeline.trust import consents, is_trusted, trust
 
 OUTSIDE = "hetsched: 1\ntasks:\n  load: {op: data.npz, with: {path: ../data.npz}}\noutputs: {r: {from: load.x, save: ../r.npy}}\n"
 KERNELS = """\
@@ -75,16 +75,16 @@ def test_two_files_are_trusted_side_by_side(path: Path) -> None:
 
 def test_consents_are_the_users_own(path: Path) -> None:
     trust(path)
-    assert stat.S_IMODE(os.stat(state_folder()).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(consents()).st_mode) == 0o700
 
 
 def test_the_state_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
-    assert state_folder() == Path("/somewhere/hetsched/trust")
+    assert consents() == Path("/somewhere/hetsched/trust")
     for value in ("", "relative"):
         monkeypatch.setenv("XDG_STATE_HOME", value)
         monkeypatch.setenv("HOME", "/home/someone")
-        assert state_folder() == Path("/home/someone/.local/state/hetsched/trust")
+        assert consents() == Path("/home/someone/.local/state/hetsched/trust")
 
 
 def test_a_state_folder_that_cannot_be_made_is_a_file_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

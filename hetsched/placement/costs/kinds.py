@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
 from hetsched.graph.spec import Spec
@@ -61,7 +62,7 @@ def turn_kind(body: Graph) -> str:
     return known
 
 
-_known: weakref.WeakKeyDictionary[Graph, dict[Any, Kind]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Graph, dict[int, Kind]] = weakref.WeakKeyDictionary()
 
 
 class Kinds:
@@ -72,19 +73,10 @@ class Kinds:
         known = _known.get(graph)
         if known is None:
             known = _known[graph] = {}
-        specs = graph.value_specs
-        key: Any = (
-            id(graph.task_ops[task]), tuple([id(specs[v]) for v in graph.reads(task)]), tuple([id(specs[v]) for v in graph.writes(task)]),
-        )  # fmt: skip
-        attributes = graph.task_attributes[task]
-        if attributes:
-            key = (*key, tuple((k, v) for k, v in attributes.items() if k not in _SILENT))
-        try:
-            found = known.get(key)
-        except TypeError:  # an option that is a list or a map
-            return kind_of(graph, task)
+        number = alike(graph).kind.item(task)
+        found = known.get(number)
         if found is None:
-            found = known[key] = kind_of(graph, task)
+            found = known[number] = kind_of(graph, task)
         return found
 
 
