@@ -16,11 +16,11 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.policies import find
 from hetsched.placement.problem import Problem
 from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upward_ranks
-from hetsched.placement.search import improve
+from hetsched.placement.search.improve import improve
 from hetsched.testing.adversary import Prey, hunt, planner
 
 RIVALS = ("lookahead", "min_min", "mct", "heteroprio", "cpop", "earliest_finish", "one_device")

@@ -31,8 +31,8 @@ from hetsched.graph.graph import Graph
 from hetsched.machine import HOST, Device, Link, MemoryNode
 from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.draft import GraphDraft
-from hetsched.placement.evicting import LEAST_RECENT, evicted
-from hetsched.placement.fitting import sequence_of
+from hetsched.placement.memory.evicting import LEAST_RECENT, evicted
+from hetsched.placement.memory.fitting import sequence_of
 from hetsched.placement.policies import find
 from hetsched.placement.problem import problem_of
 from hetsched.testing.graphs import random_graph, random_machine

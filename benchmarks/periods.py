@@ -27,13 +27,13 @@ import hetsched as hs
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import HOST, Device, Link, MemoryNode
 from hetsched.pipeline.build import load
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.costs import RooflineCosts
-from hetsched.placement.loops_body import Body
-from hetsched.placement.loops_model import device_model, durations_of
-from hetsched.placement.periodic import plan_body_file
-from hetsched.placement.periodic_modulo import tighten
-from hetsched.placement.periodic_problem import NANOSECONDS, Core, Ops
+from hetsched.placement.loops.body import Body
+from hetsched.placement.loops.model import device_model, durations_of
+from hetsched.placement.periods import plan_body_file
+from hetsched.placement.periods.modulo import tighten
+from hetsched.placement.periods.problem import NANOSECONDS, Core, Ops
 from hetsched.placement.policies import heft
 from hetsched.placement.problem import problem_of
 

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from hetsched.cli.units import duration
 from hetsched.placement.bounds import SHARE, check_bound, lower_bound
-from hetsched.placement.costed import CostedDraft, read_costed
+from hetsched.placement.costed.planning import CostedDraft, read_costed
 from hetsched.placement.policies import find
-from hetsched.placement.search import improve
+from hetsched.placement.search.improve import improve
 
 SMALL = 70
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import hetsched as hs
 from hetsched.machine.described import machine_named
 from hetsched.placement import native
-from hetsched.placement.costed import CostedDraft, read_costed
+from hetsched.placement.costed.planning import CostedDraft, read_costed
 from hetsched.placement.policies import find
 from hetsched.placement.quiet import no_garbage_collection
 

@@ -16,12 +16,12 @@ from hetsched.placement.bounds import SHARE, lower_bound
 from hetsched.placement.costs import CostModel, RooflineCosts
 from hetsched.placement.costs.objective import Objective, ObjectiveLike
 from hetsched.placement.draft import GraphDraft, Policy
-from hetsched.placement.fitting import fitted
 from hetsched.placement.memory import PlanTooLargeError
+from hetsched.placement.memory.fitting import fitted
 from hetsched.placement.policies import find, name_of
 from hetsched.placement.problem import PlanLoop, Problem, limits_of, problem_of
 from hetsched.placement.quiet import no_garbage_collection
-from hetsched.placement.search import improve
+from hetsched.placement.search.improve import improve
 from hetsched.placement.tradeoff import Point, Pool, choose, front, is_worth_it
 from hetsched.timeline import Bound, Timeline
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hetsched.errors import CommandLineError, PlanError
-from hetsched.placement.bounds_paths import from_host, shortest_links, to_host
+from hetsched.placement.bounds.paths import from_host, shortest_links, to_host
 from hetsched.placement.problem import Problem
 from hetsched.timeline import Bound
 

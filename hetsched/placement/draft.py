@@ -1,7 +1,7 @@
 """A plan being written. A policy asks when a task would finish on each choice and books one; copies, lanes and resources are booked with it.
 
 Two drafts behind one face: `GraphDraft` writes the plan of a graph on a machine (copies queue on links, resources run out, memory is laid out);
-`hetsched.placement.costed.CostedDraft` writes that of a costed graph, where links are contention-free, and is fast.
+`hetsched.placement.costed.planning.CostedDraft` writes that of a costed graph, where links are contention-free, and is fast.
 
 Placement is by insertion: a task goes into the earliest gap that is long enough (Topcuoglu, Hariri, Wu: HEFT, IEEE TPDS 13(3), 2002, section
 4.2). Gaps, not tasks, are kept for each lane, so that a search is a bisection.

@@ -1,4 +1,4 @@
-"""Problems as the arrays that the inner loops want: costed ones (`search_walk.Facts`), and those of graphs."""
+"""Problems as the arrays that the inner loops want: costed ones (`search.walk.Facts`), and those of graphs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from hetsched.placement.problem import FloatArray, IntArray, Problem
 from hetsched.placement.ranks import least_tails
-from hetsched.placement.search_walk import DRAWS, Facts
+from hetsched.placement.search.walk import DRAWS, Facts
 
 
 def facts_of(problem: Problem) -> Facts:
@@ -47,7 +47,7 @@ def list_facts(problem: Problem) -> Facts:
 
 
 class GraphFacts(NamedTuple):
-    """The problem of a graph as the arrays that booking wants: the struct `Graph` of native_draft.c, where each is told.
+    """The problem of a graph as the arrays that booking wants: the struct `Graph` of draft.c, where each is told.
 
     counts: its whole numbers; then arrays of int64 and float64.
     """

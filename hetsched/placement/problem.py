@@ -2,7 +2,7 @@
 
 A *choice* is where and how a task may run: a device at a width, the io lanes of a device, or (for a loop) the lanes that the plan of its body
 holds. Policies see numbers only; what a task cannot do is an infinite duration. `problem_of` makes the arrays of a graph on a machine,
-`hetsched.placement.costed` those of a costed graph.
+`hetsched.placement.costed.planning` those of a costed graph.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ from hetsched.machine import Device, Machine
 from hetsched.placement.costs.figures import Figures, body_use, figures_of, measure, turn_seconds
 from hetsched.placement.costs.objective import GOALS, Objective
 from hetsched.placement.draft import GraphDraft, Policy
-from hetsched.placement.fitting import fitted
 from hetsched.placement.memory import PlanTooLargeError
+from hetsched.placement.memory.fitting import fitted
 from hetsched.placement.policies import heft
 from hetsched.placement.problem import FloatArray, Problem, loop_seconds
 from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upward_ranks
-from hetsched.placement.search import improve
+from hetsched.placement.search.improve import improve
 from hetsched.placement.subsets import Devices, device_subsets, limited, obeys, on_whole, part_of
 from hetsched.timeline import Bound, Timeline
 

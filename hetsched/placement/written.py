@@ -186,7 +186,7 @@ def written(problem: Problem, commands: Commands, straight: Timeline, limits: Ma
 
 @dataclass(frozen=True)
 class _TaskFacts:
-    """What laying out asks of tasks and values (see the struct `Plan` of native_layout.c)."""
+    """What laying out asks of tasks and values (see the struct `Plan` of layout.c)."""
 
     lies: IntArray
     result: IntArray

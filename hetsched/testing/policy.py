@@ -21,7 +21,7 @@ from hetsched.graph.op import Attribute, Op, Work
 from hetsched.graph.spec import AnySpec, Opaque, Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.placement.bounds import check_bound, lower_bound
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.draft import GraphDraft, Policy
 from hetsched.placement.problem import Problem, problem_of

@@ -13,7 +13,7 @@ from hetsched.graph.op import Attribute, Op, Work
 from hetsched.graph.spec import Opaque, Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement.costs.estimate import Estimate
-from hetsched.placement.loops_body import Body
+from hetsched.placement.loops.body import Body
 from hetsched.timeline import Copy, Launch, Replica
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 
 
 def costed(durations, edges=(), lanes=None, links=1.0):

@@ -6,7 +6,7 @@ import pytest
 
 from hetsched.errors import PlanError
 from hetsched.placement.bounds import Refutation, Window, check_bound, earliest_finishes, lower_bound
-from hetsched.placement.costed import costed_problem
+from hetsched.placement.costed.planning import costed_problem
 from hetsched.placement.draft import GraphDraft
 from hetsched.placement.policies import find
 from hetsched.testing.policy import random_costed, random_problem

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from hetsched.errors import CommandLineError, FileError, PlanError
-from hetsched.placement.costed import CostedDraft, costed_problem, plan_costed, read_costed
+from hetsched.placement.costed.planning import CostedDraft, costed_problem, plan_costed, read_costed
 from hetsched.placement.policies import find
 from hetsched.testing.policy import costed_faults, random_costed
 
@@ -105,7 +105,7 @@ def test_search_is_never_worse_and_valid():
         document = random_costed(seed, 25)
 
         def searching(draft):
-            from hetsched.placement.search import improve
+            from hetsched.placement.search.improve import improve
 
             find("heft")(draft)
             before = draft.finish()

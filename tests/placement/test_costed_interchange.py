@@ -5,9 +5,9 @@ import networkx as nx
 import pytest
 
 from hetsched.errors import FileError
-from hetsched.placement.costed import costed_problem, plan_costed, read_costed
-from hetsched.placement.dot import parse_dot
-from hetsched.placement.interchange import from_dot, from_networkx, from_wfcommons, machine_of
+from hetsched.placement.costed.dot import parse_dot
+from hetsched.placement.costed.interchange import from_dot, from_networkx, from_wfcommons, machine_of
+from hetsched.placement.costed.planning import costed_problem, plan_costed, read_costed
 
 NEW = {
     "name": "small",

@@ -7,7 +7,7 @@ import pytest
 
 from hetsched.errors import CommandLineError, PlanError
 from hetsched.placement.bounds import check_bound, lower_bound
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.draft import GraphDraft
 from hetsched.placement.policies import find
 from hetsched.testing.policy import check_policy, random_costed, random_problem

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.policies import find
 from hetsched.placement.policies.heteroprio import affinities
 from hetsched.testing.policy import random_costed

@@ -12,7 +12,7 @@ from hetsched.check import problems
 from hetsched.errors import PlanError
 from hetsched.graph.alike import alike
 from hetsched.placement import native, plan_graph
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.draft import GraphDraft, HopelessError
 from hetsched.placement.policies import find
@@ -145,7 +145,7 @@ def test_costs_are_asked_for_once_for_each_kind_of_task():
 
 
 def test_costed_graphs_are_booked_alike_by_all_three_ways(code, monkeypatch):
-    from hetsched.placement import costed_draft
+    from hetsched.placement.costed import draft as costed_draft
 
     for seed in range(12):
         document, rows = random_costed(seed, 40), []

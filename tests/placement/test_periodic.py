@@ -13,15 +13,16 @@ from dataclasses import replace
 import pytest
 
 from hetsched.errors import FileError, OutOfMemoryError, PlacementError
-from hetsched.placement import native, periodic
-from hetsched.placement.periodic import plan_body_file, plan_period, read_body
-from hetsched.placement.periodic_assign import Balance, Cycles, least_period
-from hetsched.placement.periodic_bound import PeriodBound, check_period_bound, period_bound
-from hetsched.placement.periodic_modulo import Profile, cycle_ratio, lane_arcs, topological
-from hetsched.placement.periodic_native import Circles, Flat
-from hetsched.placement.periodic_order import Order
-from hetsched.placement.periodic_problem import Core, Ops, problem_of
-from hetsched.placement.periodic_slide import slid
+from hetsched.placement import native
+from hetsched.placement import periods as periodic
+from hetsched.placement.periods import plan_body_file, plan_period, read_body
+from hetsched.placement.periods.assign import Balance, Cycles, least_period
+from hetsched.placement.periods.bound import PeriodBound, check_period_bound, period_bound
+from hetsched.placement.periods.modulo import Profile, cycle_ratio, lane_arcs, topological
+from hetsched.placement.periods.native import Circles, Flat
+from hetsched.placement.periods.order import Order
+from hetsched.placement.periods.problem import Core, Ops, problem_of
+from hetsched.placement.periods.slide import slid
 
 EPSILON = 1e-8
 

@@ -6,7 +6,7 @@ import pytest
 
 import hetsched.placement.policies as policies
 from hetsched.errors import CommandLineError
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.draft import GraphDraft
 from hetsched.placement.policies import find
 from hetsched.placement.policies.cpop import critical_path

@@ -8,14 +8,15 @@ import sys
 import pytest
 
 from hetsched.check import problems as problems_of_plan
-from hetsched.placement import native, search_walk
+from hetsched.placement import native
 from hetsched.placement.bounds import lower_bound
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.draft import GraphDraft
 from hetsched.placement.facts import facts_of
 from hetsched.placement.policies import find
-from hetsched.placement.search import improve
-from hetsched.placement.search_costed import Walker
+from hetsched.placement.search import walk as search_walk
+from hetsched.placement.search.costed import Walker
+from hetsched.placement.search.improve import improve
 from hetsched.testing.policy import costed_faults, random_costed, random_problem
 
 
@@ -210,12 +211,12 @@ def test_numba_gives_the_same_plans_where_no_compiler_is(monkeypatch, tmp_path):
 
 
 def test_without_compiler_and_numba_the_search_is_plain(monkeypatch, tmp_path):
-    from hetsched.placement import search_compiled
+    from hetsched.placement.search import compiled as search_compiled
 
     fresh(monkeypatch, tmp_path, "no-such-compiler")
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.setattr(search_compiled, "kernels", search_compiled.kernels.__wrapped__)
-    monkeypatch.setattr("hetsched.placement.search_costed.kernels", search_compiled.kernels)
+    monkeypatch.setattr("hetsched.placement.search.costed.kernels", search_compiled.kernels)
     problem = costed_problem(random_costed(1, 20))
     assert not Walker(problem, 7, compiled=True).is_compiled
     draft = CostedDraft(costed_problem(random_costed(1, 100)))
@@ -235,9 +236,9 @@ def test_machine_code_lands_elsewhere_where_the_cache_cannot_be_written(compiler
 def test_numba_is_not_loaded_for_a_short_search():
     code = """
 import sys
-from hetsched.placement.costed import CostedDraft, costed_problem
+from hetsched.placement.costed.planning import CostedDraft, costed_problem
 from hetsched.placement.policies import find
-from hetsched.placement.search import improve
+from hetsched.placement.search.improve import improve
 from hetsched.testing.policy import random_costed
 draft = CostedDraft(costed_problem(random_costed(0, 20)))
 find("auto")(draft)

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from hetsched.errors import CommandLineError
-from hetsched.placement.costed import costed_problem
+from hetsched.placement.costed.planning import costed_problem
 from hetsched.placement.policies import find
 from hetsched.testing.adversary import hunt, mutated, planner, random_instance
 

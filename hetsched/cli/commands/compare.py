@@ -67,7 +67,7 @@ def _names(text: str | None) -> list[str]:
 
 
 def _costed(args: Any, names: list[str]) -> tuple[list[dict[str, Any]], list[list[str]]]:
-    from hetsched.placement.costed import plan_costed
+    from hetsched.placement.costed.planning import plan_costed
     from hetsched.report.gantt import ASCII_SHADES, SHADES, chart
 
     given = [("--machine", args.machine), ("-d", args.device), ("--memory", args.memory), ("--objective", args.objective), ("-s", args.set)]

@@ -175,14 +175,14 @@ def _differences(before: str, after: dict[str, Any]) -> tuple[dict[str, Any], st
 
 
 def _costed(file: str, args: Any) -> tuple[dict[str, Any], str]:
-    from hetsched.placement.costed import plan_costed
+    from hetsched.placement.costed.planning import plan_costed
 
     record = plan_costed(file, args.policy, duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0)
     return record, _costed_text(record) if args.format == "text" else ""
 
 
 def _body(file: str, args: Any) -> tuple[dict[str, Any], str]:
-    from hetsched.placement.periodic import plan_body_file
+    from hetsched.placement.periods import plan_body_file
     from hetsched.report.summary import above_text
     from hetsched.report.text import plural, seconds_text
 

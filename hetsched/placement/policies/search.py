@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hetsched.placement.draft import Draft
 from hetsched.placement.policies import auto
-from hetsched.placement.search import improve
+from hetsched.placement.search.improve import improve
 
 # Evaluations times tasks. A step of a costed graph is many times cheaper than the whole plan that other drafts must write.
 WORK = 2_000

@@ -1,4 +1,4 @@
-"""`native*.c` as machine code: built by the C compiler of this machine when it first pays (about 0.8 s), then kept in the user's cache folder.
+"""`native/*.c` as machine code: built by the C compiler of this machine when it first pays (about 0.8 s), then kept in the user's cache folder.
 
 Without a compiler `library` is None, and what is told to be the same in Python does the work. Nothing is built when hetsched is installed, so that
 packages are the same for all machines.
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hetsched.folders import cache_folder
-from hetsched.placement.search_walk import Facts, State
+from hetsched.placement.search.walk import Facts, State
 
 if TYPE_CHECKING:
     from hetsched.placement.facts import GraphFacts
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "native.c", HERE / "native_draft.c", HERE / "native_layout.c")
+SOURCES = (HERE / "costed.c", HERE / "draft.c", HERE / "layout.c")
 # No contraction of a * b + c into one rounding: plans must be those of Python to the last bit.
 FLAGS = ("-O2", "-std=c99", "-shared", "-fPIC", "-ffp-contract=off")
 COMPILERS = ("cc", "gcc", "clang")
@@ -39,7 +39,7 @@ _MOST_SECONDS = 60.0
 
 
 class Library(NamedTuple):
-    """The functions of `native.c`; `build_seconds`: what the compiler took, 0 where they were there."""
+    """The functions of `native/costed.c`; `build_seconds`: what the compiler took, 0 where they were there."""
 
     code: ctypes.CDLL
     build_seconds: float
@@ -47,7 +47,7 @@ class Library(NamedTuple):
 
 @cache
 def library() -> Library | None:
-    """The functions of `native.c`, built if need be; None where that cannot be done."""
+    """The functions of `native/costed.c`, built if need be; None where that cannot be done."""
     started = time.perf_counter()
     where = _file()
     built = False
@@ -88,7 +88,7 @@ _seen: set[Path] = set()
 
 @cache
 def _file() -> Path:
-    texts = [file.read_text() for file in (*SOURCES, HERE / "native_gaps.h")]
+    texts = [file.read_text() for file in (*SOURCES, HERE / "gaps.h")]
     key = hashlib.sha256("\n".join((*texts, *FLAGS, platform.machine(), platform.system())).encode()).hexdigest()
     return cache_folder() / "native" / f"{key[:20]}.so"
 
@@ -121,7 +121,7 @@ def _build(where: Path) -> Path:
 
 
 class Walk:
-    """The functions of `search_walk` for one problem, whose arrays stay where they are."""
+    """The functions of `search.walk` for one problem, whose arrays stay where they are."""
 
     def __init__(self, code: ctypes.CDLL, facts: Facts, state: State) -> None:
         self._code = code
@@ -208,7 +208,7 @@ EDGE = np.dtype([("before", "i8"), ("later", "i8")])
 
 
 class LayoutPlan(NamedTuple):
-    """A plan in arrays, in the order of time: the struct `Plan` of native_layout.c, where each is told. counts: its whole numbers."""
+    """A plan in arrays, in the order of time: the struct `Plan` of layout.c, where each is told. counts: its whole numbers."""
 
     counts: tuple[int, ...]
     end: float
@@ -343,7 +343,7 @@ def paths(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, weights: Any) 
 
 
 def earliest(code: ctypes.CDLL, order: Any, starts: Any, preds: Any, *real: Any) -> Any:
-    """float64[n, M], as `bounds_paths.earliest_finishes`. real: float64: bytes of each edge, latency, per_byte [M, M], start_at, fastest [n, M]."""
+    """float64[n, M], as `bounds.paths.earliest_finishes`. real: float64: bytes of each edge, latency, per_byte [M, M], start_at, fastest [n, M]."""
     arrays = [*(np.ascontiguousarray(x) for x in (order, starts, preds)), *(np.ascontiguousarray(x, dtype=np.float64) for x in real)]
     finish = np.empty(arrays[-1].shape)
     code.hs_earliest(*map(ctypes.c_int64, finish.shape), *map(_pointer, (*arrays, finish)))
@@ -367,7 +367,7 @@ def optimistic(code: ctypes.CDLL, facts: Facts, order: Any, copies: Any) -> Any:
 
 
 def _facts(facts: Facts) -> Any:
-    """The struct `Facts` of native.c: four numbers, then pointers."""
+    """The struct `Facts` of native/costed.c: four numbers, then pointers."""
     n, devices = facts.seconds.shape
     numbers = [n, devices, len(facts.latency), int(facts.lanes[-1])]
     return (ctypes.c_int64 * (len(numbers) + len(facts)))(*numbers, *(x.ctypes.data if len(x) else 0 for x in facts))

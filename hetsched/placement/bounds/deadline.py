@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hetsched.placement.bounds_paths import fastest_by_node, from_host, shortest_links, to_host
+from hetsched.placement.bounds.paths import fastest_by_node, from_host, shortest_links, to_host
 from hetsched.placement.problem import FloatArray, IntArray, Problem
 from hetsched.placement.ranks import levels
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hetsched.placement import native, search_walk
-from hetsched.placement.costed_draft import CostedDraft
+from hetsched.placement import native
+from hetsched.placement.costed.draft import CostedDraft
 from hetsched.placement.facts import facts_of
 from hetsched.placement.problem import Problem
-from hetsched.placement.search_compiled import kernels
-from hetsched.placement.search_walk import Facts, State
+from hetsched.placement.search import walk as search_walk
+from hetsched.placement.search.compiled import kernels
+from hetsched.placement.search.walk import Facts, State
 
 # Temperatures at the start of the cycles, in turn, as shares of the makespan. The first is all but descent: large graphs get no further.
 HEATS = (1e-4, 1e-3, 1e-2, 3e-2, 3e-3)
@@ -87,7 +88,7 @@ class Line(NamedTuple):
 
 
 class Walker:
-    """A search over one problem. `is_compiled`: whether machine code does it: that of `native.c`, or of numba where there is no C compiler."""
+    """A search over one problem. `is_compiled`: whether machine code does it: that of `native/costed.c`, or of numba where there is no C compiler."""
 
     def __init__(self, problem: Problem, seed: int, *, compiled: bool) -> None:
         facts, state = facts_of(problem), _empty(len(problem), sum(pool.lanes for pool in problem.pools))

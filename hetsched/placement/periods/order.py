@@ -11,9 +11,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from hetsched.placement.periodic_modulo import lane_arcs, parent_cycle, relax
-from hetsched.placement.periodic_native import Circles
-from hetsched.placement.periodic_problem import Ops
+from hetsched.placement.periods.modulo import lane_arcs, parent_cycle, relax
+from hetsched.placement.periods.native import Circles
+from hetsched.placement.periods.problem import Ops
 
 
 class Order:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from hetsched.graph.graph import Where
 from hetsched.machine import HOST, Machine
 from hetsched.placement.costs.estimate import CostModel
-from hetsched.placement.loops_body import Body
-from hetsched.placement.periodic_problem import CopyPath, Edge, LoopProblem
+from hetsched.placement.loops.body import Body
+from hetsched.placement.periods.problem import CopyPath, Edge, LoopProblem
 from hetsched.placement.problem import Problem, loop_seconds
 
 Seconds = NDArray[np.float64]

@@ -2,7 +2,7 @@
    that run out, lanes that hand work over, and the copies of outputs to the host at the end.
 
    Operation for operation the same as there and in gaps.py, so that both give the same plans to the last bit. */
-#include "native_gaps.h"
+#include "gaps.h"
 
 typedef struct {
     int64_t tasks, values, choices, nodes, pools, resources, outputs, host, given; /* values below `given` are on the host from the start */

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from hetsched.errors import OutOfMemoryError
-from hetsched.placement.periodic_assign import Cycles, anneal
-from hetsched.placement.periodic_bound import period_bound
-from hetsched.placement.periodic_modulo import components, heights, modulo_starts, tighten, topological
-from hetsched.placement.periodic_native import BUILD_FROM, for_body
-from hetsched.placement.periodic_order import Order
-from hetsched.placement.periodic_problem import NANOSECONDS, Core, LoopProblem, Ops, PeriodBound, PeriodPlan, read_body, whole
-from hetsched.placement.periodic_slide import slid
-from hetsched.placement.periodic_walk import Walk
+from hetsched.placement.periods.assign import Cycles, anneal
+from hetsched.placement.periods.bound import period_bound
+from hetsched.placement.periods.modulo import components, heights, modulo_starts, tighten, topological
+from hetsched.placement.periods.native import BUILD_FROM, for_body
+from hetsched.placement.periods.order import Order
+from hetsched.placement.periods.problem import NANOSECONDS, Core, LoopProblem, Ops, PeriodBound, PeriodPlan, read_body, whole
+from hetsched.placement.periods.slide import slid
+from hetsched.placement.periods.walk import Walk
 
 # Periods tried for an assignment by modulo scheduling, over its B. Beyond them the walk starts from the order of the data.
 _STEPS = (1.0, 1.003, 1.01, 1.03, 1.08, 1.2, 1.5, 2.0)

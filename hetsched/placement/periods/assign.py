@@ -7,9 +7,9 @@ import random
 from array import array
 from collections.abc import Sequence
 
-from hetsched.placement.periodic_modulo import components, parent_cycle, topological
-from hetsched.placement.periodic_native import Flat
-from hetsched.placement.periodic_problem import Core
+from hetsched.placement.periods.modulo import components, parent_cycle, topological
+from hetsched.placement.periods.native import Flat
+from hetsched.placement.periods.problem import Core
 
 # A search for the cycle ratio takes as long as this many other steps for each task on a cycle.
 TASK_STEPS = 0.2

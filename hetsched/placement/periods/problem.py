@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hetsched.errors import FileError, PlacementError
-from hetsched.placement.periodic_native import Circles, Flat
+from hetsched.placement.periods.native import Circles, Flat
 
 NANOSECONDS = 1_000_000_000
 # Two ends of a rounded copy may differ by this much of a nanosecond without meaning anything.

@@ -1,6 +1,6 @@
 """Verifies the refutation of a deadline: every head, tail, choice and price, task by task from the problem alone, in plain loops.
 
-Nothing of `bounds_deadline` is used but the form of its witness.
+Nothing of `bounds.deadline` is used but the form of its witness.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hetsched.errors import PlanError
-from hetsched.placement.bounds_paths import from_host, shortest_links, to_host
+from hetsched.placement.bounds.paths import from_host, shortest_links, to_host
 from hetsched.placement.problem import FloatArray, Problem
 
 if TYPE_CHECKING:
-    from hetsched.placement.bounds_deadline import Refutation
+    from hetsched.placement.bounds.deadline import Refutation
 
 # What rounding may add to a sum; what a contradiction must at least exceed.
 _SLACK, _MARGIN = 1e-11, 5e-10

@@ -8,7 +8,7 @@ at most T, and every task pays at least min over its choices of y * lanes taken 
 problem). Witness: the prices.
 "window": the same for the tasks that cannot start before `head` and must be followed by at least `tail` seconds of other work: T >= head +
 tail + what these tasks pay. Witness: the prices, head, tail.
-"deadline": no plan keeps a deadline just above the bound, by what follows from it (see `bounds_deadline`). Witness: a `Refutation`.
+"deadline": no plan keeps a deadline just above the bound, by what follows from it (see `bounds.deadline`). Witness: a `Refutation`.
 "cp-sat": what the solver OR-Tools CP-SAT says it has proved. It gives nothing to verify by hand: `check_bound` solves again, given the deadline
 (needs the extra `exact`). Witness: the `CpSatWitness` of the policy `exact`.
 """
@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hetsched.errors import PlanError
-from hetsched.placement.bounds_check import proved_by_refutation
-from hetsched.placement.bounds_deadline import Refutation, best_refutation
-from hetsched.placement.bounds_paths import check_potentials, earliest_finishes, ends
+from hetsched.placement.bounds.check import proved_by_refutation
+from hetsched.placement.bounds.deadline import Refutation, best_refutation
+from hetsched.placement.bounds.paths import check_potentials, earliest_finishes, ends
 from hetsched.placement.problem import FloatArray, Problem
 from hetsched.placement.ranks import fastest_paths
 from hetsched.timeline import Bound

@@ -1,4 +1,4 @@
-"""The longest waits of a periodic order by machine code (`native.c`): what `relax` does, with the same answers."""
+"""The longest waits of a periodic order by machine code (`native/costed.c`): what `relax` does, with the same answers."""
 
 from __future__ import annotations
 

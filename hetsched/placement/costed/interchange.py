@@ -1,7 +1,8 @@
 """Costed graphs from other formats: workflow instances of WfCommons (WfFormat JSON), DOT and networkx graphs whose nodes and edges carry costs.
 
-Each gives a document of `placement-bench/1`, the format of `hetsched.placement.costed`. What these formats do not say is the machine to plan for: it
-is taken from `machine` (the keys `mem_nodes`, `devices`, `links` of the format), else from the file, else it is `machine_of()`, four equal devices.
+Each gives a document of `placement-bench/1`, the format of `hetsched.placement.costed.planning`. What these formats do not say is the machine to plan
+for: it is taken from `machine` (the keys `mem_nodes`, `devices`, `links` of the format), else from the file, else it is `machine_of()`, four equal
+devices.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hetsched.placement.dot import parse_dot
+from hetsched.placement.costed.dot import parse_dot
 
 FORMAT = "placement-bench/1"
 DOT_ENDINGS = (".dot", ".gv", ".dot.gz", ".gv.gz")

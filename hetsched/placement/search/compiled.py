@@ -1,4 +1,4 @@
-"""`search_walk` compiled by numba, where numba is there (`pip install "hetsched[fast]"`). Loaded only when a search is long enough to pay for it."""
+"""`search.walk` compiled by numba, where numba is there (`pip install "hetsched[fast]"`). Loaded only when a search is long enough to pay for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from hetsched.folders import cache_folder
-from hetsched.placement import search_walk
+from hetsched.placement.search import walk as search_walk
 
 Kernels: TypeAlias = ModuleType
 
@@ -20,7 +20,7 @@ _COMPILED = ("shift", "drag", "trace", "look_back", "evaluate", "walk")
 
 @cache
 def kernels() -> Kernels | None:
-    """The functions of `search_walk` for arrays, to be compiled when first called; None without numba.
+    """The functions of `search.walk` for arrays, to be compiled when first called; None without numba.
 
     Machine code is kept in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache), so that only the first search ever compiles (about 5 s); after
     that loading takes about 0.6 s, numba's import included.

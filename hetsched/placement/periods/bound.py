@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hetsched.placement.periodic_modulo import cycle_ratio, ratio_of, topological
-from hetsched.placement.periodic_problem import NANOSECONDS, Core, LoopProblem, PeriodBound
+from hetsched.placement.periods.modulo import cycle_ratio, ratio_of, topological
+from hetsched.placement.periods.problem import NANOSECONDS, Core, LoopProblem, PeriodBound
 
 
 def period_bound(problem: LoopProblem, core: Core | None = None, steps: int = 150) -> PeriodBound:

@@ -1,7 +1,7 @@
 """Better plans for more time. `improve` is anytime and never worse than what it starts from.
 
-Costed graphs are searched as lists of tasks with devices (`search_costed.py`), plans of graphs, where copies queue and resources run out, by decoding
-priorities with the draft itself (`search_draft.py`). The plan that either tries as its n-th depends on the seed and n alone: with the same number of
+Costed graphs are searched as lists of tasks with devices (`search/costed.py`), plans of graphs, where copies queue and resources run out, by decoding
+priorities with the draft itself (`search/draft.py`). The plan that either tries as its n-th depends on the seed and n alone: with the same number of
 evaluations the result is the same, with more it is never worse.
 """
 
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 
 from hetsched.placement import native
-from hetsched.placement.costed_draft import CostedDraft
+from hetsched.placement.costed.draft import CostedDraft
 from hetsched.placement.draft import Draft
 from hetsched.placement.policies import find
-from hetsched.placement.search_costed import Found, improve_costed
-from hetsched.placement.search_draft import improve_draft
+from hetsched.placement.search.costed import Found, improve_costed
+from hetsched.placement.search.draft import improve_draft
 
 SEED = 7
 # What pays for building machine code (about 0.5 s): seconds of search, or evaluations times tasks. Once built it costs nothing.

@@ -6,9 +6,9 @@ import math
 import random
 from collections.abc import Callable
 
-from hetsched.placement.periodic_assign import Balance, Cycles
-from hetsched.placement.periodic_order import Order, guesses, settled
-from hetsched.placement.periodic_problem import Core, Ops
+from hetsched.placement.periods.assign import Balance, Cycles
+from hetsched.placement.periods.order import Order, guesses, settled
+from hetsched.placement.periods.problem import Core, Ops
 
 # Share of the steps that move tasks, where most tasks wait for each other in cycles and where loads matter more; temperature at the first (in
 # cycles) and the last step, as a share of the period.

@@ -17,16 +17,16 @@ from hetsched.errors import GraphError
 from hetsched.graph.graph import Loop, Where
 from hetsched.machine import HOST, Machine
 from hetsched.placement.costs.estimate import CostModel
-from hetsched.placement.loops_body import Body
-from hetsched.placement.loops_memory import Memory, layout
-from hetsched.placement.loops_model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
+from hetsched.placement.loops.body import Body
+from hetsched.placement.loops.memory import Memory, layout
+from hetsched.placement.loops.model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
 from hetsched.placement.memory import PlanTooLargeError
-from hetsched.placement.periodic import Search, fastest, one_by_one
-from hetsched.placement.periodic_assign import least_period
-from hetsched.placement.periodic_bound import period_bound
-from hetsched.placement.periodic_modulo import heights, modulo_starts, topological
-from hetsched.placement.periodic_problem import NANOSECONDS, Core, Ops, PeriodBound, whole
-from hetsched.placement.periodic_slide import slid
+from hetsched.placement.periods import Search, fastest, one_by_one
+from hetsched.placement.periods.assign import least_period
+from hetsched.placement.periods.bound import period_bound
+from hetsched.placement.periods.modulo import heights, modulo_starts, topological
+from hetsched.placement.periods.problem import NANOSECONDS, Core, Ops, PeriodBound, whole
+from hetsched.placement.periods.slide import slid
 from hetsched.placement.problem import Problem, problem_of
 from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
 

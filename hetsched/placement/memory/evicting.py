@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from hetsched.errors import InternalError
 from hetsched.graph.graph import Loop
-from hetsched.placement.arena import ALIGNMENT, Arena, Held, Rank, Want, Window, padded
 from hetsched.placement.draft import GraphDraft
 from hetsched.placement.memory import Places, PlanTooLargeError, in_arena, lay_out
+from hetsched.placement.memory.arena import ALIGNMENT, Arena, Held, Rank, Want, Window, padded
 from hetsched.placement.problem import Problem
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
 

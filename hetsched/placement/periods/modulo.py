@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from hetsched.placement.periodic_problem import Ops
+from hetsched.placement.periods.problem import Ops
 
 Arcs: TypeAlias = Sequence[Sequence[tuple[int, int]]]
 

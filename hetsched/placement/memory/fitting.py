@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 
 from hetsched.graph.graph import Loop
-from hetsched.placement.arena import padded
 from hetsched.placement.draft import GraphDraft, Policy
-from hetsched.placement.evicting import BESIDE, ELSEWHERE, FARTHEST, LEAST_RECENT, Rule, Turn, evicted
 from hetsched.placement.memory import PlanTooLargeError, in_arena
+from hetsched.placement.memory.arena import padded
+from hetsched.placement.memory.evicting import BESIDE, ELSEWHERE, FARTHEST, LEAST_RECENT, Rule, Turn, evicted
 from hetsched.placement.policies import earliest_finish, one_device, serial
 from hetsched.placement.problem import FloatArray, Problem
 from hetsched.timeline import Timeline

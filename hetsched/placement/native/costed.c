@@ -1,8 +1,8 @@
-/* The inner loops of planning costed graphs, as machine code: the search of search_walk.py and the list scheduling of costed_draft.py.
+/* The inner loops of planning costed graphs, as machine code: the search of search/walk.py and the list scheduling of costed/draft.py.
 
    Statement for statement the same as these, so that both give the same plans to the last bit: compile without contraction of a * b + c
    (-ffp-contract=off). Python's integers are wide enough here as int64_t, the random state as uint32_t. What each array holds is told there. */
-#include "native_gaps.h"
+#include "gaps.h"
 
 #define IMPOSSIBLE 1e300
 #define FAR 24
@@ -377,7 +377,7 @@ void hs_upward(int64_t n, const int64_t *order, const int64_t *starts, const int
     }
 }
 
-/* The earliest conceivable finish of each task on each node, as `bounds_paths.earliest_finishes`: finish[task][node]. `start_at`: when what it reads of the
+/* The earliest conceivable finish of each task on each node, as `bounds.paths.earliest_finishes`: finish[task][node]. `start_at`: when what it reads of the
    graph's inputs is there; `fastest`: its seconds; `nbytes`: of the largest value on each edge, below 0 where nothing is copied. */
 void hs_earliest(int64_t n, int64_t nodes, const int64_t *order, const int64_t *starts, const int64_t *preds, const double *nbytes, const double *latency,
                  const double *per_byte, const double *start_at, const double *fastest, double *finish) {
@@ -476,7 +476,7 @@ void hs_ready(int64_t n, const int64_t *succ_starts, const int64_t *succs, int64
 
 /* Periods of loops ------------------------------------------------------------------------------------------------------------------ */
 
-/* Raises `start` to the least starts that keep every arc at `period`, as `periodic_modulo.relax` does. Arcs of op u: `arc_starts[u]` to
+/* Raises `start` to the least starts that keep every arc at `period`, as `periods.modulo.relax` does. Arcs of op u: `arc_starts[u]` to
    `arc_starts[u + 1]`, to the op `arc_to`, `arc_turns` turns later, after `work` of the arc, or after `seconds` of u where there is none; then, where
    `next` is given, one to next[u] (-1: none) `step[u]` turns later. A pass goes by `order`, or by the number of the ops. Returns how many ops are on
    the cycle that makes it impossible, 0 where there is none, -1 without memory. The cycle: its ops in the order of the arcs, and of the arc by which

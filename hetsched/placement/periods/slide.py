@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hetsched.placement.periodic_modulo import lane_arcs
-from hetsched.placement.periodic_problem import Ops
+from hetsched.placement.periods.modulo import lane_arcs
+from hetsched.placement.periods.problem import Ops
 
 _ROUNDS = 3
 

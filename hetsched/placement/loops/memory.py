@@ -9,7 +9,7 @@ from typing import TypeAlias
 from hetsched.errors import InternalError
 from hetsched.graph.ops.shape import view_offset
 from hetsched.machine import HOST
-from hetsched.placement.loops_body import Body, dense
+from hetsched.placement.loops.body import Body, dense
 from hetsched.placement.memory import Block, pack, reuse_edges
 from hetsched.timeline import After, Copy, Launch, Replica, Span, Timeline
 
