@@ -5,10 +5,10 @@ inputs are there and a lane of its device is free. Every plan without needless w
 edges: no gap is searched. A step moves one task, mostly of the critical path, to another place in the order, to another device, or both. Where
 tasks that it waits for stand in the way of a place, they come along (`drag`): a chain of loading and decoding is put before another as a whole.
 
-The functions are plain code on plain sequences, so that they run as they are on lists. `native/costed.c` is the same in C, statement for statement; where
-no compiler is there but numba is, that compiles them for arrays (`search/compiled.py`). Random numbers come from integers and the logarithms of the
-acceptance rule (Metropolis et al., J. Chem. Phys. 21, 1953) from a table, so all ways give the same plans. Hot path: 0.3 us a step at 25 tasks, 1 us
-at 110, compiled; 60 times that as Python.
+The functions are plain code on plain sequences, so that they run as they are on lists. `native/costed.c` is the same in C, statement for statement;
+where no compiler is there but numba is, that compiles them for arrays (`search/compiled.py`). Random numbers come from integers and the logarithms of
+the acceptance rule (Metropolis et al., J. Chem. Phys. 21, 1953) from a table, so all ways give the same plans. Hot path: 0.3 us a step at 25 tasks,
+1 us at 110, compiled; 60 times that as Python.
 """
 
 from __future__ import annotations
