@@ -25,7 +25,7 @@ from hetsched.timeline import Launch
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
 
-# A thread that is at a chain of steps leaves this share of the turns in flight for others to close: half, a quarter where one of them has nothing to do.
+# Who is at a chain of steps leaves half of the turns in flight for others to close; half as many where one of those has nothing to do.
 LAG = 2
 
 # A loop tells of its progress this often.

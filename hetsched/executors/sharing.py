@@ -121,7 +121,7 @@ class Sharing(ABC):
     def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Any) -> None:
         """Do step `first`, then whatever it leads to, until nothing is ready."""
 
-    def catch_up(self) -> None:
+    def catch_up(self) -> None:  # noqa: B027 (straight plans leave nothing behind)
         """See to what follows the steps `behind`: it becomes ready."""
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:
