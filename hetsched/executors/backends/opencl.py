@@ -287,7 +287,7 @@ def _speeds(device: Any) -> dict[str, float] | str:
         speeds = measure(device)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, DeviceError):  # a compiler that does not work will not in an hour; other things may pass
+        if isinstance(error, DeviceError) and error.complaints is not None:  # a compiler that does not work will not in an hour; the rest may pass
             write_whole(path, json.dumps({"error": reason, "when": time.time()}).encode())
         return reason
     write_whole(path, json.dumps(speeds).encode())
