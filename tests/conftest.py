@@ -29,7 +29,7 @@ _OPENCL = {
 
 
 def pytest_configure(config):
-    """No test depends on how fast this machine is, or was while it was looked at; nor is one skipped for the want of a device that is said to be there
+    """No test depends on how fast this machine is, or was while it was looked at; none is skipped for the want of a device that is said to be there
 
     (`HETSCHED_REQUIRE_OPENCL=1`).
     """

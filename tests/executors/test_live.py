@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from leftovers import running_threads
-from unspoilt import unspoilt
 from threadpoolctl import threadpool_limits
+from unspoilt import unspoilt
 
 import hetsched as hs
 from hetsched.check import problems
