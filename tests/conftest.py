@@ -17,15 +17,9 @@ os.environ["HETSCHED_LEARN"] = "0"
 # What is taken to be measured of the devices here: plans of `Machine.here()` are then those of every machine with as many cores.
 _CPU = {"float32": 1e11, "float64": 5e10, "bytes": 2e10, "launch": 1e-6, "crossing": 2e-5}
 _OPENCL = {
-    "float32": 4e10,
-    "float64": 2e10,
-    "bytes": 2e10,
-    "launch": 1.2e-5,
-    "up_latency": 2.4e-5,
-    "up_bytes": 8e9,
-    "down_latency": 2.4e-5,
+    "float32": 4e10, "float64": 2e10, "bytes": 2e10, "launch": 1.2e-5, "up_latency": 2.4e-5, "up_bytes": 8e9, "down_latency": 2.4e-5,
     "down_bytes": 1e10,
-}
+}  # fmt: skip
 
 
 def pytest_configure(config):
