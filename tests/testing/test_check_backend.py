@@ -102,12 +102,16 @@ class DoesNotWait(EmulatedStream):
         pass
 
 
+# More than a busy machine takes to tell that a command has ended.
+LATE_SECONDS = 10.0
+
+
 class LateClock(EmulatedStream):
     def record(self) -> EmulatedEvent:
         class Shifted(EmulatedEvent):
             def span(self) -> tuple[float, float]:
                 start, finish = super().span()
-                return start + 1e-3, finish + 1e-3
+                return start + LATE_SECONDS, finish + LATE_SECONDS
 
         event = super().record()
         event.__class__ = Shifted
