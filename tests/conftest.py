@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 
 # Before anything of hetsched is imported, and for the processes that tests start. Beside pytest's own cache: what was built once is not built again.
@@ -12,6 +13,12 @@ _KEPT = Path(__file__).resolve().parents[1] / ".pytest_cache" / "hetsched"
 os.environ["XDG_CACHE_HOME"] = str(_KEPT / "cache")
 os.environ["XDG_STATE_HOME"] = str(_KEPT / "state")
 os.environ["HETSCHED_LEARN"] = "0"
+
+# The same examples in every run, however long one takes: a machine that stands still for a moment is no counter-example.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 # What is taken to be measured of the devices here: plans of `Machine.here()` are then those of every machine with as many cores.
