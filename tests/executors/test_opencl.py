@@ -333,6 +333,19 @@ def test_the_clocks_offset_is_taken_anew(live):
     unspoilt(anew)
 
 
+def test_nobody_sees_a_reading_of_the_clock_that_is_not_the_best(live, monkeypatch):
+    """Other threads read it while it is taken anew."""
+    from hetsched.executors.backends import _opencl_live
+
+    seen, stamp = [], _opencl_live._stamp
+    monkeypatch.setattr(_opencl_live, "_CLOCK_WINDOW_NS", 0)
+    monkeypatch.setattr(_opencl_live, "_stamp", lambda event, what: seen.append(live.clock_offset) or stamp(event, what))
+    before = live.clock_offset
+    live.renew()
+    assert seen
+    assert set(seen) == {before}
+
+
 def test_on_done_calls_once_from_any_thread(live):
     stream, gate = live.stream("compute"), Gate(live)
     called = [threading.Event() for _ in range(3)]
