@@ -203,7 +203,8 @@ def test_an_emulated_device_that_gets_slow_loses_its_share(monkeypatch: pytest.M
         assert value_problems(anew, wanted) == []
         assert len(anew.plans) > 1
         assert anew.trace.loops[0].turns == 60
-        assert f"{slow} took" in anew.plans[1].notes[0]
+        # A machine that stalls gives reasons of its own, before that one or after it.
+        assert any(f"{slow} took" in note for changed in anew.plans[1:] for note in changed.notes)
         share = [lane.owner for s in anew.plans[-1].loops[0].launches for lane in s.lanes].count(slow)
         assert share < used.count(slow)
         on_slow = [sum(lane.owner == slow for s in r.trace.loops[0].launches for lane in s.lanes) for r in (plain, anew)]
