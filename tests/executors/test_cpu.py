@@ -40,7 +40,7 @@ def meeting(parties: int) -> Body:
     barrier = threading.Barrier(parties)
 
     def body(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=600)
         outs[0][...] = 1
 
     return body
