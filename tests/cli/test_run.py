@@ -317,7 +317,21 @@ def test_the_schema_accepts_the_shipped_pipelines(capsys):
 
 
 def test_ctrl_c_ends_a_run_with_130(tmp_path):
-    argv = [sys.executable, "-m", "hetsched", "run", str(PIPELINES / "mlp_784.yaml"), "-s", "epochs=5000", "-o", str(tmp_path), "--format", "jsonl"]
+    argv = [
+        sys.executable,
+        "-m",
+        "hetsched",
+        "run",
+        str(PIPELINES / "mlp_784.yaml"),
+        "-s",
+        "rows=600",
+        "-s",
+        "epochs=25000",
+        "-o",
+        str(tmp_path),
+        "--format",
+        "jsonl",
+    ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["event"] == "progress"
