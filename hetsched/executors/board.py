@@ -1,0 +1,141 @@
+"""The launches of a straight frame, bound once for all its runs: arrays lie in numbered cells, and a launch takes those it is about.
+
+Inputs and outputs are other arrays in every run. Where each launch held its arrays itself, thousands of them would be bound anew for it; here only
+the cells that show inputs and outputs are filled again (1 us each), and nothing is made that the interpreter's collector would look through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from hetsched.executors.program import Step
+from hetsched.graph.guard import read_only
+from hetsched.graph.op import Op
+from hetsched.machine import HOST
+from hetsched.timeline import Launch, Replica
+
+if TYPE_CHECKING:
+    from hetsched.executors.frame import Frame
+
+Take: TypeAlias = Callable[[list[Any]], Sequence[Any]]
+
+
+class Bill(NamedTuple):
+    """A launch: what it takes from the cells."""
+
+    kernel: Any
+    inputs: Take
+    outputs: Take
+    workspace: Any
+    attributes: Mapping[str, Any]
+    task: int
+
+
+class Board:
+    """The steps of one frame on the host. cells: the arrays. bills: by step its launches (a view needs none); None where one is of objects or of
+
+    bounded dimensions, whose arrays are found when it runs.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.cells: list[Any] = []
+        self._own = {v for v in (*frame.owned, *frame.borrowed) if (v, HOST) not in frame.copied}
+        self._has_views = any(isinstance(op, Op) and op.view for op in {id(op): op for op in frame.graph.task_ops}.values())
+        self._filled: list[tuple[int, int, bool]] = []  # (cell, value, whether read-only): the run's own arrays, and views of them
+        self._cell_of: dict[tuple[int, bool], int] = {}  # (value, whether read-only)
+        self._shared: dict[tuple[int, bool], tuple[int, Any]] = {}  # (id of an array that stays, whether read-only) -> its cell, the array
+        self._takes: dict[tuple[int, ...], Take] = {}
+        self._kernels: dict[tuple[int, str], tuple[Any, bool]] = {}
+        self.bills = [self._bills_of(step) for step in frame.program.steps]
+
+    # Making -------------------------------------------------------------------------------------------------------------------
+
+    def _bills_of(self, step: Step) -> list[Bill] | None:
+        frame, out = self.frame, []
+        spans, graph, dynamic, workspaces = frame.plan.spans, frame.graph, frame.dynamic, frame.plan.workspaces
+        for i in step.spans:
+            command = spans[i][1]
+            if type(command) is not Launch:
+                return None
+            task, _, reads, writes, _ = command
+            op = graph.task_ops[task]
+            if not isinstance(op, Op):
+                return None
+            for value, _, node, generation in (*reads, *writes):
+                if node != HOST or generation or value in dynamic:
+                    return None
+            if op.view and writes[0].value not in frame.owned:
+                continue
+            kernel, shuts = self._kernel_of(task, op, step.owner)
+            out.append(
+                Bill(
+                    kernel, self._take(reads, shuts, frame.locate), self._take(writes, False, frame.buffer),
+                    frame.workspace(task) if task in workspaces else None, graph.task_attributes[task], task,
+                )
+            )  # fmt: skip
+        return out
+
+    def _kernel_of(self, task: int, op: Op, owner: str) -> tuple[Any, bool]:
+        """What to call, and whether its inputs have to be read-only: then the kernel is called without what would make them so."""
+        key = (id(op), owner)
+        found = self._kernels.get(key)
+        if found is None:
+            kernel = self.frame.bindings.kernel_of(task, owner)
+            bound = getattr(kernel, "bound", None)
+            found = (kernel, False) if bound is None else (bound, True)
+            if "opencl" not in op.kernels:  # else it may depend on the inputs
+                self._kernels[key] = found
+        return found
+
+    def _take(self, replicas: Sequence[Replica], shuts: bool, find: Callable[[int, str, int], Any]) -> Take:
+        cell_of = self._cell_of
+        cells = tuple([cell_of[key] if (key := (r[0], shuts)) in cell_of else self._new_cell(r[0], shuts, find) for r in replicas])
+        take = self._takes.get(cells)
+        if take is None:
+            if len(cells) > 1:
+                take = itemgetter(*cells)
+            elif cells:
+                take = _one(cells[0])
+            else:
+                take = _none
+            self._takes[cells] = take
+        return take
+
+    def _new_cell(self, value: int, shuts: bool, find: Callable[[int, str, int], Any]) -> int:
+        cell = len(self.cells)
+        if value in self._own or (self._has_views and self.frame.root(value, HOST)[0] in self._own):
+            self._filled.append((cell, value, shuts))
+            self.cells.append(None)
+        else:
+            found = find(value, HOST, 0)
+            known, _ = self._shared.setdefault((id(found), shuts), (cell, found))
+            if known == cell:
+                self.cells.append(read_only(found) if shuts else found)
+            cell = known
+        self._cell_of[value, shuts] = cell
+        return cell
+
+    # Every run ----------------------------------------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Show the inputs and outputs of this run."""
+        cells, locate = self.cells, self.frame.locate
+        for cell, value, shuts in self._filled:
+            found = locate(value, HOST, 0)
+            cells[cell] = read_only(found) if shuts else found
+
+    def clear(self) -> None:
+        """Show them no more."""
+        for cell, _, _ in self._filled:
+            self.cells[cell] = None
+
+
+def _one(cell: int) -> Take:
+    return lambda cells: (cells[cell],)
+
+
+def _none(cells: list[Any]) -> Sequence[Any]:
+    return ()
