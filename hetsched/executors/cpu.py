@@ -94,7 +94,9 @@ class Crew:
 
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
-        needed = lanes_needed(root.plan, self.host)
+        needed = root.needed
+        if needed is None:
+            needed = root.needed = lanes_needed(root.plan, self.host)
         if not self.keep_going and self.replanner is None and (root.shape is not None or relay.suits(root.program, self.host)):
             active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)

@@ -53,10 +53,10 @@ class Frame:
         self.rows_of: dict[int, int] = {}  # sequence input -> rows of its array, where its elements are rows
         self.cells: dict[tuple[int, str, int], Any] = {}
         self._arrays: dict[tuple[int, str, int, bool], Any] = {}
-        self._lying: dict[tuple[str, int, int], Any] = {}
         self._idle: dict[int, list[Frame]] = {}  # loop task -> frames of its body that have run to their end
         self._programs: dict[int, Program] = {}
         self.shape: Any = None  # what `relay` keeps between runs
+        self.needed: Mapping[str, int] | None = None  # threads that the plan can keep busy, by kind, once a crew has asked
         self.bodies: Mapping[int, Program] | None = None  # of the outermost frame: id of each body's plan -> its program, made before the first run
         self._find_places()
         self.every = program.every
@@ -120,7 +120,7 @@ class Frame:
         """Hold no memory any more, without waiting for the collector of cycles. For a frame that will not run again."""
         self.shape = None
         self.bindings.close()
-        for held in (self.borrowed, self.owned, self.cells, self._first, self._arrays, self._lying, self.memories):
+        for held in (self.borrowed, self.owned, self.cells, self._first, self._arrays, self.memories):
             held.clear()
         for frames in self._idle.values():
             for frame in frames:
@@ -239,15 +239,9 @@ class Frame:
         place = self.offset.get((value, node))
         if spec is None or place is None:
             raise InternalError(f"the plan gives value {self.graph.value_names[value]!r} no memory on {node}")
-        if self.loop is not None:
-            full = array_form(self.graph.spec(value))
-            assert full is not None
-            return self.memories[node].array(place[0] + slot * stride_of(full.nbytes), spec)
-        key = (node, place[0], id(spec))  # values that follow each other in one place share its array
-        found = self._lying.get(key)
-        if found is None:
-            found = self._lying[key] = self.memories[node].array(place[0], spec)
-        return found
+        full = array_form(self.graph.spec(value))
+        assert full is not None
+        return self.memories[node].array(place[0] + slot * stride_of(full.nbytes), spec)
 
     def workspace(self, task: int) -> Any:
         """The scratch of a task's launch, or None."""
