@@ -149,8 +149,10 @@ class Crew:
             runner.run(lanes)
         if self.error is not None:
             raise self.error
-        if runner.left:
-            raise InternalError(f"the run came to a stop before its end; {len(runner.left)} steps were still waiting")
+        if not runner.is_done:
+            raise InternalError(
+                f"the run came to a stop before its end, {sum(len(log.times) for log in runner.logs) // 3} of {self.total} steps done"
+            )
         active.later = runner.noted()
         active.busy[self.host] = sum(log.seconds for log in runner.logs)
         if self.progress is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush, heappushpop
-from itertools import count
+from itertools import count, repeat
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,12 +47,16 @@ class Shape:
         rank = [0] * n
         for place, s in enumerate(self.order):
             rank[s] = place
-        self.near: list[list[int]] = [[] for _ in range(n)]
-        self.waits = [0] * n
+        is_io = [step.kind == "io" for step in steps]
+        near: list[list[int]] = [[] for _ in steps]
+        self.far: dict[int, list[int]] = {}  # those that threads of the other kind do
+        waits = [0] * n
         for before, later in pairs_of(program.arcs):
-            self.near[rank[before]].append(rank[later])
-            self.waits[rank[later]] += 1
-        self.is_io = [steps[s].kind == "io" for s in self.order]
+            waits[rank[later]] += 1
+            (near[rank[before]] if is_io[before] == is_io[later] else self.far.setdefault(rank[before], [])).append(rank[later])
+        self.near = near
+        self.sinks = sum(not near[r] and r not in self.far for r in range(n))
+        self.is_io, self.waits = [is_io[s] for s in self.order], waits
         self.board = Board(frame)
         bills = [self.board.bills[s] for s in self.order]
         self.single = [bill[0] if bill is not None and len(bill) == 1 else None for bill in bills]  # the launch of a step, where it is one
@@ -103,16 +107,17 @@ class Relay(Sharing):
             frame.shape = Shape(frame)
         shape: Shape = frame.shape
         shape.begin(frame, crew.trace)
-        self.order, self.near, self.is_io, self.single, self.several = shape.order, shape.near, shape.is_io, shape.single, shape.several
+        self.order, self.near, self.far, self.single, self.several = shape.order, shape.near, shape.far, shape.single, shape.several
         self.cells = shape.board.cells
-        # A step's tokens: one for each step it waits for; the one taken last is 0.
-        self.tokens = [[0, *[1] * (k - 1)] for k in shape.waits]
-        self.left = [0, *[1] * (n - 1)] if n else []
+        # A step's tokens: a 1 for each step it waits for but one; who finds none left has made it ready. The same for the end of the run: when all
+        # steps that nothing waits for are done, everything is.
+        self.tokens = [repeat(1, k - 1) for k in shape.waits]
+        self.left = repeat(1, shape.sinks - 1)
         for rank, k in enumerate(shape.waits):
             if not k:
-                heappush(self.ready[KINDS[self.is_io[rank]]], rank)
+                heappush(self.ready[KINDS[shape.is_io[rank]]], rank)
         self.stay = max(STAY_STEPS, int(STAY_SHARE * n))
-        self.halted = not n
+        self.is_done = self.halted = not n
         self.counted = count(1)
         self.logs: list[Log] = []
 
@@ -129,8 +134,8 @@ class Relay(Sharing):
 
     def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is a rank."""
-        crew, near, tokens, left, single, cells, is_io = self.crew, self.near, self.tokens, self.left, self.single, self.cells, self.is_io
-        mine, trace, note, xp, clock, stay = kind == "io", crew.trace, log.times.extend, np, perf_counter, self.stay
+        crew, near, far, tokens, single, cells = self.crew, self.near, self.far, self.tokens, self.single, self.cells
+        trace, note, xp, clock, stay, take = crew.trace, log.times.extend, np, perf_counter, self.stay, next
         is_asked = crew.deadline is not None or crew.progress is not None
         rank = first
         while True:
@@ -153,18 +158,22 @@ class Relay(Sharing):
             if trace:
                 note((rank, start, finish))
             best = -1
-            for later in near[rank]:
-                if not tokens[later].pop():
-                    if is_io[later] != mine:
-                        self._hand_over(later, not mine)
-                    elif best < 0:
+            following = near[rank]
+            for later in following:
+                if not take(tokens[later], 0):
+                    if best < 0:
                         best = later
                     elif later < best:
                         heappush(heap, best)
                         best = later
                     else:
                         heappush(heap, later)
-            if not left.pop():
+            if far and rank in far:
+                for later in far[rank]:
+                    if not take(tokens[later], 0):
+                        self._hand_over(later, kind != "io")
+            elif not following and not take(self.left, 0):
+                self.is_done = True
                 self.halt()
                 return
             if self.halted or (is_asked and self._asked(rank, finish)):
