@@ -435,7 +435,8 @@ def main(argv: list[str] | None = None) -> int:
             f"the first time: {row['first_over_pool']:.3f} x; "
             f"called again in a session: {row['session_over_pool']:.3f} x, {row['session_of_free']:.3f}); "
             f"hetsched {row['hetsched_seconds'] * 1e3:.1f} ms (wall {row['wall_seconds'] * 1e3:.1f}, first {row['first_seconds'] * 1e3:.1f}), "
-            f"pool {row['pool_seconds'] * 1e3:.1f}, free {row['free_seconds'] * 1e3:.1f}, session {row['session_seconds'] * 1e3:.1f}; busy {row['busy']:.3f}, path {row['path']:.3f}; "
+            f"pool {row['pool_seconds'] * 1e3:.1f}, free {row['free_seconds'] * 1e3:.1f}, "
+            f"session {row['session_seconds'] * 1e3:.1f}; busy {row['busy']:.3f}, path {row['path']:.3f}; "
             f"plan {row['plan_seconds'] * 1e3:.1f}; error {row['error']:.1e}",
             flush=True,
         )

@@ -50,10 +50,10 @@ class Board:
         views = {key for key, op in {id(op): op for op in graph.task_ops}.items() if isinstance(op, Op) and op.view}
         self._views = {v for task, op in enumerate(graph.task_ops) if id(op) in views for v in graph.writes(task)} if views else set()
         self._filled: list[tuple[int, int, bool]] = []  # (cell, value, whether read-only): the run's own arrays, and views of them
-        self._cell_of: dict[tuple[int, bool], int] = {}  # (value, whether read-only)
+        self._cell_of = [-1] * len(graph.value_specs), [-1] * len(graph.value_specs)  # by value; of those that are shown read-only
         self._shared: dict[tuple[int, int, bool], int] = {}  # (offset in the arena, id of the spec, whether read-only)
         self._takes: dict[tuple[int, ...], Take] = {}
-        self._kernels: dict[tuple[int, str], tuple[Any, bool]] = {}
+        self._kernels: dict[int, tuple[Any, bool]] = {}  # by op
         self.bills = [self._bills_of(step) for step in frame.program.steps]
 
     # Making -------------------------------------------------------------------------------------------------------------------
@@ -80,20 +80,20 @@ class Board:
         return out
 
     def _kernel_of(self, task: int, op: Op, owner: str) -> tuple[Any, bool]:
-        """What to call, and whether its inputs have to be read-only: then the kernel is called without what would make them so."""
-        key = (id(op), owner)
-        found = self._kernels.get(key)
+        """What to call (threads of the host run one kernel of an op, whatever its inputs), and whether its inputs have to be shown read-only:
+
+        then it is called without what would make them so.
+        """
+        found = self._kernels.get(id(op))
         if found is None:
             kernel = self.frame.bindings.kernel_of(task, owner)
             bound = getattr(kernel, "bound", None)
-            found = (kernel, False) if bound is None else (bound, True)
-            if "opencl" not in op.kernels:  # else it may depend on the inputs
-                self._kernels[key] = found
+            found = self._kernels[id(op)] = (kernel, False) if bound is None else (bound, True)
         return found
 
     def _take(self, replicas: Sequence[Replica], shuts: bool) -> Take:
-        cell_of = self._cell_of
-        cells = tuple([cell_of[key] if (key := (r[0], shuts)) in cell_of else self._new_cell(r[0], shuts) for r in replicas])
+        cell_of = self._cell_of[shuts]
+        cells = tuple([cell if (cell := cell_of[r[0]]) >= 0 else self._new_cell(r[0], shuts) for r in replicas])
         take = self._takes.get(cells)
         if take is None:
             take = self._takes[cells] = itemgetter(*cells) if len(cells) > 1 else _one(cells[0]) if cells else _none
@@ -114,7 +114,7 @@ class Board:
                 found = frame.locate(value, HOST, 0)
                 self.cells.append(read_only(found) if shuts else found)
             cell = known
-        self._cell_of[value, shuts] = cell
+        self._cell_of[shuts][value] = cell
         return cell
 
     # Every run ----------------------------------------------------------------------------------------------------------------

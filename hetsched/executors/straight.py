@@ -87,15 +87,17 @@ def straight(plan: Timeline) -> Straight | None:
     if not (follows >= 0).any():
         return Straight(owner, [[i] for i in number[order].tolist()], Arcs(rank[before], rank[later]))
     groups: list[list[int]] = []
-    group = np.empty_like(order)
+    group_of = [0] * len(launches)
     next_of, is_first = follows.tolist(), np.ones(len(order), np.bool_)
     is_first[follows[follows >= 0]] = False
     for head in order[is_first[order]].tolist():
-        members = [head]
-        while (following := next_of[members[-1]]) >= 0:
-            members.append(following)
-        group[members] = len(groups)
-        groups.append([launches[m] for m in members])
+        members, last = [launches[head]], head
+        group_of[head] = len(groups)
+        while (last := next_of[last]) >= 0:
+            members.append(launches[last])
+            group_of[last] = len(groups)
+        groups.append(members)
+    group = np.array(group_of, dtype=np.int64)
     before, later = group[before], group[later]
     return Straight(owner, groups, Arcs(*_once(before[before != later], later[before != later], len(groups))))
 
@@ -142,7 +144,8 @@ def _arcs(plan: Timeline, launches: list[int], at: IntArray) -> tuple[IntArray, 
 
 
 def _once(before: IntArray, later: IntArray, n: int) -> tuple[IntArray, IntArray]:
-    pairs = np.unique(before * n + later)
+    pairs = np.sort(before * n + later)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     return pairs // n, pairs % n
 
 
