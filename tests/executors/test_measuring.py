@@ -63,7 +63,8 @@ def test_an_opencl_device_is_calibrated_and_from_pinned_memory_where_it_stages_c
         pytest.skip("no OpenCL device works here")
     monkeypatch.setenv("HETSCHED_OPENCL_STAGING", staging)
     device = replace(devices[0], uses={})
-    machine = Machine((CPU, device), (Link("host", device.memory), Link(device.memory, "host")), (MemoryNode("host"), MemoryNode(device.memory, 1 << 24)))
+    links = (Link("host", device.memory), Link(device.memory, "host"))
+    machine = Machine((CPU, device), links, (MemoryNode("host"), MemoryNode(device.memory, 1 << 24)))
     found = calibrate(device, machine, budget=0.5)
     assert set(found.links) == {f"host->{device.memory}", f"{device.memory}->host"}
     for link in found.links.values():

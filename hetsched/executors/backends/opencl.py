@@ -15,6 +15,8 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import tempfile
 import threading
 import time
 import weakref
@@ -142,10 +144,25 @@ def _usable() -> tuple[list[Usable], list[str]]:
     return _listed[1], _listed[2]
 
 
+def _leave_closed_caches() -> None:
+    """Where the user's cache cannot be written, PoCL and PyOpenCL, which build nothing without one, get a folder of this process."""
+    parent = cache_folder().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            return
+    except OSError:
+        os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
+        if "POCL_CACHE_DIR" not in os.environ:
+            own = os.environ["POCL_CACHE_DIR"] = tempfile.mkdtemp(prefix="hetsched-pocl-")
+            atexit.register(shutil.rmtree, own, ignore_errors=True)
+
+
 def _look() -> tuple[list[Usable], list[str]]:
     # PoCL compiles a kernel anew for every local size that it meets, and its binaries hold only the code for any size. That is no slower with the
     # kernels of hetsched, and a program that was read from disk is then not compiled again.
     os.environ.setdefault("POCL_WORK_GROUP_SPECIALIZATION", "0")
+    _leave_closed_caches()
     try:
         import pyopencl as cl
     except ImportError as error:
