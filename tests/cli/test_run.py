@@ -50,6 +50,31 @@ def test_plain_progress_tells_every_tenth_of_a_run_that_takes_long_and_names_wha
     assert any(name.startswith("copy of ") for name in told), told
 
 
+def test_what_cannot_be_written_is_told_before_anything_runs(matmul, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    for argv, told in (
+        (["-o", str(tmp_path / "file" / "there")], f"{tmp_path}/file is a file, not a folder"),
+        (["--trace", str(tmp_path)], "the trace cannot be written: this is a folder"),
+    ):
+        assert main(["run", str(matmul), *argv]) == 7
+        captured = capsys.readouterr()
+        assert captured.out == "", "it was not even planned"
+        assert told in captured.err
+        assert captured.err.startswith("hetsched: error: ")
+
+
+def test_what_does_not_fit_the_memory_is_told_at_its_place(tmp_path, capsys):
+    file = tmp_path / "huge.yaml"
+    file.write_text("hetsched: 1\ntasks:\n  a: {op: random.normal, with: {shape: [100000000, 100000000]}}\noutputs: {y: {from: a}}\n")
+    for command in ("run", "plan", "check"):
+        assert main([command, str(file)]) == 5
+        told = capsys.readouterr().err
+        assert told.startswith(f"{file}:3:3: error: ")
+        assert "'a'" in told
+        assert "40000000000" in told
+        assert "another memory" not in told, "none could hold it"
+
+
 def test_outputs_go_where_they_are_told(matmul, tmp_path, capsys):
     assert main(["run", str(matmul), "-o", str(tmp_path / "there"), "--format", "json"]) == 0
     record = json.loads(capsys.readouterr().out)
