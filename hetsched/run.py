@@ -238,7 +238,12 @@ def _borrow(given: Any, spec: AnySpec) -> tuple[Any, str | None]:
         return given, None if hasattr(given, "__len__") else f"wants {spec!r}, got {type(given).__name__}; give a list or an array"
     if not isinstance(spec, (Spec, SequenceSpec)):
         return given, None
-    array = _on_host(given, spec if isinstance(spec, Spec) else None)
+    try:
+        array = _on_host(given, spec if isinstance(spec, Spec) else None)
+    except (TypeError, ValueError, BufferError, RuntimeError) as error:
+        return None, f"wants {spec!r}, got {type(given).__name__}, of which no array can be made: {error}"
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if isinstance(spec, Spec):
         seen = spec_of(array)
         fits = seen.ndim == spec.ndim and all(n <= d.n if isinstance(d, UpTo) else n == d for n, d in zip(array.shape, spec.shape, strict=True))

@@ -34,6 +34,10 @@ from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 
 _KEPT_SECONDS = 86400.0  # how long a device that did not work is not tried again
+_FORKED = (
+    "no OpenCL in this process: it was forked from one that had used OpenCL, whose drivers do not survive that; "
+    "start it anew (multiprocessing.get_context('spawn')), or fork before"
+)
 _MARK = "2"  # of the way in which speeds are measured
 _NEEDED = ("float32", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
 
@@ -104,6 +108,8 @@ def release() -> None:
     """Close what is still open, and let go of programs and contexts in this order. At the end of the process: left to the interpreter, which drops
     objects in any order and some never, a driver may find a context released before its programs (PoCL: "still have references to IRs") and abort."""
     global _listed
+    if _listed is not None and _listed[0] != os.getpid():
+        return  # all of it is the parent's
     for live in list(_opened):
         with suppress(Exception):  # nobody is left to be told
             live.close()
@@ -139,8 +145,10 @@ def _usable() -> tuple[list[Usable], list[str]]:
     """The devices that work, in the order of their numbers, and what is to be said of others. Looked for once a process."""
     global _listed
     # Drivers read their environment when they are loaded: neither they nor what they offer changes later.
-    if _listed is None or _listed[0] != os.getpid():
+    if _listed is None:
         _listed = (os.getpid(), *_look())
+    if _listed[0] != os.getpid():
+        return [], [_FORKED]  # the threads of its drivers are not here: whatever is asked of them would wait for ever
     return _listed[1], _listed[2]
 
 
