@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -64,8 +64,10 @@ class MeasuredCosts:
         """Seconds that a loop took beside its turns, else what the base takes them for."""
         owners = {lane.owner for span in body.spans for lane in span.lanes if lane.kind != "copy"}
         found = [s for d in owners if (s := self._seconds.get((d, begin_kind(body.graph, body.turns), 1))) is not None]
-        known = getattr(self.base, "beginning", None)
-        return max(found) if found else known(body) if known is not None else 0.0
+        if found:
+            return max(found)
+        known: Callable[[Timeline], float] | None = getattr(self.base, "beginning", None)
+        return known(body) if known is not None else 0.0
 
     def _measured(self, graph: Graph, task: int, device: Device, width: int) -> float | None:
         return self._seconds.get((device.id, self._kinds.of(graph, task).text, width))
@@ -161,7 +163,8 @@ def _launch_seconds(plan: Timeline, command: Launch, lanes: tuple[Lane, ...], pl
         for lane in span.lanes:
             was[lane] = was.get(lane, 0.0) + seconds
             now[lane] = now.get(lane, 0.0) + new
-    most, begin = max(was.values(), default=0.0), getattr(costs, "beginning", None)
+    most = max(was.values(), default=0.0)
+    begin: Callable[[Timeline], float] | None = getattr(costs, "beginning", None)
     turns = planned - body.begin_seconds
     return (turns * max(now.values()) / most if most > 0 else turns) + (begin(body) if begin is not None else body.begin_seconds)
 
