@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hetsched.errors import HetschedError
 from hetsched.graph.graph import Graph, Loop, Where
@@ -66,8 +66,8 @@ class MeasuredCosts:
         found = [s for d in owners if (s := self._seconds.get((d, begin_kind(body.graph, body.turns), 1))) is not None]
         if found:
             return max(found)
-        known: Callable[[Timeline], float] | None = getattr(self.base, "beginning", None)
-        return known(body) if known is not None else 0.0
+        known: Any = getattr(self.base, "beginning", None)
+        return float(known(body)) if known is not None else 0.0
 
     def _measured(self, graph: Graph, task: int, device: Device, width: int) -> float | None:
         return self._seconds.get((device.id, self._kinds.of(graph, task).text, width))
@@ -87,8 +87,8 @@ class MeasuredCosts:
 def tell_bodies(costs: CostModel, graph: Graph) -> None:
     """Tell a model that wants to know which graphs are bodies of loops."""
     tell = getattr(costs, "in_body", None)
-    for op in graph.task_ops if tell is not None else ():
-        if isinstance(op, Loop):
+    for op in graph.task_ops:
+        if tell is not None and isinstance(op, Loop):
             tell(op.body, op.every)
             tell_bodies(costs, op.body)
 
@@ -164,7 +164,7 @@ def _launch_seconds(plan: Timeline, command: Launch, lanes: tuple[Lane, ...], pl
             was[lane] = was.get(lane, 0.0) + seconds
             now[lane] = now.get(lane, 0.0) + new
     most = max(was.values(), default=0.0)
-    begin: Callable[[Timeline], float] | None = getattr(costs, "beginning", None)
+    begin: Any = getattr(costs, "beginning", None)
     turns = planned - body.begin_seconds
     return (turns * max(now.values()) / most if most > 0 else turns) + (begin(body) if begin is not None else body.begin_seconds)
 
