@@ -25,7 +25,7 @@ from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine
-from hetsched.machine.calibration import Calibration, complaints, load, save
+from hetsched.machine.calibration import Calibration, complaints, load, place, save
 from hetsched.placement import plan_graph
 from hetsched.placement.costs.history import Drift, History, Known, Lesson
 from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key, turn_kind
@@ -232,10 +232,11 @@ def calibrate_device(
         if other.id != device.id and other.fingerprint:
             together[other.id] = work_together(device, other)[0]
     found = replace(found, together=together, took_seconds=perf_counter() - begun, **dispatch)
-    save(device, found)
+    is_kept = save(device, found)
     if may_learn():
         History().forget(device_key(device))
-    return found, [*found.notes, *complaints(found, before)]
+    lost = [] if is_kept else [f"{place(device)} cannot be written: what was measured is lost; set XDG_CACHE_HOME to a folder of yours"]
+    return found, [*found.notes, *complaints(found, before), *lost]
 
 
 def dispatching(device: Device, machine: Machine, tasks: int = 48, turns: int = 300, repeats: int = 3, until: float = math.inf) -> dict[str, Any]:

@@ -12,7 +12,7 @@ long launch waits for another lane's result nor another lane waits for the end o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
@@ -84,7 +84,7 @@ class Program:
     arcs: Sequence[Arc]
     window: int
     carried: dict[int, int]
-    every: dict[int, int]
+    every: Mapping[int, int]
     stop_step: int = -1
     plain_on: str = ""
 
@@ -110,11 +110,9 @@ def carried_values(loop: Loop | None) -> dict[int, int]:
     return {loop.body.inputs[a]: loop.body.outputs[b] for a, b in loop.carried}
 
 
-def every_of(loop: Loop | None) -> dict[int, int]:
-    """Body task number -> k, for the tasks that run every k > 1 turns."""
-    if loop is None:
-        return {}
-    return {loop.body.task_index[name]: k for name, k in loop.every.items() if k > 1}
+def every_of(loop: Loop | None) -> Mapping[int, int]:
+    """`Loop.seldom`; empty of a straight plan."""
+    return loop.seldom if loop is not None else {}
 
 
 def span_arcs(plan: Timeline) -> list[Arc]:

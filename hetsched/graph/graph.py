@@ -8,9 +8,10 @@ construction: a task can only name values that exist. The builder collects every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from hetsched.errors import GraphError, HetschedError, did_you_mean
 from hetsched.graph.op import Op, Work
-from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, bound, spec_of
+from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -139,6 +140,12 @@ class Loop:
     @property
     def outputs(self) -> tuple[str, ...]:
         return (*(a for a, _ in self.carried), *self.collected)
+
+    @cached_property
+    def seldom(self) -> Mapping[int, int]:
+        """Number of a body task -> k, for the tasks that run every k > 1 turns: `every`, as plans and traces need it."""
+        index = self.body.task_index
+        return {index[name]: k for name, k in self.every.items() if k > 1 and name in index}
 
     def is_remainder(self, turn: int) -> bool:
         """True if `turn` runs the remainder body."""
@@ -672,9 +679,4 @@ def _arity(op: Op, n: int) -> str | None:
     return f"takes {least if least == most else f'{least} to {most}'} inputs ({', '.join(op.inputs)}), got {n}"
 
 
-def elements(spec: AnySpec) -> int:
-    """Elements of an array spec at its bounds, 0 of anything else."""
-    return spec.size if isinstance(spec, Spec) else 0
-
-
-__all__ = ["TURN", "UNKNOWN", "Builder", "Bundle", "Callable", "Graph", "Loop", "Task", "Value", "Where", "bound", "elements"]
+__all__ = ["TURN", "UNKNOWN", "Builder", "Bundle", "Graph", "Loop", "Task", "Value", "Where"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,28 @@ def test_the_number_and_the_bytes_of_kept_runs_are_bounded(tmp_path):
     assert runs.load("last")["n"] == 4
 
 
+def test_runs_that_end_in_the_same_second_are_all_kept(tmp_path):
+    """From several threads at once, as from several processes; and in their order, where the clock of the files tells none."""
+    runs, names = Runs(tmp_path), []
+    ready = threading.Barrier(4)
+
+    def add(number):
+        ready.wait(60)
+        names.extend(runs.add({"n": 10 * number + i}, now=1e9) for i in range(6))
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(names)) == len(names) == 24
+    assert sorted(r["n"] for r in runs.every()) == sorted(10 * a + b for a in range(4) for b in range(6))
+    for path in tmp_path.iterdir():
+        os.utime(path, ns=(1, 1))
+    stamp = runs.ids()[0]
+    assert runs.ids() == [stamp, *(f"{stamp}-{n}" for n in range(2, 25))]
+
+
 def test_a_broken_record_keeps_no_other_from_being_listed(tmp_path):
     runs = Runs(tmp_path)
     runs.add({"n": 1}, now=1e9)
@@ -160,3 +184,33 @@ def test_calibrate_measures_keeps_and_shows(pipeline, capsys, monkeypatch):
     assert set(found["curves"]) == {"tensor.add", "elementwise"}
     assert found["dispatch_seconds"] >= 0
     assert "measured in" in out(capsys, "calibrate", "cpu", "--show")
+
+
+def test_a_calibration_that_cannot_be_kept_is_told(pipeline, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "CASES", {})
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    told = out(capsys, "calibrate", "cpu")
+    assert "cannot be written: what was measured is lost; set XDG_CACHE_HOME" in told
+
+
+def test_what_a_first_run_measured_is_not_shown_as_a_calibration(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    assert "note: only what a first run needs was measured; `hetsched calibrate cpu` measures the rest" in out(capsys, "calibrate", "cpu", "--show")
+
+
+def test_broken_runs_are_told_and_collected(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    out(capsys, "run", pipeline, "-d", "cpu")
+    first = Runs().files()[0]
+    first.write_bytes(b"no gzip")
+    assert main(["runs"]) == 0
+    told = capsys.readouterr()
+    assert "matmul_conv" in told.out
+    assert "1 run cannot be read; `hetsched cache gc` removes broken ones" in told.err
+    assert main(["show", first.name.partition(".")[0]]) == 7
+    assert "`hetsched cache gc` removes broken runs" in capsys.readouterr().err
+    assert "removed 1 file, 7 B" in out(capsys, "cache", "gc")
+    assert len(Runs().files()) == 1
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().err == ""

@@ -59,7 +59,7 @@ try:
 except hs.DeviceGoneError as error:
     print("gone:", error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert "gone: device 'cuda:0' is gone" in done.stdout, done.stderr
     assert "start it anew" in done.stdout
 
@@ -248,6 +248,20 @@ def test_a_large_upload_uses_its_pinned_memory_again(fake):
     stream.download(array, seen)
     stream.record().wait()
     assert np.array_equal(seen, x)
+    device.close()
+
+
+def test_copies_from_and_to_pinned_memory_stop_nowhere(fake):
+    device = opened(fake)
+    stream, x = device.stream("copy"), device.array(0, (1000,), np.uint8)
+    there, back = device.pinned_array(1000), device.pinned_array(1000)
+    there[:] = np.arange(1000) % 251
+    fake_cupy.pinned_sizes.clear()
+    stream.upload_pinned(there, x)
+    stream.download_pinned(x, back)
+    stream.record().wait()
+    assert np.array_equal(there, back)
+    assert fake_cupy.pinned_sizes == []
     device.close()
 
 

@@ -23,10 +23,11 @@ CPU = Device("cpu", "cpu", lanes=1, languages=("host", "array"), flops_per_secon
 GPU = Device("gpu:0", "emulated", memory="gpu:0", languages=("array",), flops_per_second={"float32": 1e11})
 LINKS = (Link("host", "gpu:0"), Link("gpu:0", "host"))
 HERE = Machine((CPU, GPU), LINKS, (MemoryNode("host"), MemoryNode("gpu:0", 1 << 24)))
+PLENTY = 1e4  # seconds to measure in; what is measured ends by its repeats
 
 
 @pytest.fixture
-def quick(monkeypatch, tmp_path):
+def quick(monkeypatch, tmp_path, quiet):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HETSCHED_LEARN", "1")
     monkeypatch.setattr(measuring, "REPEATS", 2)
@@ -44,7 +45,7 @@ def small_graph():
 
 @pytest.mark.parametrize("device", ["cpu", "gpu:0"])
 def test_every_kind_of_device_is_measured_in_the_same_way(quick, device):
-    found = calibrate(HERE.device(device), HERE, budget=2.0)
+    found = calibrate(HERE.device(device), HERE, budget=PLENTY)
     assert found.launch_seconds > 0
     assert found.flops_per_second["float32"] > 1e6
     assert found.bytes_per_second > 1e6
@@ -53,6 +54,23 @@ def test_every_kind_of_device_is_measured_in_the_same_way(quick, device):
     for link in found.links.values():
         assert link.latency_seconds > 0
         assert link.both_ways_bytes_per_second > 0
+
+
+@pytest.mark.parametrize("staging", ["0", "1"])
+def test_an_opencl_device_is_calibrated_and_from_pinned_memory_where_it_stages_copies(quick, monkeypatch, staging):
+    opencl = pytest.importorskip("hetsched.executors.backends.opencl", reason="PyOpenCL is not installed")
+    devices = opencl.find().devices
+    if not devices:
+        pytest.skip("no OpenCL device works here")
+    monkeypatch.setenv("HETSCHED_OPENCL_STAGING", staging)
+    device = replace(devices[0], uses={})
+    links = (Link("host", device.memory), Link(device.memory, "host"))
+    machine = Machine((CPU, device), links, (MemoryNode("host"), MemoryNode(device.memory, 1 << 24)))
+    found = calibrate(device, machine, budget=0.5)
+    assert set(found.links) == {f"host->{device.memory}", f"{device.memory}->host"}
+    for link in found.links.values():
+        assert (link.pinned_bytes_per_second is not None) == (staging == "1")
+        assert link.pinned_bytes_per_second is None or link.pinned_bytes_per_second > 1e6
 
 
 def test_time_that_is_over_is_told(quick):
@@ -97,7 +115,7 @@ def test_users_ops_views_and_loops_are_not_launched_to_be_measured():
 def test_a_first_run_measures_what_it_needs_once(quick):
     graph, machine = small_graph(), Machine((CPU,))
     history = History()
-    brought = first_need(graph, machine, [CPU], {}, history)
+    brought = first_need(graph, machine, [CPU], {}, history, PLENTY)
     assert brought["cpu"].dispatch_seconds > 0
     assert not brought["cpu"].whole
     assert load(CPU) == brought["cpu"]
@@ -129,7 +147,7 @@ def test_a_device_that_became_slow_is_measured_again_before_it_is_avoided(tmp_pa
         monkeypatch.setattr(
             "hetsched.costing.measure_cases", lambda device, cases, budget, beside: {i: Measured(seconds, 0.0) for i in range(len(cases))}
         )
-        first_need(graph, machine, [CPU], {}, history)
+        first_need(graph, machine, [CPU], {}, history, PLENTY)
         return history.factors([key])[key]
 
     ran(1.0)

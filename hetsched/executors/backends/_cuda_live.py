@@ -351,6 +351,14 @@ class Stream:
         self._landings.append(landing)
         self.live.on_their_way.expect(landing)
 
+    def upload_pinned(self, src: Any, dst: DeviceArray) -> None:
+        """Enqueue a copy from what `LiveDevice.pinned_array` gave; it must not be written until the copy is done."""
+        self._do("an upload", lambda: self._copy(dst.pointer, address(src), src.nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+
+    def download_pinned(self, src: DeviceArray, dst: Any) -> None:
+        """Enqueue a copy into what `LiveDevice.pinned_array` gave; its bytes are there when an event behind it has been waited for."""
+        self._do("a download", lambda: self._copy(address(dst), src.pointer, dst.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
+
     def copy(self, src: DeviceArray, dst: DeviceArray) -> None:
         """Enqueue: the bytes of `src` to `dst`, of the same number of bytes; between devices by the peer path, where they have one."""
         if src.nbytes != dst.nbytes:
@@ -463,6 +471,10 @@ class LiveDevice:
         with self.device:
             return DeviceArray(self, cupy.ndarray(tuple(shape), kind, memptr=cupy.cuda.MemoryPointer(self.memory, offset)))
 
+    def pinned_array(self, nbytes: int) -> Any:
+        """Page-locked bytes on the host, which the device copies without a stop in between."""
+        return pinned_bytes(nbytes)
+
     def stream(self, kind: str) -> Stream:
         """A new stream; `kind` is `compute` or `copy`."""
         try:
@@ -483,7 +495,7 @@ class LiveDevice:
 
     def renew(self, tries: int = 20) -> None:
         """Take a new anchor: of up to `tries` events on a stream of its own, the one between whose recording and whose end least time passed."""
-        least = math.inf
+        least, anchor = math.inf, self._anchor  # told when it is known: other threads read the clock meanwhile
         try:
             with self.device:
                 while tries > 0 and least > _CLOCK_WINDOW_SECONDS:
@@ -494,10 +506,10 @@ class LiveDevice:
                     event.synchronize()
                     after = perf_counter()
                     if after - before < least:
-                        least, self._anchor = after - before, (event, (before + after) / 2)
+                        least, anchor = after - before, (event, (before + after) / 2)
         except Exception as error:
             raise self.refusal("its clock cannot be read", error) from error
-        self._anchor_taken = perf_counter()
+        self._anchor, self._anchor_taken = anchor, perf_counter()
 
     # Errors ---------------------------------------------------------------------------------------------------------------------
 

@@ -333,6 +333,14 @@ class Stream:
             Event(self, self._last, self.live, self._last).wait()
             np.copyto(dst, host)
 
+    def upload_pinned(self, src: Any, dst: DeviceArray) -> None:
+        """Enqueue a copy from what `LiveDevice.pinned_array` gave; it must not be written until the copy is done."""
+        self._upload(src, dst)
+
+    def download_pinned(self, src: DeviceArray, dst: Any) -> None:
+        """Enqueue a copy into what `LiveDevice.pinned_array` gave; its bytes are there when an event behind it has been waited for."""
+        self._download(src, dst)
+
     def _upload_staged(self, pool: PinnedPool, src: Any, dst: DeviceArray) -> None:
         """Through pinned memory: the host's bytes have been read when this returns."""
         self._settle(src)
@@ -603,6 +611,10 @@ class LiveDevice:
             raise InternalError(f"{out!r} does not lie in the arena of {self.nbytes} bytes")
         return out
 
+    def pinned_array(self, nbytes: int) -> Any | None:
+        """Bytes on the host that the driver copies by itself, as long as the device is open; None where it shares the host's memory."""
+        return None if self.pinned is None else self.pinned.take(nbytes).bytes[:nbytes]
+
     def stream(self, kind: str) -> Stream:
         """A new stream, a queue of its own; `kind` is `compute` or `copy`."""
         stream = Stream(self, kind)
@@ -624,7 +636,7 @@ class LiveDevice:
 
     def renew(self, tries: int = 20) -> None:
         """Take the clock's offset: of up to `tries` markers, the one whose enqueueing took least; the device's stamp lies within it."""
-        least = math.inf
+        least, offset = math.inf, self.clock_offset  # told when it is known: other threads read the clock meanwhile
         while tries > 0 and least > _CLOCK_WINDOW_NS:
             tries -= 1
             before = perf_counter_ns()
@@ -633,8 +645,8 @@ class LiveDevice:
             event.wait()
             if after - before < least:
                 least = after - before
-                self.clock_offset = ((before + after) / 2 - _stamp(event, _QUEUED)) * 1e-9
-        self._clock_taken = perf_counter()
+                offset = ((before + after) / 2 - _stamp(event, _QUEUED)) * 1e-9
+        self.clock_offset, self._clock_taken = offset, perf_counter()
 
     def lose(self) -> None:
         """As if the device had been unplugged: from now on all work ends with `DeviceGoneError`. For tests of what happens then."""

@@ -13,25 +13,32 @@ import atexit
 import gc
 import hashlib
 import json
-import math
 import os
+import shutil
+import tempfile
 import threading
 import time
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
-from time import perf_counter
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
+from hetsched.executors.backends._common import kept_speeds, least_seconds
 from hetsched.executors.backends.cpu import cores
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 
 _KEPT_SECONDS = 86400.0  # how long a device that did not work is not tried again
+_FORKED = (
+    "no OpenCL in this process: it was forked from one that had used OpenCL, whose drivers do not survive that; "
+    "start it anew (multiprocessing.get_context('spawn')), or fork before"
+)
 _MARK = "2"  # of the way in which speeds are measured
 _NEEDED = ("float32", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
 
@@ -102,6 +109,8 @@ def release() -> None:
     """Close what is still open, and let go of programs and contexts in this order. At the end of the process: left to the interpreter, which drops
     objects in any order and some never, a driver may find a context released before its programs (PoCL: "still have references to IRs") and abort."""
     global _listed
+    if _listed is not None and _listed[0] != os.getpid():
+        return  # all of it is the parent's
     for live in list(_opened):
         with suppress(Exception):  # nobody is left to be told
             live.close()
@@ -137,15 +146,32 @@ def _usable() -> tuple[list[Usable], list[str]]:
     """The devices that work, in the order of their numbers, and what is to be said of others. Looked for once a process."""
     global _listed
     # Drivers read their environment when they are loaded: neither they nor what they offer changes later.
-    if _listed is None or _listed[0] != os.getpid():
+    if _listed is None:
         _listed = (os.getpid(), *_look())
+    if _listed[0] != os.getpid():
+        return [], [_FORKED]  # the threads of its drivers are not here: whatever is asked of them would wait for ever
     return _listed[1], _listed[2]
+
+
+def _leave_closed_caches() -> None:
+    """Where the user's cache cannot be written, PoCL and PyOpenCL, which build nothing without one, get a folder of this process."""
+    parent = cache_folder().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            return
+    except OSError:
+        os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
+        if "POCL_CACHE_DIR" not in os.environ:
+            own = os.environ["POCL_CACHE_DIR"] = tempfile.mkdtemp(prefix="hetsched-pocl-")
+            atexit.register(shutil.rmtree, own, ignore_errors=True)
 
 
 def _look() -> tuple[list[Usable], list[str]]:
     # PoCL compiles a kernel anew for every local size that it meets, and its binaries hold only the code for any size. That is no slower with the
     # kernels of hetsched, and a program that was read from disk is then not compiled again.
     os.environ.setdefault("POCL_WORK_GROUP_SPECIALIZATION", "0")
+    _leave_closed_caches()
     try:
         import pyopencl as cl
     except ImportError as error:
@@ -275,23 +301,27 @@ def _speeds(device: Any) -> dict[str, float] | str:
 
     mark = f"{describe(device)}\n{device.max_compute_units}\n{cores()}\n{_MARK}"
     path = cache_folder() / f"opencl-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
-    try:
-        known = json.loads(path.read_text())
-        if isinstance(known, dict) and isinstance(known.get("error"), str) and time.time() - float(known["when"]) < _KEPT_SECONDS:
-            return str(known["error"])
-        if all(isinstance(known[k], float) and known[k] > 0 for k in _NEEDED):
-            return {k: float(v) for k, v in known.items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    known = kept_speeds(path, _NEEDED) or _kept_refusal(path)
+    if known is not None:
+        return known
     try:
         speeds = measure(device)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, DeviceError):  # a compiler that does not work will not in an hour; other things may pass
+        if isinstance(error, DeviceError) and error.complaints is not None:  # a compiler that does not work will not in an hour; the rest may pass
             write_whole(path, json.dumps({"error": reason, "when": time.time()}).encode())
         return reason
     write_whole(path, json.dumps(speeds).encode())
     return speeds
+
+
+def _kept_refusal(path: Path) -> str | None:
+    """Why a device was found not to work, not long ago."""
+    try:
+        known = json.loads(path.read_text())
+        return str(known["error"]) if time.time() - float(known["when"]) < _KEPT_SECONDS else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def measure(device: Any) -> dict[str, float]:
@@ -307,13 +337,15 @@ def measure(device: Any) -> dict[str, float]:
         src, dst = live.array(0, (nbytes,), np.uint8), live.array(nbytes, (nbytes,), np.uint8)
         stream.fill(src, 1)
         stream.fill(dst, 2)
-        out["bytes"] = 2 * nbytes / _best(lambda: stream.copy(src, dst), stream, 3)
+        out["bytes"] = 2 * nbytes / least_seconds(lambda: stream.copy(src, dst), stream, 3)
         small = live.array(0, (16,), np.uint8)
         host, large = np.ones(16, np.uint8), np.ones(nbytes, np.uint8)
-        for name, action in (("up", lambda a, h: stream.upload(h, a)), ("down", lambda a, h: stream.download(a, h))):
-            out[f"{name}_latency"] = _best(lambda action=action: action(small, host), stream, 20)
-            seconds = _best(lambda action=action: action(src, large), stream, 3)
-            out[f"{name}_bytes"] = nbytes / max(seconds - out[f"{name}_latency"], 1e-9)
+        for name, short, long in (
+            ("up", partial(stream.upload, host, small), partial(stream.upload, large, src)),
+            ("down", partial(stream.download, small, host), partial(stream.download, src, large)),
+        ):
+            out[f"{name}_latency"] = least_seconds(short, stream, 20)
+            out[f"{name}_bytes"] = nbytes / max(least_seconds(long, stream, 3) - out[f"{name}_latency"], 1e-9)
         out["launch"] = _launch(stream, live)
         return out
     finally:
@@ -327,7 +359,7 @@ def _flops(stream: Any, live: Any, dtype: str, c_name: str) -> float:
     turns, seconds = 64, 0.0
     while seconds < 2e-3 and turns < 1 << 24:  # enough turns for the clock
         turns *= 4
-        seconds = _best(lambda turns=turns: stream.run(source, "peak", (items,), y, np.int32(turns), local_size=(64,)), stream, 2)
+        seconds = least_seconds(partial(stream.run, source, "peak", (items,), y, np.int32(turns), local_size=(64,)), stream, 2)
     return 4 * 2 * _WIDTHS[c_name] * items * turns / seconds
 
 
@@ -339,16 +371,4 @@ def _launch(stream: Any, live: Any, times: int = 200) -> float:
         for _ in range(times):
             stream.run(source, "peak", (64,), y, np.int32(0), local_size=(64,))
 
-    return _best(many, stream, 3) / times
-
-
-def _best(action: Any, stream: Any, times: int) -> float:
-    action()
-    stream.record().wait()
-    best = math.inf
-    for _ in range(times):
-        start = perf_counter()
-        action()
-        stream.record().wait()
-        best = min(best, perf_counter() - start)
-    return max(best, 1e-9)
+    return least_seconds(many, stream, 3) / times
