@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush, heappushpop
 from itertools import count, repeat
 from time import perf_counter
@@ -129,8 +130,7 @@ class Relay(Sharing):
 
     def noted(self) -> Callable[[], list[Note]]:
         """What gives the notes of the run, which is over, and holds nothing else of it."""
-        logs, order, zero = self.logs, self.order, self.crew.zero
-        return lambda: [note for log in logs for note in log.notes(order, zero)]
+        return partial(_notes, self.logs, self.order, self.crew.zero)
 
     def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is a rank."""
@@ -231,3 +231,7 @@ class Relay(Sharing):
         assert crew.progress is not None
         assert isinstance(command, Launch)
         crew.progress(next(self.counted), crew.total, self.frame.graph.task_names[command.task])
+
+
+def _notes(logs: Sequence[Log], order: Sequence[int], zero: float) -> list[Note]:
+    return [note for log in logs for note in log.notes(order, zero)]

@@ -212,7 +212,7 @@ def test_a_run_that_fails_keeps_nothing_and_spoils_nothing():
     assert not kept._shelf
     broken[0] = False
     with pytest.raises(RunTimeoutError):
-        hs.run(plan, {"x": x}, learn=False, timeout=-1.0)
+        hs.run(plan, {"x": x}, learn=False, timeout=1e-9)
     np.testing.assert_array_equal(hs.run(plan, {"x": x}, learn=False)["y"], 4 * x)
 
 
