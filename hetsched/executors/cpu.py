@@ -24,6 +24,7 @@ from hetsched.executors.active import Active, Driver, Item, task_of, width_of
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
+from hetsched.executors.hands import Door
 from hetsched.executors.losses import Losses
 from hetsched.executors.outline import lanes_needed, launches_of, programs_of
 from hetsched.executors.process import tuned, wide
@@ -100,8 +101,9 @@ class Crew:
             return active
         active = Active(root, 0.0, None, self.drivers)
         self.root = [active]
+        door = Door()
         threads = [
-            self.new_thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
+            self.new_thread(target=door.behind(self._work), args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]
@@ -111,13 +113,16 @@ class Crew:
         self.programs = root.bodies
         with ExitStack() as stack:
             stack.enter_context(tuned())
-            self.zero = perf_counter()
-            with self.lock:
-                self.push(active, active.walk.begin())
-                self.over = not self.outstanding and not any(self.ready.values())
             try:
-                for thread in threads:
-                    thread.start()
+                try:
+                    for thread in threads:
+                        thread.start()
+                    self.zero = perf_counter()
+                    with self.lock:
+                        self.push(active, active.walk.begin())
+                        self.over = not self.outstanding and not any(self.ready.values())
+                finally:
+                    door.open()
                 self._work("compute", 0)
             except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
                 self.error = self.error or error
@@ -142,7 +147,6 @@ class Crew:
         self.total = len(frame.program.steps)
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
-            self.zero = perf_counter()
             runner.run(lanes)
         if self.error is not None:
             raise self.error

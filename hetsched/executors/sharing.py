@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hetsched.executors.hands import Door
 from hetsched.executors.program import Program
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Launch
@@ -63,11 +64,21 @@ class Sharing(ABC):
         self.halted = False
 
     def run(self, lanes: Sequence[tuple[str, int]]) -> None:
-        """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`."""
-        threads = [self.new_thread(target=self.serve, args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]]
+        """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`.
+
+        The crew's clock starts when the threads are there.
+        """
+        door = Door()
+        threads = [
+            self.new_thread(target=door.behind(self.serve), args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]
+        ]
         try:
-            for thread in threads:
-                thread.start()
+            try:
+                for thread in threads:
+                    thread.start()
+            finally:
+                self.crew.zero = perf_counter()
+                door.open()
             self.serve(*lanes[0], main=True)
         except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
             self.crew.error = self.crew.error or error
