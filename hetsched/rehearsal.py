@@ -143,20 +143,20 @@ def excerpt(graph: Graph, without: set[int]) -> Graph:
     invented = set(graph.inputs.values())  # values that will be others in the run
     for task, op in enumerate(graph.task_ops):
         reads = graph.reads(task)
-        from_outside = [v for v in reads if int(graph.value_task[v]) in done or (int(graph.value_task[v]) < 0 and v not in graph.constants)]
-        can = task not in without and isinstance(op, Op) and op.pure
-        can = can and all(isinstance(s := graph.value_specs[v], Spec) and not s.is_bounded for v in from_outside)
-        if not (can and (op.view or family(op) or (_is_kernel(op) and invented.isdisjoint(reads)))):
+        outside = [v for v in reads if int(graph.value_task[v]) in done or (int(graph.value_task[v]) < 0 and v not in graph.constants)]
+        is_known = all(isinstance(s := graph.value_specs[v], Spec) and not s.is_bounded for v in outside)
+        if task in without or isinstance(op, Loop) or not (op.pure and is_known):
+            done.add(task)
+        elif not (op.view or family(op) or (_is_kernel(op) and invented.isdisjoint(reads))):
             done.add(task)
         if task in done or not invented.isdisjoint(reads):
             invented.update(graph.writes(task))
-    part = rest_of(graph, done, {}, lambda task: "").graph
-    return part
+    return rest_of(graph, done, {}, lambda task: "").graph
 
 
-def _is_kernel(op: Op | Loop) -> bool:
+def _is_kernel(op: Op) -> bool:
     """True for a kernel of the user's own: its author has said what it takes, and that it does nothing else."""
-    return isinstance(getattr(getattr(op, "infer", None), "__self__", None), UserKernel)
+    return isinstance(getattr(op.infer, "__self__", None), UserKernel)
 
 
 def _limits(graph: Graph) -> dict[int, int]:

@@ -21,6 +21,7 @@ import numpy as np
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors import once, relay, rounds
 from hetsched.executors.active import Active, Driver, Item, task_of, width_of
+from hetsched.executors.cores import LONG_SECONDS, Cores
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
@@ -87,6 +88,7 @@ class Crew:
         self.programs: Mapping[int, Program] = {}
         self.root: list[Active] = []
         self.host = host.id if host else ""
+        self.cores: Cores | None = None
 
     def timed_out(self) -> RunTimeoutError:
         """What a run that took too long raises."""
@@ -95,6 +97,7 @@ class Crew:
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
         needed = lanes_needed(root.plan, self.host)
+        self.cores = Cores.of(min(needed["compute"], self.lanes["compute"]))
         if not self.keep_going and self.replanner is None and (root.shape is not None or relay.suits(root.program, self.host)):
             active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)
@@ -307,6 +310,8 @@ class Crew:
                     self.wake("")
                     self.idle[kind].append(gate)
                     self.lock.release()
+                    if self.cores is not None and kind == "compute":
+                        self.cores.leave(lane)
                     try:
                         self._sleep(gate, main)
                     finally:
@@ -319,6 +324,8 @@ class Crew:
                     item.active.top.under_way += 1
                 self.wake(kind)
                 self.lock.release()
+                if self.cores is not None and kind == "compute" and item.step.seconds > LONG_SECONDS:
+                    self.cores.settle(lane)
                 try:
                     self._do(item, kind, lane)
                 except BaseException as error:

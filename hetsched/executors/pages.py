@@ -8,12 +8,13 @@ asked for in huge pages and touched where they are made: a run is faster by what
 from __future__ import annotations
 
 import mmap
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes: TypeAlias = NDArray[np.uint8]
+_Array = TypeVar("_Array", bound="NDArray[Any]")
 PAGE = 4096
 HUGE = 1 << 21
 # Less than this is not worth a thought; beyond this touching waits for the first use, where several threads can share it.
@@ -34,7 +35,7 @@ def fresh(nbytes: int) -> Bytes:
     return touched(raw[start : start + nbytes])
 
 
-def touched(array: Any) -> Any:
+def touched(array: _Array) -> _Array:
     """A contiguous array that holds nothing yet, its first `MOST_BYTES` in pages that are there."""
     if array.nbytes >= LEAST_BYTES:
         array.reshape(-1).view(np.uint8)[:MOST_BYTES:PAGE] = 0

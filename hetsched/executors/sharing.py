@@ -100,6 +100,7 @@ class Sharing(ABC):
         gate = threading.Lock()
         gate.acquire()
         heap, idle = self.ready[kind], self.idle[kind]
+        cores = self.crew.cores if kind == "compute" else None
         with np.errstate(all="ignore"):  # NaN and infinity are values; warnings from a thread in the middle of a run help nobody
             while not self.halted:
                 try:
@@ -112,18 +113,22 @@ class Sharing(ABC):
                             continue
                         except ValueError:
                             pass  # somebody has taken the gate, and opens it
+                    if cores is not None:
+                        cores.leave(lane)
                     self._sleep(gate, main)
                     continue
+                if cores is not None:
+                    cores.settle(lane)
                 if heap and idle:
                     self.offer(heap, idle)
-                self.follow(first, kind, heap, idle, log)
+                self.follow(first, kind, lane, heap, idle, log)
 
     @abstractmethod
     def new_log(self, lane: int) -> Any:
         """What a thread notes down, kept for the end."""
 
     @abstractmethod
-    def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Any) -> None:
+    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Any) -> None:
         """Do step `first`, then whatever it leads to, until nothing is ready."""
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:
