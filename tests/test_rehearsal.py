@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.costing import costs_for, first_need, is_wide, loops_of
+from hetsched.costing import costs_for
 from hetsched.machine import Device, Machine
+from hetsched.needs import first_need, is_wide, loops_of
 from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.costs.history import History, Lesson
 from hetsched.placement.costs.kinds import BEGIN, TURN, device_key, kind_of, turn_kind
@@ -183,7 +184,7 @@ def test_a_plan_rests_on_the_rehearsal_and_no_kernel_is_looked_at_again(monkeypa
         seconds.update({k.text: costs(found).launch(graph, t, CPU, 1).seconds for t, k in enumerate(kinds)})
         return tuple(found)
 
-    monkeypatch.setattr("hetsched.costing.rehearse_graph", ran)
+    monkeypatch.setattr("hetsched.needs.rehearse_graph", ran)
     first_need(graph, HERE, [CPU], {}, history, budget=5.0)
     assert all(s == pytest.approx(0.25, rel=0.01) for s in seconds.values()), "plans of a rehearsal rest on what it has shown"
     known = history.known([device_key(CPU)])
