@@ -628,7 +628,7 @@ class LiveDevice:
 
     def renew(self, tries: int = 20) -> None:
         """Take the clock's offset: of up to `tries` markers, the one whose enqueueing took least; the device's stamp lies within it."""
-        least = math.inf
+        least, offset = math.inf, self.clock_offset  # told when it is known: other threads read the clock meanwhile
         while tries > 0 and least > _CLOCK_WINDOW_NS:
             tries -= 1
             before = perf_counter_ns()
@@ -637,8 +637,8 @@ class LiveDevice:
             event.wait()
             if after - before < least:
                 least = after - before
-                self.clock_offset = ((before + after) / 2 - _stamp(event, _QUEUED)) * 1e-9
-        self._clock_taken = perf_counter()
+                offset = ((before + after) / 2 - _stamp(event, _QUEUED)) * 1e-9
+        self.clock_offset, self._clock_taken = offset, perf_counter()
 
     def lose(self) -> None:
         """As if the device had been unplugged: from now on all work ends with `DeviceGoneError`. For tests of what happens then."""

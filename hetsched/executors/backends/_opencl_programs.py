@@ -118,8 +118,11 @@ class Programs:
         try:
             program = cl._cl._Program(self.context, [self.device], [binary])
             _compile(program, self.device)
+            names = program.get_info(cl.program_info.KERNEL_NAMES)
         except cl.Error:
             return None  # a driver may refuse what an equally named one has written
+        if not names:  # or take it, and find nothing in it
+            return None
         self.loaded += 1
         return program
 
