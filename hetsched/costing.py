@@ -27,13 +27,14 @@ from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, place, save
 from hetsched.placement import plan_graph
-from hetsched.placement.costs.history import Drift, History, Known, Lesson
+from hetsched.placement.costs.history import CROWDED, Drift, History, Known, Lesson
 from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.roofline import RooflineCosts
 from hetsched.placement.problem import can_run
 from hetsched.rehearsal import may_be_rehearsed, rehearse
+from hetsched.text import percent_text
 from hetsched.timeline import Timeline
 
 LEARN = "HETSCHED_LEARN"
@@ -224,19 +225,29 @@ def calibrate_device(
     """Measure a device in about `budget` seconds at most, keep what was found, and forget what runs have taught of it; with what is remarkable."""
     begun = perf_counter()
     before = load(device)
-    found = calibrate(device, machine, budget, tell)
-    (tell or (lambda text: None))("dispatching")
-    dispatch = dispatching(device, machine)
-    together = dict(found.together)
-    for other in machine.devices:
-        if other.id != device.id and other.fingerprint:
-            together[other.id] = work_together(device, other)[0]
+    with Crowding() as crowding:
+        found = calibrate(device, machine, budget, tell)
+        (tell or (lambda text: None))("dispatching")
+        dispatch = dispatching(device, machine)
+        together = dict(found.together)
+        for other in machine.devices:
+            if other.id != device.id and other.fingerprint:
+                together[other.id] = work_together(device, other)[0]
     found = replace(found, together=together, took_seconds=perf_counter() - begun, **dispatch)
     is_kept = save(device, found)
     if may_learn():
         History().forget(device_key(device))
     lost = [] if is_kept else [f"{place(device)} cannot be written: what was measured is lost; set XDG_CACHE_HOME to a folder of yours"]
-    return found, [*found.notes, *complaints(found, before), *lost]
+    return found, [*found.notes, *complaints(found, before), *crowded_out(crowding.share), *lost]
+
+
+def crowded_out(share: float) -> list[str]:
+    """What is to be said of figures that were measured while threads waited `share` of the time for a core."""
+    if share <= CROWDED:
+        return []
+    return [
+        f"other work had the cores for {percent_text(share)} of the time, so these figures are too slow; calibrate again when the machine is idle"
+    ]
 
 
 def dispatching(device: Device, machine: Machine, tasks: int = 48, turns: int = 300, repeats: int = 3, until: float = math.inf) -> dict[str, Any]:
