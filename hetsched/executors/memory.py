@@ -6,7 +6,7 @@ and `part(first element, shape)`. A frame never looks inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,6 +18,24 @@ from hetsched.graph.spec import AnySpec, Spec
 
 Bytes: TypeAlias = NDArray[np.uint8]
 ALIGNMENT = 64
+
+
+_reliefs: list[Callable[[], bool]] = []
+
+
+def when_short(relief: Callable[[], bool]) -> None:
+    """`relief` is called where memory cannot be had; it tells whether it has given some back."""
+    _reliefs.append(relief)
+
+
+def fresh(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A new, uninitialised array of the host. Raises `MemoryError` where there is no room, and nobody has given any back."""
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError:
+        if not any(relief() for relief in _reliefs):
+            raise
+        return np.empty(shape, dtype)
 
 
 class Memory(Protocol):
@@ -50,7 +68,7 @@ class HostMemory:
     @staticmethod
     def of(nbytes: int) -> HostMemory:
         """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy)."""
-        raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+        raw = fresh((nbytes + ALIGNMENT,), np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         return HostMemory(raw[start : start + nbytes])
 
