@@ -70,7 +70,7 @@ def costs_for(
         history = History()
         if measure and graph is not None:
             wanted = [d for d in kept if only is None or d.matches(only)] or kept
-            calibrations |= first_need(graph, machine, wanted, calibrations, history)
+            calibrations |= first_need(graph, machine, wanted, calibrations, history, FIRST_SECONDS)
         keys = [*map(device_key, kept), *(link_key(x, machine) for x in machine.links)]
         costs = KnownCosts(machine, calibrations, history.known(keys), history.factors(keys))
     if graph is not None:
@@ -114,7 +114,7 @@ def learn_from(trace: Timeline, history: History | None = None, crowded: float =
 
 
 def first_need(
-    graph: Graph, machine: Machine, devices: list[Device], calibrations: Mapping[str, Calibration], history: History, budget: float = FIRST_SECONDS
+    graph: Graph, machine: Machine, devices: list[Device], calibrations: Mapping[str, Calibration], history: History, budget: float
 ) -> dict[str, Calibration]:
     """Measure, in about `budget` seconds at most, each kind of task of `graph` that nothing is known of on a device, the most work first.
 
