@@ -123,7 +123,7 @@ def test_a_first_run_measures_what_it_needs_once(quick, monkeypatch):
     assert not brought["cpu"].whole
     assert load(CPU) == brought["cpu"]
     assert {row.op: row.runs for row in history.known([device_key(CPU)]).values()} == {"tensor.matmul": 0, "nn.softmax": 0}
-    assert first_need(graph, machine, [CPU], brought, history) == {}
+    assert first_need(graph, machine, [CPU], brought, history, PLENTY) == {}
     sources = {costs_for(machine, graph).launch(graph, t, CPU).source for t in range(len(graph))}
     assert sources == {"a measurement alone"}
     assert {costs_for(machine, graph, learn=False).launch(graph, t, CPU).source for t in range(len(graph))} == {"roofline"}
