@@ -112,7 +112,7 @@ def free(work: Work, whole: bool = True) -> tuple[float, float]:
     ring = [[np.eye(N, dtype=np.float32) for _ in range(3)] for _ in range(RING)]
 
     def serve(number: int) -> None:
-        mine, state, out = [np.eye(N, dtype=np.float32), fresh(), fresh()], np.zeros((N, N), np.float32), fresh()
+        mine, state, out = [np.eye(N, dtype=np.float32) for _ in range(3)], np.zeros((N, N), np.float32), fresh()
         gate.wait()
         for name, i in jobs:
             # As in a run, no two kernels at a time are at one array: each is at a batch of its own.

@@ -26,8 +26,10 @@ from hetsched.timeline import Launch
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
 
-# Who is at a chain of steps leaves half of the turns in flight for others to close; half as many where one of those has nothing to do.
-LAG = 2
+# Who is at a chain of steps leaves up to this share of the turns in flight for others to close, so that io threads are woken for many at a time. A
+# quarter of that is all that is left where somebody has nothing to do, or nearly: fewer than LOW steps are ready.
+LAG = 3 / 4
+LOW = 2
 
 # A loop tells of its progress this often.
 TELL_SECONDS = 0.05
@@ -105,7 +107,8 @@ class Rounds(Sharing):
         # What waits for a step, as (place, turns): what may go on at once, and what can wait a while.
         self.soon: list[list[tuple[int, int]]] = [[] for _ in range(n)]
         self.later: list[list[tuple[int, int]]] = [[] for _ in range(n)]
-        self.lag = self.window // LAG
+        self.lag = int(self.window * LAG)
+        self.least = self.lag // 4
         distances: list[list[int]] = [[] for _ in range(n)]
         soon = []
         for before, later, turns in dict.fromkeys(program.arcs):
@@ -215,6 +218,7 @@ class Rounds(Sharing):
     def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is turn * steps + place."""
         crew, order, is_io, is_serial, lands, owed, lag = self.crew, self.order, self.is_io, self.is_serial, self.lands, self.owed, self.lag
+        least = self.least
         steps, turns, mine, behind, computing = len(order), self.turns, kind == "io", self.behind["compute"], self.idle["compute"]
         perform, clock, times, seconds = self.frame.perform, perf_counter, log.times, log.seconds
         kept = KEPT_TURNS if crew.trace else 0
@@ -251,7 +255,7 @@ class Rounds(Sharing):
                 readied: list[int] = []
                 self._lead_on(code, readied)
                 if is_serial[at]:
-                    if len(readied) == 1 and len(owed) < (lag // 2 if idle else lag):
+                    if len(readied) == 1 and len(owed) < (least if idle else lag):
                         (best,) = readied
                         if is_serial[best % steps] and is_io[best % steps] == mine and not (heap and heap[0] < best):
                             owed.append(code)
@@ -261,10 +265,10 @@ class Rounds(Sharing):
                             continue
                         best = -1
                     self._settle_all(owed, readied)
-                elif len(owed) + 1 >= lag:
-                    self._settle_all(owed, readied)
                 if behind:
                     self._follow_up(readied)
+                if not is_serial[at] and len(owed) > least and (len(heap) + len(readied) < LOW or len(owed) + 1 >= lag):
+                    self._settle_all(owed, readied)
                 self._settle(code, readied)
                 for other in readied:
                     if is_io[other % steps] != mine:

@@ -118,7 +118,7 @@ def test_a_chain_leaves_its_turns_to_be_closed_in_groups(window: int) -> None:
     assert crew.error is None
     assert frame.early == []
     assert len(frame.done) == 64 * 3
-    assert most <= window // rounds.LAG
+    assert most <= int(window * rounds.LAG)
 
 
 # Loops of real plans ------------------------------------------------------------------------------------------------------------
