@@ -1,6 +1,7 @@
 """No test reads or writes the user's own folders, and none learns from another: a test of learning says so itself (`monkeypatch.setenv`)."""
 
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +9,15 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 
-# Before anything of hetsched is imported, and for the processes that tests start. Beside pytest's own cache: what was built once is not built again.
+# Before anything of hetsched is imported, and for the processes that tests start: what the user has set is for the user's own runs.
+for _name in [*(name for name in os.environ if name.startswith("HETSCHED_") and name != "HETSCHED_REQUIRE_OPENCL"), "POCL_DEVICES"]:
+    os.environ.pop(_name, None)
+# Beside pytest's own cache: what was built once is not built again.
 _KEPT = Path(__file__).resolve().parents[1] / ".pytest_cache" / "hetsched"
 os.environ["XDG_CACHE_HOME"] = str(_KEPT / "cache")
 os.environ["XDG_STATE_HOME"] = str(_KEPT / "state")
 os.environ["HETSCHED_LEARN"] = "0"
+shutil.rmtree(_KEPT / "cache" / "hetsched" / "calibration", ignore_errors=True)  # what is measured of this machine is of no account here
 
 # The same examples in every run, however long one takes: a machine that stands still for a moment is no counter-example.
 hypothesis.settings.register_profile(
@@ -57,4 +62,4 @@ def _stated(measured, stated):
 @pytest.fixture
 def quiet(monkeypatch):
     """What else the machine does at the time spoils no measurement, so that what is learned does not depend on it."""
-    monkeypatch.setattr("hetsched.costing.Crowding", lambda: nullcontext(SimpleNamespace(share=0.0)))
+    monkeypatch.setattr("hetsched.needs.Crowding", lambda: nullcontext(SimpleNamespace(share=0.0)))

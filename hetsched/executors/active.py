@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from hetsched.executors.frame import Frame
@@ -10,7 +10,7 @@ from hetsched.executors.program import Step, is_chain
 from hetsched.executors.tracing import Note, Noted
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
-from hetsched.timeline import Launch, Timeline
+from hetsched.timeline import Copy, Launch, Timeline
 
 
 class Driver(Protocol):
@@ -59,6 +59,7 @@ class Active:
         self.around = around
         self.began = 0.0
         self.notes: list[Note] = []
+        self.later: Callable[[], Sequence[Note]] | None = None  # gives the notes, where they are made only when somebody asks
         self.busy: dict[str, float] = {}
         self.loops: dict[int, Noted] = {}
         # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
@@ -102,7 +103,7 @@ class Active:
 
     def noted(self) -> Noted:
         """What was measured: the trace, when somebody writes it."""
-        return Noted(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
+        return Noted(self.frame.program, self.later or self.notes, self.busy, self.walk.turns, self.loops)
 
 
 def width_of(item: Item) -> int:
@@ -119,7 +120,9 @@ def is_loop(plan: Timeline, step: Step) -> bool:
     return isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop)
 
 
-def task_of(plan: Timeline, step: Step) -> int:
-    """The last task of a step, by which progress names it; 0 for a copy."""
+def name_of(plan: Timeline, step: Step) -> str:
+    """What progress calls a step: its last task, or `copy of` the value that it copies last."""
     command = plan.spans[step.spans[-1]].command
-    return command.task if isinstance(command, Launch) else 0
+    if isinstance(command, Launch):
+        return plan.graph.task_names[command.task]
+    return f"copy of {plan.graph.value_names[command.value]}" if isinstance(command, Copy) else ""

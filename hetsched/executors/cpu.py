@@ -20,14 +20,17 @@ import numpy as np
 
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors import once, relay, rounds
-from hetsched.executors.active import Active, Driver, Item, task_of, width_of
+from hetsched.executors.active import Active, Driver, Item, name_of, width_of
+from hetsched.executors.cores import LONG_SECONDS, Cores
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
+from hetsched.executors.hands import Door
+from hetsched.executors.kept import lent, program_of
 from hetsched.executors.losses import Losses
 from hetsched.executors.outline import lanes_needed, launches_of, programs_of
 from hetsched.executors.process import tuned, wide
-from hetsched.executors.program import Program, compile_plan, describe, is_solo
+from hetsched.executors.program import Program, describe, is_solo
 from hetsched.executors.result import Result
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS
 from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note
@@ -86,6 +89,7 @@ class Crew:
         self.programs: Mapping[int, Program] = {}
         self.root: list[Active] = []
         self.host = host.id if host else ""
+        self.cores: Cores | None = None
 
     def timed_out(self) -> RunTimeoutError:
         """What a run that took too long raises."""
@@ -93,15 +97,19 @@ class Crew:
 
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
-        needed = lanes_needed(root.plan, self.host)
+        needed = root.needed
+        if needed is None:
+            needed = root.needed = lanes_needed(root.plan, self.host)
+        self.cores = Cores.of(min(needed["compute"], self.lanes["compute"]))
         if not self.keep_going and self.replanner is None and (root.shape is not None or relay.suits(root.program, self.host)):
             active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)
             return active
         active = Active(root, 0.0, None, self.drivers)
         self.root = [active]
+        door = Door()
         threads = [
-            self.new_thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
+            self.new_thread(target=door.behind(self._work), args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]
@@ -111,13 +119,16 @@ class Crew:
         self.programs = root.bodies
         with ExitStack() as stack:
             stack.enter_context(tuned())
-            self.zero = perf_counter()
-            with self.lock:
-                self.push(active, active.walk.begin())
-                self.over = not self.outstanding and not any(self.ready.values())
             try:
-                for thread in threads:
-                    thread.start()
+                try:
+                    for thread in threads:
+                        thread.start()
+                    self.zero = perf_counter()
+                    with self.lock:
+                        self.push(active, active.walk.begin())
+                        self.over = not self.outstanding and not any(self.ready.values())
+                finally:
+                    door.open()
                 self._work("compute", 0)
             except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
                 self.error = self.error or error
@@ -142,16 +153,15 @@ class Crew:
         self.total = len(frame.program.steps)
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
-            self.zero = perf_counter()
             runner.run(lanes)
         if self.error is not None:
             raise self.error
-        if runner.left:
-            raise InternalError(f"the run came to a stop before its end; {len(runner.left)} steps were still waiting")
-        zero, order, notes = self.zero, runner.order, active.notes
-        for lane, log in runner.log:
-            notes += [Note(order[rank], 0, lane, start - zero, finish - zero, marks) for rank, start, finish, marks in log]
-        active.busy[self.host] = sum(note.finish - note.start for note in notes)
+        if not runner.is_done:
+            raise InternalError(
+                f"the run came to a stop before its end, {sum(len(log.times) for log in runner.logs) // 3} of {self.total} steps done"
+            )
+        active.later = runner.noted()
+        active.busy[self.host] = sum(log.seconds for log in runner.logs)
         if self.progress is not None:
             self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
 
@@ -303,6 +313,8 @@ class Crew:
                     self.wake("")
                     self.idle[kind].append(gate)
                     self.lock.release()
+                    if self.cores is not None and kind == "compute":
+                        self.cores.leave(lane)
                     try:
                         self._sleep(gate, main)
                     finally:
@@ -315,6 +327,8 @@ class Crew:
                     item.active.top.under_way += 1
                 self.wake(kind)
                 self.lock.release()
+                if self.cores is not None and kind == "compute" and item.step.seconds > LONG_SECONDS:
+                    self.cores.settle(lane)
                 try:
                     self._do(item, kind, lane)
                 except BaseException as error:
@@ -416,7 +430,7 @@ class Crew:
         notes: list[Note] = []
         busy, told, priority = 0.0, 0.0, item.priority
         looked, counted, busy_counted = perf_counter() - zero, turn, 0.0
-        name = active.frame.graph.task_names[task_of(active.frame.plan, step)]
+        name = name_of(active.frame.plan, step)
         timed = TIMED_TURNS if self.trace and len(step.spans) > 1 else ()
         while True:
             marks = None
@@ -494,7 +508,7 @@ class Crew:
             self.done += len(step.spans)
             report = (self.done, self.total) if self.progress is not None else None
         if report is not None and self.progress is not None:
-            self.progress(*report, active.frame.graph.task_names[task_of(active.frame.plan, step)])
+            self.progress(*report, name_of(active.frame.plan, step))
         if self.replanner is not None:
             self.look()
         if ended and active.around is not None:
@@ -595,13 +609,21 @@ def run_plan(
         if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
             raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
     began = perf_counter()
-    program = compile_plan(plan, join=not keep_going, whole=not keep_going and timeout is None and progress is None and replanner is None)
-    if timeout is None and progress is None and not keep_going and replanner is None and is_solo(program):
-        return once.run(program, inputs, began, trace)
+    is_plain = not keep_going and replanner is None
+    is_quiet = is_plain and timeout is None and progress is None
+    program = program_of(plan, join=not keep_going, whole=is_quiet)
+    if is_quiet and is_solo(program):
+        with lent(plan, program, lambda: once.Walk(Frame(program, inputs)), lambda walk: walk.takes(inputs)) as walk:
+            return walk.run(plan, began, trace)
 
     def run_one(plan: Timeline, inputs: Mapping[int, Any]) -> Outcome:
         crew = Crew(plan, trace, keep_going, timeout, progress, replanner=replanner, began=began)
-        return end_of(crew, Frame(program if plan is program.plan else compile_plan(plan), inputs))
+        if not is_plain:
+            return end_of(crew, Frame(program_of(plan, join=not keep_going), inputs))
+        with lent(plan, program, lambda: Frame(program, inputs), lambda frame: frame.retake(inputs)) as frame:
+            outcome = end_of(crew, frame)
+            frame.let_go()
+            return outcome
 
     return in_epochs(run_one, plan, inputs, replanner, began)
 

@@ -22,6 +22,7 @@ from hetsched.placement.costs.history import Drift, Lesson
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.replay import named
 from hetsched.report.after import Compared, compare
+from hetsched.report.energy import Energy, energy_record
 from hetsched.report.events import events
 from hetsched.report.record import devices_record, transfers_record
 from hetsched.timeline import Timeline
@@ -121,6 +122,25 @@ class Runs:
             gone += 1
         return gone
 
+    def broken(self) -> list[tuple[str, int]]:
+        """(id, bytes) of the runs that cannot be read."""
+        out = []
+        for path in self.files():
+            name = path.name.removesuffix(SUFFIX)
+            try:
+                self._read(name)
+            except FileError:
+                out.append((name, _size(path)))
+        return out
+
+    def remove(self, name: str) -> bool:
+        """Remove the run with this id. False where that is not allowed."""
+        try:
+            (self.folder / f"{name}{SUFFIX}").unlink()
+        except OSError:
+            return False
+        return True
+
     def _read(self, name: str) -> dict[str, Any]:
         path = self._path(name)
         try:
@@ -128,7 +148,7 @@ class Runs:
             if not isinstance(found, dict) or found.get("version") != 1:
                 raise ValueError("not a run of this version")
         except (OSError, ValueError, EOFError) as error:
-            raise FileError(f"{path}: the run cannot be read: {error}") from error
+            raise FileError(f"{path}: the run cannot be read: {error}; `hetsched cache gc` removes broken runs") from error
         return found
 
 
@@ -141,7 +161,7 @@ def _size(path: Path) -> int:
 
 def record_of(
     result: Result, *, file: str, sha256: str, name: str, parameters: Mapping[str, Any], options: Mapping[str, Any], metrics: Mapping[str, float],
-    outputs: Mapping[str, str | None], drifts: Sequence[Drift] = (), taught: Sequence[Lesson] | None = None,
+    outputs: Mapping[str, str | None], drifts: Sequence[Drift] = (), taught: Sequence[Lesson] | None = None, energy: Energy | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What is kept of a run. parameters, options: how it was asked for, so that it can be planned again. taught: `lessons` of its trace, where they
 
@@ -165,6 +185,7 @@ def record_of(
         "objective": plan.objective,
         "devices": devices_record(trace),
         "transfers": transfers_record(trace),
+        "energy": energy_record(energy) if energy is not None else None,
         "tasks": [list(row) for row in compare(plan, trace)[:MOST_TASKS]],
         "costs": [list(x) for x in named(taught)[:MOST_TASKS]],
         "drifts": [list(x) for x in drifts],

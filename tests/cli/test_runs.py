@@ -25,7 +25,7 @@ def pipeline(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HETSCHED_LEARN", "1")
-    monkeypatch.setattr("hetsched.costing.FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("hetsched.costing.FIRST_SECONDS", 600.0)  # it ends by its repeats, on a machine that stands still for a while as well
     return shutil.copy(PIPELINES / "matmul_conv.yaml", tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_runs_that_end_in_the_same_second_are_all_kept(tmp_path):
     ready = threading.Barrier(4)
 
     def add(number):
-        ready.wait(60)
+        ready.wait(600)
         names.extend(runs.add({"n": 10 * number + i}, now=1e9) for i in range(6))
 
     threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
@@ -184,3 +184,43 @@ def test_calibrate_measures_keeps_and_shows(pipeline, capsys, monkeypatch):
     assert set(found["curves"]) == {"tensor.add", "elementwise"}
     assert found["dispatch_seconds"] >= 0
     assert "measured in" in out(capsys, "calibrate", "cpu", "--show")
+
+
+def test_a_calibration_that_cannot_be_kept_is_told(pipeline, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "CASES", {})
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    told = out(capsys, "calibrate", "cpu")
+    assert "cannot be written: what was measured is lost; set XDG_CACHE_HOME" in told
+
+
+def test_what_a_first_run_measured_is_not_shown_as_a_calibration(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    assert "note: only what a first run needs was measured; `hetsched calibrate cpu` measures the rest" in out(capsys, "calibrate", "cpu", "--show")
+
+
+def test_broken_runs_are_told_and_collected(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    out(capsys, "run", pipeline, "-d", "cpu")
+    first = Runs().files()[0]
+    first.write_bytes(b"no gzip")
+    assert main(["runs"]) == 0
+    told = capsys.readouterr()
+    assert "matmul_conv" in told.out
+    assert "1 run cannot be read; `hetsched cache gc` removes broken ones" in told.err
+    assert main(["show", first.name.partition(".")[0]]) == 7
+    assert "`hetsched cache gc` removes broken runs" in capsys.readouterr().err
+    assert "removed 1 file, 7 B" in out(capsys, "cache", "gc")
+    assert len(Runs().files()) == 1
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_energy_of_a_run_is_kept_with_it(pipeline, capsys):
+    told = out(capsys, "run", pipeline, "--machine", "workstation", "--emulate")
+    line = next(x for x in told.splitlines() if x.startswith("energy: "))
+    assert "J with idle power: cpu " in line
+    assert line in out(capsys, "show").splitlines()
+    assert line in out(capsys, "report", "--policies", "heft").splitlines()
+    out(capsys, "run", pipeline, "--machine", "workstation", "--emulate")
+    assert any(re.fullmatch(r"energy: \S+ J and \S+ J \([-+].* %\)", x) for x in out(capsys, "diff", "last~1", "last").splitlines())

@@ -88,7 +88,7 @@ def test_a_thread_goes_on_with_the_ready_task_of_highest_priority() -> None:
     release = threading.Event()
 
     def blocked(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
-        assert release.wait(60)
+        assert release.wait(600)
         outs[0][...] = 0
 
     def numbered(i: int) -> Op:
@@ -189,6 +189,24 @@ def test_a_time_limit_ends_the_run_between_steps() -> None:
     b.output(last, "last")
     with pytest.raises(RunTimeoutError, match=r"longer than 0\.05 s"):
         hs.run(b.freeze(), {"s0": 0}, machine=machine(), timeout=0.05)
+
+
+@pytest.mark.parametrize("limit", [1e12, float("inf")])
+def test_a_time_limit_beyond_what_can_be_waited_is_none(limit: float) -> None:
+    b = Graph.build()
+    graph = outputs_of(b, [b.op(op_of(lambda i, o: o[0].fill(1))), b.op(op_of(lambda i, o: o[0].fill(2)))])
+    result = hs.run(graph, {}, machine=machine(), timeout=limit)
+    assert sorted(float(v) for v in result.values()) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan")])
+def test_what_is_no_time_limit_is_refused(limit: float) -> None:
+    b = Graph.build()
+    graph = outputs_of(b, [b.op(op_of(lambda i, o: o[0].fill(1)))])
+    with pytest.raises(CommandLineError, match="timeout must be more than 0 seconds"):
+        hs.run(graph, {}, machine=machine(), timeout=limit)
+    with hs.Session(machine()) as session, pytest.raises(CommandLineError, match="timeout must be more than 0 seconds"):
+        session.compile(graph, timeout=limit)
 
 
 def test_ctrl_c_ends_the_run() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.costing import costs_for, dispatching, first_need
+from hetsched.costing import calibrate_device, costs_for
+from hetsched.dispatching import dispatching
 from hetsched.errors import PlacementError
 from hetsched.executors import measuring
 from hetsched.executors.measuring import Bench, Case, Measured, calibrate, case_of, measure_cases
@@ -16,6 +17,7 @@ from hetsched.graph.ops import find
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine, MemoryNode
 from hetsched.machine.calibration import load
+from hetsched.needs import first_need
 from hetsched.placement.costs.history import History, Lesson
 from hetsched.placement.costs.kinds import device_key, kind_of
 
@@ -54,6 +56,23 @@ def test_every_kind_of_device_is_measured_in_the_same_way(quick, device):
     for link in found.links.values():
         assert link.latency_seconds > 0
         assert link.both_ways_bytes_per_second > 0
+
+
+@pytest.mark.parametrize("staging", ["0", "1"])
+def test_an_opencl_device_is_calibrated_and_from_pinned_memory_where_it_stages_copies(quick, monkeypatch, staging):
+    opencl = pytest.importorskip("hetsched.executors.backends.opencl", reason="PyOpenCL is not installed")
+    devices = opencl.find().devices
+    if not devices:
+        pytest.skip("no OpenCL device works here")
+    monkeypatch.setenv("HETSCHED_OPENCL_STAGING", staging)
+    device = replace(devices[0], uses={})
+    links = (Link("host", device.memory), Link(device.memory, "host"))
+    machine = Machine((CPU, device), links, (MemoryNode("host"), MemoryNode(device.memory, 1 << 24)))
+    found = calibrate(device, machine, budget=0.5)
+    assert set(found.links) == {f"host->{device.memory}", f"{device.memory}->host"}
+    for link in found.links.values():
+        assert (link.pinned_bytes_per_second is not None) == (staging == "1")
+        assert link.pinned_bytes_per_second is None or link.pinned_bytes_per_second > 1e6
 
 
 def test_time_that_is_over_is_told(quick):
@@ -103,7 +122,7 @@ def test_a_first_run_measures_what_it_needs_once(quick):
     assert not brought["cpu"].whole
     assert load(CPU) == brought["cpu"]
     assert {row.op: row.runs for row in history.known([device_key(CPU)]).values()} == {"tensor.matmul": 0, "nn.softmax": 0}
-    assert first_need(graph, machine, [CPU], brought, history) == {}
+    assert first_need(graph, machine, [CPU], brought, history, PLENTY) == {}
     sources = {costs_for(machine, graph).launch(graph, t, CPU).source for t in range(len(graph))}
     assert sources == {"a measurement alone"}
     assert {costs_for(machine, graph, learn=False).launch(graph, t, CPU).source for t in range(len(graph))} == {"roofline"}
@@ -128,16 +147,34 @@ def test_a_device_that_became_slow_is_measured_again_before_it_is_avoided(tmp_pa
 
     def look(seconds):
         monkeypatch.setattr(
-            "hetsched.costing.measure_cases", lambda device, cases, budget, beside: {i: Measured(seconds, 0.0) for i in range(len(cases))}
+            "hetsched.needs.measure_cases", lambda device, cases, budget, beside: {i: Measured(seconds, 0.0) for i in range(len(cases))}
         )
         first_need(graph, machine, [CPU], {}, history, PLENTY)
         return history.factors([key])[key]
 
     ran(1.0)
     (drift,) = ran(4.0)
-    assert drift.factor == pytest.approx(4.0)
-    assert look(3.9e-4) == pytest.approx(4.0), "it is slow"
+    assert drift.factor == pytest.approx(4.0, rel=1e-2)
+    assert look(3.9e-4) == pytest.approx(4.0, rel=1e-2), "it is slow (and half of it is forgotten in six hours, so a little less by now)"
     ran(4.0)
     ran(16.0)
-    assert look(1e-4) == pytest.approx(1.0), "it was disturbed, and is as it was"
+    assert look(1e-4) == pytest.approx(1.0, rel=1e-2), "it was disturbed, and is as it was"
     assert {round(row.seconds, 6) for row in history.known([key]).values()} == {1e-4}
+
+
+def test_a_calibration_beside_other_work_is_told(quick, monkeypatch):
+    class Crowded:
+        share = 0.4
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr("hetsched.costing.Crowding", Crowded)
+    machine = Machine((CPU,), (), (MemoryNode("host"),))
+    _, remarks = calibrate_device(CPU, machine, budget=0.1)
+    assert "other work had the cores for 40 % of the time, so these figures are too slow; calibrate again when the machine is idle" in remarks
+    monkeypatch.setattr(Crowded, "share", 0.01)
+    assert not any("other work" in remark for remark in calibrate_device(CPU, machine, budget=0.1)[1])

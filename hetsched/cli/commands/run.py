@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from hetsched.machine import Machine
     from hetsched.pipeline.build import Pipeline
     from hetsched.placement.costs.history import Drift
+    from hetsched.report.energy import Energy
     from hetsched.timeline import Timeline
 
 
@@ -63,12 +66,16 @@ def _run(args: Any) -> int:
         if args.replan and getattr(args, option):
             raise CommandLineError(f"--replan cannot be used with --{option.replace('_', '-')}; leave one out")
     parameters = overrides(args)
-    from hetsched.pipeline.build import load
+    from hetsched.pipeline.build import load, refuse_unwritable
     from hetsched.pipeline.placing import placing
+    from hetsched.pipeline.publish import unwritable
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
     pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
+    refuse_unwritable(pipeline, args.output)
+    if args.trace is not None and (problem := unwritable(args.trace)) is not None:
+        raise FileError(f"{args.trace}: the trace cannot be written: {problem}")
     given = placement_arguments(args, pipeline.goal)
     if args.plan is not None:
         planned = _locked(args, pipeline, given["machine"])
@@ -97,13 +104,15 @@ def _run(args: Any) -> int:
 
         write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
     from hetsched.costing import learn_from
+    from hetsched.report.energy import energy_of
 
     taught = learn_from(result.trace, crowded=result.crowded) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
-    _tell(args.format, pipeline, result, written, drifts)
+    energy = energy_of(result.trace, result.energy)
+    _tell(args.format, pipeline, result, written, energy, drifts)
     if taught is not None and taught.warning:
         print(f"hetsched: warning: {taught.warning}", file=sys.stderr)
-    _keep(args, pipeline, parameters, given, result, written, taught)
+    _keep(args, pipeline, parameters, given, result, written, energy, taught)
     for task, error in result.failed.items():
         raise _Told(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
     return 0
@@ -128,6 +137,7 @@ def _keep(
     given: Mapping[str, Any],
     result: Result,
     written: Mapping[str, str],
+    energy: Energy,
     taught: Taught | None,
 ) -> None:
     """Keep the run for `hetsched runs`."""
@@ -143,6 +153,7 @@ def _keep(
     record = record_of(
         result, file=args.file, sha256=digest, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
         outputs=files, drifts=taught.drifts if taught is not None else (), taught=(taught.lessons or None) if taught is not None else None,
+        energy=energy,
     )  # fmt: skip
     Runs().add(record)
 
@@ -165,6 +176,14 @@ def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
+def _from_here(path: str) -> str:
+    """A path as one would type it here: relative where it lies below the current folder."""
+    with suppress(OSError, ValueError):  # no current folder any more; another drive
+        near = os.path.relpath(path)
+        return path if near.startswith(os.pardir) else near
+    return path
+
+
 def write_trace(path: str, timeline: Timeline) -> None:
     """Write a timeline for ui.perfetto.dev; the file appears complete or not at all."""
     from hetsched.graph.formats import publishing
@@ -174,15 +193,15 @@ def write_trace(path: str, timeline: Timeline) -> None:
         stream.write(perfetto_text(timeline).encode("utf-8"))
 
 
-def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], drifts: tuple[Drift, ...] = ()) -> None:
+def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], energy: Energy, drifts: tuple[Drift, ...] = ()) -> None:
     from hetsched.report.after import compare, drift_lines, worst_line
     from hetsched.report.doubts import doubts
-    from hetsched.report.energy import energy_lines, energy_of, energy_record
+    from hetsched.report.energy import energy_lines, energy_record
     from hetsched.report.record import run_record
     from hetsched.report.summary import three_lines
     from hetsched.report.text import table
 
-    numbers, energy = metrics(pipeline, result), energy_of(result.trace, result.energy)
+    numbers = metrics(pipeline, result)
     doubted = doubts((o.source, {part: result[name] for part, name in o.values.items() if name in result}) for o in pipeline.outputs.values())
     if form != "text":
         files = {name: written.get(name) for name in pipeline.outputs}
@@ -197,7 +216,7 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         write_json(record, 2 if form == "json" else None)
         return
     lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
-    lines += [f"{name} -> {path}" for name, path in written.items()]
+    lines += [f"{name} -> {_from_here(path)}" for name, path in written.items()]
     lines += [f"warning: {text}" for text in doubted]
     lines += drift_lines(drifts)
     far = worst_line(compare(result.plan, result.trace), result.trace.makespan)
