@@ -7,17 +7,18 @@ and `part(first element, shape)`. A frame never looks inside.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hetsched.executors import pages
+from hetsched.executors.pages import Bytes
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import AnySpec, Spec
 
-Bytes: TypeAlias = NDArray[np.uint8]
 ALIGNMENT = 64
+T = TypeVar("T")
 
 
 _reliefs: list[Callable[[], bool]] = []
@@ -29,13 +30,18 @@ def when_short(relief: Callable[[], bool]) -> None:
 
 
 def fresh(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A new, uninitialised array of the host. Raises `MemoryError` where there is no room, and nobody has given any back."""
+    """A new array of the host that holds nothing yet, in pages that are there (see `pages`). Raises `MemoryError` where there is no room, and nobody
+    has given any back."""
+    return _roomy(lambda: pages.touched(np.empty(shape, dtype)))
+
+
+def _roomy(make: Callable[[], T]) -> T:
     try:
-        return np.empty(shape, dtype)
+        return make()
     except MemoryError:
         if not any(relief() for relief in _reliefs):
             raise
-        return np.empty(shape, dtype)
+        return make()
 
 
 class Memory(Protocol):
@@ -67,8 +73,8 @@ class HostMemory:
 
     @staticmethod
     def of(nbytes: int) -> HostMemory:
-        """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy)."""
-        raw = fresh((nbytes + ALIGNMENT,), np.uint8)
+        """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy). See `pages`."""
+        raw = _roomy(lambda: pages.fresh(nbytes + ALIGNMENT))
         start = -raw.ctypes.data % ALIGNMENT
         return HostMemory(raw[start : start + nbytes])
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from hetsched.executors.binding import HOT_RUNS
 from hetsched.executors.board import Bill, Board
+from hetsched.executors.cores import LONG_SECONDS
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, Sharing, is_atomic, is_plain
@@ -58,6 +59,7 @@ class Shape:
         self.near = near
         self.sinks = sum(not near[r] and r not in self.far for r in range(n))
         self.is_io, self.waits = [is_io[s] for s in self.order], waits
+        self.is_long = [steps[s].seconds > LONG_SECONDS for s in self.order]
         self.board = Board(frame)
         bills = [self.board.bills[s] for s in self.order]
         self.single = [bill[0] if bill is not None and len(bill) == 1 else None for bill in bills]  # the launch of a step, where it is one
@@ -109,7 +111,7 @@ class Relay(Sharing):
         shape: Shape = frame.shape
         shape.begin(frame, crew.trace)
         self.order, self.near, self.far, self.single, self.several = shape.order, shape.near, shape.far, shape.single, shape.several
-        self.cells = shape.board.cells
+        self.cells, self.is_long = shape.board.cells, shape.is_long
         # A step's tokens: a 1 for each step it waits for but one; who finds none left has made it ready. The same for the end of the run: when all
         # steps that nothing waits for are done, everything is.
         self.tokens = [repeat(1, k - 1) for k in shape.waits]
@@ -132,13 +134,16 @@ class Relay(Sharing):
         """What gives the notes of the run, which is over, and holds nothing else of it."""
         return partial(_notes, self.logs, self.order, self.crew.zero)
 
-    def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Log) -> None:
+    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is a rank."""
         crew, near, far, tokens, single, cells = self.crew, self.near, self.far, self.tokens, self.single, self.cells
         trace, note, xp, clock, stay, take = crew.trace, log.times.extend, np, perf_counter, self.stay, next
         is_asked = crew.deadline is not None or crew.progress is not None
+        is_long, settle = self.is_long, crew.cores.settle if crew.cores is not None and kind == "compute" else None
         rank = first
         while True:
+            if settle is not None and is_long[rank] and rank != first:
+                settle(lane)
             bill = single[rank]
             start = clock()
             if bill is not None:

@@ -24,6 +24,7 @@ from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, alike
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
 from hetsched.executors.backends._opencl_staging import CHUNK_NBYTES, MOST_CHUNKS, Block, PinnedPool, wants_staging
+from hetsched.executors.pages import fresh
 from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows
 
 _QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
@@ -178,6 +179,7 @@ class Stream:
         self.has_fp64 = live.has_fp64
         self.queue = cl.CommandQueue(live.context, live.device, cl.command_queue_properties.PROFILING_ENABLE)
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._mine: dict[tuple[str, str, tuple[Any, ...]], Any] = {}  # the same with the types of their arguments, to be given back
         self._launches: dict[tuple[int, int, int], _Launch] = {}
         self._segments: dict[int, _Segment] = {}
         self._tape: list[Callable[..., Any]] | None = None
@@ -427,7 +429,9 @@ class Stream:
         self._held.clear()
         self._staged.clear()
         self._waits.clear()
+        self.live.programs.give(self._mine)
         self._kernels.clear()
+        self._mine.clear()
         self._launches.clear()
         self._segments.clear()
         self._first = self._last = self._recorded = None
@@ -450,13 +454,15 @@ class Stream:
             local_size = _local_size(global_size)
         if self._tape is not None:
             self._end_chain()
-            own = self._kernel(source, function, args)
+            own = self._new_kernel(source, function, _types(function, args), args)
             own.set_args(*flat)
             self._taped(f"kernel {function!r}", partial(cl.enqueue_nd_range_kernel, self.queue, own, global_size, local_size))
             return
         kernel = self._kernels.get((source, function))
         if kernel is None:
-            kernel = self._kernels[source, function] = self._kernel(source, function, args)
+            types = _types(function, args)
+            kernel = self.live.programs.take(source, function, types) or self._new_kernel(source, function, types, args)
+            self._kernels[source, function] = self._mine[source, function, types] = kernel
         waits = self._waits
         try:
             event = kernel(self.queue, global_size, local_size, *flat, wait_for=waits or None)
@@ -512,21 +518,13 @@ class Stream:
             return DeviceGoneError(self.live.name, f"device {self.live.name!r} is gone: {text}")
         return MemoryError(text) if code in _OUT_OF_MEMORY else DeviceError(text)
 
-    def _kernel(self, source: str, function: str, args: Sequence[Any]) -> Any:
+    def _new_kernel(self, source: str, function: str, types: tuple[Any, ...], args: Sequence[Any]) -> Any:
         kernel = self.live.programs.kernel(source, function)
-        types: list[Any] = []
-        for x in args:
-            if type(x) is DeviceArray:
-                types += (None, np.int64)
-            elif isinstance(x, np.generic) and x.dtype.kind in "iuf":
-                types.append(x.dtype)
-            else:
-                raise DeviceError(f"kernel {function!r}: an argument must be an array of the device or a NumPy number, got {x!r}")
         if len(types) != kernel.num_args:
             raise DeviceError(
                 f"kernel {function!r} has {kernel.num_args} parameters and got {len(types)} (an array counts as two) from {_shown(args)}"
             )
-        kernel.set_scalar_arg_dtypes(types)
+        kernel.set_scalar_arg_dtypes(list(types))
         return kernel
 
     def _taped(self, what: str, enqueue: Callable[..., Any]) -> None:
@@ -593,16 +591,22 @@ class LiveDevice:
         self.clock_offset = 0.0
         self._clock_taken = 0.0
         try:
-            self.arena = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, max(nbytes, 64))
+            self.arena = self._arena(max(nbytes, 64))
             # Drivers may put off the allocation to the first use, when nobody can do anything about a failure.
             cl.enqueue_migrate_mem_objects(self._clock_queue, [self.arena], cl.mem_migration_flags.CONTENT_UNDEFINED).wait()
-        except cl.Error as error:
+        except (cl.Error, MemoryError) as error:
             most, whole = self.device.max_mem_alloc_size, self.device.global_mem_size
             raise OutOfMemoryError(
                 f"{name} ({self.device.name.strip()}) cannot give an arena of {nbytes} bytes: {_cause(error)}; "
                 f"it has {whole} bytes of memory and gives at most {most} at once"
             ) from error
         self.renew()
+
+    def _arena(self, nbytes: int) -> Any:
+        """A buffer; of a processor in memory of ours, whose pages are there (see `hetsched.executors.pages`)."""
+        if not self.is_cpu or nbytes > self.device.max_mem_alloc_size:
+            return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, nbytes)
+        return cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR, hostbuf=fresh(nbytes))
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """The array of `shape` and `dtype` that begins `offset` bytes into the arena."""
@@ -691,6 +695,19 @@ def _local_size(global_size: tuple[int, ...]) -> tuple[int, ...]:
 
 def _cause(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _types(function: str, args: Sequence[Any]) -> tuple[Any, ...]:
+    """The types of a kernel's parameters, None for memory."""
+    types: list[Any] = []
+    for x in args:
+        if type(x) is DeviceArray:
+            types += (None, np.dtype(np.int64))
+        elif isinstance(x, np.generic) and x.dtype.kind in "iuf":
+            types.append(x.dtype)
+        else:
+            raise DeviceError(f"kernel {function!r}: an argument must be an array of the device or a NumPy number, got {x!r}")
+    return tuple(types)
 
 
 def _shown(args: Sequence[Any]) -> str:
