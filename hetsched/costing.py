@@ -27,6 +27,7 @@ from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, save
 from hetsched.placement import plan_graph
+from hetsched.placement.costs.handover import handovers
 from hetsched.placement.costs.history import Drift, History, Known, Lesson
 from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
@@ -99,14 +100,17 @@ class Taught(NamedTuple):
     seconds: float
 
 
-def learn_from(trace: Timeline, history: History | None = None, crowded: float = 0.0) -> Taught:
-    """Take in what a trace teaches. Costs about 1 us a span and one transaction; call it when the run is over. crowded: see `Result`."""
+def learn_from(trace: Timeline, history: History | None = None, crowded: float = 0.0, plan: Timeline | None = None) -> Taught:
+    """Take in what a trace teaches. Costs about 2 us a span and one transaction; call it when the run is over.
+
+    crowded: see `Result`. plan: what was followed, where it was one plan: it says what the trace does not.
+    """
     begun = perf_counter()
     if not may_learn():
         return Taught((), (), "", 0.0)
     history = history or History()
-    found = lessons(trace)
-    drifts = history.learn(found, crowded=crowded)
+    found = lessons(trace, plan)
+    drifts = history.learn([*found, *handovers(trace, plan)], crowded=crowded)
     return Taught(tuple(found), tuple(drifts), history.warning, perf_counter() - begun)
 
 

@@ -522,6 +522,10 @@ class GraphDraft(Draft):
                 out[key] = max(out.get(key, 0.0), self.finish_of[producer] + crossing)
         return out
 
+    def uses_of(self, task: int) -> list[float]:
+        """float[R]: what a booked task takes of each resource that devices share."""
+        return self._amounts(task, self.choice_of[task])
+
     def _amounts(self, task: int, choice: int) -> list[float]:
         if not self._usage:
             return []

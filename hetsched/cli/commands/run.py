@@ -98,7 +98,8 @@ def _run(args: Any) -> int:
         write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
     from hetsched.costing import learn_from
 
-    taught = learn_from(result.trace, crowded=result.crowded) if given["learn"] else None
+    followed = result.plan if len(result.plans) == 1 else None
+    taught = learn_from(result.trace, crowded=result.crowded, plan=followed) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
     _tell(args.format, pipeline, result, written, drifts)
     if taught is not None and taught.warning:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hetsched.folders import cache_folder
+from hetsched.placement.costs.kinds import GAP
 
 VERSION = 2
 BUSY_SECONDS = 0.25
@@ -307,7 +308,8 @@ class History:
         stored = db.execute("SELECT pending, wait, looked FROM device WHERE device = ?", (device,)).fetchone()
         pending, wait, looked = stored or (0.0, 0.0, 0.0)
         factor = self._factors(db, [device], now).get(device, 1.0)
-        ratios = [_surprise(x, b, factor) for x, b in zip(rows, before, strict=True) if b is not None and not b.source and not x.alone]
+        firm = [(x, b) for x, b in zip(rows, before, strict=True) if b is not None and not b.source and not x.alone and x.op != GAP]
+        ratios = [_surprise(x, b, factor) for x, b in firm]
         if not ratios:
             return factor, None
         off = _drift([r for r in ratios if r is not None], len(ratios))

@@ -17,8 +17,9 @@ from hetsched.graph.ops import family, registry
 from hetsched.machine import Device, Link, Machine
 from hetsched.machine.calibration import Calibration
 from hetsched.placement.costs.estimate import Estimate
+from hetsched.placement.costs.handover import Handover
 from hetsched.placement.costs.history import DISTURBED, Known
-from hetsched.placement.costs.kinds import COPY, Kind, Kinds, begin_kind, device_key, link_key, turn_kind
+from hetsched.placement.costs.kinds import COPY, GAP, Kind, Kinds, begin_kind, device_key, link_key, turn_kind
 from hetsched.placement.costs.regression import Fit, fit
 from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak
 from hetsched.timeline import Timeline
@@ -95,6 +96,10 @@ class KnownCosts:
             return max(found)
         host = next((c for d in self.machine.devices if d.shares_lanes and (c := self.calibrations.get(d.id)) is not None), None)
         return host.loop_seconds + host.loop_task_seconds * len(body.graph) if host is not None else 0.0
+
+    def handover(self) -> Handover:
+        """What lies between steps, by what runs have shown."""
+        return Handover(self.machine, {(device, kind): row.seconds for (device, kind, _), row in self.known.items() if row.op == GAP})
 
     def in_body(self, graph: Graph, every: Mapping[str, int] | None = None) -> None:
         """Say that `graph` is the body of a loop: its tasks are dispatched together. every: task -> k, of those that do not run every turn."""
