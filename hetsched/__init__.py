@@ -5,6 +5,7 @@ Names are loaded when they are first used (PEP 562), so that `import hetsched` c
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from hetsched.timeline import Timeline
 
 __version__ = "0.1.0"
+
+if "numpy" not in sys.modules:
+    # After a product on several threads those of OpenBLAS look for more work in a busy loop, by default for 26 ms, in which the core that they are on
+    # is not free for other tasks: these take twice as long. It is asked for when NumPy loads OpenBLAS, as 2 ** 16 cycles here (25 us).
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
 
 _HOME = {
     "Attribute": "hetsched.graph.op",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -28,13 +28,13 @@ from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, save
 from hetsched.placement import plan_graph
 from hetsched.placement.costs.handover import handovers
-from hetsched.placement.costs.history import Drift, History, Known, Lesson
+from hetsched.placement.costs.history import ALONE, Drift, History, Known, Lesson
 from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.roofline import RooflineCosts
 from hetsched.placement.problem import can_run
-from hetsched.rehearsal import may_be_rehearsed, rehearse
+from hetsched.rehearsal import may_be_rehearsed, rehearse, rehearse_graph
 from hetsched.timeline import Timeline
 
 LEARN = "HETSCHED_LEARN"
@@ -71,7 +71,7 @@ def costs_for(
         history = History()
         if measure and graph is not None:
             wanted = [d for d in kept if only is None or d.matches(only)] or kept
-            calibrations |= first_need(graph, machine, wanted, calibrations, history)
+            calibrations |= first_need(graph, machine, wanted, calibrations, history, only=only)
         keys = [*map(device_key, kept), *(link_key(x, machine) for x in machine.links)]
         costs = KnownCosts(machine, calibrations, history.known(keys), history.factors(keys))
     if graph is not None:
@@ -118,60 +118,124 @@ def learn_from(trace: Timeline, history: History | None = None, crowded: float =
 
 
 def first_need(
-    graph: Graph, machine: Machine, devices: list[Device], calibrations: Mapping[str, Calibration], history: History, budget: float = FIRST_SECONDS
-) -> dict[str, Calibration]:
+    graph: Graph, machine: Machine, devices: list[Device], calibrations: Mapping[str, Calibration], history: History, budget: float = FIRST_SECONDS,
+    only: str | None = None,
+) -> dict[str, Calibration]:  # fmt: skip
     """Measure, in about `budget` seconds at most, each kind of task of `graph` that nothing is known of on a device, the most work first.
 
     What was measured is kept as `alone`: the first run of such a task replaces it. What is known from a measurement alone, or from a run that other
     work disturbed, is measured once more when some time has passed; so are a few kinds on a device that has become slow and was not seen since.
-    Of loops on threads some turns are run (`hetsched.rehearsal`): a hot turn is not the sum of its kernels.
+    Then the graph is run on invented values, and of loops on threads some turns are (`hetsched.rehearsal`): in a run kernels take what they do beside
+    others, not what they do alone. only: the device pattern of the plan, see `plan_graph`.
     Returns the calibrations that this brought: of a device that was never calibrated the cost of dispatching.
     """
     end = perf_counter() + budget
-    keys = [device_key(d) for d in devices]
+    helpers = [d for d in machine.devices if d.fingerprint and d not in devices and _is_needed(graph, d, devices)]
+    keys = [device_key(d) for d in (*devices, *helpers)]
     known, now = history.known(keys), time.time()
     suspects = set(history.suspects(keys, now))
     brought: dict[str, Calibration] = {}
-    for number, device in enumerate(devices):
-        key = device_key(device)
-        cases = _cases(graph, machine, device)
-        unknown = [x for x in cases if (key, x.kind.text, 1) not in known]
-        weak = [x for x in cases if (row := known.get((key, x.kind.text, 1))) is not None and row.is_worth_a_look(now)]
-        again = [x for x in cases if (row := known.get((key, x.kind.text, 1))) is not None and row.runs and x not in weak] if key in suspects else []
-        share = (end - perf_counter()) / (len(devices) - number)
-        loops = [x for x in loops_of(graph) if is_due(known.get((key, turn_kind(x.body), 1)), now) and may_be_rehearsed(x, device)]
-        if not (unknown or weak or again or loops) or share <= 0:
+    wanted = [_wants(graph, machine, d, known, suspects, now) for d in devices]
+    # What a graph takes is measured by running it; what single kernels take says first where.
+    new = {(w.key, x.kind.text) for w in wanted for x in (*w.unknown, *w.weak)}
+    runs = bool(new or helpers) and any(not isinstance(op, Loop) for op in graph.task_ops)
+    single: list[tuple[list[Lesson], float]] = []
+    for number, want in enumerate(wanted):
+        share = (end - perf_counter()) / (len(wanted) - number) * (KERNELS_SHARE if runs else 1.0)
+        if want.is_empty or share <= 0:
             continue
         until = perf_counter() + share
-        if unknown and device.id not in calibrations and device.shares_lanes:
-            brought[device.id] = _quick(device, machine, until - share / 2)
-        # Each is launched a few times at least, and may take several times what the roofline says.
-        share = max(until - perf_counter(), 0.0) * (KERNELS_SHARE if loops else 1.0)
-        chosen = [x for x in (*again[:LOOKED_AT], *unknown, *weak) if 8 * x.rough < share]
+        if want.unknown and want.device.id not in calibrations and want.device.shares_lanes:
+            brought[want.device.id] = _quick(want.device, machine, until - share / 2)
+        measured, crowded = _kernels(want, until, known, history, now, beside=not runs and is_wide(graph))
+        single.append((measured, crowded))
+        if want.unknown and want.device.id not in calibrations and not want.device.shares_lanes and perf_counter() < until - share / 2:
+            brought[want.device.id] = _quick(want.device, machine, until - share / 2)  # of streams last: their programs may have to be built
+    found = {(x.device, x.kind, x.width): (x, crowded) for rows, crowded in single for x in rows}
+    have = {**calibrations, **brought}
+
+    def model(taught: Iterable[Lesson] = ()) -> KnownCosts:
+        rows = {k: x for k, (x, _) in found.items()} | {(x.device, x.kind, x.width): x for x in taught}
+        return KnownCosts(machine, have, known | {k: _as_known(x) for k, x in rows.items() if k not in known or k[:2] in new})
+
+    loops = any(want.loops for want in wanted)
+    if runs:
         with Crowding() as crowding:
-            measured = measure_cases(device, [x.case for x in chosen], share if unknown else min(share, AGAIN_SECONDS), is_wide(graph))
-        if key in suspects:
-            ratios = [measured[i].seconds / known[key, chosen[i].kind.text, 1].seconds for i in measured if chosen[i] in again]
-            history.looked(key, median(ratios) if ratios else 1.0, now)
-        history.learn(
-            [
-                Lesson(key, kind.op, kind.text, 1, kind.dtype, kind.flops, kind.nbytes, measured[i].seconds, measured[i].spread, 1, alone=True)
-                for i, (_, kind, _) in enumerate(chosen)
-                if i in measured and chosen[i] not in again
-            ],
-            now,
-            crowding.share,
-        )
-        if unknown and device.id not in calibrations and not device.shares_lanes and perf_counter() < until - share / 2:
-            brought[device.id] = _quick(device, machine, until - share / 2)  # of streams last: their programs may have to be built
-        model = KnownCosts(machine, {**calibrations, **brought}, history.known([key]))
-        for loop in loops:
-            model.in_body(loop.body, loop.every)
-            turn = sum(model.launch(loop.body, t, device).seconds for t in range(len(loop.body)))
+            taught = rehearse_graph(graph, machine, only, model, (end - perf_counter()) * (KERNELS_SHARE if loops else 1.0))
+        found |= {k: (x, crowding.share) for x in taught if (k := (x.device, x.kind, x.width)) not in known or k[:2] in new}
+    for crowded in {share for _, share in found.values()}:
+        history.learn([x for x, share in found.values() if share == crowded], now, crowded)
+    for want in wanted:
+        for loop in want.loops:
+            costs = model()
+            costs.in_body(loop.body, loop.every)
+            turn = sum(costs.launch(loop.body, t, want.device).seconds for t in range(len(loop.body)))
             with Crowding() as crowding:
-                taught = rehearse(loop, device, machine, model, turn, until - perf_counter())
-            history.learn(taught, now, crowding.share)
+                learnt = rehearse(loop, want.device, machine, costs, turn, end - perf_counter())
+            history.learn(learnt, now, crowding.share)
     return brought
+
+
+class _Want(NamedTuple):
+    """What is to be measured on a device before a graph is planned. again: kinds of a device that has become slow."""
+
+    device: Device
+    key: str
+    unknown: list[_Need]
+    weak: list[_Need]
+    again: list[_Need]
+    loops: list[Loop]
+    is_suspect: bool
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.unknown or self.weak or self.again)
+
+
+def _wants(graph: Graph, machine: Machine, device: Device, known: Mapping[tuple[str, str, int], Known], suspects: set[str], now: float) -> _Want:
+    key = device_key(device)
+    unknown: list[_Need] = []
+    weak: list[_Need] = []
+    again: list[_Need] = []
+    for need in _cases(graph, machine, device):
+        row = known.get((key, need.kind.text, 1))
+        if row is None:
+            unknown.append(need)
+        elif row.is_worth_a_look(now):
+            weak.append(need)
+        elif row.runs and key in suspects:
+            again.append(need)
+    loops = [x for x in loops_of(graph) if is_due(known.get((key, turn_kind(x.body), 1)), now) and may_be_rehearsed(x, device)]
+    return _Want(device, key, unknown, weak, again, loops, key in suspects)
+
+
+def _is_needed(graph: Graph, device: Device, others: list[Device]) -> bool:
+    """True where a task can run on `device` and on none of the others."""
+    tasks = alike(graph).first.tolist()
+    return any(can_run(graph, t, device) and not any(can_run(graph, t, d) for d in others) for t in tasks)
+
+
+def _kernels(
+    want: _Want, until: float, known: Mapping[tuple[str, str, int], Known], history: History, now: float, beside: bool
+) -> tuple[list[Lesson], float]:
+    """What single kernels take, as many as there are until `until` (`perf_counter`), and how crowded it was meanwhile."""
+    # Each is launched a few times at least, and may take several times what the roofline says.
+    share = max(until - perf_counter(), 0.0)
+    chosen = [x for x in (*want.again[:LOOKED_AT], *want.unknown, *want.weak) if 8 * x.rough < share]
+    with Crowding() as crowding:
+        measured = measure_cases(want.device, [x.case for x in chosen], share if want.unknown else min(share, AGAIN_SECONDS), beside)
+    if want.is_suspect:
+        ratios = [measured[i].seconds / known[want.key, chosen[i].kind.text, 1].seconds for i in measured if chosen[i] in want.again]
+        history.looked(want.key, median(ratios) if ratios else 1.0, now)
+    return [
+        Lesson(want.key, kind.op, kind.text, 1, kind.dtype, kind.flops, kind.nbytes, measured[i].seconds, measured[i].spread, 1, alone=True)
+        for i, (_, kind, _) in enumerate(chosen)
+        if i in measured and chosen[i] not in want.again
+    ], crowding.share
+
+
+def _as_known(lesson: Lesson) -> Known:
+    return Known(lesson.op, lesson.dtype, lesson.flops, lesson.nbytes, lesson.seconds, lesson.spread, 0, ALONE)
 
 
 def is_due(row: Known | None, now: float) -> bool:

@@ -21,9 +21,11 @@ import numpy as np
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors import once, relay, rounds
 from hetsched.executors.active import Active, Driver, Item, task_of, width_of
+from hetsched.executors.cores import LONG_SECONDS, Cores
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
+from hetsched.executors.hands import Door
 from hetsched.executors.losses import Losses
 from hetsched.executors.outline import lanes_needed, launches_of, programs_of
 from hetsched.executors.process import tuned, wide
@@ -86,6 +88,7 @@ class Crew:
         self.programs: Mapping[int, Program] = {}
         self.root: list[Active] = []
         self.host = host.id if host else ""
+        self.cores: Cores | None = None
 
     def timed_out(self) -> RunTimeoutError:
         """What a run that took too long raises."""
@@ -94,14 +97,16 @@ class Crew:
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
         needed = lanes_needed(root.plan, self.host)
+        self.cores = Cores.of(min(needed["compute"], self.lanes["compute"]))
         if not self.keep_going and self.replanner is None and (root.shape is not None or relay.suits(root.program, self.host)):
             active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)
             return active
         active = Active(root, 0.0, None, self.drivers)
         self.root = [active]
+        door = Door()
         threads = [
-            self.new_thread(target=self._work, args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
+            self.new_thread(target=door.behind(self._work), args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]
@@ -111,13 +116,16 @@ class Crew:
         self.programs = root.bodies
         with ExitStack() as stack:
             stack.enter_context(tuned())
-            self.zero = perf_counter()
-            with self.lock:
-                self.push(active, active.walk.begin())
-                self.over = not self.outstanding and not any(self.ready.values())
             try:
-                for thread in threads:
-                    thread.start()
+                try:
+                    for thread in threads:
+                        thread.start()
+                    self.zero = perf_counter()
+                    with self.lock:
+                        self.push(active, active.walk.begin())
+                        self.over = not self.outstanding and not any(self.ready.values())
+                finally:
+                    door.open()
                 self._work("compute", 0)
             except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
                 self.error = self.error or error
@@ -142,7 +150,6 @@ class Crew:
         self.total = len(frame.program.steps)
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
-            self.zero = perf_counter()
             runner.run(lanes)
         if self.error is not None:
             raise self.error
@@ -303,6 +310,8 @@ class Crew:
                     self.wake("")
                     self.idle[kind].append(gate)
                     self.lock.release()
+                    if self.cores is not None and kind == "compute":
+                        self.cores.leave(lane)
                     try:
                         self._sleep(gate, main)
                     finally:
@@ -315,6 +324,8 @@ class Crew:
                     item.active.top.under_way += 1
                 self.wake(kind)
                 self.lock.release()
+                if self.cores is not None and kind == "compute" and item.step.seconds > LONG_SECONDS:
+                    self.cores.settle(lane)
                 try:
                     self._do(item, kind, lane)
                 except BaseException as error:

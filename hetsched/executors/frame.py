@@ -19,6 +19,7 @@ from hetsched.errors import HetschedError, InternalError, TaskError
 from hetsched.executors.binding import Bindings
 from hetsched.executors.gathering import Gathering
 from hetsched.executors.memory import HERE, HostMemory, Memory, alias, shaped, stride_of
+from hetsched.executors.pages import touched
 from hetsched.executors.program import Program, compile_plan
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
@@ -123,7 +124,7 @@ class Frame:
             task = int(self.graph.value_task[value])
             if spec is None or task < 0 or value in out:
                 continue
-            out[value] = given[value] if given is not None and value in given else np.empty(spec.bounds, spec.dtype)
+            out[value] = given[value] if given is not None and value in given else touched(np.empty(spec.bounds, spec.dtype))
         return out
 
     def _find_dynamic(self) -> set[int]:

@@ -209,7 +209,8 @@ class DeviceDriver:
                 self._issue(self.crew, message)
             self._reap()
 
-    def _stream(self, lane: Lane) -> Stream:
+    def stream_of(self, lane: Lane) -> Stream:
+        """The stream that serves a lane, made where it is not there yet."""
         stream = self.streams.get(lane)
         if stream is None:
             stream = self.streams[lane] = self.live.stream("copy" if lane.kind == "copy" else "compute")
@@ -228,7 +229,7 @@ class DeviceDriver:
             return
         now = perf_counter() - crew.zero
         try:
-            stream = self._stream(step.lanes[0])
+            stream = self.stream_of(step.lanes[0])
             for before, distance in active.soft_before(step.index):
                 known = self.events.get((id(active), before, turn - distance))
                 if known is not None and known[0] is not stream:
@@ -321,6 +322,16 @@ def drives(plan: Timeline) -> list[Device]:
     return [d for d in machine.devices if not d.shares_lanes and (d.id in owners or (d.memory in ends and d.memory != HOST))]
 
 
+def lanes_of(plan: Timeline) -> set[Lane]:
+    """The lanes that a plan uses, itself or in its loops."""
+    out: set[Lane] = set()
+    for lanes in {s.lanes for s in (*plan.prologue, *plan.spans, *plan.epilogue)}:
+        out.update(lanes)
+    for body in plan.loops.values():
+        out |= lanes_of(body)
+    return out
+
+
 def run_plan(
     plan: Timeline,
     inputs: Mapping[int, Any],
@@ -379,7 +390,10 @@ class Fleet:
                 self.drivers[link.id] = driver
 
     def frame(self, program: Program, inputs: Mapping[int, Any]) -> Frame:
-        """A frame of the plan in the arenas of these devices."""
+        """A frame of the plan in the arenas of these devices, before they serve it. Streams are made here, before the clock of the run starts."""
+        for lane in sorted(lanes_of(program.plan)):
+            if lane.owner in self.drivers:
+                self.drivers[lane.owner].stream_of(lane)
         frame = Frame(program, inputs, memories=self.memories)
         frame.transfer = _Transfer(self.opened, self.devices)
         return frame

@@ -258,7 +258,8 @@ def _links(bench: Bench, machine: Machine, device: Device) -> dict[str, LinkFigu
     other = bench.live.array(stride_of(n) + 64, (n,), np.uint8)
     back = bench.live.stream("copy")
     few, many, more = np.ones(16, np.uint8), np.ones(n, np.uint8), np.ones(n, np.uint8)
-    pinned = bench.live.pinned((n,), np.uint8) if hasattr(bench.live, "pinned") else None
+    pin = getattr(bench.live, "pinned", None)
+    pinned = pin((n,), np.uint8) if callable(pin) else None  # a pool for staging is the device's own
     out: dict[str, LinkFigures] = {}
     for way in ("up", "down"):
 

@@ -7,16 +7,15 @@ and `part(first element, shape)`. A frame never looks inside.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hetsched.executors.pages import Bytes, fresh
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import AnySpec, Spec
 
-Bytes: TypeAlias = NDArray[np.uint8]
 ALIGNMENT = 64
 
 
@@ -49,8 +48,8 @@ class HostMemory:
 
     @staticmethod
     def of(nbytes: int) -> HostMemory:
-        """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy)."""
-        raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+        """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy). See `pages`."""
+        raw = fresh(nbytes + ALIGNMENT)
         start = -raw.ctypes.data % ALIGNMENT
         return HostMemory(raw[start : start + nbytes])
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from hetsched.executors.binding import Call
+from hetsched.executors.cores import LONG_SECONDS
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, Sharing, is_atomic, is_plain
@@ -52,6 +53,7 @@ class Shape:
             self.near[rank[before]].append(rank[later])
             self.waits[rank[later]] += 1
         self.is_io = [program.steps[step].kind == "io" for step in self.order]
+        self.is_long = [program.steps[step].seconds > LONG_SECONDS for step in self.order]
 
 
 class Relay(Sharing):
@@ -64,7 +66,7 @@ class Relay(Sharing):
         if frame.shape is None:
             frame.shape = Shape(frame.program)
         shape: Shape = frame.shape
-        self.order, self.near, self.is_io, waits = shape.order, shape.near, shape.is_io, shape.waits
+        self.order, self.near, self.is_io, self.is_long, waits = shape.order, shape.near, shape.is_io, shape.is_long, shape.waits
         # A step's tokens: one for each step it waits for; the one taken last is 0.
         self.tokens = [[0, *[1] * (k - 1)] for k in waits]
         self.left = [0, *[1] * (n - 1)] if n else []
@@ -89,13 +91,16 @@ class Relay(Sharing):
         self.log.append((lane, log))
         return log
 
-    def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: list[Did]) -> None:
+    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: list[Did]) -> None:
         """See `Sharing.follow`; `first` is a rank."""
         crew, near, tokens, left, calls, is_io = self.crew, self.near, self.tokens, self.left, self.calls, self.is_io
         mine, trace, note, xp, clock, stay = kind == "io", crew.trace, log.append, np, perf_counter, self.stay
         is_asked = crew.deadline is not None or crew.progress is not None
+        is_long, settle = self.is_long, crew.cores.settle if crew.cores is not None and not mine else None
         rank = first
         while True:
+            if settle is not None and is_long[rank] and rank != first:
+                settle(lane)
             bound = calls[rank]
             marks: Mapping[int, float] | None = None
             start = clock()

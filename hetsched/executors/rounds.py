@@ -15,6 +15,7 @@ from heapq import heappop, heappush, heappushpop
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from hetsched.executors.cores import LONG_SECONDS
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS, Sharing, is_atomic, is_plain
@@ -138,7 +139,7 @@ class Rounds(Sharing):
         if sum(planned[code % steps] for code in heap[:8]) >= WAKE_SECONDS:
             self._wake(idle, 1)
 
-    def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Log) -> None:
+    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is turn * steps + place."""
         crew, order, near, far, tokens, lefts, is_io = self.crew, self.order, self.near, self.far, self.tokens, self.left, self.is_io
         steps, turns, ring, mine = len(order), self.turns, self.ring, kind == "io"
@@ -146,10 +147,13 @@ class Rounds(Sharing):
         kept = KEPT_TURNS if crew.trace else 0
         late = turns - kept
         is_asked = crew.deadline is not None or crew.progress is not None
+        settle = crew.cores.settle if crew.cores is not None and not mine and max(self.planned) > LONG_SECONDS else None
         code = first
         while True:
             turn = code // steps
             at = code - turn * steps
+            if settle is not None and self.planned[at] > LONG_SECONDS:
+                settle(lane)
             marks = None
             try:
                 if turn in TIMED_TURNS:

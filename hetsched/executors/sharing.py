@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hetsched.executors.hands import Door
 from hetsched.executors.program import Program
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Launch
@@ -63,11 +64,21 @@ class Sharing(ABC):
         self.halted = False
 
     def run(self, lanes: Sequence[tuple[str, int]]) -> None:
-        """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`."""
-        threads = [self.new_thread(target=self.serve, args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]]
+        """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`.
+
+        The crew's clock starts when the threads are there.
+        """
+        door = Door()
+        threads = [
+            self.new_thread(target=door.behind(self.serve), args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]
+        ]
         try:
-            for thread in threads:
-                thread.start()
+            try:
+                for thread in threads:
+                    thread.start()
+            finally:
+                self.crew.zero = perf_counter()
+                door.open()
             self.serve(*lanes[0], main=True)
         except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
             self.crew.error = self.crew.error or error
@@ -89,6 +100,7 @@ class Sharing(ABC):
         gate = threading.Lock()
         gate.acquire()
         heap, idle = self.ready[kind], self.idle[kind]
+        cores = self.crew.cores if kind == "compute" else None
         with np.errstate(all="ignore"):  # NaN and infinity are values; warnings from a thread in the middle of a run help nobody
             while not self.halted:
                 try:
@@ -101,18 +113,22 @@ class Sharing(ABC):
                             continue
                         except ValueError:
                             pass  # somebody has taken the gate, and opens it
+                    if cores is not None:
+                        cores.leave(lane)
                     self._sleep(gate, main)
                     continue
+                if cores is not None:
+                    cores.settle(lane)
                 if heap and idle:
                     self.offer(heap, idle)
-                self.follow(first, kind, heap, idle, log)
+                self.follow(first, kind, lane, heap, idle, log)
 
     @abstractmethod
     def new_log(self, lane: int) -> Any:
         """What a thread notes down, kept for the end."""
 
     @abstractmethod
-    def follow(self, first: int, kind: str, heap: list[int], idle: list[Any], log: Any) -> None:
+    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Any) -> None:
         """Do step `first`, then whatever it leads to, until nothing is ready."""
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:

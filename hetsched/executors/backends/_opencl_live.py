@@ -24,6 +24,7 @@ from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, alike
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
 from hetsched.executors.backends._opencl_staging import CHUNK_NBYTES, MOST_CHUNKS, Block, PinnedPool, wants_staging
+from hetsched.executors.pages import fresh
 from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows
 
 _QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
@@ -419,6 +420,7 @@ class Stream:
         self._held.clear()
         self._staged.clear()
         self._waits.clear()
+        self.live.programs.give(self._kernels)
         self._kernels.clear()
         self._launches.clear()
         self._segments.clear()
@@ -448,7 +450,8 @@ class Stream:
             return
         kernel = self._kernels.get((source, function))
         if kernel is None:
-            kernel = self._kernels[source, function] = self._kernel(source, function, args)
+            kernel = self.live.programs.take(source, function) or self._kernel(source, function, args)
+            self._kernels[source, function] = kernel
         waits = self._waits
         try:
             event = kernel(self.queue, global_size, local_size, *flat, wait_for=waits or None)
@@ -585,16 +588,22 @@ class LiveDevice:
         self.clock_offset = 0.0
         self._clock_taken = 0.0
         try:
-            self.arena = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, max(nbytes, 64))
+            self.arena = self._arena(max(nbytes, 64))
             # Drivers may put off the allocation to the first use, when nobody can do anything about a failure.
             cl.enqueue_migrate_mem_objects(self._clock_queue, [self.arena], cl.mem_migration_flags.CONTENT_UNDEFINED).wait()
-        except cl.Error as error:
+        except (cl.Error, MemoryError) as error:
             most, whole = self.device.max_mem_alloc_size, self.device.global_mem_size
             raise OutOfMemoryError(
                 f"{name} ({self.device.name.strip()}) cannot give an arena of {nbytes} bytes: {_cause(error)}; "
                 f"it has {whole} bytes of memory and gives at most {most} at once"
             ) from error
         self.renew()
+
+    def _arena(self, nbytes: int) -> Any:
+        """A buffer; of a processor in memory of ours, whose pages are there (see `hetsched.executors.pages`)."""
+        if not self.is_cpu or nbytes > self.device.max_mem_alloc_size:
+            return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, nbytes)
+        return cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR, hostbuf=fresh(nbytes))
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """The array of `shape` and `dtype` that begins `offset` bytes into the arena."""
