@@ -107,6 +107,20 @@ def test_a_device_on_which_most_kinds_surprise_has_drifted_and_kinds_not_run_sin
     assert live(history, 4.0) == [], "what is known now is no surprise"
 
 
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_one_run_unlike_the_others_leaves_what_is_known_alone_and_two_do_not(history, factor):
+    for _ in range(4):
+        live(history, 1.0)
+    (drift,) = live(history, factor)
+    assert (drift.factor, drift.counts) == (pytest.approx(factor), False)
+    assert live(history, 1.0) == []
+    assert [known(history, n).seconds for n in NAMES] == [pytest.approx(1.0)] * 6
+    for counts in (False, True):
+        (drift,) = live(history, factor, NAMES[:4])
+        assert drift.counts is counts
+    assert [known(history, n).seconds for n in NAMES] == [pytest.approx(factor)] * 6
+
+
 def test_a_run_whose_threads_waited_for_others_is_believed_when_the_next_says_so_too(history):
     for _ in range(3):
         live(history, 1.0)

@@ -21,6 +21,8 @@ from hetsched.timeline import Copy, Free, Lane, Launch, Span, Timeline
 
 # Starts and finishes are read from a clock between which a call lies.
 CLOCK_SECONDS = 2e-6
+# What takes longer is not handing over: a program is built, once.
+MOST_SECONDS = 0.05
 # Threads beyond this many begin as this one does.
 MOST_THREADS = 8
 
@@ -89,7 +91,7 @@ def handovers(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
         key = keys.get(span.lanes[0].owner, "") if len(span.lanes) == 1 else ""
         if key and not is_loop[number]:
             kind, seconds = _gap(span, spans, waits[number], until.get(span.lanes[0]), way, shared)
-            if kind and seconds > 0:
+            if kind and 0 < seconds < MOST_SECONDS:
                 found.setdefault((key, kind), []).append(seconds)
         for lane in span.lanes:
             if lane not in until or span.finish > until[lane][0]:

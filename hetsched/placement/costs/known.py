@@ -54,6 +54,7 @@ class KnownCosts:
         self._rows: dict[tuple[str, str, str], list[Known]] = {}
         self._bodies: dict[int, list[int]] = {}  # every how many turns each task runs
         self._optimisms: dict[str, float] = {}
+        self._losses: dict[tuple[str, int], float] = {}
         self._waiting = {name for name, op in registry().items() if isinstance(op, Op) and op.waits} if self.known else set()
         self._shares: dict[tuple[int, str], float | None] = {}
         for (device, _, width), row in self.known.items():
@@ -176,10 +177,20 @@ class KnownCosts:
         if not (math.isfinite(ideal.seconds) and narrow.seconds > 0):
             return ideal
         known = self.launch(graph, task, device, 1)
-        share = known.seconds / narrow.seconds
+        share = known.seconds / narrow.seconds * self._lost(key, width)
         return self._priced(
             Estimate(ideal.seconds * share, known.spread * share + 0.3 * ideal.seconds, None, f"{known.source}, widened"), device, width
         )
+
+    def _lost(self, key: str, width: int) -> float:
+        """How many times longer than the width promises wide launches took on a device, on the median of what is known of both ways; else 1."""
+        name = key, width
+        if name not in self._losses:
+            narrow = {(kind, row.op): row for (device, kind, lanes), row in self.known.items() if device == key and lanes == 1}
+            wide = [(narrow.get((kind, row.op)), row) for (device, kind, lanes), row in self.known.items() if device == key and lanes == width]
+            ratios = [width * row.seconds / one.seconds for one, row in wide if one is not None and one.seconds > 0]
+            self._losses[name] = max(1.0, median(ratios)) if key and ratios else 1.0
+        return self._losses[name]
 
     def _dispatch(self, graph: Graph, device: Device) -> float:
         calibration = self.calibrations.get(device.id)
