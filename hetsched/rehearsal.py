@@ -146,13 +146,12 @@ def excerpt(graph: Graph, without: set[int]) -> Graph:
         reads = graph.reads(task)
         outside = [v for v in reads if int(graph.value_task[v]) in done or (int(graph.value_task[v]) < 0 and v not in graph.constants)]
         is_known = all(isinstance(s := graph.value_specs[v], Spec) and not s.is_bounded for v in outside)
-        if task in without or isinstance(op, Loop) or not (op.pure and is_known):
+        is_true = invented.isdisjoint(reads)
+        if task in without or isinstance(op, Loop) or not (op.pure and is_known and (op.view or family(op) or (is_true and _is_kernel(op)))):
             done.add(task)
-        elif not (op.view or family(op) or (_is_kernel(op) and invented.isdisjoint(reads))):
-            done.add(task)
-        if task in done or not invented.isdisjoint(reads):
+        if task in done or not is_true:
             invented.update(graph.writes(task))
-    return rest_of(graph, done, {}, lambda task: "").graph
+    return rest_of(graph, done, {}, lambda task: "any").graph
 
 
 def _is_kernel(op: Op) -> bool:

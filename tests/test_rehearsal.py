@@ -1,4 +1,4 @@
-"""Loops measured before they run: which may be, what it teaches, and that plans rest on it."""
+"""Graphs and loops measured before they run: which may be, what it teaches, and that plans rest on it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.costing import costs_for, first_need, is_wide, loops_of
+from hetsched.costing import costs_for
 from hetsched.machine import Device, Machine
+from hetsched.needs import first_need, is_wide, loops_of
 from hetsched.placement.costs import RooflineCosts
-from hetsched.placement.costs.history import History
-from hetsched.placement.costs.kinds import BEGIN, TURN, device_key, turn_kind
-from hetsched.rehearsal import may_be_rehearsed, rehearse
+from hetsched.placement.costs.history import History, Lesson
+from hetsched.placement.costs.kinds import BEGIN, TURN, device_key, kind_of, turn_kind
+from hetsched.rehearsal import excerpt, may_be_rehearsed, rehearse, rehearse_graph
 
 CPU = Device("cpu", "cpu", lanes=1, languages=("host", "array"), flops_per_second={"float32": 1e10}, shares_lanes=True, fingerprint="x")
 HERE = Machine((CPU,))
@@ -104,3 +105,91 @@ def test_a_graph_is_wide_where_tasks_can_run_at_once():
     assert not is_wide(graph([0, 1, 2, 3]))
     assert is_wide(graph([0, 0, 1, 2]))
     assert not is_wide(graph([]))
+
+
+def layers(n=64):
+    """Two chains that meet; labels beside numbers."""
+    b = hs.Graph.build()
+    x, w, rows = b.input("x", (n, n)), b.input("w", (n, n)), b.input("rows", (8,), np.int64)
+    left = b.op("nn.relu", b.op("tensor.matmul", x, w, name="left"))
+    right = b.op("nn.softmax", b.op("tensor.matmul", w, x, name="right"))
+    b.output(b.op("tensor.gather", b.op("tensor.add", left, right, name="both"), rows, axis=0, name="taken"))
+    return b.freeze()
+
+
+def test_a_graph_is_run_on_invented_values_and_planned_anew():
+    graph, asked = layers(), []
+
+    def costs(taught):
+        asked.append(taught)
+        return RooflineCosts(HERE)
+
+    taught = rehearse_graph(graph, HERE, None, costs, 30.0)
+    assert {x.op for x in taught} == {"tensor.matmul", "nn.relu", "nn.softmax", "tensor.add", "tensor.gather"}
+    assert all(x.alone and x.seconds > 0 and x.device == device_key(CPU) for x in taught)
+    assert asked[0] == ()
+    assert set(asked[-1]) == set(taught), "the last plan is made with what was taught, and is the one that was run"
+    assert rehearse_graph(graph, HERE, None, costs, 0.0) == ()
+
+
+def test_of_a_graph_that_takes_longer_than_there_is_time_the_beginning_is_run():
+    slow = replace(CPU, flops_per_second={"float32": 2e6})  # by which a product of 64 takes a quarter of a second
+    machine = Machine((slow,))
+    b = hs.Graph.build()
+    x = b.input("x", (64, 64))
+    y = b.op("tensor.matmul", x, x)
+    for _ in range(20):
+        y = b.op("tensor.exp", b.op("tensor.matmul", y, x))
+    graph = b.output(y).freeze()
+    taught = rehearse_graph(graph, machine, None, lambda taught: RooflineCosts(machine), 4.0)
+    assert {x.op for x in taught} == {"tensor.matmul", "tensor.exp"}
+
+
+def test_what_a_rehearsal_leaves_out_is_invented():
+    graph = layers()
+    assert excerpt(graph, set()).task_names == graph.task_names
+    part = excerpt(graph, {graph.task_index["left"], graph.task_index["taken"]})
+    assert "left" not in part.task_names
+    assert "taken" not in part.task_names
+    assert {"x", "w", "done/left"} <= set(part.inputs)
+    mine = hs.Op("mine.twice", ("x",), ("y",), infer=lambda s, a: [s[0]], work=lambda i, o, a: hs.Work(1, 1, 1),
+                 kernels={"array": lambda xp, i, o, w, a: xp.add(i[0], i[0], out=o[0])})  # fmt: skip
+    b = hs.Graph.build()
+    x = b.input("x", (4, 4))
+    b.output(b.op("nn.relu", b.op(mine, x, name="mine"), name="after"))
+    part = excerpt(b.freeze(), set())
+    assert list(part.task_names) == ["after"], "who knows what others' ops do"
+
+
+def test_kernels_of_the_users_are_rehearsed_on_true_values_only():
+    twice = hs.kernel("mine.twice", {"x": "in float32[n]", "y": "out float32[n]", "n": "value int64 = n"}, size="n", flops="n",
+                      opencl="__kernel void twice(__global const float *x, __global float *y, const long n) {}")  # fmt: skip
+    b = hs.Graph.build()
+    drawn = b.op("random.normal", shape=(8,), seed=1, name="drawn")
+    b.output(b.op(twice, drawn, name="of what was drawn"))
+    b.output(b.op(twice, b.input("x", (8,)), name="of what will be given"))
+    assert list(excerpt(b.freeze(), set()).task_names) == ["drawn", "of what was drawn"]
+
+
+def test_a_plan_rests_on_the_rehearsal_and_no_kernel_is_looked_at_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HETSCHED_LEARN", "1")
+    monkeypatch.setattr("hetsched.placement.costs.history.CROWDED", 2.0)
+    graph, history = layers(), History()
+    seconds = {}
+
+    def ran(graph, machine, only, costs, budget):
+        kinds = [kind_of(graph, t) for t in range(len(graph))]
+        found = [Lesson(device_key(CPU), k.op, k.text, 1, k.dtype, k.flops, k.nbytes, 0.25, 0.0, 1, alone=True) for k in kinds]
+        seconds.update({k.text: costs(found).launch(graph, t, CPU, 1).seconds for t, k in enumerate(kinds)})
+        return tuple(found)
+
+    monkeypatch.setattr("hetsched.needs.rehearse_graph", ran)
+    first_need(graph, HERE, [CPU], {}, history, budget=5.0)
+    assert all(s == pytest.approx(0.25, rel=0.01) for s in seconds.values()), "plans of a rehearsal rest on what it has shown"
+    known = history.known([device_key(CPU)])
+    assert {row.seconds for row in known.values()} == {0.25}
+    assert {row.runs for row in known.values()} == {0}
+    seconds.clear()
+    first_need(graph, HERE, [CPU], {}, history, budget=5.0)
+    assert not seconds, "what is known is not rehearsed again"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.costing import costs_for, dispatching, first_need
+from hetsched.costing import costs_for
+from hetsched.dispatching import dispatching
 from hetsched.errors import PlacementError
 from hetsched.executors import measuring
 from hetsched.executors.measuring import Bench, Case, Measured, calibrate, case_of, measure_cases
@@ -16,6 +17,7 @@ from hetsched.graph.ops import find
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine, MemoryNode
 from hetsched.machine.calibration import load
+from hetsched.needs import first_need
 from hetsched.placement.costs.history import History, Lesson
 from hetsched.placement.costs.kinds import device_key, kind_of
 
@@ -128,7 +130,7 @@ def test_a_device_that_became_slow_is_measured_again_before_it_is_avoided(tmp_pa
 
     def look(seconds):
         monkeypatch.setattr(
-            "hetsched.costing.measure_cases", lambda device, cases, budget, beside: {i: Measured(seconds, 0.0) for i in range(len(cases))}
+            "hetsched.needs.measure_cases", lambda device, cases, budget, beside: {i: Measured(seconds, 0.0) for i in range(len(cases))}
         )
         first_need(graph, machine, [CPU], {}, history)
         return history.factors([key])[key]

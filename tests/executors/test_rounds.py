@@ -65,7 +65,7 @@ def test_every_step_of_every_turn_once_and_in_order(block: int) -> None:
         rng = random.Random(seed)
         program, turns = random_program(rng), rng.randint(1, 30)
         frame: Any = Watched(program, turns)
-        crew: Any = SimpleNamespace(deadline=None, trace=True, progress=None, zero=0.0, error=None, done=0, total=0)
+        crew: Any = SimpleNamespace(deadline=None, trace=True, progress=None, zero=0.0, error=None, done=0, total=0, cores=None)
         shared = rounds.Rounds(crew, frame)
         shared.run([("compute", 0), ("compute", 1), ("io", 0)])
         assert crew.error is None

@@ -80,7 +80,7 @@ def living(graph, history, noise, first=False):
     clock = itertools.count(0.0, 1000.0)
 
     def measured_again(truth, now, crowded):
-        """As `hetsched run` does before it plans (`hetsched.costing.first_need`): what became slow, and what rests on little."""
+        """As `hetsched run` does before it plans (`hetsched.needs.first_need`): what became slow, and what rests on little."""
         for key in history.suspects(keys, now):
             history.looked(key, truth.slow.get(key.partition("|")[0], 1.0) / history.factors([key], now)[key], now)
         known = history.known(keys, now)

@@ -176,20 +176,22 @@ class KnownCosts:
         narrow, ideal = self._roofline.launch(graph, task, device, 1), self._roofline.launch(graph, task, device, width)
         if not (math.isfinite(ideal.seconds) and narrow.seconds > 0):
             return ideal
-        known = self.launch(graph, task, device, 1)
-        share = known.seconds / narrow.seconds * self._lost(key, width)
+        known, lost = self.launch(graph, task, device, 1), self._lost(device, width)
+        share = known.seconds / narrow.seconds
         return self._priced(
-            Estimate(ideal.seconds * share, known.spread * share + 0.3 * ideal.seconds, None, f"{known.source}, widened"), device, width
+            Estimate(ideal.seconds * share + lost, known.spread * share + 0.3 * ideal.seconds + lost, None, f"{known.source}, widened"), device, width
         )
 
-    def _lost(self, key: str, width: int) -> float:
-        """How many times longer than the width promises wide launches took on a device, on the median of what is known of both ways; else 1."""
-        name = key, width
+    def _lost(self, device: Device, width: int) -> float:
+        """Seconds that a wide launch takes more than its width promises: the mean of what is known of both ways, else as calibrated."""
+        name = device.id, width
         if name not in self._losses:
-            narrow = {(kind, row.op): row for (device, kind, lanes), row in self.known.items() if device == key and lanes == 1}
-            wide = [(narrow.get((kind, row.op)), row) for (device, kind, lanes), row in self.known.items() if device == key and lanes == width]
-            ratios = [width * row.seconds / one.seconds for one, row in wide if one is not None and one.seconds > 0]
-            self._losses[name] = max(1.0, median(ratios)) if key and ratios else 1.0
+            key, calibration = device_key(device), self.calibrations.get(device.id)
+            narrow = {kind: row for (of, kind, lanes), row in self.known.items() if of == key and lanes == 1} if key else {}
+            wide = [(row, narrow.get(kind)) for (of, kind, lanes), row in self.known.items() if of == key and lanes == width] if key else []
+            seconds = [row.seconds - one.seconds / width for row, one in wide if one is not None]
+            calibrated = calibration.wide_seconds if calibration is not None else 0.0
+            self._losses[name] = max(sum(seconds) / len(seconds) if seconds else calibrated, 0.0)
         return self._losses[name]
 
     def _dispatch(self, graph: Graph, device: Device) -> float:

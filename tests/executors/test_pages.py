@@ -1,0 +1,105 @@
+"""Fresh memory, threads that begin together, and cores of their own."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from hetsched.executors import cores, pages
+from hetsched.executors.cores import Cores
+from hetsched.executors.hands import Door
+from hetsched.executors.memory import ALIGNMENT, HostMemory
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 1000, pages.LEAST_BYTES, pages.HUGE - 1, pages.HUGE, 3 * pages.HUGE + 17])
+def test_fresh_memory_is_as_long_as_was_asked_for_and_may_be_written(nbytes):
+    raw = pages.fresh(nbytes)
+    assert raw.dtype == np.uint8
+    assert raw.shape == (nbytes,)
+    raw[:] = 7
+    other = pages.fresh(nbytes)
+    other[:] = 1
+    assert (raw == 7).all()
+    arena = HostMemory.of(nbytes)
+    assert arena.buffer.nbytes == nbytes
+    assert not nbytes or arena.buffer.ctypes.data % ALIGNMENT == 0
+
+
+def test_memory_is_fresh_too_where_there_are_no_huge_pages(monkeypatch):
+    monkeypatch.delattr(pages.mmap, "MADV_HUGEPAGE", raising=False)
+    assert pages.fresh(2 * pages.HUGE).nbytes == 2 * pages.HUGE
+
+
+def test_what_is_touched_is_the_same_array():
+    for array in (np.ones((3, 5)), np.empty((300, 300), np.float32), np.empty((), np.int64)):
+        assert pages.touched(array) is array
+
+
+def test_nobody_passes_a_door_before_it_is_open():
+    door, passed = Door(), []
+    threads = [threading.Thread(target=door.behind(passed.append), args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    passed.append("opened")
+    door.open()
+    for thread in threads:
+        thread.join()
+    assert passed[0] == "opened"
+    assert sorted(passed[1:]) == [0, 1, 2]
+
+
+class Machine:
+    """Cores 0 to 3, of which a process may use some; where its threads are, and where they were told to go."""
+
+    def __init__(self, monkeypatch, allowed):
+        self.here = 0
+        self.moves = []
+        monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: set(allowed), raising=False)
+        monkeypatch.setattr(cores.os, "sched_setaffinity", self.move, raising=False)
+        self.allowed = set(allowed)
+
+    def move(self, pid, to):
+        if to != self.allowed:
+            self.moves.append(to)
+            (self.here,) = to
+
+    def settles(self, spread, lane, core):
+        """Where a lane's thread is after it has looked, being on `core`."""
+        self.here = core
+        spread.settle(lane)
+        return self.here
+
+
+def test_a_thread_moves_where_nobody_works(monkeypatch):
+    machine = Machine(monkeypatch, [0, 1, 3])
+    spread = Cores(lambda: machine.here)
+    assert machine.settles(spread, 0, 1) == 1
+    assert machine.settles(spread, 1, 1) == 0
+    assert machine.settles(spread, 2, 0) == 3
+    assert machine.moves == [{0}, {3}]
+    assert machine.settles(spread, 1, 0) == 0
+    assert machine.settles(spread, 2, 1) == 3, "moved by the system to where another works"
+    assert machine.settles(spread, 3, 1) == 1, "there is no other"
+
+
+def test_a_thread_that_sleeps_leaves_its_core_to_others(monkeypatch):
+    machine = Machine(monkeypatch, [0, 1])
+    spread = Cores(lambda: machine.here)
+    machine.settles(spread, 0, 0)
+    spread.leave(0)
+    assert machine.settles(spread, 1, 0) == 0
+    assert machine.settles(spread, 0, 0) == 1
+    spread.leave(7)
+    assert machine.settles(spread, 0, 1) == 1
+
+
+def test_there_is_nothing_to_spread_where_one_thread_works_or_more_than_there_are_cores(monkeypatch):
+    monkeypatch.setattr(cores, "_asks", lambda: lambda: 0)
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    assert Cores.of(1) is None
+    assert Cores.of(2) is not None
+    assert Cores.of(3) is None
+    monkeypatch.setattr(cores, "_asks", lambda: None)
+    assert Cores.of(2) is None
