@@ -84,6 +84,7 @@ class _Run:
         self.owner += [f"{problem.node_names[row[1]]}->{problem.node_names[row[2]]}" for row in rows]
         self.queue: dict[int, Any] = {}  # step -> the stream or engine that it stands in
         self._arcs(draft, rows, order)
+        self.preds = list(self.waits)
         self.handover = handover_of(problem.costs, self.machine)
         on = list(self._lanes_used(draft, rows))
         self.way = way_of(self.machine, on, bool(problem.loops))
@@ -264,7 +265,7 @@ class _Run:
         if not self._fits(best):
             heappush(heap, (self.rank[best], best))
             return
-        is_joined = len(self.near[ended]) == 1 and steps == [best]  # the two are one step, or as good as one
+        is_joined = self.near[ended] == [best] and self.preds[best] == 1  # executors make one step of the two
         self._begin(best, now + (0.0 if is_joined else self.handover.next(self.way, self.owner[best])), self.idle[own].pop())
 
     def _fits(self, step: int) -> bool:

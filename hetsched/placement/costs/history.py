@@ -321,7 +321,10 @@ class History:
         agrees = off is not None and pending > 0 and (off > 1) == (pending > 1)
         counts = off is not None and (agrees or off * AT_ONCE <= 1 or (off >= AT_ONCE and not is_crowded))
         if off is not None and counts:
+            was = factor
             factor *= (min(off, pending) if off > 1 else max(off, pending)) if agrees else off
+            if (was - 1) * (factor - 1) < 0:
+                factor = 1.0  # what ends is over: steps that are not quite equal must not add up
             factor = min(max(factor, 1 / MOST_FACTOR), MOST_FACTOR)
         left = off if off is not None and not counts else 0.0
         wait = 0.0 if factor <= SUSPECT else -1.0 if off is not None else max(wait, 0.0)
