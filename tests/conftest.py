@@ -1,8 +1,11 @@
 """No test reads or writes the user's own folders, and none learns from another: a test of learning says so itself (`monkeypatch.setenv`)."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import hypothesis
 import pytest
 
 # Before anything of hetsched is imported, and for the processes that tests start. Beside pytest's own cache: what was built once is not built again.
@@ -11,12 +14,47 @@ os.environ["XDG_CACHE_HOME"] = str(_KEPT / "cache")
 os.environ["XDG_STATE_HOME"] = str(_KEPT / "state")
 os.environ["HETSCHED_LEARN"] = "0"
 
+# The same examples in every run, however long one takes: a machine that stands still for a moment is no counter-example.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+# What is taken to be measured of the devices here: plans of `Machine.here()` are then those of every machine with as many cores.
+_CPU = {"float32": 1e11, "float64": 5e10, "bytes": 2e10, "launch": 1e-6, "crossing": 2e-5}
+_OPENCL = {
+    "float32": 4e10, "float64": 2e10, "bytes": 2e10, "launch": 1.2e-5, "up_latency": 2.4e-5, "up_bytes": 8e9, "down_latency": 2.4e-5,
+    "down_bytes": 1e10,
+}  # fmt: skip
+
 
 def pytest_configure(config):
-    """Where an OpenCL device is said to be there (`HETSCHED_REQUIRE_OPENCL=1`), its tests must not be skipped for the want of one."""
-    if os.environ.get("HETSCHED_REQUIRE_OPENCL"):
-        from hetsched.executors.backends import opencl
+    """No test depends on how fast this machine is, or was while it was looked at; none is skipped for the want of a device that is said to be there
 
+    (`HETSCHED_REQUIRE_OPENCL=1`).
+    """
+    from hetsched.executors.backends import cpu, opencl
+
+    for backend, stated in ((cpu, _CPU), (opencl, _OPENCL)):
+        backend._speeds = _stated(backend._speeds, stated)
+    if os.environ.get("HETSCHED_REQUIRE_OPENCL"):
         found = opencl.find()
         if not found.devices:
             pytest.exit("HETSCHED_REQUIRE_OPENCL is set, and no OpenCL device works: " + "; ".join(found.notes), returncode=3)
+
+
+def _stated(measured, stated):
+    """Speeds are measured as ever, and those that are stated given in their place; what says that a device does not work stays."""
+
+    def speeds(*device):
+        found = measured(*device)
+        return found if isinstance(found, str) else {name: stated[name] for name in found}
+
+    return speeds
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """What else the machine does at the time spoils no measurement, so that what is learned does not depend on it."""
+    monkeypatch.setattr("hetsched.costing.Crowding", lambda: nullcontext(SimpleNamespace(share=0.0)))

@@ -25,7 +25,7 @@ def compiled(source, folder):
     """The library of a source."""
     (folder / "k.cpp").write_text(SHIM + source)
     subprocess.run(
-        [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "k.so", folder / "k.cpp"], check=True, timeout=60
+        [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "k.so", folder / "k.cpp"], check=True, timeout=600
     )
     return ctypes.CDLL(str(folder / "k.so"))
 

@@ -120,6 +120,14 @@ def two_devices(**change: Any) -> Timeline:
     return p.done({"a": 0, "b": 64}, {"a": 0, "b": 64}, **change)
 
 
+def test_the_value_that_the_graph_has_not_is_the_one_that_is_named() -> None:
+    command = two_devices().spans[1].command
+    assert isinstance(command, Copy)
+    for absent in (-3, 99):
+        (text,) = problems(edited(two_devices(), 1, dst=command.dst._replace(value=absent)))
+        assert f"span 1 names value {absent}; the graph has" in text
+
+
 def evicting(**change: Any) -> Timeline:
     """x comes to the GPU, is read by a, gives its bytes to what b makes, and comes in again for c."""
     b = Graph.build()

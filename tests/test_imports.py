@@ -12,7 +12,7 @@ HEAVY = {"networkx", "cupy", "pyopencl", "rich", "pydantic", "yaml", "onnx", "on
 def loaded_by(code: str) -> set[str]:
     """The top-level modules in memory after `code`, in a process of its own."""
     script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600)
     return set(json.loads(done.stdout))
 
 

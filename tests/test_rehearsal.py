@@ -76,11 +76,11 @@ def test_what_may_have_effects_or_needs_true_values_is_not_rehearsed():
     assert not may_be_rehearsed(hs.Loop(body.freeze(), 50, carried=(("x", "y"),)), CPU)
 
 
-def test_plans_of_loops_rest_on_their_rehearsal(monkeypatch, tmp_path):
+def test_plans_of_loops_rest_on_their_rehearsal(monkeypatch, tmp_path, quiet):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HETSCHED_LEARN", "1")
     graph, history = training(), History()
-    first_need(graph, HERE, [CPU], {}, history, budget=5.0)
+    first_need(graph, HERE, [CPU], {}, history, budget=1e4)
     body = the_loop(graph).body
     row = history.known([device_key(CPU)])[device_key(CPU), turn_kind(body), 1]
     assert row.runs == 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from unspoilt import unspoilt
 
 import hetsched as hs
 from hetsched.executors import simulated
@@ -191,16 +192,22 @@ def test_an_emulated_device_that_gets_slow_loses_its_share(monkeypatch: pytest.M
         work(self, action, seconds, asked)
 
     monkeypatch.setattr(EmulatedStream, "_work", slower)
-    plain = hs.run(plan, inputs)
-    done[0] = 0
-    anew = hs.run(plan, inputs, replan=replanning_of(plan, where, only=None, memory=None, costs=None, look_seconds=0.02))
     wanted = interpret(graph, inputs)
-    assert value_problems(plain, wanted) == []
-    assert value_problems(anew, wanted) == []
-    assert len(anew.plans) > 1
-    assert anew.trace.loops[0].turns == 60
-    assert f"{slow} took" in anew.plans[1].notes[0]
-    share = [lane.owner for s in anew.plans[-1].loops[0].launches for lane in s.lanes].count(slow)
-    assert share < used.count(slow)
-    on_slow = [sum(lane.owner == slow for s in r.trace.loops[0].launches for lane in s.lanes) for r in (plain, anew)]
-    assert on_slow[1] < on_slow[0]
+
+    def loses_its_share() -> None:
+        done[0] = 0
+        plain = hs.run(plan, inputs)
+        done[0] = 0
+        anew = hs.run(plan, inputs, replan=replanning_of(plan, where, only=None, memory=None, costs=None, look_seconds=0.02))
+        assert value_problems(plain, wanted) == []
+        assert value_problems(anew, wanted) == []
+        assert len(anew.plans) > 1
+        assert anew.trace.loops[0].turns == 60
+        # A machine that stalls gives reasons of its own, before that one or after it.
+        assert any(f"{slow} took" in note for changed in anew.plans[1:] for note in changed.notes)
+        share = [lane.owner for s in anew.plans[-1].loops[0].launches for lane in s.lanes].count(slow)
+        assert share < used.count(slow)
+        on_slow = [sum(lane.owner == slow for s in r.trace.loops[0].launches for lane in s.lanes) for r in (plain, anew)]
+        assert on_slow[1] < on_slow[0]
+
+    unspoilt(loses_its_share)

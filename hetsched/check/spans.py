@@ -17,11 +17,11 @@ def shape(sheet: Sheet) -> bool:
     n_tasks, n_values = len(graph), len(graph.value_specs)
     for i, span in enumerate((*plan.spans, *plan.prologue, *plan.epilogue)):
         command = span.command
-        values = [r.value for r in replicas_of(span)]
+        absent = [r.value for r in replicas_of(span) if not 0 <= r.value < n_values]
         if isinstance(command, Launch) and not 0 <= command.task < n_tasks:
             sheet.say("task-once", i, f"span {i} launches task number {command.task}; the graph has {n_tasks} tasks")
-        if any(not 0 <= v < n_values for v in values):
-            sheet.say("written-once", i, f"span {i} names value {max(values)}; the graph has {n_values} values")
+        if absent:
+            sheet.say("written-once", i, f"span {i} names value {absent[0]}; the graph has {n_values} values")
         if not (math.isfinite(span.start) and math.isfinite(span.finish)):
             sheet.say("time", i, f"span {i} goes from {span.start} to {span.finish}; times are finite")
     for edge in plan.after:

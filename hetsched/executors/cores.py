@@ -18,7 +18,7 @@ LONG_SECONDS = 5e-4
 
 
 @cache
-def _asks() -> Callable[[], int] | None:
+def asks() -> Callable[[], int] | None:
     """The number of the core that the calling thread is on; None where it cannot be told, or threads cannot be moved."""
     if not hasattr(os, "sched_setaffinity"):
         return None
@@ -40,8 +40,8 @@ class Cores:
     @staticmethod
     def of(threads: int) -> Cores | None:
         """For so many threads that compute."""
-        asks = _asks() if threads > 1 else None
-        return Cores(asks) if asks is not None and threads <= len(os.sched_getaffinity(0)) else None
+        core = asks() if threads > 1 else None
+        return Cores(core) if core is not None and threads <= len(os.sched_getaffinity(0)) else None
 
     def settle(self, lane: int) -> None:
         """Called by the thread of `lane` before it works: move to a core that is free, if another one works here."""

@@ -7,11 +7,15 @@ the last one out restores.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeAlias
+
+from hetsched.executors.cores import asks as core_asks
 
 SWITCH_SECONDS = 1e-4
 
@@ -131,9 +135,53 @@ class tuned:  # noqa: N801 (used as a function)
 def wide(width: int) -> Iterator[None]:
     """Inside, BLAS runs `width` threads; only while nothing else computes."""
     before = [limit(width) for limit in _libraries()]
+    allowed = _spread(width)
     try:
         yield
     finally:
+        if allowed:
+            for place in _placers():
+                for worker in range(width - 1):
+                    place(worker, _SET_BYTES, _set_of(allowed))
         for limit, was in zip(_libraries(), before, strict=True):
             if was != width:
                 limit(was)
+
+
+# OpenBLAS's `openblas_setaffinity(thread, bytes of the set, set)`; the threads beside the caller's are the first.
+_Place: TypeAlias = Callable[[int, int, Any], int]
+_SET_BYTES = 128
+# With more threads than this a system finds them cores by itself, or none is free.
+_MOST_SPREAD = 16
+
+
+@cache
+def _placers() -> tuple[_Place, ...]:
+    from threadpoolctl import ThreadpoolController
+
+    libraries = [library for library in ThreadpoolController().lib_controllers if library.internal_api == "openblas"]
+    found = [getattr(library.dynlib, "openblas_setaffinity", None) for library in libraries]
+    return tuple(place for place in found if place is not None)
+
+
+def _spread(width: int) -> set[int]:
+    """Let the threads of BLAS wake up on cores of their own: some systems wake them on the caller's, beside it (see `cores`). The cores that they may
+
+    use otherwise; none where nothing was done.
+    """
+    asks = core_asks()
+    if asks is None or not 2 <= width <= _MOST_SPREAD or sys.byteorder != "little" or not _placers():
+        return set()
+    allowed = os.sched_getaffinity(0)
+    others = sorted(allowed - {asks()})
+    if len(others) < width - 1 or max(allowed) >= 8 * _SET_BYTES:
+        return set()
+    for place in _placers():
+        for worker in range(width - 1):
+            place(worker, _SET_BYTES, _set_of({others[worker]}))
+    return allowed
+
+
+def _set_of(cores: set[int]) -> Any:
+    """A `cpu_set_t`."""
+    return sum(1 << core for core in cores).to_bytes(_SET_BYTES, "little")

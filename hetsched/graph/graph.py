@@ -8,7 +8,7 @@ construction: a task can only name values that exist. The builder collects every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hetsched.errors import GraphError, HetschedError, did_you_mean
 from hetsched.graph.op import Op, Work
-from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, bound, spec_of
+from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -672,9 +672,4 @@ def _arity(op: Op, n: int) -> str | None:
     return f"takes {least if least == most else f'{least} to {most}'} inputs ({', '.join(op.inputs)}), got {n}"
 
 
-def elements(spec: AnySpec) -> int:
-    """Elements of an array spec at its bounds, 0 of anything else."""
-    return spec.size if isinstance(spec, Spec) else 0
-
-
-__all__ = ["TURN", "UNKNOWN", "Builder", "Bundle", "Callable", "Graph", "Loop", "Task", "Value", "Where", "bound", "elements"]
+__all__ = ["TURN", "UNKNOWN", "Builder", "Bundle", "Graph", "Loop", "Task", "Value", "Where"]

@@ -38,7 +38,6 @@ class Solved(NamedTuple):
     choices: list[int] | None
     starts: list[int] | None
     bound: Bound
-    is_optimal: bool
 
 
 def solver() -> Any:
@@ -64,7 +63,7 @@ def solve(problem: Problem, makespan: float, hint: tuple[list[int], list[float]]
         )
     tick = makespan / TICKS
     if tick <= 0:
-        return Solved(None, None, Bound(0.0, "cp-sat", CpSatWitness(0, 1.0)), True)
+        return Solved(None, None, Bound(0.0, "cp-sat", CpSatWitness(0, 1.0)))
     # Rounded down, the known plan is no longer than this.
     model, starts, able, last = _model(cp_model, problem, tick, TICKS)
     for t, choice in enumerate(hint[0]):
@@ -78,9 +77,9 @@ def solve(problem: Problem, makespan: float, hint: tuple[list[int], list[float]]
     # Less one tick, and by a share: rounding of seconds to ticks and back must not lift the bound.
     bound = Bound(max(proved - 1, 0) * tick * (1 - 1e-9), "cp-sat", CpSatWitness(max(proved - 1, 0), tick))
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return Solved(None, None, bound, False)
+        return Solved(None, None, bound)
     chosen = [next(c for c, literal in row.items() if engine.boolean_value(literal)) for row in able]
-    return Solved(chosen, [engine.value(s) for s in starts], bound, status == cp_model.OPTIMAL)
+    return Solved(chosen, [engine.value(s) for s in starts], bound)
 
 
 def check_solved(problem: Problem, bound: Bound) -> float:

@@ -32,6 +32,7 @@ MOST_EVENTS, KEPT_TURNS = 2000, 8
 # Of its tasks those furthest from the plan, and of its kinds of task as many.
 MOST_TASKS = 2000
 SUFFIX = ".json.gz"
+_STAMP = len("20261231-235959")
 
 
 class Runs:
@@ -43,26 +44,40 @@ class Runs:
     def add(self, record: Mapping[str, Any], now: float | None = None) -> str:
         """Keep a run; returns its id, "" where the folder cannot be written: a run is not lost for that."""
         moment = time.time() if now is None else now
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(moment))
-        name = stamp
-        for n in range(2, 1000):
-            if not (self.folder / f"{name}{SUFFIX}").exists():
-                break
-            name = f"{stamp}-{n}"
+        name = self._take(time.strftime("%Y%m%d-%H%M%S", time.localtime(moment)))
         whole = {"version": 1, "id": name, "at": moment, **record}
         packed = gzip.compress(json.dumps(whole, default=str, separators=(",", ":")).encode(), compresslevel=1, mtime=0)
-        if not write_whole(self.folder / f"{name}{SUFFIX}", packed):
+        if not name or not write_whole(self._path(name), packed):
             return ""
         self.prune()
         return name
 
-    def files(self) -> list[Path]:
-        """The files of all runs, the newest last."""
+    def _take(self, stamp: str) -> str:
+        """A name for a run of that second, held by an empty file: runs of other processes may end in the same one. "" where none can be had."""
         try:
-            found = [(x.stat().st_mtime_ns, x.name, Path(x.path)) for x in os.scandir(self.folder) if x.name.endswith(SUFFIX)]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (stamp, *(f"{stamp}-{n}" for n in range(2, 1000))):
+                with suppress(FileExistsError):
+                    self._path(name).touch(exist_ok=False)
+                    return name
+        except OSError:
+            pass
+        return ""
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{SUFFIX}"
+
+    def files(self) -> list[Path]:
+        """The files of all runs, the newest last; of one moment by their names, of one second by their numbers."""
+        found = []
+        try:
+            for x in os.scandir(self.folder):
+                if x.name.endswith(SUFFIX) and (status := x.stat()).st_size:
+                    stamp, number = x.name[:_STAMP], x.name[_STAMP + 1 :].removesuffix(SUFFIX)
+                    found.append((status.st_mtime_ns, stamp, int(number) if number.isdecimal() else 1, Path(x.path)))
         except OSError:
             return []
-        return [path for _, _, path in sorted(found)]
+        return [path for *_, path in sorted(found)]
 
     def ids(self) -> list[str]:
         """The ids of all runs, the newest last."""
@@ -107,7 +122,7 @@ class Runs:
         return gone
 
     def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / f"{name}{SUFFIX}"
+        path = self._path(name)
         try:
             found = json.loads(gzip.decompress(path.read_bytes()))
             if not isinstance(found, dict) or found.get("version") != 1:

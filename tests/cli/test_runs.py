@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,28 @@ def test_the_number_and_the_bytes_of_kept_runs_are_bounded(tmp_path):
     assert runs.prune(nbytes=size + 1) == 2
     assert runs.ids() == names[4:]
     assert runs.load("last")["n"] == 4
+
+
+def test_runs_that_end_in_the_same_second_are_all_kept(tmp_path):
+    """From several threads at once, as from several processes; and in their order, where the clock of the files tells none."""
+    runs, names = Runs(tmp_path), []
+    ready = threading.Barrier(4)
+
+    def add(number):
+        ready.wait(60)
+        names.extend(runs.add({"n": 10 * number + i}, now=1e9) for i in range(6))
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(names)) == len(names) == 24
+    assert sorted(r["n"] for r in runs.every()) == sorted(10 * a + b for a in range(4) for b in range(6))
+    for path in tmp_path.iterdir():
+        os.utime(path, ns=(1, 1))
+    stamp = runs.ids()[0]
+    assert runs.ids() == [stamp, *(f"{stamp}-{n}" for n in range(2, 25))]
 
 
 def test_a_broken_record_keeps_no_other_from_being_listed(tmp_path):

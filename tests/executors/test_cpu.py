@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from leftovers import running_threads
 from threadpoolctl import threadpool_info
 
 import hetsched as hs
@@ -39,7 +40,7 @@ def meeting(parties: int) -> Body:
     barrier = threading.Barrier(parties)
 
     def body(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=600)
         outs[0][...] = 1
 
     return body
@@ -87,7 +88,7 @@ def test_a_thread_goes_on_with_the_ready_task_of_highest_priority() -> None:
     release = threading.Event()
 
     def blocked(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
-        assert release.wait(20)
+        assert release.wait(60)
         outs[0][...] = 0
 
     def numbered(i: int) -> Op:
@@ -141,7 +142,7 @@ def failing(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
 
 
 def test_a_failed_task_is_named_and_nothing_is_left_running() -> None:
-    threads, interval = threading.active_count(), sys.getswitchinterval()
+    before, interval = running_threads(), sys.getswitchinterval()
     b = Graph.build()
     bad = b.op(op_of(failing), name="bad")
     graph = outputs_of(b, [b.op(op_of(lambda i, o: o[0].fill(1))), b.op(op_of(lambda i, o: o[0].fill(2)), bad)])
@@ -149,7 +150,7 @@ def test_a_failed_task_is_named_and_nothing_is_left_running() -> None:
         hs.run(plain_plan(graph, machine()))
     assert caught.value.task == "bad"
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert threading.active_count() == threads
+    assert running_threads() <= before
     assert sys.getswitchinterval() == interval
 
 
@@ -191,7 +192,7 @@ def test_a_time_limit_ends_the_run_between_steps() -> None:
 
 
 def test_ctrl_c_ends_the_run() -> None:
-    threads = threading.active_count()
+    before = running_threads()
 
     def interrupt(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
         raise KeyboardInterrupt
@@ -200,7 +201,7 @@ def test_ctrl_c_ends_the_run() -> None:
     graph = outputs_of(b, [b.op(op_of(interrupt)), b.op(op_of(lambda i, o: o[0].fill(1)))])
     with pytest.raises(KeyboardInterrupt):
         hs.run(plain_plan(graph, machine()))
-    assert threading.active_count() == threads
+    assert running_threads() <= before
 
 
 def test_progress_reaches_its_total() -> None:
@@ -273,10 +274,10 @@ def test_no_thread_is_left_after_a_thousand_runs() -> None:
     x = b.input("x", (4,))
     b.output(b.op("tensor.add", b.op("tensor.neg", x), b.op("tensor.exp", x)), "y")
     plan = plain_plan(b.freeze(), machine())
-    threads = threading.active_count()
+    before = running_threads()
     for _ in range(1000):
         hs.run(plan, {"x": [0, 0, 0, 0]}, trace=False)
-    assert threading.active_count() == threads
+    assert running_threads() <= before
 
 
 def test_wrong_arguments_say_what_to_do() -> None:

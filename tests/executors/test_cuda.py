@@ -59,7 +59,7 @@ try:
 except hs.DeviceGoneError as error:
     print("gone:", error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert "gone: device 'cuda:0' is gone" in done.stdout, done.stderr
     assert "start it anew" in done.stdout
 

@@ -25,10 +25,11 @@ CPU = Device("cpu", "cpu", lanes=1, languages=("host", "array"), flops_per_secon
 GPU = Device("gpu:0", "emulated", memory="gpu:0", languages=("array",), flops_per_second={"float32": 1e11})
 LINKS = (Link("host", "gpu:0"), Link("gpu:0", "host"))
 HERE = Machine((CPU, GPU), LINKS, (MemoryNode("host"), MemoryNode("gpu:0", 1 << 24)))
+PLENTY = 1e4  # seconds to measure in; what is measured ends by its repeats
 
 
 @pytest.fixture
-def quick(monkeypatch, tmp_path):
+def quick(monkeypatch, tmp_path, quiet):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HETSCHED_LEARN", "1")
     monkeypatch.setattr(measuring, "REPEATS", 2)
@@ -46,7 +47,7 @@ def small_graph():
 
 @pytest.mark.parametrize("device", ["cpu", "gpu:0"])
 def test_every_kind_of_device_is_measured_in_the_same_way(quick, device):
-    found = calibrate(HERE.device(device), HERE, budget=2.0)
+    found = calibrate(HERE.device(device), HERE, budget=PLENTY)
     assert found.launch_seconds > 0
     assert found.flops_per_second["float32"] > 1e6
     assert found.bytes_per_second > 1e6
@@ -100,7 +101,7 @@ def test_a_first_run_measures_what_it_needs_once(quick, monkeypatch):
     monkeypatch.setattr("hetsched.placement.costs.history.CROWDED", 2.0)  # whatever else the machine does
     graph, machine = small_graph(), Machine((CPU,))
     history = History()
-    brought = first_need(graph, machine, [CPU], {}, history)
+    brought = first_need(graph, machine, [CPU], {}, history, PLENTY)
     assert brought["cpu"].dispatch_seconds > 0
     assert not brought["cpu"].whole
     assert load(CPU) == brought["cpu"]
@@ -132,7 +133,7 @@ def test_a_device_that_became_slow_is_measured_again_before_it_is_avoided(tmp_pa
         monkeypatch.setattr(
             "hetsched.needs.measure_cases", lambda device, cases, budget, beside: {i: Measured(seconds, 0.0) for i in range(len(cases))}
         )
-        first_need(graph, machine, [CPU], {}, history)
+        first_need(graph, machine, [CPU], {}, history, PLENTY)
         return history.factors([key])[key]
 
     ran(1.0)

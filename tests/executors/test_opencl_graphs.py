@@ -53,7 +53,7 @@ def test_graphs_spread_over_three_devices_give_the_values_of_a_plain_loop(chunk:
         pytest.skip("only PoCL can be asked for two devices")
     done = subprocess.run(
         [sys.executable, "-c", GRAPHS, str(50 * chunk), str(50 * chunk + 50)],
-        env={**os.environ, "POCL_DEVICES": "pthread pthread"}, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "POCL_DEVICES": "pthread pthread"}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     used, wrong = json.loads(done.stdout.strip().split("\n")[-1])

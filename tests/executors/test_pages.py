@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from hetsched.executors import cores, pages
+from hetsched.executors import cores, pages, process
 from hetsched.executors.cores import Cores
 from hetsched.executors.hands import Door
 from hetsched.executors.memory import ALIGNMENT, HostMemory
@@ -96,10 +96,26 @@ def test_a_thread_that_sleeps_leaves_its_core_to_others(monkeypatch):
 
 
 def test_there_is_nothing_to_spread_where_one_thread_works_or_more_than_there_are_cores(monkeypatch):
-    monkeypatch.setattr(cores, "_asks", lambda: lambda: 0)
+    monkeypatch.setattr(cores, "asks", lambda: lambda: 0)
     monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     assert Cores.of(1) is None
     assert Cores.of(2) is not None
     assert Cores.of(3) is None
-    monkeypatch.setattr(cores, "_asks", lambda: None)
+    monkeypatch.setattr(cores, "asks", lambda: None)
     assert Cores.of(2) is None
+
+
+def test_the_threads_of_a_wide_product_wake_up_elsewhere_and_are_free_again(monkeypatch):
+    told = []
+    monkeypatch.setattr(process, "_placers", lambda: (lambda *what: told.append(what) or 0,))
+    monkeypatch.setattr(process, "core_asks", lambda: lambda: 2)
+    monkeypatch.setattr(process.os, "sched_getaffinity", lambda pid: {0, 2, 9}, raising=False)
+    monkeypatch.setattr(process, "_libraries", lambda: ())
+    with process.wide(3):
+        assert [(worker, int.from_bytes(cores, "little")) for worker, _, cores in told] == [(0, 1 << 0), (1, 1 << 9)]
+        told.clear()
+    assert [(worker, int.from_bytes(cores, "little")) for worker, _, cores in told] == [(w, 1 | 1 << 2 | 1 << 9) for w in (0, 1)]
+    told.clear()
+    with process.wide(4):  # more than there are cores
+        pass
+    assert not told

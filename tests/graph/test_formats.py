@@ -122,7 +122,7 @@ def test_a_zip_bomb_is_refused_by_what_its_directory_claims(tmp_path):
     assert "it claims 2147483648 bytes" in formats.npz_members(path).refused["x"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_flipped_bytes_give_the_array_or_a_file_error(tmp_path_factory, data):
     stream = io.BytesIO()

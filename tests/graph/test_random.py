@@ -70,7 +70,7 @@ def test_the_reference_is_philox4x64_10():
     )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(-(2**64), 2**65), key=st.text(max_size=20), turn=st.integers(-(2**63), 2**63 - 1))
 def test_words_are_the_documented_ones(seed, key, turn):
     assert bits(seed, key, turn).random_raw(9).tolist() == [word(seed, key, turn, i) for i in range(9)]

@@ -27,7 +27,7 @@ WORDS = [
     "data.csv", "data.batch",
     "../x", "/etc/passwd", "é", "\u2028", "\x00", "adam", "adm", "softmax", "same",
 ]  # fmt: skip
-MILD = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+MILD = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def is_sound(path: Path) -> None:

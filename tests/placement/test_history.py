@@ -283,5 +283,5 @@ for i in range(20):
 assert history.warning == "", history.warning
 """
     running = [subprocess.Popen([sys.executable, "-c", code, str(i)]) for i in range(3)]
-    assert [p.wait(100) for p in running] == [0, 0, 0]
+    assert [p.wait(600) for p in running] == [0, 0, 0]
     assert len(history.known(["cpu|1"])) == 60

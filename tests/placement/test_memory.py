@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hetsched.check import check, problems
@@ -241,7 +241,6 @@ def test_reuse_edges_keep_live_bytes_whatever_things_take():
     assert broken_without > 0, "the edges are there for a reason"
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 8), st.integers(0, 300)), max_size=40), st.booleans())
 def test_blocks_alive_at_the_same_time_share_no_bytes(rows, tight):
     rows = sorted(rows)

@@ -161,6 +161,7 @@ def compiler(monkeypatch, tmp_path):
 def fresh(monkeypatch, cache, compiler=None):
     """As in a new process with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(native, "_MOST_SECONDS", 600.0)
     if compiler is not None:
         monkeypatch.setenv("CC", compiler)
     for name in ("library", "_file"):

@@ -124,7 +124,7 @@ def test_machines_are_valid_and_differ() -> None:
     assert all(node.nbytes is None for seed in range(20) for node in random_machine(seed, memory_limits=False).memories)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
 @given(graphs(tasks=6), machines())
 def test_strategies_draw_graphs_and_machines(drawn: tuple[Graph, dict[str, Any]], machine: Machine) -> None:
     graph, inputs = drawn

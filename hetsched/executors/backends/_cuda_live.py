@@ -483,7 +483,7 @@ class LiveDevice:
 
     def renew(self, tries: int = 20) -> None:
         """Take a new anchor: of up to `tries` events on a stream of its own, the one between whose recording and whose end least time passed."""
-        least = math.inf
+        least, anchor = math.inf, self._anchor  # told when it is known: other threads read the clock meanwhile
         try:
             with self.device:
                 while tries > 0 and least > _CLOCK_WINDOW_SECONDS:
@@ -494,10 +494,10 @@ class LiveDevice:
                     event.synchronize()
                     after = perf_counter()
                     if after - before < least:
-                        least, self._anchor = after - before, (event, (before + after) / 2)
+                        least, anchor = after - before, (event, (before + after) / 2)
         except Exception as error:
             raise self.refusal("its clock cannot be read", error) from error
-        self._anchor_taken = perf_counter()
+        self._anchor, self._anchor_taken = anchor, perf_counter()
 
     # Errors ---------------------------------------------------------------------------------------------------------------------
 

@@ -179,6 +179,7 @@ class Stream:
         self.has_fp64 = live.has_fp64
         self.queue = cl.CommandQueue(live.context, live.device, cl.command_queue_properties.PROFILING_ENABLE)
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._mine: dict[tuple[str, str, tuple[Any, ...]], Any] = {}  # the same with the types of their arguments, to be given back
         self._launches: dict[tuple[int, int, int], _Launch] = {}
         self._segments: dict[int, _Segment] = {}
         self._tape: list[Callable[..., Any]] | None = None
@@ -420,8 +421,9 @@ class Stream:
         self._held.clear()
         self._staged.clear()
         self._waits.clear()
-        self.live.programs.give(self._kernels)
+        self.live.programs.give(self._mine)
         self._kernels.clear()
+        self._mine.clear()
         self._launches.clear()
         self._segments.clear()
         self._first = self._last = self._recorded = None
@@ -444,14 +446,15 @@ class Stream:
             local_size = _local_size(global_size)
         if self._tape is not None:
             self._end_chain()
-            own = self._kernel(source, function, args)
+            own = self._new_kernel(source, function, _types(function, args), args)
             own.set_args(*flat)
             self._taped(f"kernel {function!r}", partial(cl.enqueue_nd_range_kernel, self.queue, own, global_size, local_size))
             return
         kernel = self._kernels.get((source, function))
         if kernel is None:
-            kernel = self.live.programs.take(source, function) or self._kernel(source, function, args)
-            self._kernels[source, function] = kernel
+            types = _types(function, args)
+            kernel = self.live.programs.take(source, function, types) or self._new_kernel(source, function, types, args)
+            self._kernels[source, function] = self._mine[source, function, types] = kernel
         waits = self._waits
         try:
             event = kernel(self.queue, global_size, local_size, *flat, wait_for=waits or None)
@@ -507,21 +510,13 @@ class Stream:
             return DeviceGoneError(self.live.name, f"device {self.live.name!r} is gone: {text}")
         return MemoryError(text) if code in _OUT_OF_MEMORY else DeviceError(text)
 
-    def _kernel(self, source: str, function: str, args: Sequence[Any]) -> Any:
+    def _new_kernel(self, source: str, function: str, types: tuple[Any, ...], args: Sequence[Any]) -> Any:
         kernel = self.live.programs.kernel(source, function)
-        types: list[Any] = []
-        for x in args:
-            if type(x) is DeviceArray:
-                types += (None, np.int64)
-            elif isinstance(x, np.generic) and x.dtype.kind in "iuf":
-                types.append(x.dtype)
-            else:
-                raise DeviceError(f"kernel {function!r}: an argument must be an array of the device or a NumPy number, got {x!r}")
         if len(types) != kernel.num_args:
             raise DeviceError(
                 f"kernel {function!r} has {kernel.num_args} parameters and got {len(types)} (an array counts as two) from {_shown(args)}"
             )
-        kernel.set_scalar_arg_dtypes(types)
+        kernel.set_scalar_arg_dtypes(list(types))
         return kernel
 
     def _taped(self, what: str, enqueue: Callable[..., Any]) -> None:
@@ -633,7 +628,7 @@ class LiveDevice:
 
     def renew(self, tries: int = 20) -> None:
         """Take the clock's offset: of up to `tries` markers, the one whose enqueueing took least; the device's stamp lies within it."""
-        least = math.inf
+        least, offset = math.inf, self.clock_offset  # told when it is known: other threads read the clock meanwhile
         while tries > 0 and least > _CLOCK_WINDOW_NS:
             tries -= 1
             before = perf_counter_ns()
@@ -642,8 +637,8 @@ class LiveDevice:
             event.wait()
             if after - before < least:
                 least = after - before
-                self.clock_offset = ((before + after) / 2 - _stamp(event, _QUEUED)) * 1e-9
-        self._clock_taken = perf_counter()
+                offset = ((before + after) / 2 - _stamp(event, _QUEUED)) * 1e-9
+        self.clock_offset, self._clock_taken = offset, perf_counter()
 
     def lose(self) -> None:
         """As if the device had been unplugged: from now on all work ends with `DeviceGoneError`. For tests of what happens then."""
@@ -688,6 +683,19 @@ def _local_size(global_size: tuple[int, ...]) -> tuple[int, ...]:
 
 def _cause(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _types(function: str, args: Sequence[Any]) -> tuple[Any, ...]:
+    """The types of a kernel's parameters, None for memory."""
+    types: list[Any] = []
+    for x in args:
+        if type(x) is DeviceArray:
+            types += (None, np.dtype(np.int64))
+        elif isinstance(x, np.generic) and x.dtype.kind in "iuf":
+            types.append(x.dtype)
+        else:
+            raise DeviceError(f"kernel {function!r}: an argument must be an array of the device or a NumPy number, got {x!r}")
+    return tuple(types)
 
 
 def _shown(args: Sequence[Any]) -> str:

@@ -59,7 +59,7 @@ class Programs:
         self.built = 0
         self.loaded = 0
         self._programs: dict[str, Any] = {}
-        self._spare: dict[tuple[str, str], list[Any]] = {}
+        self._spare: dict[tuple[str, str, tuple[Any, ...]], list[Any]] = {}
         self._lock = threading.Lock()
 
     def get(self, source: str) -> Any:
@@ -78,16 +78,16 @@ class Programs:
         self._programs.clear()
         self._spare.clear()
 
-    def take(self, source: str, function: str) -> Any:
-        """A kernel object that was given back, or None. Making one, with the types of its arguments, takes PyOpenCL half a millisecond."""
-        spare = self._spare.get((source, function))
+    def take(self, source: str, function: str, types: tuple[Any, ...]) -> Any:
+        """A kernel object for arguments of these types that was given back, or None. Making one takes PyOpenCL half a millisecond."""
+        spare = self._spare.get((source, function, types))
         try:
             return spare.pop() if spare else None
         except IndexError:  # another thread was quicker
             return None
 
-    def give(self, kernels: Mapping[tuple[str, str], Any]) -> None:
-        """Take kernel objects back, by source and function, that whoever drove a queue needs no more. (They hold no memory that they were given.)"""
+    def give(self, kernels: Mapping[tuple[str, str, tuple[Any, ...]], Any]) -> None:
+        """Take kernel objects back that whoever drove a queue needs no more. (They hold no memory that they were given.)"""
         for key, kernel in kernels.items():
             if key[0] in self._programs:
                 self._spare.setdefault(key, []).append(kernel)
@@ -118,8 +118,11 @@ class Programs:
         try:
             program = cl._cl._Program(self.context, [self.device], [binary])
             _compile(program, self.device)
+            names = program.get_info(cl.program_info.KERNEL_NAMES)
         except cl.Error:
             return None  # a driver may refuse what an equally named one has written
+        if not names:  # or take it, and find nothing in it
+            return None
         self.loaded += 1
         return program
 

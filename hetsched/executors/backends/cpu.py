@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from hetsched.executors.backends import Found
+from hetsched.executors.backends._common import kept_speeds
 from hetsched.executors.memory import HostMemory
 from hetsched.executors.process import tuned
-from hetsched.folders import cache_folder
+from hetsched.folders import cache_folder, write_whole
 from hetsched.graph.ops import find as find_op
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, MemoryNode, Resource
 
 IO_LANES = 4
+_NEEDED = ("float32", "float64", "bytes", "launch", "crossing")
 
 
 def cores() -> int:
@@ -157,20 +159,10 @@ def _mark() -> str:
 
 def _speeds() -> dict[str, float]:
     path = _cache()
-    try:
-        found = json.loads(path.read_text())
-        if all(isinstance(found[k], float) and found[k] > 0 for k in ("float32", "float64", "bytes", "launch", "crossing")):
-            return {k: float(v) for k, v in found.items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    speeds = measure()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(speeds))
-        os.replace(partial, path)
-    except OSError:
-        pass  # a cache that cannot be written costs the next run a tenth of a second
+    speeds = kept_speeds(path, _NEEDED)
+    if speeds is None:
+        speeds = measure()
+        write_whole(path, json.dumps(speeds).encode())
     return speeds
 
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import threading
-from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
+from hetsched.executors.backends._common import kept_speeds, least_seconds
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode
 
@@ -167,14 +165,10 @@ def _cache(i: int, properties: Any) -> Path:
 
 def _speeds(i: int, properties: Any) -> dict[str, float]:
     path = _cache(i, properties)
-    try:
-        known = json.loads(path.read_text())
-        if all(isinstance(known[k], float) and known[k] > 0 for k in _NEEDED):
-            return {k: float(known[k]) for k in _NEEDED}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    speeds = measure(i)
-    write_whole(path, json.dumps(speeds).encode())
+    speeds = kept_speeds(path, _NEEDED)
+    if speeds is None:
+        speeds = measure(i)
+        write_whole(path, json.dumps(speeds).encode())
     return speeds
 
 
@@ -193,22 +187,22 @@ def measure(i: int, n: int = 1024, nbytes: int = 32 << 20) -> dict[str, float]:
             a, b, c = (live.array(k * nbytes, (n, n), dtype) for k in range(3))
             for x in (a, b):
                 stream.launch(_ones, [], [x], None, {})
-            out[np.dtype(dtype).name] = 2 * n**3 / _best(partial(stream.launch, _product, [a, b], [c], None, {}), stream, 10)
+            out[np.dtype(dtype).name] = 2 * n**3 / least_seconds(partial(stream.launch, _product, [a, b], [c], None, {}), stream, 10)
         src, dst = live.array(0, (nbytes,), np.uint8), live.array(nbytes, (nbytes,), np.uint8)
-        out["bytes"] = 2 * nbytes / _best(partial(stream.copy, src, dst), stream, 5)
+        out["bytes"] = 2 * nbytes / least_seconds(partial(stream.copy, src, dst), stream, 5)
         small, few, many = live.array(0, (16,), np.float32), np.ones(16, np.float32), np.ones(nbytes, np.uint8)
         for name, short, long in (
             ("up", partial(stream.upload, few, small), partial(stream.upload, many, src)),
             ("down", partial(stream.download, small, few), partial(stream.download, src, many)),
         ):
-            out[f"{name}_latency"] = _best(short, stream, 20)
-            out[f"{name}_bytes"] = nbytes / max(_best(long, stream, 3) - out[f"{name}_latency"], 1e-9)
+            out[f"{name}_latency"] = least_seconds(short, stream, 20)
+            out[f"{name}_bytes"] = nbytes / max(least_seconds(long, stream, 3) - out[f"{name}_latency"], 1e-9)
 
         def launches() -> None:
             for _ in range(100):
                 stream.launch(_negative, [small], [small], None, {})
 
-        out["launch"] = _best(launches, stream, 3) / 100
+        out["launch"] = least_seconds(launches, stream, 3) / 100
         return out
     finally:
         live.close()
@@ -225,15 +219,3 @@ def _product(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any
 
 def _negative(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
     xp.negative(inputs[0], out=outputs[0])
-
-
-def _best(action: Callable[[], object], stream: Any, times: int) -> float:
-    action()
-    stream.record().wait()
-    best = math.inf
-    for _ in range(times):
-        start = perf_counter()
-        action()
-        stream.record().wait()
-        best = min(best, perf_counter() - start)
-    return max(best, 1e-9)

@@ -13,20 +13,21 @@ import atexit
 import gc
 import hashlib
 import json
-import math
 import os
 import threading
 import time
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
-from time import perf_counter
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
+from hetsched.executors.backends._common import kept_speeds, least_seconds
 from hetsched.executors.backends.cpu import cores
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
@@ -275,23 +276,27 @@ def _speeds(device: Any) -> dict[str, float] | str:
 
     mark = f"{describe(device)}\n{device.max_compute_units}\n{cores()}\n{_MARK}"
     path = cache_folder() / f"opencl-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
-    try:
-        known = json.loads(path.read_text())
-        if isinstance(known, dict) and isinstance(known.get("error"), str) and time.time() - float(known["when"]) < _KEPT_SECONDS:
-            return str(known["error"])
-        if all(isinstance(known[k], float) and known[k] > 0 for k in _NEEDED):
-            return {k: float(v) for k, v in known.items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    known = kept_speeds(path, _NEEDED) or _kept_refusal(path)
+    if known is not None:
+        return known
     try:
         speeds = measure(device)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, DeviceError):  # a compiler that does not work will not in an hour; other things may pass
+        if isinstance(error, DeviceError) and error.complaints is not None:  # a compiler that does not work will not in an hour; the rest may pass
             write_whole(path, json.dumps({"error": reason, "when": time.time()}).encode())
         return reason
     write_whole(path, json.dumps(speeds).encode())
     return speeds
+
+
+def _kept_refusal(path: Path) -> str | None:
+    """Why a device was found not to work, not long ago."""
+    try:
+        known = json.loads(path.read_text())
+        return str(known["error"]) if time.time() - float(known["when"]) < _KEPT_SECONDS else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def measure(device: Any) -> dict[str, float]:
@@ -307,13 +312,15 @@ def measure(device: Any) -> dict[str, float]:
         src, dst = live.array(0, (nbytes,), np.uint8), live.array(nbytes, (nbytes,), np.uint8)
         stream.fill(src, 1)
         stream.fill(dst, 2)
-        out["bytes"] = 2 * nbytes / _best(lambda: stream.copy(src, dst), stream, 3)
+        out["bytes"] = 2 * nbytes / least_seconds(lambda: stream.copy(src, dst), stream, 3)
         small = live.array(0, (16,), np.uint8)
         host, large = np.ones(16, np.uint8), np.ones(nbytes, np.uint8)
-        for name, action in (("up", lambda a, h: stream.upload(h, a)), ("down", lambda a, h: stream.download(a, h))):
-            out[f"{name}_latency"] = _best(lambda action=action: action(small, host), stream, 20)
-            seconds = _best(lambda action=action: action(src, large), stream, 3)
-            out[f"{name}_bytes"] = nbytes / max(seconds - out[f"{name}_latency"], 1e-9)
+        for name, short, long in (
+            ("up", partial(stream.upload, host, small), partial(stream.upload, large, src)),
+            ("down", partial(stream.download, small, host), partial(stream.download, src, large)),
+        ):
+            out[f"{name}_latency"] = least_seconds(short, stream, 20)
+            out[f"{name}_bytes"] = nbytes / max(least_seconds(long, stream, 3) - out[f"{name}_latency"], 1e-9)
         out["launch"] = _launch(stream, live)
         return out
     finally:
@@ -327,7 +334,7 @@ def _flops(stream: Any, live: Any, dtype: str, c_name: str) -> float:
     turns, seconds = 64, 0.0
     while seconds < 2e-3 and turns < 1 << 24:  # enough turns for the clock
         turns *= 4
-        seconds = _best(lambda turns=turns: stream.run(source, "peak", (items,), y, np.int32(turns), local_size=(64,)), stream, 2)
+        seconds = least_seconds(partial(stream.run, source, "peak", (items,), y, np.int32(turns), local_size=(64,)), stream, 2)
     return 4 * 2 * _WIDTHS[c_name] * items * turns / seconds
 
 
@@ -339,16 +346,4 @@ def _launch(stream: Any, live: Any, times: int = 200) -> float:
         for _ in range(times):
             stream.run(source, "peak", (64,), y, np.int32(0), local_size=(64,))
 
-    return _best(many, stream, 3) / times
-
-
-def _best(action: Any, stream: Any, times: int) -> float:
-    action()
-    stream.record().wait()
-    best = math.inf
-    for _ in range(times):
-        start = perf_counter()
-        action()
-        stream.record().wait()
-        best = min(best, perf_counter() - start)
-    return max(best, 1e-9)
+    return least_seconds(many, stream, 3) / times

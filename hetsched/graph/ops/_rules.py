@@ -93,11 +93,6 @@ def want_number(spec: Spec, name: str) -> None:
     want_kind(spec, name, "fiu", "of a numeric dtype")
 
 
-def want_index(spec: Spec, name: str) -> None:
-    """An error unless `spec` is of an integer dtype."""
-    want_kind(spec, name, "iu", "of an integer dtype")
-
-
 def want_ndim(spec: Spec, name: str, least: int, most: int | None = None) -> None:
     """An error unless `spec` has from `least` to `most` axes."""
     if spec.ndim < least or (most is not None and spec.ndim > most):
