@@ -57,4 +57,4 @@ def _stated(measured, stated):
 @pytest.fixture
 def quiet(monkeypatch):
     """What else the machine does at the time spoils no measurement, so that what is learned does not depend on it."""
-    monkeypatch.setattr("hetsched.costing.Crowding", lambda: nullcontext(SimpleNamespace(share=0.0)))
+    monkeypatch.setattr("hetsched.needs.Crowding", lambda: nullcontext(SimpleNamespace(share=0.0)))

@@ -28,7 +28,7 @@ STAY_SHARE, STAY_STEPS = 1 / 8, 32
 # A plan is written anew where its makespan changes by more than this share of it.
 LEAST_CHANGE = 0.01
 # Larger graphs keep the times that were booked: this takes some 5 us a task.
-MOST_TASKS = 20_000
+MOST_TASKS = 5_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,9 @@ class _Run:
         self.handover = handover_of(problem.costs, self.machine)
         on = list(self._lanes_used(draft, rows))
         self.way = way_of(self.machine, on, bool(problem.loops))
+        owners = [*(d.id for d in self.machine.devices), *(x.id for x in self.machine.links)]
+        self.next = {owner: self.handover.next(self.way, owner) for owner in owners}
+        self.handed = {(owner, is_from): self.handover.handed(self.way, owner, is_from) for owner in owners for is_from in (False, True)}
         threads = self._threads(on)
         self.idle: list[list[int]] = [[] for _ in problem.pools]
         self.busy = [0] * len(problem.pools)
@@ -266,7 +269,7 @@ class _Run:
             heappush(heap, (self.rank[best], best))
             return
         is_joined = self.near[ended] == [best] and self.preds[best] == 1  # executors make one step of the two
-        self._begin(best, now + (0.0 if is_joined else self.handover.next(self.way, self.owner[best])), self.idle[own].pop())
+        self._begin(best, now + (0.0 if is_joined else self.next[self.owner[best]]), self.idle[own].pop())
 
     def _fits(self, step: int) -> bool:
         return not self.left or all(amount <= left * (1 + 1e-9) for amount, left in zip(self.uses_of[step], self.left, strict=True))
@@ -303,7 +306,7 @@ class _Run:
                 if self.idle[pool] and self._fits(step):
                     heappop(heap)
                     # A thread that has just come asks for work itself; others sleep, and are woken.
-                    wakes = self.handover.handed(self.way, self.owner[step], is_from_stream) if ended >= 0 else 0.0
+                    wakes = self.handed[self.owner[step], is_from_stream] if ended >= 0 else 0.0
                     self._begin(step, now + wakes, self.idle[pool].pop())
                 else:
                     break
@@ -320,7 +323,7 @@ class _Run:
                 self.closed[other] = step
         if all(self.closed[other] == step and not self.busy[other] for other in pools) and self._fits(step):
             self.began.add(step)
-            self._begin(step, now + self.handover.next(self.way, self.problem.device_ids[self.problem.pools[pool].device]))
+            self._begin(step, now + self.next[self.problem.device_ids[self.problem.pools[pool].device]])
 
     def _to_stream(self, step: int, ended: int, is_from_stream: bool) -> float:
         queue, owner = self.queue.get(step), self.owner[step]
@@ -330,4 +333,4 @@ class _Run:
         self.began.add(queue)
         if is_first:
             return self.handover.stream(owner)
-        return self.handover.next(self.way, owner) if self.queue.get(ended) == queue else self.handover.handed(self.way, owner, is_from_stream)
+        return self.next[owner] if self.queue.get(ended) == queue else self.handed[owner, is_from_stream]
