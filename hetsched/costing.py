@@ -16,7 +16,7 @@ from hetsched.dispatching import dispatching
 from hetsched.executors.measuring import calibrate, work_together
 from hetsched.graph.graph import Graph
 from hetsched.machine import Device, Machine
-from hetsched.machine.calibration import Calibration, complaints, load, save
+from hetsched.machine.calibration import Calibration, complaints, load, place, save
 from hetsched.needs import FIRST_SECONDS, first_need, loops_of
 from hetsched.placement.costs.handover import handovers
 from hetsched.placement.costs.history import Drift, History, Lesson
@@ -104,7 +104,8 @@ def calibrate_device(
         if other.id != device.id and other.fingerprint:
             together[other.id] = work_together(device, other)[0]
     found = replace(found, together=together, took_seconds=perf_counter() - begun, **dispatch)
-    save(device, found)
+    is_kept = save(device, found)
     if may_learn():
         History().forget(device_key(device))
-    return found, [*found.notes, *complaints(found, before)]
+    lost = [] if is_kept else [f"{place(device)} cannot be written: what was measured is lost; set XDG_CACHE_HOME to a folder of yours"]
+    return found, [*found.notes, *complaints(found, before), *lost]

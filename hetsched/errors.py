@@ -88,6 +88,9 @@ class TaskError(HetschedError):
         self.task = task
         super().__init__(message)
 
+    def __reduce__(self) -> tuple[type[TaskError], tuple[str, str]]:
+        return type(self), (self.task, str(self))
+
 
 class DeviceGoneError(HetschedError):
     """A device does not answer any more: unplugged, reset, or after an error that it cannot recover from. `device` is its id."""
@@ -97,6 +100,9 @@ class DeviceGoneError(HetschedError):
     def __init__(self, device: str, message: str) -> None:
         self.device = device
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[DeviceGoneError], tuple[str, str]]:
+        return type(self), (self.device, str(self))
 
 
 class PlanError(HetschedError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -96,7 +97,7 @@ def run(
     executor: `auto` (threads, and the devices that the plan names), `cpu` (threads alone), or `simulated` (virtual clock, any machine, values by
     NumPy). trace: False records nothing.
     timeout: seconds; checked between steps, `RunTimeoutError`. keep_going: a task that fails stops only what needs it (see `Result.failed`).
-    progress: called with (launches done, launches in all, task name), from the threads of the run.
+    progress: called with (launches and copies done, how many there are in all, the task, or `copy of` a value), from the threads of the run.
     learn: the costs learn from the trace when the run is over (of a plan run again and again, in 1 % of the time at most); False, or
     `HETSCHED_LEARN=0` in the environment: nothing is learned, and a graph is planned without what runs have taught.
     energy: measure what the run draws, where the machine has meters for it (`Result.energy`); costs some 0.1 ms.
@@ -119,6 +120,7 @@ def run(
         given = check_inputs(what.graph, inputs or {})
     else:
         raise CommandLineError(f"run() takes a plan or a graph, got {type(what).__name__}; finish a builder with freeze()")
+    timeout = checked_timeout(timeout)
     replanner = None if keep_going or not replan else _replanner(what, replan, only, memory, costs)
     if executor == "simulated":
         from hetsched.executors import simulated
@@ -136,6 +138,15 @@ def run(
     if taught is not None:
         taught.run(result)
     return result
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """A limit in seconds as runs take it: None where it is longer than any wait can be. `CommandLineError` for what is no duration."""
+    if timeout is None:
+        return None
+    if not timeout > 0:
+        raise CommandLineError(f"timeout must be more than 0 seconds (None: no limit), got {timeout!r}")
+    return timeout if timeout < threading.TIMEOUT_MAX / 2 else None
 
 
 def _measured(run_plan: Callable[..., Result], plan: Timeline, inputs: Mapping[int, Any], energy: bool, **how: Any) -> Result:
@@ -227,7 +238,12 @@ def _borrow(given: Any, spec: AnySpec) -> tuple[Any, str | None]:
         return given, None if hasattr(given, "__len__") else f"wants {spec!r}, got {type(given).__name__}; give a list or an array"
     if not isinstance(spec, (Spec, SequenceSpec)):
         return given, None
-    array = _on_host(given, spec if isinstance(spec, Spec) else None)
+    try:
+        array = _on_host(given, spec if isinstance(spec, Spec) else None)
+    except (TypeError, ValueError, BufferError, RuntimeError) as error:
+        return None, f"wants {spec!r}, got {type(given).__name__}, of which no array can be made: {error}"
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if isinstance(spec, Spec):
         seen = spec_of(array)
         fits = seen.ndim == spec.ndim and all(n <= d.n if isinstance(d, UpTo) else n == d for n, d in zip(array.shape, spec.shape, strict=True))

@@ -19,7 +19,7 @@ from hetsched.graph.spec import Spec
 from hetsched.machine import Machine
 from hetsched.placement.costs import CostModel
 from hetsched.placement.costs.objective import ObjectiveLike
-from hetsched.run import check_inputs, plan
+from hetsched.run import check_inputs, checked_timeout, plan
 from hetsched.timeline import Timeline
 
 
@@ -159,7 +159,7 @@ class Session:
             raise CommandLineError(f"compile() takes a graph or a plan, got {type(what).__name__}; finish a builder with freeze()")
         elif what.measured:
             raise CommandLineError("this timeline is a trace of what has run; compile a plan (hetsched.plan) or a graph")
-        compiled = Compiled(what, buffers, trace, timeout)
+        compiled = Compiled(what, buffers, trace, checked_timeout(timeout))
         with self._lock:
             if self._closed:
                 raise CommandLineError("this session is closed; open another one")

@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 
-# Before anything of hetsched is imported, and for the processes that tests start. Beside pytest's own cache: what was built once is not built again.
+# Before anything of hetsched is imported, and for the processes that tests start: what the user has set is for the user's own runs.
+for _name in [*(name for name in os.environ if name.startswith("HETSCHED_") and name != "HETSCHED_REQUIRE_OPENCL"), "POCL_DEVICES"]:
+    os.environ.pop(_name, None)
+# Beside pytest's own cache: what was built once is not built again.
 _KEPT = Path(__file__).resolve().parents[1] / ".pytest_cache" / "hetsched"
 os.environ["XDG_CACHE_HOME"] = str(_KEPT / "cache")
 os.environ["XDG_STATE_HOME"] = str(_KEPT / "state")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -45,7 +46,7 @@ class Sheet:
         # Body inputs that are the same at every turn; what is copied of them once serves all turns.
         varying = {*loop.sequences, *(a for a, _ in loop.carried), loop.turn} if loop else set()
         self.constant = {v for name, v in graph.inputs.items() if name not in varying} | set(graph.constants)
-        self.every = {graph.task_index[name]: k for name, k in loop.every.items() if name in graph.task_index} if loop else {}
+        self.every: Mapping[int, int] = loop.seldom if loop else {}
 
     def say(self, rule: str, key: object, text: str) -> None:
         """Note that `rule` is broken. Only the first of equal (rule, key) is kept: what is wrong at one turn is wrong at all."""

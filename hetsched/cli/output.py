@@ -12,6 +12,8 @@ from typing import Any
 
 # Plain progress is told at most this often over the whole run.
 PLAIN_LINES = 10
+# ... and from so many seconds on: what is over by then needs no telling.
+PLAIN_SECONDS = 1.0
 # A bar is drawn anew no sooner than this.
 BAR_SECONDS = 0.05
 
@@ -53,9 +55,10 @@ def is_ascii_only() -> bool:
 
 
 class Progress:
-    """Tells how far a run is, on standard error: a bar on a terminal, a plain line every tenth elsewhere, nothing where `quiet`.
+    """Tells how far a run is, on standard error: a bar on a terminal, elsewhere a plain line every tenth of a run of more than a second and one at
+    its end, nothing where `quiet`.
 
-    Called with (launches done, launches in all, task name), from any thread; most calls return at once, for a run may have a million launches.
+    Called with (launches and copies done, how many in all, a name), from any thread; most calls return at once, for a run may have a million.
     Use it as a context manager: the bar is taken down at the end.
     """
 
@@ -66,6 +69,7 @@ class Progress:
         self._line: Any = None
         self._told = 0
         self._again = 0.0
+        self._plain_from = perf_counter() + PLAIN_SECONDS
         self._lock = threading.Lock()
 
     def __call__(self, done: int, total: int, task: str) -> None:
@@ -81,13 +85,13 @@ class Progress:
             with self._lock:
                 self._again = perf_counter() + BAR_SECONDS
                 self._draw(done, total, task)
-        elif not self._quiet and PLAIN_LINES * done // max(total, 1) > self._told:
+        elif not self._quiet and PLAIN_LINES * done // max(total, 1) > self._told and (done >= total or perf_counter() > self._plain_from):
             with self._lock:
                 tenth = PLAIN_LINES * done // max(total, 1)
                 if tenth <= self._told:
                     return
                 self._told = tenth
-                print(f"{100 * done // total:3} %  {done} of {total} launches, {task}", file=sys.stderr, flush=True)
+                print(f"{100 * done // total:3} %  {done} of {total} launches and copies, {task}", file=sys.stderr, flush=True)
 
     def _draw(self, done: int, total: int, task: str) -> None:
         if self._bar is None:

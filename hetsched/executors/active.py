@@ -10,7 +10,7 @@ from hetsched.executors.program import Step, is_chain
 from hetsched.executors.tracing import Note, Noted
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
-from hetsched.timeline import Launch, Timeline
+from hetsched.timeline import Copy, Launch, Timeline
 
 
 class Driver(Protocol):
@@ -119,7 +119,9 @@ def is_loop(plan: Timeline, step: Step) -> bool:
     return isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop)
 
 
-def task_of(plan: Timeline, step: Step) -> int:
-    """The last task of a step, by which progress names it; 0 for a copy."""
+def name_of(plan: Timeline, step: Step) -> str:
+    """What progress calls a step: its last task, or `copy of` the value that it copies last."""
     command = plan.spans[step.spans[-1]].command
-    return command.task if isinstance(command, Launch) else 0
+    if isinstance(command, Launch):
+        return plan.graph.task_names[command.task]
+    return f"copy of {plan.graph.value_names[command.value]}" if isinstance(command, Copy) else ""

@@ -20,7 +20,7 @@ import numpy as np
 
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors import once, relay, rounds
-from hetsched.executors.active import Active, Driver, Item, task_of, width_of
+from hetsched.executors.active import Active, Driver, Item, name_of, width_of
 from hetsched.executors.cores import LONG_SECONDS, Cores
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
@@ -427,7 +427,7 @@ class Crew:
         notes: list[Note] = []
         busy, told, priority = 0.0, 0.0, item.priority
         looked, counted, busy_counted = perf_counter() - zero, turn, 0.0
-        name = active.frame.graph.task_names[task_of(active.frame.plan, step)]
+        name = name_of(active.frame.plan, step)
         timed = TIMED_TURNS if self.trace and len(step.spans) > 1 else ()
         while True:
             marks = None
@@ -505,7 +505,7 @@ class Crew:
             self.done += len(step.spans)
             report = (self.done, self.total) if self.progress is not None else None
         if report is not None and self.progress is not None:
-            self.progress(*report, active.frame.graph.task_names[task_of(active.frame.plan, step)])
+            self.progress(*report, name_of(active.frame.plan, step))
         if self.replanner is not None:
             self.look()
         if ended and active.around is not None:

@@ -260,8 +260,7 @@ def _links(bench: Bench, machine: Machine, device: Device) -> dict[str, LinkFigu
     other = bench.live.array(stride_of(n) + 64, (n,), np.uint8)
     back = bench.live.stream("copy")
     few, many, more = np.ones(16, np.uint8), np.ones(n, np.uint8), np.ones(n, np.uint8)
-    pin = getattr(bench.live, "pinned", None)
-    pinned = pin((n,), np.uint8) if callable(pin) else None  # a pool for staging is the device's own
+    pinned = bench.live.pinned_array(n) if hasattr(bench.live, "pinned_array") else None
     out: dict[str, LinkFigures] = {}
     for way in ("up", "down"):
 
@@ -270,6 +269,9 @@ def _links(bench: Bench, machine: Machine, device: Device) -> dict[str, LinkFigu
                 bench.stream.upload(host, there)
             else:
                 bench.stream.download(there, host)
+
+        def locked_copy(way: str = way) -> None:
+            (bench.stream.upload_pinned(pinned, large) if way == "up" else bench.stream.download_pinned(large, pinned))
 
         def both(way: str = way) -> None:
             copy(many, large, way)
@@ -281,7 +283,7 @@ def _links(bench: Bench, machine: Machine, device: Device) -> dict[str, LinkFigu
 
         latency = bench.timed(lambda: copy(few, small), 0.1, batch=0.0).seconds
         rate = n / max(bench.timed(lambda: copy(many, large), 0.4).seconds - latency, 1e-9)
-        locked = n / bench.timed(lambda: copy(pinned, large), 0.4).seconds if pinned is not None else None
+        locked = n / max(bench.timed(locked_copy, 0.4).seconds - latency, 1e-9) if pinned is not None else None
         at_once = n / max(bench.timed(both, 0.4, batch=0.0).seconds - latency, 1e-9)
         ends = (HOST, device.memory) if way == "up" else (device.memory, HOST)
         if ends in {(x.src, x.dst) for x in machine.links}:

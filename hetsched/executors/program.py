@@ -12,7 +12,7 @@ long launch waits for another lane's result nor another lane waits for the end o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -81,7 +81,7 @@ class Program:
     arcs: tuple[Arc, ...]
     window: int
     carried: dict[int, int]
-    every: dict[int, int]
+    every: Mapping[int, int]
     stop_step: int = -1
 
 
@@ -106,11 +106,9 @@ def carried_values(loop: Loop | None) -> dict[int, int]:
     return {loop.body.inputs[a]: loop.body.outputs[b] for a, b in loop.carried}
 
 
-def every_of(loop: Loop | None) -> dict[int, int]:
-    """Body task number -> k, for the tasks that run every k > 1 turns."""
-    if loop is None:
-        return {}
-    return {loop.body.task_index[name]: k for name, k in loop.every.items() if k > 1}
+def every_of(loop: Loop | None) -> Mapping[int, int]:
+    """`Loop.seldom`; empty of a straight plan."""
+    return loop.seldom if loop is not None else {}
 
 
 def span_arcs(plan: Timeline) -> list[Arc]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -139,6 +140,12 @@ class Loop:
     @property
     def outputs(self) -> tuple[str, ...]:
         return (*(a for a, _ in self.carried), *self.collected)
+
+    @cached_property
+    def seldom(self) -> Mapping[int, int]:
+        """Number of a body task -> k, for the tasks that run every k > 1 turns: `every`, as plans and traces need it."""
+        index = self.body.task_index
+        return {index[name]: k for name, k in self.every.items() if k > 1 and name in index}
 
     def is_remainder(self, turn: int) -> bool:
         """True if `turn` runs the remainder body."""

@@ -117,7 +117,15 @@ def anywhere(device: Speaks, specs: Sequence[AnySpec]) -> bool:
     return True
 
 
-REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
+class _Required:
+    def __repr__(self) -> str:
+        return "required"
+
+    def __reduce__(self) -> str:
+        return "REQUIRED"  # the one there is, in other processes too
+
+
+REQUIRED: Any = _Required()
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,11 @@ class Spec:
         if any(not isinstance(d, UpTo) and d < 0 for d in dims):
             raise GraphError(f"a shape needs extents of at least 0, got {dims}")
         object.__setattr__(self, "shape", dims)
-        object.__setattr__(self, "dtype", np.dtype(dtype))
+        try:
+            kind = np.dtype(dtype)
+        except (TypeError, ValueError) as error:
+            raise GraphError(f"{dtype!r} is no dtype that NumPy knows, such as 'float32' ({error})") from error
+        object.__setattr__(self, "dtype", kind if kind.isnative else kind.newbyteorder("="))
 
     @property
     def ndim(self) -> int:

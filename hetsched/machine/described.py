@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from hetsched.errors import FileError, MachineError, did_you_mean
 from hetsched.machine.machine import Device, Link, Machine, MemoryNode, Resource
@@ -35,6 +35,8 @@ from hetsched.machine.machine import Device, Link, Machine, MemoryNode, Resource
 VERSION = 1
 MOST_BYTES = 1 << 20
 MOST_DEPTH = 12
+# Of a device: every lane is a row of a plan.
+MOST_LANES = 4096
 CATALOG = Path(__file__).with_name("catalog")
 
 M = TypeVar("M", bound=BaseModel)
@@ -84,6 +86,10 @@ def validated(path: Path, model: type[M], model_at: Callable[[Where], type[BaseM
     if len(text) > MOST_BYTES:
         raise MachineError(f"{path}: a machine takes at most {MOST_BYTES} bytes")
     data, lines = _parsed(text, path)
+    if not isinstance(data, dict):
+        seen = "an empty file" if data is None else "a list" if isinstance(data, list) else repr(data)
+        required = [f"`{name}:`" for name, field in model.model_fields.items() if field.is_required()]
+        raise MachineError(f"{path}:1: a description is a map (`key: value`) with at least {' and '.join(required)}, not {seen}")
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -186,8 +192,8 @@ class _LinkModel(Sourced):
 class _DeviceModel(Sourced):
     id: Name
     kind: Name
-    lanes: Annotated[int, Field(ge=1)] = 1
-    io_lanes: Annotated[int, Field(ge=0)] = 0
+    lanes: Annotated[int, Field(ge=1, le=MOST_LANES)] = 1
+    io_lanes: Annotated[int, Field(ge=0, le=MOST_LANES)] = 0
     memory: Name = "host"
     name: str = ""
     hardware: Hardware = "cpu"
@@ -204,6 +210,16 @@ class _DeviceModel(Sourced):
     price_per_hour: Amount | None = None
     unified: bool = False
     always_on: bool = True
+
+    @field_validator("idle_watts")
+    @classmethod
+    def _is_not_above_busy(cls, idle: float | None, info: ValidationInfo) -> float | None:
+        busy, lanes = info.data.get("busy_watts"), info.data.get("lanes", 1)
+        if idle is not None and busy is not None and idle > busy * lanes:
+            raise ValueError(
+                f"a device draws no more idle ({idle:g} W) than with all {lanes} lanes at work ({busy * lanes:g} W); correct one of them"
+            )
+        return idle
 
 
 class _MachineModel(Dated):

@@ -24,7 +24,7 @@ from hetsched.machine import Machine
 from hetsched.pipeline import devices, document, kernels, paths
 from hetsched.pipeline.document import Document, Edge, OutputEntry, TaskEntry
 from hetsched.pipeline.mistakes import Findings, Mistake, TooManyMistakesError, error_for, hint
-from hetsched.pipeline.publish import form_problem, write
+from hetsched.pipeline.publish import form_problem, unwritable, write
 from hetsched.pipeline.reader import BROKEN, MAX_BYTES, Item, Node, read
 from hetsched.pipeline.trust import is_trusted
 
@@ -113,6 +113,22 @@ def check(
     return _read(os.fspath(path), overrides or {}, trust, machine)[1].sorted()
 
 
+def refuse_unwritable(pipeline: Pipeline, folder: str | os.PathLike[str] | None = None) -> None:
+    """`FileError` where an output could not be written, as far as that shows before a run; `folder` as for `publish`."""
+    for output in pipeline.outputs.values():
+        place = _place(output, folder)
+        problem = unwritable(place) if place is not None else None
+        if problem is not None:
+            raise FileError(f"{place}: output {output.name!r} cannot be written: {problem}")
+
+
+def _place(output: Output, folder: str | os.PathLike[str] | None) -> str | None:
+    """Where an output is written; None where it is not."""
+    if output.path is None or output.save is None:
+        return None
+    return output.path if folder is None else os.path.join(folder, output.save)
+
+
 def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> dict[str, str]:
     """Write every output that has a `save`; returns output -> path written. Each file appears complete or not at all; `FileError` names it.
 
@@ -120,9 +136,9 @@ def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.Pat
     """
     written = {}
     for output in pipeline.outputs.values():
-        if output.path is None or output.save is None:
+        place = _place(output, folder)
+        if place is None:
             continue
-        place = output.path if folder is None else os.path.join(folder, output.save)
         parts = {part: results[name] for part, name in output.values.items()}
         value = parts if output.is_bundle else parts[output.name]
         write(place, value, name=output.name, metadata=metadata_of(output.meta))

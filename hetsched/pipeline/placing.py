@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from hetsched.errors import PlacementError
+from hetsched.errors import OutOfMemoryError, PlacementError
 from hetsched.pipeline.build import Pipeline
 from hetsched.pipeline.mistakes import Mistake, render
 
@@ -15,12 +16,32 @@ from hetsched.pipeline.mistakes import Mistake, render
 def placing(pipeline: Pipeline) -> Iterator[None]:
     """Inside, a `PlacementError` about tasks of the pipeline is told as `FILE:LINE:COLUMN: error: ...` for every `device:` entry in conflict."""
     try:
-        yield
+        with fitting(pipeline):
+            yield
     except PlacementError as error:
         found = mistakes(pipeline, error)
         if not found:
             raise
         raise PlacementError(render(found), error.conflicts) from error
+
+
+class _Placed(OutOfMemoryError):
+    """One that says where: its text stands as it is."""
+
+    mistakes = True
+
+
+@contextmanager
+def fitting(pipeline: Pipeline) -> Iterator[None]:
+    """Inside, an `OutOfMemoryError` that names a task is told at the task's place in the file."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        named = re.search(r"task '([^']+)'", str(error))
+        entry = entry_of(pipeline, named[1]) if named is not None else None
+        if entry is None:
+            raise
+        raise _Placed(str(replace(pipeline.places[entry], message=str(error), rule="memory"))) from error
 
 
 def at_objective(pipeline: Pipeline, message: str) -> Mistake:

@@ -126,6 +126,20 @@ def _naming(path: str) -> Iterator[None]:
         raise FileError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
+def unwritable(path: str) -> str | None:
+    """Why `path` cannot be written, as far as that can be known without writing; None where it can."""
+    folder = os.path.abspath(path)
+    if os.path.isdir(folder):
+        return "this is a folder; choose another name"
+    while not os.path.exists(folder := os.path.dirname(folder)):
+        pass  # what is missing is made
+    if not os.path.isdir(folder):
+        return f"{folder} is a file, not a folder; remove it, or choose another place"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"nothing can be made in {folder}; choose another place (-o DIR), or change its permissions"
+    return None
+
+
 def write(path: str, value: Any, *, name: str = "value", metadata: Mapping[str, str] | None = None) -> None:
     """Write a value, an array or a mapping of arrays, to `path`, in the form of its extension. `FileError` names the path.
 

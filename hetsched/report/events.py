@@ -46,7 +46,7 @@ def events(timeline: Timeline, turns: int = ALL_TURNS) -> list[Event]:
 
 
 def _walk(timeline: Timeline, prefix: str, loop: str, origin: float, turns: int) -> Iterator[Event]:
-    skip = every_of(timeline)
+    skip = timeline.loop.seldom if timeline.loop is not None else {}
     planned_body = timeline.period is not None and not timeline.measured
     for span in timeline.prologue:
         yield _event(timeline, span, prefix, loop, 0, origin)
@@ -102,13 +102,6 @@ def length(spans: Sequence[Span]) -> float:
     return max((s.finish for s in spans), default=0.0)
 
 
-def every_of(timeline: Timeline) -> dict[int, int]:
-    """Task number -> k for the tasks of a body's plan that run every k turns."""
-    if timeline.loop is None:
-        return {}
-    return {timeline.graph.task_index[name]: k for name, k in timeline.loop.every.items() if name in timeline.graph.task_index}
-
-
 class Total(NamedTuple):
     """All spans of one task, or of one copy, on the same lanes: how often they ran and the seconds that took, every turn of every loop counted.
 
@@ -155,7 +148,7 @@ def _totals(timeline: Timeline, loop: str, repeats: float) -> Iterator[Total]:
     seen: dict[Any, int] = {}  # on whatever lanes
     for key, (_, n, _) in groups.items():
         seen[key[:-1]] = seen.get(key[:-1], 0) + n
-    every = every_of(timeline)
+    every = timeline.loop.seldom if timeline.loop is not None else {}
     for key, (span, n, seconds) in groups.items():
         k = every.get(_task_of(timeline, span), 1) if every else 1
         weight = repeats * _weight(timeline, k, seen[key[:-1]], turns)

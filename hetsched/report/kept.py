@@ -30,7 +30,7 @@ _KINDS: tuple[tuple[str, Callable[[Path, Path], bool]], ...] = (
     ("calibrations", lambda path, top: top.name == "calibration"),
     ("costs that runs have taught", lambda path, top: _is_costs(path)),
     ("built OpenCL programs", lambda path, top: top.name == "opencl"),
-    ("machine code of the search", lambda path, top: top.name == "numba"),
+    ("machine code for planning", lambda path, top: top.name in ("numba", "native")),
     ("speeds of devices", lambda path, top: path.suffix == ".json"),
     ("other", lambda path, top: True),
 )
@@ -67,7 +67,11 @@ def collect(days: float, everything: bool = False, now: float | None = None) -> 
             with suppress(OSError):
                 path.unlink()
                 gone, nbytes = gone + 1, nbytes + size
-    return gone + Runs().prune(), nbytes
+    runs = Runs()
+    for name, size in runs.broken():
+        if runs.remove(name):
+            gone, nbytes = gone + 1, nbytes + size
+    return gone + runs.prune(), nbytes
 
 
 def _kind(path: Path, root: Path) -> str:

@@ -121,6 +121,25 @@ class Runs:
             gone += 1
         return gone
 
+    def broken(self) -> list[tuple[str, int]]:
+        """(id, bytes) of the runs that cannot be read."""
+        out = []
+        for path in self.files():
+            name = path.name.removesuffix(SUFFIX)
+            try:
+                self._read(name)
+            except FileError:
+                out.append((name, _size(path)))
+        return out
+
+    def remove(self, name: str) -> bool:
+        """Remove the run with this id. False where that is not allowed."""
+        try:
+            (self.folder / f"{name}{SUFFIX}").unlink()
+        except OSError:
+            return False
+        return True
+
     def _read(self, name: str) -> dict[str, Any]:
         path = self._path(name)
         try:
@@ -128,7 +147,7 @@ class Runs:
             if not isinstance(found, dict) or found.get("version") != 1:
                 raise ValueError("not a run of this version")
         except (OSError, ValueError, EOFError) as error:
-            raise FileError(f"{path}: the run cannot be read: {error}") from error
+            raise FileError(f"{path}: the run cannot be read: {error}; `hetsched cache gc` removes broken runs") from error
         return found
 
 

@@ -311,12 +311,11 @@ def _view_elsewhere(plan: Timeline) -> Iterator[Timeline]:
 def _ring_too_small(plan: Timeline) -> Iterator[Timeline]:
     if plan.period is None or plan.loop is None:
         return
-    every = {plan.graph.task_index[name]: k for name, k in plan.loop.every.items()}
     for maker, reader in _data(plan):
         for replica in _writes(plan.spans[maker]):
             slots = plan.rings.get(replica, 1)
             lives = plan.spans[reader].finish - plan.spans[maker].start
-            k = every.get(int(plan.graph.value_task[replica.value]), 1)
+            k = plan.loop.seldom.get(int(plan.graph.value_task[replica.value]), 1)
             seen = replica in _reads(plan.spans[reader]) and not _is_view(plan, reader) and not _is_view(plan, maker) and replica in plan.offsets
             few = min(slots - 1, math.ceil(lives / plan.period - 1e-6) - 1)  # a ring may have more slots than the planned times want
             if seen and few >= 1 and k == 1 and lives > few * plan.period * (1 + 1e-6) and plan.turns > few + 1:

@@ -89,7 +89,7 @@ def _ring_edges(
     graph: Graph, spans: Sequence[Span], carried: dict[int, int], slots: int, loop: Loop, workspaces: dict[int, tuple[str, int, int]]
 ) -> list[After]:
     """Readers of the value of turn i before the writer of turn i + slots; for a task of every k turns, before that of k * slots turns on."""
-    every = {graph.task_index[name]: k for name, k in loop.every.items()}
+    every = loop.seldom
     root = list(range(len(graph.value_specs)))
     for task, op in enumerate(graph.task_ops):
         if isinstance(op, Op) and op.view:

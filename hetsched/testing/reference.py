@@ -100,9 +100,8 @@ def run_loop(loop: Loop, inputs: Sequence[Any], specs: Sequence[AnySpec]) -> lis
         bound_to |= carried
         if loop.turn is not None:
             bound_to[loop.turn] = np.asarray(turn, np.int64)
-        slow = {body.task_index[name]: k for name, k in loop.every.items()}
-        values = evaluate(body, bound_to, skipped={t: last[t] for t, k in slow.items() if turn % k})
-        last = {t: [values[i] for i in body.writes(t)] for t in slow}
+        values = evaluate(body, bound_to, skipped={t: last[t] for t, k in loop.seldom.items() if turn % k})
+        last = {t: [values[i] for i in body.writes(t)] for t in loop.seldom}
         carried = {name: values[body.outputs[result]] for name, result in loop.carried}
         for name in loop.collected:
             collected[name].append(values[body.outputs[name]])

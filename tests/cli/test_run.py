@@ -33,10 +33,46 @@ def test_a_run_tells_where_when_and_what_was_copied_and_writes_its_outputs(matmu
 
 
 def test_plain_progress_goes_to_standard_error_and_is_short(matmul, capsys):
-    assert main(["run", str(matmul)]) == 0
+    assert main(["run", str(matmul), "-d", "cpu"]) == 0
     err = capsys.readouterr().err.splitlines()
     assert 1 <= len(err) <= 10
-    assert err[-1].startswith("100 %  6 of 6 launches, ")
+    assert err[-1].startswith("100 %  6 of 6 launches and copies, ")
+
+
+def test_plain_progress_tells_every_tenth_of_a_run_that_takes_long_and_names_what_was_copied(matmul, capsys, monkeypatch):
+    monkeypatch.setattr("hetsched.cli.output.PLAIN_SECONDS", 0.0)
+    assert main(["run", str(matmul), "--machine", "workstation", "--emulate", "-d", "cuda"]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert 5 <= len(err) <= 10
+    assert err[-1].startswith("100 %  ")
+    told = {line.rpartition(", ")[2] for line in err}
+    assert told <= {*(tasks := ("a", "b", "images", "filters", "product", "features")), *(f"copy of {name}" for name in tasks)}
+    assert any(name.startswith("copy of ") for name in told), told
+
+
+def test_what_cannot_be_written_is_told_before_anything_runs(matmul, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    for argv, told in (
+        (["-o", str(tmp_path / "file" / "there")], f"{tmp_path}/file is a file, not a folder"),
+        (["--trace", str(tmp_path)], "the trace cannot be written: this is a folder"),
+    ):
+        assert main(["run", str(matmul), *argv]) == 7
+        captured = capsys.readouterr()
+        assert captured.out == "", "it was not even planned"
+        assert told in captured.err
+        assert captured.err.startswith("hetsched: error: ")
+
+
+def test_what_does_not_fit_the_memory_is_told_at_its_place(tmp_path, capsys):
+    file = tmp_path / "huge.yaml"
+    file.write_text("hetsched: 1\ntasks:\n  a: {op: random.normal, with: {shape: [100000000, 100000000]}}\noutputs: {y: {from: a}}\n")
+    for command in ("run", "plan", "check"):
+        assert main([command, str(file)]) == 5
+        told = capsys.readouterr().err
+        assert told.startswith(f"{file}:3:3: error: ")
+        assert "'a'" in told
+        assert "40000000000" in told
+        assert "another memory" not in told, "none could hold it"
 
 
 def test_outputs_go_where_they_are_told(matmul, tmp_path, capsys):
@@ -246,7 +282,7 @@ def test_costed_graphs_and_loop_bodies_are_planned_a_line_a_file(tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"), [("[]", "not a JSON object"), ("{", "not a JSON object"), ('{"format": "placement-bench/2"}', "did you mean")]
+    ("text", "hint"), [("[]", "not a JSON object: it holds a list"), ("{", "not a JSON object"), ('{"format": "placement-bench/2"}', "did you mean")]
 )
 def test_json_of_another_kind_is_told(tmp_path, text, hint, capsys):
     file = tmp_path / "x.json"
@@ -272,7 +308,8 @@ def test_devices_are_listed(capsys):
     assert "cpu" in [d["id"] for d in record["devices"]]
 
 
-def test_progress_of_a_million_launches_is_ten_lines_or_a_hundred(capsys):
+def test_progress_of_a_million_launches_is_ten_lines_or_a_hundred(capsys, monkeypatch):
+    monkeypatch.setattr("hetsched.cli.output.PLAIN_SECONDS", 0.0)
     progress = Progress()
     lines = ProgressLines(Progress(quiet=True))
     for done in range(0, 1_000_001, 100):

@@ -184,3 +184,33 @@ def test_calibrate_measures_keeps_and_shows(pipeline, capsys, monkeypatch):
     assert set(found["curves"]) == {"tensor.add", "elementwise"}
     assert found["dispatch_seconds"] >= 0
     assert "measured in" in out(capsys, "calibrate", "cpu", "--show")
+
+
+def test_a_calibration_that_cannot_be_kept_is_told(pipeline, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "CASES", {})
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    told = out(capsys, "calibrate", "cpu")
+    assert "cannot be written: what was measured is lost; set XDG_CACHE_HOME" in told
+
+
+def test_what_a_first_run_measured_is_not_shown_as_a_calibration(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    assert "note: only what a first run needs was measured; `hetsched calibrate cpu` measures the rest" in out(capsys, "calibrate", "cpu", "--show")
+
+
+def test_broken_runs_are_told_and_collected(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu")
+    out(capsys, "run", pipeline, "-d", "cpu")
+    first = Runs().files()[0]
+    first.write_bytes(b"no gzip")
+    assert main(["runs"]) == 0
+    told = capsys.readouterr()
+    assert "matmul_conv" in told.out
+    assert "1 run cannot be read; `hetsched cache gc` removes broken ones" in told.err
+    assert main(["show", first.name.partition(".")[0]]) == 7
+    assert "`hetsched cache gc` removes broken runs" in capsys.readouterr().err
+    assert "removed 1 file, 7 B" in out(capsys, "cache", "gc")
+    assert len(Runs().files()) == 1
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().err == ""

@@ -191,6 +191,24 @@ def test_a_time_limit_ends_the_run_between_steps() -> None:
         hs.run(b.freeze(), {"s0": 0}, machine=machine(), timeout=0.05)
 
 
+@pytest.mark.parametrize("limit", [1e12, float("inf")])
+def test_a_time_limit_beyond_what_can_be_waited_is_none(limit: float) -> None:
+    b = Graph.build()
+    graph = outputs_of(b, [b.op(op_of(lambda i, o: o[0].fill(1))), b.op(op_of(lambda i, o: o[0].fill(2)))])
+    result = hs.run(graph, {}, machine=machine(), timeout=limit)
+    assert sorted(float(v) for v in result.values()) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan")])
+def test_what_is_no_time_limit_is_refused(limit: float) -> None:
+    b = Graph.build()
+    graph = outputs_of(b, [b.op(op_of(lambda i, o: o[0].fill(1)))])
+    with pytest.raises(CommandLineError, match="timeout must be more than 0 seconds"):
+        hs.run(graph, {}, machine=machine(), timeout=limit)
+    with hs.Session(machine()) as session, pytest.raises(CommandLineError, match="timeout must be more than 0 seconds"):
+        session.compile(graph, timeout=limit)
+
+
 def test_ctrl_c_ends_the_run() -> None:
     before = running_threads()
 

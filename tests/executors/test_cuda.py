@@ -251,6 +251,20 @@ def test_a_large_upload_uses_its_pinned_memory_again(fake):
     device.close()
 
 
+def test_copies_from_and_to_pinned_memory_stop_nowhere(fake):
+    device = opened(fake)
+    stream, x = device.stream("copy"), device.array(0, (1000,), np.uint8)
+    there, back = device.pinned_array(1000), device.pinned_array(1000)
+    there[:] = np.arange(1000) % 251
+    fake_cupy.pinned_sizes.clear()
+    stream.upload_pinned(there, x)
+    stream.download_pinned(x, back)
+    stream.record().wait()
+    assert np.array_equal(there, back)
+    assert fake_cupy.pinned_sizes == []
+    device.close()
+
+
 def test_equal_devices_share_what_is_learned(fake):
     first, second = fake.find().devices
     assert first.fingerprint == second.fingerprint != ""

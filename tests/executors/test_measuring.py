@@ -58,6 +58,23 @@ def test_every_kind_of_device_is_measured_in_the_same_way(quick, device):
         assert link.both_ways_bytes_per_second > 0
 
 
+@pytest.mark.parametrize("staging", ["0", "1"])
+def test_an_opencl_device_is_calibrated_and_from_pinned_memory_where_it_stages_copies(quick, monkeypatch, staging):
+    opencl = pytest.importorskip("hetsched.executors.backends.opencl", reason="PyOpenCL is not installed")
+    devices = opencl.find().devices
+    if not devices:
+        pytest.skip("no OpenCL device works here")
+    monkeypatch.setenv("HETSCHED_OPENCL_STAGING", staging)
+    device = replace(devices[0], uses={})
+    links = (Link("host", device.memory), Link(device.memory, "host"))
+    machine = Machine((CPU, device), links, (MemoryNode("host"), MemoryNode(device.memory, 1 << 24)))
+    found = calibrate(device, machine, budget=0.5)
+    assert set(found.links) == {f"host->{device.memory}", f"{device.memory}->host"}
+    for link in found.links.values():
+        assert (link.pinned_bytes_per_second is not None) == (staging == "1")
+        assert link.pinned_bytes_per_second is None or link.pinned_bytes_per_second > 1e6
+
+
 def test_time_that_is_over_is_told(quick):
     found = calibrate(CPU, HERE, budget=0.0)
     assert found.curves == {}

@@ -346,3 +346,32 @@ def test_a_device_is_split_into_sub_devices_by_request():
 def test_a_split_that_cannot_be_is_a_note(asked, words):
     _, _, notes, _, _ = python(PARTS, HETSCHED_OPENCL_PARTS=asked, HETSCHED_LEARN="0")
     assert any(words in note for note in notes)
+
+
+def test_devices_work_where_the_users_cache_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code = """
+        import json, os
+        import numpy as np
+        import hetsched as hs
+        b = hs.Graph.build()
+        x = b.input("x", (8,))
+        graph = b.output(b.op("tensor.add", x, x, where=hs.Where(("opencl",))), "y").freeze()
+        y = hs.run(graph, {"x": np.arange(8, dtype="f4")})["y"]
+        print(json.dumps([y.tolist(), os.path.isdir(os.environ["POCL_CACHE_DIR"]), os.environ["POCL_CACHE_DIR"]]))
+    """
+    without = {k: v for k, v in os.environ.items() if k != "POCL_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**without, "XDG_CACHE_HOME": str(tmp_path / "file" / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    values, was_there, folder = json.loads(done.stdout.strip().split("\n")[-1])
+    assert values == [2.0 * i for i in range(8)]
+    assert was_there
+    assert not os.path.exists(folder), "it goes with the process"
+    assert "Traceback" not in done.stderr

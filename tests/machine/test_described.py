@@ -86,6 +86,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("{float32: 9e10}", "{float32: -1}", ["5: devices[0].flops_per_second.float32: input should be greater than 0, got -1"]),
         ("bytes_per_second: 1e10", "bytes_per_second: fast", ["5: devices[0].bytes_per_second: input should be a valid number"]),
         ("lanes: 4", "lanes: 0", ["5: devices[0].lanes: input should be greater than or equal to 1, got 0"]),
+        ("lanes: 4", "lanes: 1000000000", ["5: devices[0].lanes: input should be less than or equal to 4096, got 1000000000"]),
+        (
+            "lanes: 4",
+            "lanes: 4, busy_watts: 5, idle_watts: 50",
+            ["5: devices[0].idle_watts: a device draws no more idle (50 W) than with all 4 lanes at work (20 W); correct one of them"],
+        ),
         ("lanes: 4", "lanes: 2.5", ["5: devices[0].lanes: input should be a valid integer"]),
         ("lanes: 4", "memory: hsot", [" device 'cpu': no memory node 'hsot'; did you mean 'host'? known: host"]),
         ("lanes: 4", "uses: {cores: 1}", [" device 'cpu': no resource 'cores'"]),
@@ -117,6 +123,11 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [b"", b"- 1\n", b"just words", b"\xff\xfe\x00", b"\x00", b"a: \xc3\x28"])
 def test_what_is_no_map_or_no_text_is_refused(tmp_path: Path, text: bytes) -> None:
     assert refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(("text", "seen"), [(b"", "an empty file"), (b"- 1\n", "a list"), (b"words", "'words'"), (b"3", "3")])
+def test_what_is_no_map_is_told_with_what_a_machine_needs(tmp_path: Path, text: bytes, seen: str) -> None:
+    assert refused(tmp_path, text) == [f"1: a description is a map (`key: value`) with at least `hetsched_machine:` and `devices:`, not {seen}"]
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:

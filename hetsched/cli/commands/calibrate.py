@@ -48,7 +48,8 @@ def execute(args: Any) -> int:
             kept = load(device)
             if kept is None:
                 raise PlacementError(f"{device.id} has not been calibrated; `hetsched calibrate {device.id}` does it")
-            found.append((device, kept, [*kept.notes, *complaints(kept)]))
+            partly = [] if kept.whole else [f"only what a first run needs was measured; `hetsched calibrate {device.id}` measures the rest"]
+            found.append((device, kept, [*kept.notes, *partly, *complaints(kept)]))
         else:
             # A tenth is left for dispatching and for what devices lose together.
             calibration, remarks = calibrate_device(device, machine, max(0.9 * budget - 1.0, 0.5), _telling(device.id))

@@ -72,11 +72,12 @@ def _certificate(file: str, given: dict[str, Any], args: Any) -> tuple[Certifica
     """
     from hetsched.check.certificate import certify
     from hetsched.pipeline.build import load
-    from hetsched.pipeline.placing import at_objective, mistakes
+    from hetsched.pipeline.placing import at_objective, fitting, mistakes
     from hetsched.run import plan
 
     pipeline = load(file, given, trust=args.trust, machine=machine_of(args.machine))
     try:
-        return certify(plan(pipeline.graph, **placement_arguments(args, pipeline.goal))), []
+        with fitting(pipeline):
+            return certify(plan(pipeline.graph, **placement_arguments(args, pipeline.goal))), []
     except PlacementError as error:
         return None, mistakes(pipeline, error) or [at_objective(pipeline, str(error))]

@@ -72,12 +72,14 @@ def kind_of(file: str) -> str:
                 kind = found.group(1).decode("utf-8", "replace")
             else:
                 document = json.loads(head + stream.read())
+                if not isinstance(document, dict):
+                    raise ValueError(f"it holds {'a list' if isinstance(document, list) else repr(document)[:40]}")
                 kind = COSTED if "workflow" in document else str(document.get("format"))
     except FileNotFoundError:
         raise FileError(f"{file}: there is no such file") from None
     except (OSError, EOFError) as error:
         raise FileError(f"{file}: cannot be read: {error}") from error
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{file}: not a JSON object: {error}") from error
     if kind not in (COSTED, BODY, FORMAT):
         raise FileError(f"{file}: `format` is {kind!r}{did_you_mean(kind, (COSTED, BODY, FORMAT))}")

@@ -34,10 +34,10 @@ def _regret(record: dict[str, Any], args: Any) -> list[str]:
     from hetsched.machine import Machine
     from hetsched.pipeline.build import load
     from hetsched.pipeline.trust import file_sha256
-    from hetsched.placement.costs.replay import OTHERS, MeasuredCosts, regrets
+    from hetsched.placement.costs.replay import OTHERS, MeasuredCosts, placed, regrets
     from hetsched.placement.policies import find
     from hetsched.report.run_text import regret_lines
-    from hetsched.report.runs import lessons_of
+    from hetsched.report.runs import compared_of, lessons_of
     from hetsched.run import plan
 
     policies = args.policies.split(",") if args.policies else list(OTHERS)
@@ -53,9 +53,13 @@ def _regret(record: dict[str, Any], args: Any) -> list[str]:
             import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
 
             machine = Machine.here()
-        costs = MeasuredCosts(lessons_of(record), costs_for(machine, pipeline.graph))
+        where: dict[str, set[str]] = {}
+        for row in compared_of(record):
+            where.setdefault(row.name, set()).add(row.device)
+        ran = placed(pipeline.graph, {name: used.pop() for name, used in where.items() if len(used) == 1})
         limits = {"only": options.get("only"), "memory": options.get("memory")}
-        followed = plan(pipeline.graph, machine, record["policy"], record["objective"], costs=costs_for(machine, pipeline.graph), **limits)
-        return regret_lines(regrets(followed, costs, policies, **limits))
+        followed = plan(ran, machine, record["policy"], record["objective"], costs=costs_for(machine, ran), **limits)
+        costs = MeasuredCosts(lessons_of(record), costs_for(machine, pipeline.graph))
+        return regret_lines(regrets(followed, costs, policies, pipeline.graph, **limits))
     except HetschedError as error:
         return [f"regret: not told: {error}"]

@@ -63,12 +63,16 @@ def _run(args: Any) -> int:
         if args.replan and getattr(args, option):
             raise CommandLineError(f"--replan cannot be used with --{option.replace('_', '-')}; leave one out")
     parameters = overrides(args)
-    from hetsched.pipeline.build import load
+    from hetsched.pipeline.build import load, refuse_unwritable
     from hetsched.pipeline.placing import placing
+    from hetsched.pipeline.publish import unwritable
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
     pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
+    refuse_unwritable(pipeline, args.output)
+    if args.trace is not None and (problem := unwritable(args.trace)) is not None:
+        raise FileError(f"{args.trace}: the trace cannot be written: {problem}")
     given = placement_arguments(args, pipeline.goal)
     if args.plan is not None:
         planned = _locked(args, pipeline, given["machine"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from hetsched.cli.options import format_option
@@ -19,11 +20,16 @@ def execute(args: Any) -> int:
     """Print a line a run."""
     from hetsched.report.run_text import runs_lines
     from hetsched.report.runs import Runs
+    from hetsched.report.text import plural
 
-    found = Runs().every(args.n)
+    runs = Runs()
+    found = runs.every(args.n)
+    broken = len(runs.broken()) if len(found) < args.n else 0
     if args.format == "json":
         keys = ("id", "at", "name", "file", "status", "measured_seconds", "planned_seconds", "policy", "objective", "devices")
         write_json({"version": 1, "runs": [{k: r[k] for k in keys} for r in reversed(found)]})
     else:
         write("\n".join(runs_lines(found)) if found else "no runs are kept yet; `hetsched run FILE` keeps each")
+        if broken:
+            print(f"hetsched: warning: {plural(broken, 'run')} cannot be read; `hetsched cache gc` removes broken ones", file=sys.stderr)
     return 0

@@ -351,6 +351,14 @@ class Stream:
         self._landings.append(landing)
         self.live.on_their_way.expect(landing)
 
+    def upload_pinned(self, src: Any, dst: DeviceArray) -> None:
+        """Enqueue a copy from what `LiveDevice.pinned_array` gave; it must not be written until the copy is done."""
+        self._do("an upload", lambda: self._copy(dst.pointer, address(src), src.nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+
+    def download_pinned(self, src: DeviceArray, dst: Any) -> None:
+        """Enqueue a copy into what `LiveDevice.pinned_array` gave; its bytes are there when an event behind it has been waited for."""
+        self._do("a download", lambda: self._copy(address(dst), src.pointer, dst.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
+
     def copy(self, src: DeviceArray, dst: DeviceArray) -> None:
         """Enqueue: the bytes of `src` to `dst`, of the same number of bytes; between devices by the peer path, where they have one."""
         if src.nbytes != dst.nbytes:
@@ -462,6 +470,10 @@ class LiveDevice:
         kind = inside(offset, shape, dtype, self.nbytes)
         with self.device:
             return DeviceArray(self, cupy.ndarray(tuple(shape), kind, memptr=cupy.cuda.MemoryPointer(self.memory, offset)))
+
+    def pinned_array(self, nbytes: int) -> Any:
+        """Page-locked bytes on the host, which the device copies without a stop in between."""
+        return pinned_bytes(nbytes)
 
     def stream(self, kind: str) -> Stream:
         """A new stream; `kind` is `compute` or `copy`."""

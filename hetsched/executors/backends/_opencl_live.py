@@ -335,6 +335,14 @@ class Stream:
             Event(self, self._last, self.live, self._last).wait()
             np.copyto(dst, host)
 
+    def upload_pinned(self, src: Any, dst: DeviceArray) -> None:
+        """Enqueue a copy from what `LiveDevice.pinned_array` gave; it must not be written until the copy is done."""
+        self._upload(src, dst)
+
+    def download_pinned(self, src: DeviceArray, dst: Any) -> None:
+        """Enqueue a copy into what `LiveDevice.pinned_array` gave; its bytes are there when an event behind it has been waited for."""
+        self._download(src, dst)
+
     def _upload_staged(self, pool: PinnedPool, src: Any, dst: DeviceArray) -> None:
         """Through pinned memory: the host's bytes have been read when this returns."""
         self._settle(src)
@@ -606,6 +614,10 @@ class LiveDevice:
         if offset < 0 or offset + out.nbytes > max(self.nbytes, 0):
             raise InternalError(f"{out!r} does not lie in the arena of {self.nbytes} bytes")
         return out
+
+    def pinned_array(self, nbytes: int) -> Any | None:
+        """Bytes on the host that the driver copies by itself, as long as the device is open; None where it shares the host's memory."""
+        return None if self.pinned is None else self.pinned.take(nbytes).bytes[:nbytes]
 
     def stream(self, kind: str) -> Stream:
         """A new stream, a queue of its own; `kind` is `compute` or `copy`."""

@@ -14,6 +14,8 @@ import gc
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import threading
 import time
 import weakref
@@ -33,6 +35,10 @@ from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 
 _KEPT_SECONDS = 86400.0  # how long a device that did not work is not tried again
+_FORKED = (
+    "no OpenCL in this process: it was forked from one that had used OpenCL, whose drivers do not survive that; "
+    "start it anew (multiprocessing.get_context('spawn')), or fork before"
+)
 _MARK = "2"  # of the way in which speeds are measured
 _NEEDED = ("float32", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
 
@@ -103,6 +109,8 @@ def release() -> None:
     """Close what is still open, and let go of programs and contexts in this order. At the end of the process: left to the interpreter, which drops
     objects in any order and some never, a driver may find a context released before its programs (PoCL: "still have references to IRs") and abort."""
     global _listed
+    if _listed is not None and _listed[0] != os.getpid():
+        return  # all of it is the parent's
     for live in list(_opened):
         with suppress(Exception):  # nobody is left to be told
             live.close()
@@ -138,15 +146,32 @@ def _usable() -> tuple[list[Usable], list[str]]:
     """The devices that work, in the order of their numbers, and what is to be said of others. Looked for once a process."""
     global _listed
     # Drivers read their environment when they are loaded: neither they nor what they offer changes later.
-    if _listed is None or _listed[0] != os.getpid():
+    if _listed is None:
         _listed = (os.getpid(), *_look())
+    if _listed[0] != os.getpid():
+        return [], [_FORKED]  # the threads of its drivers are not here: whatever is asked of them would wait for ever
     return _listed[1], _listed[2]
+
+
+def _leave_closed_caches() -> None:
+    """Where the user's cache cannot be written, PoCL and PyOpenCL, which build nothing without one, get a folder of this process."""
+    parent = cache_folder().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            return
+    except OSError:
+        os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
+        if "POCL_CACHE_DIR" not in os.environ:
+            own = os.environ["POCL_CACHE_DIR"] = tempfile.mkdtemp(prefix="hetsched-pocl-")
+            atexit.register(shutil.rmtree, own, ignore_errors=True)
 
 
 def _look() -> tuple[list[Usable], list[str]]:
     # PoCL compiles a kernel anew for every local size that it meets, and its binaries hold only the code for any size. That is no slower with the
     # kernels of hetsched, and a program that was read from disk is then not compiled again.
     os.environ.setdefault("POCL_WORK_GROUP_SPECIALIZATION", "0")
+    _leave_closed_caches()
     try:
         import pyopencl as cl
     except ImportError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import pkgutil
+from dataclasses import fields
 from functools import lru_cache
+from typing import Any
 
 from hetsched.errors import GraphError, did_you_mean
 from hetsched.graph.op import Composite, Op
@@ -22,6 +25,19 @@ def registry() -> dict[str, Op | Composite]:
     for entry in entry_points(group="hetsched.ops"):
         found.update((x.name, x) for x in vars(entry.load()).values() if isinstance(x, (Op, Composite)))
     return dict(sorted(found.items()))
+
+
+def _reduced(op: Op) -> tuple[Any, ...]:
+    """An op as it is pickled: one of the registry by its name, another by its parts, which must be functions that pickle can name."""
+    if registry().get(op.name) is op:
+        return find, (op.name,)
+    parts = {f.name: getattr(op, f.name) for f in fields(op)}
+    parts["kernels"] = {language: getattr(kernel, "__wrapped__", kernel) for language, kernel in op.kernels.items()}
+    parts["attributes"] = dict(op.attributes)
+    return Op, tuple(parts.values())
+
+
+copyreg.pickle(Op, _reduced)
 
 
 def find(name: str) -> Op:

@@ -43,7 +43,7 @@ def band_of(plan: Timeline, costs: CostModel) -> Band:
 def _spread(plan: Timeline, costs: CostModel, repeats: float, seconds: dict[str, float]) -> float:
     """Sum of spreads of all launches and copies, every turn counted; adds their seconds to `seconds`, by source."""
     turns = plan.turns if plan.period is not None else 1
-    every = {plan.graph.task_index[name]: k for name, k in plan.loop.every.items() if name in plan.graph.task_index} if plan.loop is not None else {}
+    every = plan.loop.seldom if plan.loop is not None else {}
     links = {x.id: x for x in plan.machine.links}
     total = 0.0
     for part, times in ((plan.prologue, repeats), (plan.spans, repeats * turns), (plan.epilogue, repeats)):

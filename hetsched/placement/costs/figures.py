@@ -100,7 +100,7 @@ def turn_seconds(body: Timeline) -> float:
 
 
 def _busy(plan: Timeline) -> tuple[dict[str, float], frozenset[str]]:
-    every = {plan.graph.task_index[name]: k for name, k in plan.loop.every.items() if name in plan.graph.task_index} if plan.loop is not None else {}
+    every = plan.loop.seldom if plan.loop is not None else {}
     turns = plan.turns if plan.period is not None and not plan.measured else 1
     busy: dict[str, float] = {}
     used: set[str] = set()

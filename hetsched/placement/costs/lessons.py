@@ -107,7 +107,7 @@ def _loops(trace: Timeline, plan: Timeline | None) -> Iterator[Lesson]:
 def _seldom(body: Timeline) -> float:
     """Seconds of all launches of tasks that do not run every turn, by those that the trace has kept."""
     assert body.loop is not None
-    every = {body.graph.task_index[name]: k for name, k in body.loop.every.items() if k > 1 and name in body.graph.task_index}
+    every = body.loop.seldom
     if not every:
         return 0.0
     found: dict[int, list[float]] = {}

@@ -26,7 +26,7 @@ from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import array_form
-from hetsched.machine import HOST
+from hetsched.machine import HOST, Device
 from hetsched.timeline import After, Command, Copy, Free, Launch, Replica, Span, Timeline
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -515,17 +515,32 @@ def _peaks(layout: _Layout) -> dict[str, int]:
     return {node: _most(rows) for node, rows in lives.items()}
 
 
+def _would_fit(plan: Timeline, name: str, device: Device) -> bool:
+    """True if `device` has a kernel for the task called `name`, and a memory that holds its values."""
+    graph = plan.graph
+    task = graph.task_index.get(name)
+    op = graph.task_ops[task] if task is not None else None
+    if task is None or not isinstance(op, Op):
+        return False
+    values = {*graph.reads(task), *graph.writes(task)}
+    limit = plan.machine.memory(device.memory).nbytes
+    room = limit is None or sum(padded(int(graph.value_nbytes[v])) for v in values) <= limit
+    return room and op.kernel_for(device, [graph.value_specs[v] for v in graph.reads(task)]) is not None
+
+
 def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[Block], arena: int, limit: int, room: int) -> PlanTooLargeError:
     """Names the first command that finds no room, what is free then, and what would help."""
     graph = plan.graph
     loose = _most(layout.loose.values()) if node == HOST else 0
-    culprit = next((b for b in blocks if b.offset + b.nbytes > room), None)
+    culprit = next((b for b in blocks if b.offset + b.nbytes > room), None) if room >= 0 else None
     if culprit is None:
         largest = max(layout.loose, key=lambda r: layout.loose[r][2], default=None)
-        name = graph.value_names[largest.value] if largest is not None else "?"
+        name = repr(graph.value_names[largest.value]) if largest is not None else "?"
+        maker = int(graph.value_task[largest.value]) if largest is not None else -1
+        name += f", by task {graph.task_names[maker]!r}" if maker >= 0 else ""
         return PlanTooLargeError(
             loose - limit,
-            f"results and objects on the {node} need {loose} bytes, its limit is {limit}; the largest is {name!r}. "
+            f"results and objects on the {node} need {loose} bytes, its limit is {limit}; the largest is {name}. "
             f"Raise the limit of {node} to at least {loose} bytes, or process the data in smaller batches",
         )
     command = plan.spans[culprit.first].command
@@ -540,7 +555,7 @@ def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[
         task = graph.task_names[reader] if reader >= 0 else graph.value_names[command.value]
         what = f"task {task!r} (copy of {graph.value_names[command.value]!r} to {node})"
     alive = sum(padded(b.nbytes) for b in blocks if b is not culprit and b.first <= culprit.first and not b.precedes(culprit))
-    elsewhere = sorted({d.id for d in plan.machine.devices if d.memory != node})
+    elsewhere = [d.id for d in sorted(plan.machine.devices, key=lambda d: d.id) if d.memory != node and _would_fit(plan, task, d)]
     move = f", or place {task!r} on another memory (device: {elsewhere[0]})" if elsewhere else ""
     free = max(0, room - alive)
     pieces = " (in pieces)" if free >= culprit.nbytes else ""

@@ -1,0 +1,143 @@
+"""hetsched inside other programs: what they hand over, send to other processes, and fork."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hetsched as hs
+from hetsched.errors import DeviceGoneError, GraphError, PlacementError, PlanError, TaskError
+from hetsched.graph.graph import Loop
+from hetsched.graph.spec import Spec
+from hetsched.machine.named import find
+
+HERE = find("laptop")
+
+
+def work(inputs: Any, outputs: Any, attributes: Any) -> hs.Work:
+    return hs.Work(1.0, 4.0, 4.0)
+
+
+def infer(specs: Any, attributes: Any) -> Any:
+    return [specs[0]]
+
+
+def kernel(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:
+    xp.multiply(inputs[0], attributes["by"], out=outputs[0])
+
+
+SCALED = hs.Op("mine.scaled", ("x",), ("y",), infer, work, {"array": kernel}, attributes={"by": hs.Attribute(float)})
+
+
+def graph_of() -> hs.Graph:
+    body = hs.Graph.build()
+    state = body.input("s", (4, 4))
+    body.output(body.op("tensor.matmul", state, state), "next")
+    b = hs.Graph.build()
+    x = b.op(SCALED, b.input("x", (4, 4)), by=0.1, name="scaled")
+    (last,) = b.loop(Loop(body.freeze(), turns=3, carried=(("s", "next"),)), x, name="powers")
+    return b.output(b.op("nn.relu", last), "y").freeze()
+
+
+X = {"x": np.arange(16, dtype=np.float32).reshape(4, 4)}
+
+
+def test_graphs_plans_and_results_go_to_other_processes() -> None:
+    graph = graph_of()
+    plan = hs.plan(graph, HERE, policy="heft")
+    expected = hs.run(plan, X, executor="simulated")
+    for way in (lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy):
+        again = way(plan)
+        assert again.makespan == plan.makespan
+        assert [str(s) for s in again.spans] == [str(s) for s in plan.spans]
+        assert again.graph.task_ops[-1] is graph.task_ops[-1], "an op of the registry is itself"
+        hs.check(again)
+        np.testing.assert_array_equal(hs.run(again, X, executor="simulated")["y"], expected["y"])
+        np.testing.assert_array_equal(hs.run(way(graph), X, machine=HERE, executor="simulated")["y"], expected["y"])
+        np.testing.assert_array_equal(way(expected)["y"], expected["y"])
+
+
+def test_errors_go_to_other_processes_whole() -> None:
+    errors = [
+        TaskError("t", "failed"),
+        DeviceGoneError("cuda:0", "gone"),
+        GraphError(["a", "b"]),
+        PlacementError("p", [("s", ("t",))]),
+        PlanError(["x"]),
+    ]
+    for error in errors:
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize(("given", "told"), [("words", "of which no array can be made"), ([[1, 2], [3]], "of which no array can be made")])
+def test_what_is_no_array_is_told_with_the_input(given: Any, told: str) -> None:
+    b = hs.Graph.build()
+    graph = b.output(b.op("nn.relu", b.input("x", (2, 2))), "y").freeze()
+    with pytest.raises(GraphError, match=rf"input 'x' wants float32\[2, 2\], got .*{told}"):
+        hs.run(graph, {"x": given}, machine=HERE, executor="simulated")
+
+
+def test_arrays_of_the_other_byte_order_are_taken() -> None:
+    x = np.arange(16, dtype=np.float32).reshape(4, 4)
+    other = x.astype(x.dtype.newbyteorder())
+    graph = graph_of()
+    same = [hs.run(graph, {"x": a}, machine=HERE, executor="simulated")["y"] for a in (x, other)]
+    np.testing.assert_array_equal(*same)
+    assert Spec((1,), other.dtype) == Spec((1,), np.float32)
+
+
+def test_a_dtype_that_is_none_is_a_mistake_of_the_graph() -> None:
+    with pytest.raises(GraphError, match="'float33' is no dtype that NumPy knows"):
+        hs.Graph.build().input("x", (1,), "float33")
+
+
+FORK = """
+    import json, os, sys
+    import numpy as np
+    import hetsched as hs
+    from hetsched.executors.backends import opencl
+
+    b = hs.Graph.build()
+    graph = b.output(b.op("nn.relu", b.input("x", (8,))), "y").freeze()
+    x = {"x": np.arange(8, dtype="f4") - 4}
+    before = hs.run(graph, x)["y"].tolist()
+    there = len(opencl.find().devices)
+    if there:
+        hs.run(graph, x, only="opencl")
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        found = opencl.find()
+        print(json.dumps([hs.run(graph, x)["y"].tolist() == before, len(found.devices), list(found.notes)]), flush=True)
+        sys.exit(0)  # as a program ends, exit handlers and all
+    assert os.waitpid(child, 0)[1] == 0
+    print(json.dumps([there, len(opencl.find().devices)]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_forked_off_one_that_has_run_runs_without_the_devices_that_do_not_survive_it(tmp_path: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(FORK)], env={**os.environ, "HETSCHED_LEARN": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (fits, devices, notes), (there, left) = (json.loads(line) for line in done.stdout.strip().splitlines()[-2:])
+    assert fits
+    assert devices == 0
+    assert there == left, "the parent keeps its devices"
+    if there:
+        assert "forked" in notes[0]
+        assert "spawn" in notes[0]
