@@ -130,6 +130,10 @@ class Draft(ABC):
     def finish(self) -> float:
         """Book what remains when every task is booked (copies of outputs to the host), and give the makespan in seconds."""
 
+    def expected(self) -> float:
+        """The makespan in seconds that a run is expected to have; as `finish`, it ends the draft."""
+        return self.finish()
+
     @abstractmethod
     def _options(self, task: int) -> Iterator[tuple[int, float, float]]:
         """(choice, start, finish) of each possible choice, ascending by choice."""
@@ -348,6 +352,11 @@ class GraphDraft(Draft):
                 self._copy(value, host)
         copied = max((c.finish for c in self._copies), default=0.0) if self._copied is None else float(self._copied["finish"].max(initial=0.0))
         return max(max(self.finish_of, default=0.0), copied)
+
+    def expected(self) -> float:
+        finish = self.finish()
+        found = shared_run(self, self._copies_in_rows())
+        return finish if found is None else found.makespan
 
     def plan(self) -> Timeline:
         """The finished plan, as the threads will run it (`shared`), laid out in memory.
