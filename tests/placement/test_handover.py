@@ -186,3 +186,21 @@ def test_a_plan_keeps_within_what_devices_share():
     check(plan)
     assert plan.makespan >= 6e-3
     assert isinstance(plan, Timeline)
+
+
+class Faster(Costs):
+    """The card takes a quarter of the processor's time."""
+
+    def launch(self, graph, task, device, width=1):
+        return Estimate(1e-3 if device.id == "cpu" else 2.5e-4)
+
+
+def test_auto_stays_at_home_where_handing_over_costs_more_than_it_gains():
+    graph = woven(6)
+    away = plan_graph(graph, BOTH, costs=Faster(machine=BOTH))
+    assert "gpu:0" in {s.lanes[0].owner for s in away.launches}
+    known = {(device_key(GPU), STREAM_FIRST): 2e-2}
+    home = plan_graph(graph, BOTH, costs=Faster(known, BOTH))
+    check(home)
+    assert {s.lanes[0].owner for s in home.launches} == {"cpu"}
+    assert home.makespan < 2e-2
