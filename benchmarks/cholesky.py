@@ -7,12 +7,14 @@ on two threads. Every system runs the same kernels on the same tiles: the given 
 there. Results are compared with `numpy.linalg.cholesky` of the whole matrix.
 
 - hetsched: the kernels as ops of a graph, planned once (by HEFT, from the kernels' measured times), run by the library; the figure is the makespan
-  of its trace, from the first task's start to the last one's end. Wall seconds, with the making of steps and the handing over of results, beside it.
+  of its trace, from the first task's start to the last one's end. Wall seconds of the call of `hetsched.run`, all told, beside it: of a plan that
+  has run before, and (`first`) of one that has not, whose steps and arena are made.
 - session: the same plan, compiled by a `Session` and called again and again: wall seconds of a call, all told.
 - pool: `concurrent.futures.ThreadPoolExecutor` with dependency counts: who brings a count to zero submits the task.
 - free: two threads take the kernels one after another in the order of the algorithm and wait for nothing: what the machine gives at best.
 
-Ratios are of one round (they take turns, in another order each round), the figure is their median. Above 1: hetsched is faster than the pool; share
+Ratios are of one round (they take turns, in another order each round, drawn by chance: what ran before leaves its tiles in the cache), the figure is
+their median. Above 1: hetsched is faster than the pool; share
 of free: 1 is the bound. `busy` is the share of the two threads' time in which kernels ran, `path` the longest path through the graph in measured
 times, of the makespan: what is left to 1 is what no order of the tasks could help.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import sys
 import threading
@@ -341,19 +344,30 @@ def compare(tiles: int, size: int, repeat: int) -> dict[str, Any]:
         costs = Measured(size)
         plan = hs.plan(graph_of(tiles, size), with_two_threads(), costs=costs)
     inputs = {f"a{i}_{j}": tile for (i, j), tile in given.items() if j >= 0}
-    rows: dict[str, list[float]] = {name: [] for name in ("hetsched", "wall", "session", "pool", "free", "busy", "path")}
+    rows: dict[str, list[float]] = {name: [] for name in ("hetsched", "wall", "first", "session", "pool", "free", "busy", "path")}
     worst = 0.0
     factor = split(np.tril(wanted), tiles, size)
     factor |= {(k, -1): np.linalg.inv(factor[k, k]) for k in range(tiles)}
 
     def ours() -> dict[str, float]:
-        return judged(hs.run(plan, inputs, learn=False))
+        start = time.perf_counter()
+        result = hs.run(plan, inputs, learn=False)
+        seconds = time.perf_counter() - start
+        return judged(result) | {"wall": seconds}
+
+    def at_first() -> dict[str, float]:
+        new = replace(plan)  # the same plan, of which nothing is kept
+        start = time.perf_counter()
+        result = hs.run(new, inputs, learn=False)
+        seconds = time.perf_counter() - start
+        judged(result)
+        return {"first": seconds}
 
     def judged(result: hs.Result) -> dict[str, float]:
         nonlocal worst
         worst = max(worst, error({(i, j): result[f"l{i}_{j}"] for i, j in given if j >= 0}, wanted, size))
         busy, path = spent(result.trace)
-        return {"hetsched": result.trace.makespan, "wall": result.wall_seconds, "busy": busy, "path": path}
+        return {"hetsched": result.trace.makespan, "busy": busy, "path": path}
 
     def in_session() -> dict[str, float]:
         start = time.perf_counter()
@@ -373,11 +387,11 @@ def compare(tiles: int, size: int, repeat: int) -> dict[str, Any]:
         with peers_tuned():
             return {"free": free(tasks, given, factor)}
 
-    systems = [ours, in_pool, at_best, in_session]
+    systems: list[Callable[[], dict[str, float]]] = [ours, in_pool, at_best, in_session, at_first]
     with hs.Session() as session:
         again = session.compile(plan, buffers=1, trace=True)
         for round_ in range(repeat + 1):
-            for run in systems[round_ % 4 :] + systems[: round_ % 4]:
+            for run in random.Random(round_).sample(systems, len(systems)):
                 found = run()
                 if round_:  # the first round warms up
                     for name, seconds in found.items():
@@ -392,6 +406,7 @@ def compare(tiles: int, size: int, repeat: int) -> dict[str, Any]:
         "of_free": statistics.median(rows["free"][i] / rows["hetsched"][i] for i in rounds),
         "wall_over_pool": statistics.median(rows["pool"][i] / rows["wall"][i] for i in rounds),
         "wall_of_free": statistics.median(rows["free"][i] / rows["wall"][i] for i in rounds),
+        "first_over_pool": statistics.median(rows["pool"][i] / rows["first"][i] for i in rounds),
         "session_over_pool": statistics.median(rows["pool"][i] / rows["session"][i] for i in rounds),
         "session_of_free": statistics.median(rows["free"][i] / rows["session"][i] for i in rounds),
         "spread_of_free": sorted(round(rows["free"][i] / rows["hetsched"][i], 3) for i in rounds),
@@ -417,9 +432,11 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"tile {size}: {row['over_pool']:.3f} x the thread pool, {row['of_free']:.3f} of two free threads "
             f"(with setting up: {row['wall_over_pool']:.3f} x, {row['wall_of_free']:.3f}; "
+            f"the first time: {row['first_over_pool']:.3f} x; "
             f"called again in a session: {row['session_over_pool']:.3f} x, {row['session_of_free']:.3f}); "
-            f"hetsched {row['hetsched_seconds'] * 1e3:.1f} ms (wall {row['wall_seconds'] * 1e3:.1f}), pool {row['pool_seconds'] * 1e3:.1f}, "
-            f"free {row['free_seconds'] * 1e3:.1f}, session {row['session_seconds'] * 1e3:.1f}; busy {row['busy']:.3f}, path {row['path']:.3f}; "
+            f"hetsched {row['hetsched_seconds'] * 1e3:.1f} ms (wall {row['wall_seconds'] * 1e3:.1f}, first {row['first_seconds'] * 1e3:.1f}), "
+            f"pool {row['pool_seconds'] * 1e3:.1f}, free {row['free_seconds'] * 1e3:.1f}, "
+            f"session {row['session_seconds'] * 1e3:.1f}; busy {row['busy']:.3f}, path {row['path']:.3f}; "
             f"plan {row['plan_seconds'] * 1e3:.1f}; error {row['error']:.1e}",
             flush=True,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from hetsched.errors import CommandLineError
@@ -172,7 +173,7 @@ class Timeline:
         rows = {id(s.lanes): s.lanes for s in self.spans}  # spans of a lane share the object, mostly
         return sorted({lane for lanes in rows.values() for lane in lanes})
 
-    @property
+    @cached_property
     def owners(self) -> frozenset[str]:
         """The devices and links whose lanes are used."""
         return frozenset(lane.owner for lane in self.lanes)

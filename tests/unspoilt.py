@@ -6,11 +6,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def unspoilt(check: Callable[[], T], tries: int = 8) -> T:
-    """The first answer of `check` that no assertion kept it from giving; the assertion of the last try where each of them failed."""
+def unspoilt(run: Callable[[], T], check: Callable[[T], None], tries: int = 8) -> T:
+    """What `run` gives, the first of which `check` holds; the assertion of the last try where none does. What `run` itself asserts, such as values
+
+    and order, must hold in every try.
+    """
     for _ in range(tries - 1):
+        found = run()
         try:
-            return check()
+            check(found)
         except AssertionError:
             continue
-    return check()
+        return found
+    found = run()
+    check(found)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from hetsched.executors.frame import Frame
@@ -59,6 +59,7 @@ class Active:
         self.around = around
         self.began = 0.0
         self.notes: list[Note] = []
+        self.later: Callable[[], Sequence[Note]] | None = None  # gives the notes, where they are made only when somebody asks
         self.busy: dict[str, float] = {}
         self.loops: dict[int, Noted] = {}
         # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
@@ -102,7 +103,7 @@ class Active:
 
     def noted(self) -> Noted:
         """What was measured: the trace, when somebody writes it."""
-        return Noted(self.frame.program, self.notes, self.busy, self.walk.turns, self.loops)
+        return Noted(self.frame.program, self.later or self.notes, self.busy, self.walk.turns, self.loops)
 
 
 def width_of(item: Item) -> int:

@@ -69,9 +69,10 @@ class Bindings:
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         steps = frame.program.steps
-        self._tables: list[dict[Any, Bound]] = [{} for _ in steps]
+        self._tables: list[dict[Any, Bound] | None] = [None] * len(steps)
         self._key_of = [self._keys(step) for step in steps] if frame.loop is not None else []
-        self._may_be_hot = [self._is_host_step(step) for step in steps]
+        self._may_be_hot: list[bool | None] = [None] * len(steps)
+        self.elsewhere: frozenset[int] = frozenset()  # steps that are bound once for all runs (`board`)
         self._touching: dict[int, list[int]] | None = None
         self._steps_of: dict[frozenset[int], set[int]] = {}  # values that change together, from run to run -> the steps that touch one of them
         self._templates: dict[int, Template | None] = {}
@@ -107,6 +108,13 @@ class Bindings:
             out.append(known.setdefault((*slots_met, *(turn % k == 0 for k in fires)), len(known)))
         return out
 
+    def may_be_hot(self, step: int) -> bool:
+        """True for a step that can become code: of launches on the host's threads."""
+        found = self._may_be_hot[step]
+        if found is None:
+            found = self._may_be_hot[step] = self._is_host_step(self.frame.program.steps[step])
+        return found
+
     def _is_host_step(self, step: Step) -> bool:
         plain = all(isinstance(self.frame.plan.spans[i].command, Launch) for i in step.spans)
         # The first lane of a loop's step may be that of a link.
@@ -123,6 +131,8 @@ class Bindings:
             if loop.is_remainder(turn):
                 key = -1 - key
         table = self._tables[step]
+        if table is None:
+            table = self._tables[step] = {}
         found = table.get(key)
         if found is None:
             found = table[key] = Bound()
@@ -187,8 +197,14 @@ class Bindings:
                 self._steps_of.clear()
             steps = self._steps_of[values] = {s for value in values for s in self._touching.get(value, ())}
         for step in steps:
-            for bound in self._tables[step].values():
+            for bound in (self._tables[step] or {}).values():
                 bound.calls = None
+
+    def close(self) -> None:
+        """Hold no array any more."""
+        self._tables = [None] * len(self._tables)
+        self._templates.clear()
+        self._shown.clear()
 
     def _find_touching(self) -> dict[int, list[int]]:
         frame = self.frame
@@ -196,6 +212,8 @@ class Bindings:
         roots = {*frame.graph.inputs.values(), *frame.owned}
         known: dict[tuple[int, str], int] = {}
         for step in frame.program.steps:
+            if step.index in self.elsewhere:
+                continue
             touched: set[int] = set()
             for i in step.spans:
                 command = frame.plan.spans[i].command
@@ -234,7 +252,7 @@ class Bindings:
         except Exception as error:
             raise self.frame.failure(error, task, turn) from error
         bound.runs += 1
-        if bound.runs >= HOT_RUNS and self._may_be_hot[step]:
+        if bound.runs >= HOT_RUNS and self.may_be_hot(step):
             self.compile(step, turn)
 
     def prepare(self, step: int, turn: int) -> None:

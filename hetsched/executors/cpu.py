@@ -26,10 +26,11 @@ from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds,
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
 from hetsched.executors.hands import Door
+from hetsched.executors.kept import lent, program_of
 from hetsched.executors.losses import Losses
 from hetsched.executors.outline import lanes_needed, launches_of, programs_of
 from hetsched.executors.process import tuned, wide
-from hetsched.executors.program import Program, compile_plan, describe, is_solo
+from hetsched.executors.program import Program, describe, is_solo
 from hetsched.executors.result import Result
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS
 from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note
@@ -96,7 +97,9 @@ class Crew:
 
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
-        needed = lanes_needed(root.plan, self.host)
+        needed = root.needed
+        if needed is None:
+            needed = root.needed = lanes_needed(root.plan, self.host)
         self.cores = Cores.of(min(needed["compute"], self.lanes["compute"]))
         if not self.keep_going and self.replanner is None and (root.shape is not None or relay.suits(root.program, self.host)):
             active = Active(root, 0.0, None, {}, is_walked=False)
@@ -153,12 +156,12 @@ class Crew:
             runner.run(lanes)
         if self.error is not None:
             raise self.error
-        if runner.left:
-            raise InternalError(f"the run came to a stop before its end; {len(runner.left)} steps were still waiting")
-        zero, order, notes = self.zero, runner.order, active.notes
-        for lane, log in runner.log:
-            notes += [Note(order[rank], 0, lane, start - zero, finish - zero, marks) for rank, start, finish, marks in log]
-        active.busy[self.host] = sum(note.finish - note.start for note in notes)
+        if not runner.is_done:
+            raise InternalError(
+                f"the run came to a stop before its end, {sum(len(log.times) for log in runner.logs) // 3} of {self.total} steps done"
+            )
+        active.later = runner.noted()
+        active.busy[self.host] = sum(log.seconds for log in runner.logs)
         if self.progress is not None:
             self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
 
@@ -606,13 +609,21 @@ def run_plan(
         if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
             raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
     began = perf_counter()
-    program = compile_plan(plan, join=not keep_going, whole=not keep_going and timeout is None and progress is None and replanner is None)
-    if timeout is None and progress is None and not keep_going and replanner is None and is_solo(program):
-        return once.run(program, inputs, began, trace)
+    is_plain = not keep_going and replanner is None
+    is_quiet = is_plain and timeout is None and progress is None
+    program = program_of(plan, join=not keep_going, whole=is_quiet)
+    if is_quiet and is_solo(program):
+        with lent(plan, program, lambda: once.Walk(Frame(program, inputs)), lambda walk: walk.takes(inputs)) as walk:
+            return walk.run(plan, began, trace)
 
     def run_one(plan: Timeline, inputs: Mapping[int, Any]) -> Outcome:
         crew = Crew(plan, trace, keep_going, timeout, progress, replanner=replanner, began=began)
-        return end_of(crew, Frame(program if plan is program.plan else compile_plan(plan), inputs))
+        if not is_plain:
+            return end_of(crew, Frame(program_of(plan, join=not keep_going), inputs))
+        with lent(plan, program, lambda: Frame(program, inputs), lambda frame: frame.retake(inputs)) as frame:
+            outcome = end_of(crew, frame)
+            frame.let_go()
+            return outcome
 
     return in_epochs(run_one, plan, inputs, replanner, began)
 

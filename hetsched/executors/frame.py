@@ -18,8 +18,7 @@ import numpy as np
 from hetsched.errors import HetschedError, InternalError, TaskError
 from hetsched.executors.binding import Bindings
 from hetsched.executors.gathering import Gathering
-from hetsched.executors.memory import HERE, HostMemory, Memory, alias, shaped, stride_of
-from hetsched.executors.pages import touched
+from hetsched.executors.memory import HERE, HostMemory, Memory, alias, fresh, shaped, stride_of
 from hetsched.executors.program import Program, compile_plan
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
@@ -57,6 +56,7 @@ class Frame:
         self._idle: dict[int, list[Frame]] = {}  # loop task -> frames of its body that have run to their end
         self._programs: dict[int, Program] = {}
         self.shape: Any = None  # what `relay` keeps between runs
+        self.needed: Mapping[str, int] | None = None  # threads that the plan can keep busy, by kind, once a crew has asked
         self.bodies: Mapping[int, Program] | None = None  # of the outermost frame: id of each body's plan -> its program, made before the first run
         self._find_places()
         self.every = program.every
@@ -108,11 +108,24 @@ class Frame:
         self.bindings.forget([*given, *self.owned])
         self.borrowed.update(dict.fromkeys(given))
         self.owned.update(dict.fromkeys(self.owned))
+        if self.shape is not None:
+            self.shape.board.clear()
         self.gathering.targets.clear()
         self.gathering.found.clear()
         for frames in self._idle.values():
             for frame in frames:
                 frame.let_go()
+
+    def close(self) -> None:
+        """Hold no memory any more, without waiting for the collector of cycles. For a frame that will not run again."""
+        self.shape = None
+        self.bindings.close()
+        for held in (self.borrowed, self.owned, self.cells, self._first, self._arrays, self.memories):
+            held.clear()
+        for frames in self._idle.values():
+            for frame in frames:
+                frame.close()
+        self._idle.clear()
 
     # Where values lie ---------------------------------------------------------------------------------------------------------
 
@@ -124,7 +137,7 @@ class Frame:
             task = int(self.graph.value_task[value])
             if spec is None or task < 0 or value in out:
                 continue
-            out[value] = given[value] if given is not None and value in given else touched(np.empty(spec.bounds, spec.dtype))
+            out[value] = given[value] if given is not None and value in given else fresh(spec.bounds, spec.dtype)
         return out
 
     def _find_dynamic(self) -> set[int]:
@@ -344,6 +357,13 @@ class Frame:
     def takes(self, borrowed: Mapping[int, Any]) -> bool:
         """True if the frame can run again with these inputs: arrays where there were arrays."""
         return all(isinstance(x, np.ndarray) == self._is_array.get(v) for v, x in borrowed.items())
+
+    def retake(self, borrowed: Mapping[int, Any]) -> bool:
+        """`renew` where the frame `takes` the inputs; False where it does not."""
+        if not self.takes(borrowed):
+            return False
+        self.renew(borrowed)
+        return True
 
     def _begin_loop(self, first: Mapping[int, Any]) -> None:
         assert self.loop is not None

@@ -26,8 +26,9 @@ from hetsched.executors.binding import Call
 from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
 from hetsched.executors.epochs import Outcome, Replanner
 from hetsched.executors.frame import Frame
+from hetsched.executors.kept import program_of
 from hetsched.executors.memory import Memory
-from hetsched.executors.program import Program, Step, compile_plan, describe
+from hetsched.executors.program import Program, Step, describe
 from hetsched.executors.result import Result
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device
@@ -356,7 +357,7 @@ def run_plan(
         fleet = Fleet(plan, backends)
         try:
             crew = Crew(plan, trace, keep_going, timeout, progress, fleet.drivers, replanner=replanner, began=began)
-            frame = fleet.frame(compile_plan(plan, join=not keep_going), inputs)
+            frame = fleet.frame(program_of(plan, join=not keep_going), inputs)
             fleet.serve(crew)
             return end_of(crew, frame)
         finally:

@@ -6,17 +6,43 @@ and `part(first element, shape)`. A frame never looks inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from hetsched.executors.pages import Bytes, fresh
+from hetsched.executors.pages import Bytes, area, touched
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import AnySpec, Spec
 
 ALIGNMENT = 64
+
+
+_reliefs: list[Callable[[], bool]] = []
+
+
+def when_short(relief: Callable[[], bool]) -> None:
+    """`relief` is called where memory cannot be had; it tells whether it has given some back."""
+    _reliefs.append(relief)
+
+
+def fresh(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A new, uninitialised array of the host, its pages there (see `pages`). Raises `MemoryError` where there is no room, and nobody has given any
+
+    back.
+    """
+    return had(lambda: touched(np.empty(shape, dtype)))
+
+
+def had(make: Callable[[], Any]) -> Any:
+    """What `make` allocates; tried again where there was no room and somebody has given some back."""
+    try:
+        return make()
+    except MemoryError:
+        if not any(relief() for relief in _reliefs):
+            raise
+        return make()
 
 
 class Memory(Protocol):
@@ -49,7 +75,7 @@ class HostMemory:
     @staticmethod
     def of(nbytes: int) -> HostMemory:
         """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy). See `pages`."""
-        raw = fresh(nbytes + ALIGNMENT)
+        raw: Bytes = had(lambda: area(nbytes + ALIGNMENT))
         start = -raw.ctypes.data % ALIGNMENT
         return HostMemory(raw[start : start + nbytes])
 

@@ -15,33 +15,23 @@ import numpy as np
 from hetsched.executors.frame import Frame
 from hetsched.executors.memory import HERE
 from hetsched.executors.process import tuned
-from hetsched.executors.program import Program
 from hetsched.executors.result import Result
 from hetsched.executors.solo import traced
 from hetsched.graph.alike import alike
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, array_form
 from hetsched.machine import HOST
+from hetsched.timeline import Timeline
 
 # How a kind of task is done: a view (readers find what it shows), objects made, arrays written, and what finds its arrays when it runs.
 _VIEW, _OBJECTS, _ARRAYS, _LATER = range(4)
 
 
-def run(program: Program, inputs: Mapping[int, Any], began: float, trace: bool) -> Result:
-    """Run a program that `is_solo`. inputs: value id -> read-only array or object. With a trace its tasks are timed one by one."""
-    frame = Frame(program, inputs)
-    walk = _Walk(frame)
-    marks: dict[int, float] | None = {} if trace else None
-    with tuned(), np.errstate(all="ignore"):
-        start = perf_counter()
-        walk.go(marks, start)
-        finish = perf_counter()
-    walk.settle()
-    return Result.lazily(frame.results(), traced(program, finish - start if trace else None, marks), frame.plan, perf_counter() - began)
+class Walk:
+    """The launches of the only step of a frame, in its order. values: what each value is, as a launch on the host sees it.
 
-
-class _Walk:
-    """The launches of the only step of a frame, in its order. values: what each value is, as a launch on the host sees it."""
+    It may be done again, for a next run: the arena, what lies where in it, and the kernels are found then.
+    """
 
     def __init__(self, frame: Frame) -> None:
         graph, step = frame.graph, frame.program.steps[0]
@@ -51,11 +41,41 @@ class _Walk:
         self.kind = alike(graph).kind.tolist()
         self.ways = [self._way(task, step.owner) for task in alike(graph).first.tolist()]
         self.starts, self.reads, self.outputs = graph.input_start.tolist(), graph.input_values.tolist(), graph.output_start.tolist()
-        self.values: list[Any] = [None] * len(graph.value_specs)
-        for value in range(self.outputs[0]):
-            if value in frame.borrowed or value in graph.constants:
-                self.values[value] = frame.locate(value, HOST, 0)
+        self.values: list[Any] = []
         self.later = any(way == _LATER for way, _ in self.ways)
+        frame.bindings.elsewhere = frozenset((0,))
+
+    def takes(self, inputs: Mapping[int, Any]) -> bool:
+        """True where it can be done again with these inputs: they are taken."""
+        return self.frame.retake(inputs)
+
+    def run(self, plan: Timeline, began: float, trace: bool) -> Result:
+        """Do it all. With a trace its tasks are timed one by one. When it is over nothing of the run is held. plan: that of the result."""
+        frame = self.frame
+        marks: dict[int, float] | None = {} if trace else None
+        self._find()
+        with tuned(), np.errstate(all="ignore"):
+            start = perf_counter()
+            self._go(marks, start)
+            finish = perf_counter()
+        self._settle()
+        outputs = frame.results()
+        self.values = []
+        frame.let_go()
+        return Result.lazily(outputs, traced(frame.program, finish - start if trace else None, marks), plan, perf_counter() - began)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.values = []
+        self.frame.close()
+
+    def _find(self) -> None:
+        """Where values lie, as far as that is known before anything has run."""
+        frame, constants = self.frame, self.graph.constants
+        values = self.values = [None] * len(self.graph.value_specs)
+        for value in range(self.outputs[0]):
+            if value in frame.borrowed or value in constants:
+                values[value] = frame.locate(value, HOST, 0)
         if any(way in (_ARRAYS, _VIEW) for way, _ in self.ways):
             self._find_arrays()
 
@@ -79,7 +99,7 @@ class _Walk:
             elif way == _VIEW and outputs[task] not in frame.dynamic:
                 values[outputs[task]] = frame.locate(outputs[task], HOST, 0)
 
-    def go(self, marks: dict[int, float] | None, zero: float) -> None:
+    def _go(self, marks: dict[int, float] | None, zero: float) -> None:
         """Do it all. marks: takes when each launch ended, `perf_counter` seconds after `zero`. Raises `TaskError` with the task's name."""
         frame, values, starts, reads, outputs = self.frame, self.values, self.starts, self.reads, self.outputs
         ways, kind, attributes = self.ways, self.kind, self.graph.task_attributes
@@ -127,7 +147,7 @@ class _Walk:
         for value in range(first, last):
             self.frame.cells[value, HOST, 0] = self.values[value]
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Let the frame know the objects that are outputs."""
         for value in self.graph.outputs.values():
             task = int(self.graph.value_task[value])

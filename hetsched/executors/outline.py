@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from hetsched.executors.program import Program, compile_plan, every_of
-from hetsched.graph.graph import Loop
+from hetsched.executors.kept import program_of
+from hetsched.executors.program import Program, every_of
 from hetsched.timeline import Free, Launch, Timeline
 
 
 def lanes_needed(plan: Timeline, host: str) -> dict[str, int]:
     """Threads that the plan can keep busy, by kind: the lanes it names, loops included."""
     found: dict[str, set[int]] = {"compute": {0}, "io": set()}
-    for span in plan.spans:
-        command = span.command
-        if isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop):
-            continue  # its body says which lanes it uses
-        for lane in span.lanes:
-            if lane.owner == host:
-                found[lane.kind].add(lane.number)
+    rows = {id(s[0]): s[0] for s in plan.spans if not (type(s[1]) is Launch and s[1].task in plan.loops)}  # a loop's body says which lanes it uses
+    for lane in {lane for lanes in rows.values() for lane in lanes}:
+        if lane.owner == host:
+            found[lane.kind].add(lane.number)
     need = {kind: max(numbers, default=-1) + 1 for kind, numbers in found.items()}
     for body in plan.loops.values():
         for kind, count in lanes_needed(body, host).items():
@@ -28,7 +25,7 @@ def programs_of(plan: Timeline) -> dict[int, Program]:
     """id of the plan of each loop's body, loops in loops too -> its program: made before the clock starts."""
     out: dict[int, Program] = {}
     for body in plan.loops.values():
-        out[id(body)] = compile_plan(body)
+        out[id(body)] = program_of(body)
         out |= programs_of(body)
     return out
 

@@ -12,15 +12,16 @@ long launch waits for another lane's result nor another lane waits for the end o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.errors import InternalError
+from hetsched.executors.straight import straight
 from hetsched.executors.walk import Arc, find_cycle
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import HOST, Device
@@ -42,11 +43,10 @@ LONG_SECONDS = 50e-6
 MOST_BINDINGS = 24
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What is dispatched at once. `spans` are indices into the plan's spans; `start` and `seconds` are the plan's, for priorities."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     spans: tuple[int, ...]
     lanes: tuple[Lane, ...]
     start: float
@@ -55,13 +55,15 @@ class Step:
     @property
     def owner(self) -> str:
         """The device (or link) that the step runs on; of a loop, its first (none where its body is empty)."""
-        lane = self._lane()
+        lanes = self.lanes
+        lane = lanes[0] if len(lanes) == 1 else self._lane()
         return lane.owner if lane is not None else ""
 
     @property
     def kind(self) -> str:
         """Kind of its lanes: compute, io or copy."""
-        lane = self._lane()
+        lanes = self.lanes
+        lane = lanes[0] if len(lanes) == 1 else self._lane()
         return lane.kind if lane is not None else "compute"
 
     def _lane(self) -> Lane | None:
@@ -74,15 +76,17 @@ class Program:
     """A plan ready to be walked: `steps`, `arcs` between them, `window`: turns in flight.
 
     carried: body input value -> carried output value. every: task -> k > 1. stop_step: the step that brings the stop value to the host, or -1.
+    plain_on: the device on one lane of which each step is, launches of ops; "" where that is not so, or not known.
     """
 
     plan: Timeline
     steps: tuple[Step, ...]
-    arcs: tuple[Arc, ...]
+    arcs: Sequence[Arc]
     window: int
     carried: dict[int, int]
     every: Mapping[int, int]
     stop_step: int = -1
+    plain_on: str = ""
 
 
 def is_solo(program: Program) -> bool:
@@ -199,6 +203,8 @@ def compile_plan(plan: Timeline, join: bool = True, whole: bool = False) -> Prog
     """The program of a plan; `join=False` makes every command a step of its own. whole: a straight plan of tiny tasks may become one step."""
     if whole and (order := one_segment(plan)) is not None:
         return _program_of_one(plan, order)
+    if join and (plain := straight(plan)) is not None:
+        return Program(plan, _steps(plan, plain.groups), plain.arcs, 1, {}, {}, plain_on=plain.owner)
     arcs = span_arcs(plan)
     shared = {d.id for d in plan.machine.devices if d.shares_lanes}
     has_streams = any(lane.owner not in shared for span in plan.spans for lane in span.lanes)
@@ -210,10 +216,7 @@ def compile_plan(plan: Timeline, join: bool = True, whole: bool = False) -> Prog
     of: dict[int, int] = {}
     for g, group in enumerate(groups):
         of.update((i, g) for i in group)
-    steps = []
-    for g, group in enumerate(groups):
-        spans = [plan.spans[i] for i in group]
-        steps.append(Step(g, tuple(group), spans[0].lanes, min(s.start for s in spans), sum(s.finish - s.start for s in spans)))
+    steps = _steps(plan, groups)
     joined = list(dict.fromkeys(Arc(of[a], of[b], d) for a, b, d in arcs if of[a] != of[b] or d > 0))
     # A step that waits for itself one turn ago need not wait for itself two turns ago.
     nearest: dict[int, int] = {}
@@ -231,7 +234,20 @@ def compile_plan(plan: Timeline, join: bool = True, whole: bool = False) -> Prog
         window = 2 + int(longest / plan.period) + 1 if plan.period else 2
         # Turns may run ahead of the plan when predictions were wrong; the rings still bound what is alive.
         window = min(max(window, 4, 1 + max(plan.rings.values(), default=0)), 64)
-    return Program(plan, tuple(steps), tuple(joined), window, carried_values(plan.loop), every_of(plan.loop), of.get(stop_span(plan), -1))
+    return Program(plan, steps, tuple(joined), window, carried_values(plan.loop), every_of(plan.loop), of.get(stop_span(plan), -1))
+
+
+def _steps(plan: Timeline, groups: list[list[int]]) -> tuple[Step, ...]:
+    """The steps of spans that stand together."""
+    steps: list[Step] = []
+    for g, group in enumerate(groups):
+        lanes, _, start, finish = plan.spans[group[0]]
+        if len(group) == 1:
+            steps.append(Step(g, (group[0],), lanes, start, finish - start))
+        else:
+            spans = [plan.spans[i] for i in group]
+            steps.append(Step(g, tuple(group), lanes, min([s[2] for s in spans]), sum([s[3] - s[2] for s in spans])))
+    return tuple(steps)
 
 
 def one_segment(plan: Timeline) -> list[int] | None:

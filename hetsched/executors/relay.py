@@ -6,26 +6,27 @@ Priority is the planned start. Hot path: about 1.5 us a step with the trace on (
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush, heappushpop
-from itertools import count
+from itertools import count, repeat
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hetsched.executors.binding import Call
+from hetsched.executors.binding import HOT_RUNS
+from hetsched.executors.board import Bill, Board
 from hetsched.executors.cores import LONG_SECONDS
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, Sharing, is_atomic, is_plain
+from hetsched.executors.straight import pairs_of
+from hetsched.executors.tracing import Note
 from hetsched.timeline import Launch
 
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
-
-# (rank, start, finish, task -> when it ended: of a step of several tasks)
-Did: TypeAlias = tuple[int, float, float, "Mapping[int, float] | None"]
 
 # A thread goes on with what it has made ready, whose inputs lie in its core's cache, unless something that waits is planned this share of all steps
 # earlier, and so many steps at least. (Tiled Cholesky, tiles of 256 KiB: of two free threads 0.936 where it is 32 steps, 0.963 without a limit.)
@@ -39,100 +40,146 @@ def suits(program: Program, host: str) -> bool:
 
 
 class Shape:
-    """What is the same in every run of a program: the order of its steps by priority, and, by rank in that order, what waits for what."""
+    """What is the same in every run of a frame: the order of its steps by priority; by rank in that order, what waits for what; its board."""
 
-    def __init__(self, program: Program) -> None:
-        n = len(program.steps)
-        self.order = sorted(range(n), key=lambda s: (program.steps[s].start, s))
+    def __init__(self, frame: Frame) -> None:
+        program = frame.program
+        steps, n = program.steps, len(program.steps)
+        self.order = sorted(range(n), key=[(step.start, s) for s, step in enumerate(steps)].__getitem__)
         rank = [0] * n
-        for place, step in enumerate(self.order):
-            rank[step] = place
-        self.near: list[list[int]] = [[] for _ in range(n)]
-        self.waits = [0] * n
-        for before, later, _ in dict.fromkeys(program.arcs):
-            self.near[rank[before]].append(rank[later])
-            self.waits[rank[later]] += 1
-        self.is_io = [program.steps[step].kind == "io" for step in self.order]
-        self.is_long = [program.steps[step].seconds > LONG_SECONDS for step in self.order]
+        for place, s in enumerate(self.order):
+            rank[s] = place
+        is_io = [step.kind == "io" for step in steps]
+        near: list[list[int]] = [[] for _ in steps]
+        self.far: dict[int, list[int]] = {}  # those that threads of the other kind do
+        waits = [0] * n
+        for before, later in pairs_of(program.arcs):
+            waits[rank[later]] += 1
+            (near[rank[before]] if is_io[before] == is_io[later] else self.far.setdefault(rank[before], [])).append(rank[later])
+        self.near = near
+        self.sinks = sum(not near[r] and r not in self.far for r in range(n))
+        self.is_io, self.waits = [is_io[s] for s in self.order], waits
+        self.is_long = [steps[s].seconds > LONG_SECONDS for s in self.order]
+        self.board = Board(frame)
+        bills = [self.board.bills[s] for s in self.order]
+        self.single = [bill[0] if bill is not None and len(bill) == 1 else None for bill in bills]  # the launch of a step, where it is one
+        self.several: dict[int, list[Bill]] = {rank: bill for rank, bill in enumerate(bills) if bill is not None and len(bill) != 1}
+        self.runs = 0
+        frame.bindings.elsewhere = frozenset(s for s, bill in enumerate(self.board.bills) if bill is not None)
+
+    def begin(self, frame: Frame, trace: bool) -> None:
+        """Show what the next run is about. What has run so often that code pays for itself becomes code, which nobody times inside."""
+        self.board.fill()
+        self.runs += 1
+        if self.runs > HOT_RUNS and self.several and not trace:
+            for rank in [rank for rank, bills in self.several.items() if bills]:
+                frame.bindings.compile(self.order[rank])
+                del self.several[rank]
+
+
+class Log(NamedTuple):
+    """What a thread did, in the order in which it did it. times: rank, start and finish of each step, one after another, on the clock of the threads;
+
+    no object for each, of which there are thousands. marks: rank -> (task -> when it ended), of steps of several tasks.
+    """
+
+    lane: int
+    times: list[Any]
+    marks: dict[int, Mapping[int, float]]
+
+    def notes(self, order: Sequence[int], zero: float) -> Iterator[Note]:
+        """The same as notes, of a run that began at `zero`."""
+        times, marks = self.times, self.marks
+        for rank, start, finish in zip(times[::3], times[1::3], times[2::3], strict=True):
+            yield Note(order[rank], 0, self.lane, start - zero, finish - zero, marks.get(rank))
+
+    @property
+    def seconds(self) -> float:
+        """All that time."""
+        return float(sum(self.times[2::3]) - sum(self.times[1::3]))
 
 
 class Relay(Sharing):
-    """One run of a frame's steps. A ready step is its rank. `log`: for each thread its lane and what it did, on the clock of the threads."""
+    """One run of a frame's steps. A ready step is its rank."""
 
     def __init__(self, crew: Crew, frame: Frame, new_thread: Callable[..., Any] = threading.Thread) -> None:
         super().__init__(crew, new_thread)
         self.frame = frame
         n = len(frame.program.steps)
         if frame.shape is None:
-            frame.shape = Shape(frame.program)
+            frame.shape = Shape(frame)
         shape: Shape = frame.shape
-        self.order, self.near, self.is_io, self.is_long, waits = shape.order, shape.near, shape.is_io, shape.is_long, shape.waits
-        # A step's tokens: one for each step it waits for; the one taken last is 0.
-        self.tokens = [[0, *[1] * (k - 1)] for k in waits]
-        self.left = [0, *[1] * (n - 1)] if n else []
-        # The one call of a step, where it is one: the others are done as `Bindings.perform` does them.
-        self.calls: list[Call | None] = [None] * n
-        bindings = frame.bindings
-        for rank, step in enumerate(self.order):
-            if bindings.bound(step, 0).segment is None:
-                calls = bindings.calls(step, 0)
-                self.calls[rank] = calls[0] if len(calls) == 1 and callable(calls[0][0]) else None
-        for rank, k in enumerate(waits):
+        shape.begin(frame, crew.trace)
+        self.order, self.near, self.far, self.single, self.several = shape.order, shape.near, shape.far, shape.single, shape.several
+        self.is_long = shape.is_long
+        self.cells = shape.board.cells
+        # A step's tokens: a 1 for each step it waits for but one; who finds none left has made it ready. The same for the end of the run: when all
+        # steps that nothing waits for are done, everything is.
+        self.tokens = [repeat(1, k - 1) for k in shape.waits]
+        self.left = repeat(1, shape.sinks - 1)
+        for rank, k in enumerate(shape.waits):
             if not k:
-                heappush(self.ready[KINDS[self.is_io[rank]]], rank)
+                heappush(self.ready[KINDS[shape.is_io[rank]]], rank)
         self.stay = max(STAY_STEPS, int(STAY_SHARE * n))
-        self.halted = not n
+        self.is_done = self.halted = not n
         self.counted = count(1)
-        self.log: list[tuple[int, list[Did]]] = []
+        self.logs: list[Log] = []
 
-    def new_log(self, lane: int) -> list[Did]:
+    def new_log(self, lane: int) -> Log:
         """See `Sharing.new_log`."""
-        log: list[Did] = []
-        self.log.append((lane, log))
+        log = Log(lane, [], {})
+        self.logs.append(log)
         return log
 
-    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: list[Did]) -> None:
+    def noted(self) -> Callable[[], list[Note]]:
+        """What gives the notes of the run, which is over, and holds nothing else of it."""
+        return partial(_notes, self.logs, self.order, self.crew.zero)
+
+    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is a rank."""
-        crew, near, tokens, left, calls, is_io = self.crew, self.near, self.tokens, self.left, self.calls, self.is_io
-        mine, trace, note, xp, clock, stay = kind == "io", crew.trace, log.append, np, perf_counter, self.stay
+        crew, near, far, tokens, single, cells = self.crew, self.near, self.far, self.tokens, self.single, self.cells
+        trace, note, xp, clock, stay, take = crew.trace, log.times.extend, np, perf_counter, self.stay, next
         is_asked = crew.deadline is not None or crew.progress is not None
-        is_long, settle = self.is_long, crew.cores.settle if crew.cores is not None and not mine else None
+        is_long, settle = self.is_long, crew.cores.settle if crew.cores is not None and kind == "compute" else None
         rank = first
         while True:
             if settle is not None and is_long[rank] and rank != first:
                 settle(lane)
-            bound = calls[rank]
-            marks: Mapping[int, float] | None = None
+            bill = single[rank]
             start = clock()
-            if bound is not None:
-                kernel, inputs, outputs, workspace, attributes, task = bound
+            if bill is not None:
+                kernel, inputs, outputs, workspace, attributes, task = bill
                 try:
-                    kernel(xp, inputs, outputs, workspace, attributes)
+                    kernel(xp, inputs(cells), outputs(cells), workspace, attributes)
                 except BaseException as error:
                     self._fail(self.frame.failure(error, task, 0) if isinstance(error, Exception) else error, error)
                     return
             else:
                 try:
-                    marks = self._perform(rank)
+                    self._perform(rank, log)
                 except BaseException as error:
                     self._fail(error)
                     return
             finish = clock()
             if trace:
-                note((rank, start, finish, marks))
+                note((rank, start, finish))
             best = -1
-            for later in near[rank]:
-                if not tokens[later].pop():
-                    if is_io[later] != mine:
-                        self._hand_over(later, not mine)
-                    elif best < 0:
+            following = near[rank]
+            for later in following:
+                if not take(tokens[later], 0):
+                    if best < 0:
                         best = later
                     elif later < best:
                         heappush(heap, best)
                         best = later
                     else:
                         heappush(heap, later)
-            if not left.pop():
+            if far and rank in far:
+                for later in far[rank]:
+                    if not take(tokens[later], 0):
+                        self._hand_over(later, kind != "io")
+            elif not following and not take(self.left, 0):
+                self.is_done = True
                 self.halt()
                 return
             if self.halted or (is_asked and self._asked(rank, finish)):
@@ -149,13 +196,29 @@ class Relay(Sharing):
             if heap and idle:
                 self._wake(idle, 1)
 
-    def _perform(self, rank: int) -> Mapping[int, float] | None:
+    def _perform(self, rank: int, log: Log) -> None:
         """A step of several tasks, or one that finds its arrays when it runs."""
-        frame, step = self.frame, self.order[rank]
-        if self.crew.trace:
-            return frame.perform_timed(step, 0, self.crew.zero)
-        frame.perform(step, 0)
-        return None
+        frame, step, bills = self.frame, self.order[rank], self.several.get(rank)
+        zero, marks = self.crew.zero, None
+        if bills is not None:
+            marks = self._do(bills, zero)
+        elif self.crew.trace:
+            marks = frame.perform_timed(step, 0, zero)
+        else:
+            frame.perform(step, 0)
+        if marks is not None:
+            log.marks[rank] = marks
+
+    def _do(self, bills: list[Bill], zero: float) -> dict[int, float]:
+        cells, xp, clock, task = self.cells, np, perf_counter, -1
+        marks: dict[int, float] = {}
+        try:
+            for kernel, inputs, outputs, workspace, attributes, task in bills:
+                kernel(xp, inputs(cells), outputs(cells), workspace, attributes)
+                marks[task] = clock() - zero
+        except Exception as error:
+            raise self.frame.failure(error, task, 0) from error
+        return marks
 
     def _asked(self, rank: int, now: float) -> bool:
         """Tell how far the run is; True if it is to stop."""
@@ -174,3 +237,7 @@ class Relay(Sharing):
         assert crew.progress is not None
         assert isinstance(command, Launch)
         crew.progress(next(self.counted), crew.total, self.frame.graph.task_names[command.task])
+
+
+def _notes(logs: Sequence[Log], order: Sequence[int], zero: float) -> list[Note]:
+    return [note for log in logs for note in log.notes(order, zero)]

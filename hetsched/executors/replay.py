@@ -11,6 +11,7 @@ import contextvars
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -21,9 +22,10 @@ from hetsched.executors import solo
 from hetsched.executors.cpu import Crew, run_crew
 from hetsched.executors.frame import Frame
 from hetsched.executors.hands import Hands
+from hetsched.executors.kept import program_of
 from hetsched.executors.live import Fleet, drives
 from hetsched.executors.process import free_blas, limit_blas, tuned
-from hetsched.executors.program import LONG_SECONDS, Program, compile_plan
+from hetsched.executors.program import LONG_SECONDS, Program
 from hetsched.executors.result import Result
 from hetsched.executors.segments import Segment
 from hetsched.executors.turnstile import SHORT_WORK
@@ -170,7 +172,7 @@ class Replay:
 
     def __init__(self, plan: Timeline, seats: int, trace: bool = False, timeout: float | None = None) -> None:
         self.plan = plan
-        self.program = compile_plan(plan, whole=timeout is None)
+        self.program = replace(program_of(plan, whole=timeout is None), plan=plan)
         self.most = seats
         self._make: Callable[[], Seat] = lambda: Seat(self.program, trace, timeout)
         self._idle: list[Seat] = []

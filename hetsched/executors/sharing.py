@@ -42,6 +42,8 @@ def is_atomic() -> bool:
 
 def is_plain(program: Program, host: str) -> bool:
     """True if every step is launches of ops, each on one lane of `host`."""
+    if program.plain_on:
+        return program.plain_on == host
     plan = program.plan
     for step in program.steps:
         if len(step.lanes) != 1 or step.owner != host or step.kind not in KINDS:

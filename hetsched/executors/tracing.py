@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -34,17 +34,18 @@ class Note(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """What one frame noted of itself: enough to write its trace once the run is over. loops: loop task -> what its body noted."""
+    """What one frame noted of itself (or what gives it): enough to write its trace once the run is over. loops: loop task -> what its body noted."""
 
     program: Program
-    notes: Sequence[Note]
+    notes: Sequence[Note] | Callable[[], Sequence[Note]]
     busy: Mapping[str, float]
     turns: int
     loops: Mapping[int, Noted]
 
     def trace(self) -> Timeline:
         """The measured timeline, bodies of loops included."""
-        return trace_of(self.program, self.notes, self.busy, self.turns, {task: inner.trace() for task, inner in self.loops.items()})
+        notes = self.notes() if callable(self.notes) else self.notes
+        return trace_of(self.program, notes, self.busy, self.turns, {task: inner.trace() for task, inner in self.loops.items()})
 
 
 def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float], turns: int, loops: Mapping[int, Timeline]) -> Timeline:

@@ -79,6 +79,12 @@ def energy_record(energy: Energy) -> dict[str, Any]:
     return {"joules": energy.joules, "measured": energy.is_measured, "idle_included": True, "devices": devices, "notes": list(energy.notes)}
 
 
+def energy_from(record: Mapping[str, Any]) -> Energy:
+    """The energy that `energy_record` wrote."""
+    devices = {name: DeviceEnergy(d["joules"], d["source"] or "", d["idle_joules"]) for name, d in record["devices"].items()}
+    return Energy(record["joules"], devices, tuple(record["notes"]))
+
+
 def energy_lines(energy: Energy) -> list[str]:
     """`energy: 12.3 J with idle power: cpu 10.1 J measured (RAPL package-0 + dram), cuda:0 2.2 J estimated from its watts`, and the way out."""
     parts = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from hetsched.placement.costs.replay import Regret
 from hetsched.report.after import compare_table, drift_lines
+from hetsched.report.energy import energy_from, energy_lines
 from hetsched.report.runs import compared_of, drifts_of
 from hetsched.report.text import bytes_text, percent_text, plural, seconds_text, table
 
@@ -48,6 +49,7 @@ def run_lines(record: Mapping[str, Any], most: int = 12) -> list[str]:
     if t["copies"]:
         hidden = f", {percent_text(t['hidden_fraction'])} hidden" if t["hidden_fraction"] is not None else ""
         lines.append(f"transfers: {plural(t['copies'], 'copy', 'copies')}, {bytes_text(t['bytes'])} in {seconds_text(t['seconds'])}{hidden}")
+    lines += energy_lines(energy_from(r["energy"])) if r.get("energy") else []  # runs of older versions have none
     lines += drift_lines(drifts_of(r))
     lines += [f"{name}: {value:.6g}" for name, value in r["metrics"].items()]
     lines += [f"{name} -> {path}" for name, path in r["outputs"].items() if path]
@@ -66,6 +68,9 @@ def diff_lines(a: Mapping[str, Any], b: Mapping[str, Any], most: int = 20) -> li
             lines.append(f"{key}: {a['parameters'].get(key)} and {b['parameters'].get(key)}")
     for what, key in (("measured", "measured_seconds"), ("planned", "planned_seconds")):
         lines.append(f"{what}: {seconds_text(a[key])} and {seconds_text(b[key])}{_change(a[key], b[key])}")
+    joules = [(r.get("energy") or {}).get("joules") for r in (a, b)]
+    if None not in joules:
+        lines.append(f"energy: {joules[0]:.3g} J and {joules[1]:.3g} J{_change(*joules)}")
     here, there = ({row.name: row for row in compared_of(r)} for r in (a, b))
     moved = [f"{n}: {here[n].device} and {there[n].device}" for n in here if n in there and here[n].device != there[n].device]
     lines += [f"placed otherwise: {'; '.join(moved[:8])}{' ...' if len(moved) > 8 else ''}"] if moved else []

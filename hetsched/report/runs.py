@@ -22,6 +22,7 @@ from hetsched.placement.costs.history import Drift, Lesson
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.replay import named
 from hetsched.report.after import Compared, compare
+from hetsched.report.energy import Energy, energy_record
 from hetsched.report.events import events
 from hetsched.report.record import devices_record, transfers_record
 from hetsched.timeline import Timeline
@@ -160,7 +161,7 @@ def _size(path: Path) -> int:
 
 def record_of(
     result: Result, *, file: str, sha256: str, name: str, parameters: Mapping[str, Any], options: Mapping[str, Any], metrics: Mapping[str, float],
-    outputs: Mapping[str, str | None], drifts: Sequence[Drift] = (), taught: Sequence[Lesson] | None = None,
+    outputs: Mapping[str, str | None], drifts: Sequence[Drift] = (), taught: Sequence[Lesson] | None = None, energy: Energy | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What is kept of a run. parameters, options: how it was asked for, so that it can be planned again. taught: `lessons` of its trace, where they
 
@@ -184,6 +185,7 @@ def record_of(
         "objective": plan.objective,
         "devices": devices_record(trace),
         "transfers": transfers_record(trace),
+        "energy": energy_record(energy) if energy is not None else None,
         "tasks": [list(row) for row in compare(plan, trace)[:MOST_TASKS]],
         "costs": [list(x) for x in named(taught)[:MOST_TASKS]],
         "drifts": [list(x) for x in drifts],

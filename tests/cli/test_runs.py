@@ -214,3 +214,13 @@ def test_broken_runs_are_told_and_collected(pipeline, capsys):
     assert len(Runs().files()) == 1
     assert main(["runs"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_the_energy_of_a_run_is_kept_with_it(pipeline, capsys):
+    told = out(capsys, "run", pipeline, "--machine", "workstation", "--emulate")
+    line = next(x for x in told.splitlines() if x.startswith("energy: "))
+    assert "J with idle power: cpu " in line
+    assert line in out(capsys, "show").splitlines()
+    assert line in out(capsys, "report", "--policies", "heft").splitlines()
+    out(capsys, "run", pipeline, "--machine", "workstation", "--emulate")
+    assert any(re.fullmatch(r"energy: \S+ J and \S+ J \([-+].* %\)", x) for x in out(capsys, "diff", "last~1", "last").splitlines())

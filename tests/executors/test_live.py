@@ -72,20 +72,24 @@ def test_copies_go_on_beside_the_kernels() -> None:
     assert body.period == pytest.approx(4e-3, rel=0.01)
     x = np.random.default_rng(0).normal(size=(turns, n)).astype(np.float32)
 
-    def overlap() -> None:
+    def ran() -> hs.Result:
         result = hs.run(plan, {"x": x})
         np.testing.assert_array_equal(result["y"], -x)
         trace = next(iter(result.trace.loops.values()))
         lanes = trace.by_lane()
         assert {lane.owner for lane in lanes} == {"gpu:0", "host->gpu:0", "gpu:0->host"}
         assert all(len(spans) == turns for spans in lanes.values())
+        return result
+
+    def overlap(result: hs.Result) -> None:
+        trace = next(iter(result.trace.loops.values()))
         kernels = [(s.start, s.finish) for s in trace.launches]
         hidden = sum(max(0.0, min(s.finish, b) - max(s.start, a)) for s in trace.copies for a, b in kernels)
         copied = sum(s.finish - s.start for s in trace.copies)
         assert hidden > 0.7 * copied
         assert transfers(result.trace).hidden_fraction == pytest.approx(hidden / copied, rel=0.05)
 
-    unspoilt(overlap)
+    unspoilt(ran, overlap)
 
 
 def test_a_loop_whose_first_lane_is_that_of_a_copy_engine() -> None:
@@ -149,10 +153,14 @@ def test_a_device_that_is_not_here_is_said_to_be_missing() -> None:
 
 
 def test_a_stream_finishes_no_earlier_than_its_model_and_in_order() -> None:
-    unspoilt(stream_in_order)
+    def no_later(spans: list[tuple[float, float]]) -> None:
+        start, finish = spans[0]
+        assert finish - start == pytest.approx(5e-3)
+
+    unspoilt(spans_of_two_streams, no_later)
 
 
-def stream_in_order() -> None:
+def spans_of_two_streams() -> list[tuple[float, float]]:
     device = EmulatedDevice(box().devices[1], 4096)
     first, second = device.stream("copy"), device.stream("compute")
     assert isinstance(first, EmulatedStream)
@@ -171,10 +179,11 @@ def stream_in_order() -> None:
     second.record().wait()
     np.testing.assert_array_equal(back, -host)
     (a, b), (c, d) = arrived.span(), done.span()
-    assert b - a == pytest.approx(5e-3)
+    assert b - a >= 5e-3 - 1e-9
     assert d - c >= 3e-3 - 1e-9
     assert c >= b - 1e-9
     called = threading.Event()
     done.on_done(called.set)
     assert called.is_set()
     device.close()
+    return [(a, b), (c, d)]

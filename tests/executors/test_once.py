@@ -23,7 +23,7 @@ def both(graph, inputs):
     if not is_solo(program):
         return None
     given = check_inputs(graph, inputs)
-    walked = once.run(program, given, 0.0, True)
+    walked = once.Walk(Frame(program, given)).run(plan, 0.0, True)
     bound = solo.run(Frame(program, given), 0.0, True)
     return walked, bound
 

@@ -237,9 +237,9 @@ def test_spans_lie_in_the_hosts_window_and_follow_each_other(live):
     stream.run(ADD, "slow", (1,), y, np.int32(1))
     stream.record().wait()
 
-    def in_the_window():
+    def ran():
         live.renew()
-        spans = []
+        rows = []
         for _ in range(20):
             before = perf_counter()
             stream.run(ADD, "slow", (1,), y, np.int32(200_000))
@@ -247,12 +247,14 @@ def test_spans_lie_in_the_hosts_window_and_follow_each_other(live):
             event = stream.record()
             event.wait()
             after = perf_counter()
-            start, finish = event.span()
-            assert before - SKEW <= start < finish <= after + SKEW
-            spans.append((start, finish))
-        assert all(b[0] >= a[1] - SKEW for a, b in itertools.pairwise(spans))
+            rows.append((before, *event.span(), after))
+        return rows
 
-    unspoilt(in_the_window)
+    def in_the_window(rows):
+        assert all(before - SKEW <= start < finish <= after + SKEW for before, start, finish, after in rows)
+        assert all(b[1] >= a[2] - SKEW for a, b in itertools.pairwise(rows))
+
+    unspoilt(ran, in_the_window)
 
 
 def test_a_span_covers_what_was_handed_over_since_the_record_before(live):
@@ -260,19 +262,22 @@ def test_a_span_covers_what_was_handed_over_since_the_record_before(live):
     y = live.array(0, (64,), np.float32)
     stream.fill(y, 0)
 
-    def in_their_order():
+    def ran():
         stream.run(ADD, "slow", (1,), y, np.int32(1_000_000))
         long = stream.record()
         stream.run(ADD, "slow", (1,), y, np.int32(1))
         short = stream.record()
         empty = stream.record()
-        (a, b), (c, d), (e, f) = long.span(), short.span(), empty.span()
+        return long.span(), short.span(), empty.span()
+
+    def in_their_order(found):
+        (a, b), (c, d), (e, f) = found
         assert b - a > 10 * (d - c)
         assert b <= c + SKEW
         assert d <= e + SKEW
         assert e <= f
 
-    unspoilt(in_their_order)
+    unspoilt(ran, in_their_order)
 
 
 def skew(stream, y, tries):
@@ -323,14 +328,17 @@ def test_a_clock_that_is_off_is_seen_to_be(live):
 
 
 def test_the_clocks_offset_is_taken_anew(live):
-    def anew():
+    def ran():
         live.renew()
         taken = live.clock_offset
         live.clock_offset += 3.0
         live.renew()
-        assert abs(live.clock_offset - taken) < 1e-3
+        return abs(live.clock_offset - taken)
 
-    unspoilt(anew)
+    def taken_anew(off):
+        assert off < 1e-3
+
+    unspoilt(ran, taken_anew)
 
 
 def test_nobody_sees_a_reading_of_the_clock_that_is_not_the_best(live, monkeypatch):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hetsched.machine import Machine
     from hetsched.pipeline.build import Pipeline
     from hetsched.placement.costs.history import Drift
+    from hetsched.report.energy import Energy
     from hetsched.timeline import Timeline
 
 
@@ -101,14 +102,16 @@ def _run(args: Any) -> int:
 
         write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
     from hetsched.costing import learn_from
+    from hetsched.report.energy import energy_of
 
     followed = result.plan if len(result.plans) == 1 else None
     taught = learn_from(result.trace, crowded=result.crowded, plan=followed) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
-    _tell(args.format, pipeline, result, written, drifts)
+    energy = energy_of(result.trace, result.energy)
+    _tell(args.format, pipeline, result, written, energy, drifts)
     if taught is not None and taught.warning:
         print(f"hetsched: warning: {taught.warning}", file=sys.stderr)
-    _keep(args, pipeline, parameters, given, result, written, taught)
+    _keep(args, pipeline, parameters, given, result, written, energy, taught)
     for task, error in result.failed.items():
         raise _Told(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
     return 0
@@ -133,6 +136,7 @@ def _keep(
     given: Mapping[str, Any],
     result: Result,
     written: Mapping[str, str],
+    energy: Energy,
     taught: Taught | None,
 ) -> None:
     """Keep the run for `hetsched runs`."""
@@ -148,6 +152,7 @@ def _keep(
     record = record_of(
         result, file=args.file, sha256=digest, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
         outputs=files, drifts=taught.drifts if taught is not None else (), taught=(taught.lessons or None) if taught is not None else None,
+        energy=energy,
     )  # fmt: skip
     Runs().add(record)
 
@@ -179,15 +184,15 @@ def write_trace(path: str, timeline: Timeline) -> None:
         stream.write(perfetto_text(timeline).encode("utf-8"))
 
 
-def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], drifts: tuple[Drift, ...] = ()) -> None:
+def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], energy: Energy, drifts: tuple[Drift, ...] = ()) -> None:
     from hetsched.report.after import compare, drift_lines, worst_line
     from hetsched.report.doubts import doubts
-    from hetsched.report.energy import energy_lines, energy_of, energy_record
+    from hetsched.report.energy import energy_lines, energy_record
     from hetsched.report.record import run_record
     from hetsched.report.summary import three_lines
     from hetsched.report.text import table
 
-    numbers, energy = metrics(pipeline, result), energy_of(result.trace, result.energy)
+    numbers = metrics(pipeline, result)
     doubted = doubts((o.source, {part: result[name] for part, name in o.values.items() if name in result}) for o in pipeline.outputs.values())
     if form != "text":
         files = {name: written.get(name) for name in pipeline.outputs}
