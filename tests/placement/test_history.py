@@ -290,6 +290,6 @@ assert history.warning == "", history.warning
 def test_what_happens_now_and_then_counts_for_wide_launches(history):
     """Their threads may be woken late: a run in which they were is no mishap."""
     for seconds in (1.0, 1.0, 9.0, 1.0):
-        history.learn([lesson(seconds)._replace(width=2), lesson(seconds)])
+        history.learn([lesson(seconds)._replace(width=2), lesson(seconds), *(lesson(1.0, n) for n in NAMES)])
     assert history.known(["cpu|1"])["cpu|1", "k", 2].seconds == pytest.approx(3.0)
     assert known(history).seconds == pytest.approx(1.0)
