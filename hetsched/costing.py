@@ -19,6 +19,7 @@ from hetsched.graph.graph import Graph
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, place, save
 from hetsched.needs import FIRST_SECONDS, first_need, loops_of
+from hetsched.placement.costs.handover import handovers
 from hetsched.placement.costs.history import CROWDED, Drift, History, Lesson
 from hetsched.placement.costs.kinds import device_key, link_key
 from hetsched.placement.costs.known import KnownCosts
@@ -74,14 +75,17 @@ class Taught(NamedTuple):
     seconds: float
 
 
-def learn_from(trace: Timeline, history: History | None = None, crowded: float = 0.0) -> Taught:
-    """Take in what a trace teaches. Costs about 1 us a span and one transaction; call it when the run is over. crowded: see `Result`."""
+def learn_from(trace: Timeline, history: History | None = None, crowded: float = 0.0, plan: Timeline | None = None) -> Taught:
+    """Take in what a trace teaches. Costs about 2 us a span and one transaction; call it when the run is over.
+
+    crowded: see `Result`. plan: what was followed, where it was one plan: it says what the trace does not.
+    """
     begun = perf_counter()
     if not may_learn():
         return Taught((), (), "", 0.0)
     history = history or History()
-    found = lessons(trace)
-    drifts = history.learn(found, crowded=crowded)
+    found = lessons(trace, plan)
+    drifts = history.learn([*found, *handovers(trace, plan)], crowded=crowded)
     return Taught(tuple(found), tuple(drifts), history.warning, perf_counter() - begun)
 
 

@@ -31,6 +31,7 @@ from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Machine
 from hetsched.placement import plan_graph
 from hetsched.placement.costs.estimate import CostModel
+from hetsched.placement.costs.handover import handovers
 from hetsched.placement.costs.history import Lesson
 from hetsched.placement.costs.kinds import BEGIN, TURN
 from hetsched.placement.costs.lessons import lessons
@@ -119,14 +120,14 @@ def _runs(plan: Timeline, end: float) -> list[Lesson]:
     given = _invented(plan.graph, _limits(plan.graph))
     if sum(x.nbytes for x in given.values()) + sum(plan.arenas.values()) > MOST_BYTES:
         return []
-    runs: list[tuple[float, list[Lesson]]] = []
+    runs: list[tuple[float, tuple[Lesson, ...]]] = []
     took = 0.0
     for _ in range(RUNS):
         begun = perf_counter()
         if begun + took > end:
             break
         trace = (live.run_plan(plan, given) if live.drives(plan) else cpu.run_plan(plan, given)).trace
-        runs.append((trace.makespan, lessons(trace)))
+        runs.append((trace.makespan, (*lessons(trace, plan), *handovers(trace, plan))))
         took = perf_counter() - begun
     # What disturbs a run makes it slower, never faster.
     runs = sorted(runs, key=lambda run: run[0])[: len(runs) // 2 + 1]

@@ -186,7 +186,7 @@ class _Lessons:
         self.ran += result.wall_seconds
         if is_due:
             begun = time.perf_counter()
-            learn_from(result.trace, crowded=result.crowded)
+            learn_from(result.trace, crowded=result.crowded, plan=result.plan if len(result.plans) == 1 else None)
             self.took, self.ran = time.perf_counter() - begun, 0.0
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from hetsched.errors import PlacementError
 from hetsched.executors.backends.cpu import crossing_seconds
 from hetsched.executors.memory import stride_of
-from hetsched.executors.process import tuned
+from hetsched.executors.process import tuned, wide
 from hetsched.graph.graph import Graph
 from hetsched.graph.op import Attributes, Op
 from hetsched.graph.ops import family, find
@@ -207,10 +207,12 @@ def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Call
         if name in curves:
             curves.setdefault(kin, curves[name])
     say("lanes at work together")
-    together = {"lanes": lanes_together(device)} if device.shares_lanes and device.lanes > 1 else {}
+    has_lanes = device.shares_lanes and device.lanes > 1
+    together = {"lanes": lanes_together(device)} if has_lanes else {}
+    lost = wide_seconds(device) if has_lanes and device.lanes in device.widths else 0.0
     return Calibration(
         device.id, device.fingerprint, launch, flops, memory, crossing_seconds=crossing, curves=curves, links=links, together=together,
-        spread=median(spreads) if spreads else 0.2, took_seconds=perf_counter() - begun, notes=tuple(notes),
+        wide_seconds=lost, spread=median(spreads) if spreads else 0.2, took_seconds=perf_counter() - begun, notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -314,11 +316,38 @@ def _curve(
 # Several at once ----------------------------------------------------------------------------------------------------------------
 
 
-def lanes_together(device: Device, seconds: float = 0.15) -> float:
-    """The share of its speed that a lane keeps when all lanes of a device of threads work: 1 where they share nothing, 1 / lanes for one core."""
-    alone = _rate([lambda: _host_work(seconds)])
-    every = _rate([lambda: _host_work(seconds)] * device.lanes)
+def lanes_together(device: Device, seconds: float = 0.15, rounds: int = 4) -> float:
+    """The share of its speed that a lane keeps when all lanes of a device of threads work: 1 where they share nothing, 1 / lanes for one core.
+
+    The best of several rounds: a host that lends a core to others for a tenth of a second would make one core of two for every plan to come.
+    """
+    one = [lambda: _host_work(seconds / rounds)]
+    pairs = [(_rate(one), _rate(one * device.lanes)) for _ in range(rounds)]
+    alone, every = (max(rates) for rates in zip(*pairs, strict=True))
     return min(1.0, every / (alone * device.lanes)) if alone > 0 else 1.0
+
+
+def wide_seconds(device: Device, rounds: int = 12, seconds: float = 4e-3) -> float:
+    """What a product on all lanes takes more than its share of them promises, each time after lanes have worked by themselves for some milliseconds.
+
+    The mean: the threads of BLAS must be woken, now and then on the core that waits for them, which a system notices after milliseconds.
+    """
+    a, y = np.ones((512, 512), np.float32), np.empty((512, 512), np.float32)
+
+    def product() -> float:
+        begin = perf_counter()
+        np.matmul(a, a, out=y)
+        return perf_counter() - begin
+
+    with tuned():
+        product()
+        narrow = median(product() for _ in range(rounds))
+        taken = []
+        for _ in range(rounds):
+            _rate([lambda: _host_work(seconds)] * device.lanes)
+            with wide(device.lanes):
+                taken.append(product())
+    return max(sum(taken) / len(taken) - narrow / device.lanes, 0.0)
 
 
 def work_together(a: Device, b: Device, seconds: float = 0.3) -> tuple[float, float]:

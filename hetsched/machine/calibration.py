@@ -62,6 +62,7 @@ class Calibration:
     dispatch_seconds: what the executor adds to a step outside of loops; turn_seconds: to a turn of a loop that is one step.
     loop_seconds, loop_task_seconds: what beginning and ending a loop takes, and more for each task of its body.
     crossing_seconds: handing work to another thread. curves: op, or family of ops, -> dtype -> curve. links: link id -> figures.
+    wide_seconds: what a launch on all lanes at once takes more than its share of the lanes promises, after lanes have worked by themselves.
     together: other device, or "lanes" for the device's own, -> share of its speed that is left when both work.
     spread: relative deviation between repeated measurements. notes: what is remarkable. whole: False where only what a first run needs was measured.
     """
@@ -76,6 +77,7 @@ class Calibration:
     loop_seconds: float = 0.0
     loop_task_seconds: float = 0.0
     crossing_seconds: float = 0.0
+    wide_seconds: float = 0.0
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     links: Mapping[str, LinkFigures] = field(default_factory=dict)
     together: Mapping[str, float] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
 from hetsched.placement.memory import lay_out
 from hetsched.placement.problem import FloatArray, Problem
 from hetsched.placement.ranks import code_for, least_tails
+from hetsched.placement.shared import Shared, shared_run
 from hetsched.placement.written import Commands, commands_of, spans_of, written
 from hetsched.timeline import Lane, Launch, Replica, Span, Timeline
 
@@ -129,6 +130,10 @@ class Draft(ABC):
     def finish(self) -> float:
         """Book what remains when every task is booked (copies of outputs to the host), and give the makespan in seconds."""
 
+    def expected(self) -> float:
+        """The makespan in seconds that a run is expected to have; as `finish`, it ends the draft."""
+        return self.finish()
+
     @abstractmethod
     def _options(self, task: int) -> Iterator[tuple[int, float, float]]:
         """(choice, start, finish) of each possible choice, ascending by choice."""
@@ -163,7 +168,10 @@ class _Copied(NamedTuple):
 
 
 class GraphDraft(Draft):
-    """The plan of a graph on a machine, being written. A whole list of tasks is booked by machine code where there is some (`place_all`)."""
+    """The plan of a graph on a machine, being written. A whole list of tasks is booked by machine code where there is some (`place_all`).
+
+    lane_of: of each booked task, the number of its lane among those of its pool.
+    """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -172,7 +180,7 @@ class GraphDraft(Draft):
             raise InternalError("a GraphDraft needs a problem made from a graph")
         self.graph, self.machine = graph, machine
         self._delivered = False
-        self._lane_of = [0] * len(problem)
+        self.lane_of = [0] * len(problem)
         # What machine code booked: value, src, dst, start, finish, engine and turn of each copy; else None, and `_copies` has them.
         self._copied: Any = None
 
@@ -303,7 +311,7 @@ class GraphDraft(Draft):
         if found is None or len(found.choice) < len(order):
             super().place_all(order, behind, wanted)  # tells what is wrong with the list
             return
-        self.choice_of, self._lane_of = found.choice.tolist(), found.lane.tolist()
+        self.choice_of, self.lane_of = found.choice.tolist(), found.lane.tolist()
         self.start_of, self.finish_of = found.start.tolist(), found.finish.tolist()
         self.booked = order if isinstance(order, list) else list(order)
         self._copied, self._delivered = found.copies, True
@@ -321,7 +329,7 @@ class GraphDraft(Draft):
             for gaps in self._loop_gaps[task]:
                 gaps.take(start, finish)
         else:
-            self._lane_of[task] = lane
+            self.lane_of[task] = lane
             for i in range(self.problem.pools[where.pool].lanes) if where.width > 1 else (lane,):
                 self._pools[where.pool][i].take(start, finish)
         for usage, amount in zip(self._usage, self._amounts(task, choice), strict=False):
@@ -345,13 +353,25 @@ class GraphDraft(Draft):
         copied = max((c.finish for c in self._copies), default=0.0) if self._copied is None else float(self._copied["finish"].max(initial=0.0))
         return max(max(self.finish_of, default=0.0), copied)
 
+    def expected(self) -> float:
+        finish = self.finish()
+        found = shared_run(self, self._copies_in_rows())
+        return finish if found is None else found.makespan
+
     def plan(self) -> Timeline:
-        """The finished plan, laid out in memory. Raises `OutOfMemoryError` where it does not fit, even with every copy as late as it can be."""
+        """The finished plan, as the threads will run it (`shared`), laid out in memory.
+
+        Raises `OutOfMemoryError` where it does not fit, even with every copy as late as it can be.
+        """
         self.finish()
         problem = self.problem
         straight = Timeline(self.graph, self.machine, (), loops=dict(problem.loops), notes=(*problem.notes, *self.notes))
         limits = dict(zip(problem.node_names, problem.capacity, strict=True))
-        plan = written(problem, self._commands(self._copies_in_rows()), straight, limits)
+        copies = self._copies_in_rows()
+        found = shared_run(self, copies)
+        plan = written(problem, self._commands_of(found), straight, limits) if found is not None else None
+        if plan is None:
+            plan = written(problem, self._commands(copies), straight, limits)
         if plan is None:
             launches = [self._launch_span(t) for t in self.booked]
             late = postponed(self._copies, launches, problem.node_names)
@@ -363,8 +383,11 @@ class GraphDraft(Draft):
     def _copies_in_rows(self) -> Any:
         return self._copied if self._copied is not None else np.array(self._copies, native.COPIED)
 
+    def _commands_of(self, found: Shared) -> Commands:
+        return commands_of(self.problem, self.booked, self.choice_of, found.lane, found.start, found.finish, found.copies)
+
     def _commands(self, copies: Any) -> Commands:
-        return commands_of(self.problem, self.booked, self.choice_of, self._lane_of, self.start_of, self.finish_of, copies)
+        return commands_of(self.problem, self.booked, self.choice_of, self.lane_of, self.start_of, self.finish_of, copies)
 
     def _check(self, task: int, choice: int) -> None:
         if self.choice_of[task] >= 0:
@@ -504,9 +527,13 @@ class GraphDraft(Draft):
         for value in self._reads[task]:
             producer = self._producer[value]
             if producer >= 0 and (on := choices[self.choice_of[producer]]).device == device and on.pool >= 0:
-                key = on.pool, self._lane_of[producer]
+                key = on.pool, self.lane_of[producer]
                 out[key] = max(out.get(key, 0.0), self.finish_of[producer] + crossing)
         return out
+
+    def uses_of(self, task: int) -> list[float]:
+        """float[R]: what a booked task takes of each resource that devices share."""
+        return self._amounts(task, self.choice_of[task])
 
     def _amounts(self, task: int, choice: int) -> list[float]:
         if not self._usage:
@@ -541,7 +568,7 @@ class GraphDraft(Draft):
         if choice.pool < 0:
             return self.problem.loop_lanes[task]
         pool = self.problem.pools[choice.pool]
-        numbers = range(pool.lanes) if choice.width > 1 else (self._lane_of[task],)
+        numbers = range(pool.lanes) if choice.width > 1 else (self.lane_of[task],)
         return tuple(Lane(self.problem.device_ids[choice.device], i, pool.kind) for i in numbers)
 
     def _launch_span(self, task: int) -> Span:

@@ -107,6 +107,20 @@ def test_a_device_on_which_most_kinds_surprise_has_drifted_and_kinds_not_run_sin
     assert live(history, 4.0) == [], "what is known now is no surprise"
 
 
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_one_run_unlike_the_others_leaves_what_is_known_alone_and_two_do_not(history, factor):
+    for _ in range(4):
+        live(history, 1.0)
+    (drift,) = live(history, factor)
+    assert (drift.factor, drift.counts) == (pytest.approx(factor), False)
+    assert live(history, 1.0) == []
+    assert [known(history, n).seconds for n in NAMES] == [pytest.approx(1.0)] * 6
+    for counts in (False, True):
+        (drift,) = live(history, factor, NAMES[:4])
+        assert drift.counts is counts
+    assert [known(history, n).seconds for n in NAMES] == [pytest.approx(factor)] * 6
+
+
 def test_a_run_whose_threads_waited_for_others_is_believed_when_the_next_says_so_too(history):
     for _ in range(3):
         live(history, 1.0)
@@ -271,3 +285,11 @@ assert history.warning == "", history.warning
     running = [subprocess.Popen([sys.executable, "-c", code, str(i)]) for i in range(3)]
     assert [p.wait(600) for p in running] == [0, 0, 0]
     assert len(history.known(["cpu|1"])) == 60
+
+
+def test_what_happens_now_and_then_counts_for_wide_launches(history):
+    """Their threads may be woken late: a run in which they were is no mishap."""
+    for seconds in (1.0, 1.0, 9.0, 1.0):
+        history.learn([lesson(seconds)._replace(width=2), lesson(seconds), *(lesson(1.0, n) for n in NAMES)])
+    assert history.known(["cpu|1"])["cpu|1", "k", 2].seconds == pytest.approx(3.0)
+    assert known(history).seconds == pytest.approx(1.0)

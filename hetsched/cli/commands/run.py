@@ -106,7 +106,8 @@ def _run(args: Any) -> int:
     from hetsched.costing import learn_from
     from hetsched.report.energy import energy_of
 
-    taught = learn_from(result.trace, crowded=result.crowded) if given["learn"] else None
+    followed = result.plan if len(result.plans) == 1 else None
+    taught = learn_from(result.trace, crowded=result.crowded, plan=followed) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
     energy = energy_of(result.trace, result.energy)
     _tell(args.format, pipeline, result, written, energy, drifts)

@@ -31,7 +31,7 @@ class CostedDraft(Draft):
         self._nothing = [0.0] * len(problem.choices)
         self._zeros = [0.0] * len(problem.node_names)
         self._lanes = [[([0.0], [math.inf]) for _ in range(pool.lanes)] for pool in problem.pools]
-        self._lane_of = [0] * len(problem)
+        self.lane_of = [0] * len(problem)
         self._found: tuple[int, int, float, int] | None = None
 
     # What follows from the problem alone is shared by all drafts of it, and made only where it is asked for: machine code does without.
@@ -90,7 +90,7 @@ class CostedDraft(Draft):
         if booked < len(order):
             self._check(order[booked], int(np.argmin(self.problem.durations[order[booked]])))
             raise self._refuse(order[booked], "no device can run it")
-        self.choice_of, self.start_of, self.finish_of, self._lane_of = choice.tolist(), start.tolist(), finish.tolist(), lane.tolist()
+        self.choice_of, self.start_of, self.finish_of, self.lane_of = choice.tolist(), start.tolist(), finish.tolist(), lane.tolist()
         self.booked = list(order)
 
     def _place_by_sums(self, order: Sequence[int], behind: FloatArray) -> None:
@@ -211,7 +211,7 @@ class CostedDraft(Draft):
             starts[i] = finish
         else:
             del starts[i], ends[i]
-        self.choice_of[task], self.start_of[task], self.finish_of[task], self._lane_of[task] = choice, start, finish, lane
+        self.choice_of[task], self.start_of[task], self.finish_of[task], self.lane_of[task] = choice, start, finish, lane
         self.booked.append(task)
         return finish
 
@@ -222,11 +222,11 @@ class CostedDraft(Draft):
 
     def rows(self) -> list[list[Any]]:
         """[device, start, end, lane] of each task."""
-        return [list(row) for row in zip(self.choice_of, self.start_of, self.finish_of, self._lane_of, strict=True)]
+        return [list(row) for row in zip(self.choice_of, self.start_of, self.finish_of, self.lane_of, strict=True)]
 
     def rewrite(self, choice_of: list[int], start_of: list[float], finish_of: list[float], lane_of: list[int]) -> None:
         """Take another whole plan in place of what is booked: choice, start, finish and lane (of its device) of each task."""
-        self.choice_of, self.start_of, self.finish_of, self._lane_of = choice_of, start_of, finish_of, lane_of
+        self.choice_of, self.start_of, self.finish_of, self.lane_of = choice_of, start_of, finish_of, lane_of
         self.booked = sorted(self.problem.order.tolist(), key=start_of.__getitem__)
         self._found = None
 

@@ -3,10 +3,11 @@
 Each run gives one observation of each kind (of many launches the middle half). What is known is the median of the last four, and where the middle
 two are far apart the lower of them: what disturbs a machine makes it slower, never faster. So one bad run among good ones counts for nothing, and
 what was seen under load is forgotten after two runs without. Where most kinds of a device are off in one direction by more than their spreads, the
-device itself has changed (throttled, shared, repaired): its `factor` is multiplied, at once unless the threads of that run had to wait for other work
-(then the next run must say so too), and that moves every kind that was not measured since as well. Factors have limits, those that make slower fade
-by half every six hours, and who plans looks at such a device again before it is avoided (`suspects`, `looked`), or nothing that was seen under load
-would ever be seen again.
+device itself has changed (throttled, shared, repaired), and its `factor` is multiplied, which moves every kind that was not measured since as well.
+A run alone is believed where the change is larger than what another process that comes and goes makes of two cores, and where the threads of the run
+did not have to wait for other work; else an alarm says so, and the next run must say so too: what surprised in a run that nothing confirms is not
+taken in. Factors have limits, those that make slower fade by half every six hours, and who plans looks at such a device again before it is avoided
+(`suspects`, `looked`), or nothing that was seen under load would ever be seen again.
 
 What was measured alone, or by a run that other work disturbed, is weak: the first run that was not disturbed replaces it.
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hetsched.folders import cache_folder
+from hetsched.placement.costs.kinds import GAP
 
 VERSION = 2
 BUSY_SECONDS = 0.25
@@ -41,6 +43,8 @@ SPREADS, SHARE = 4.0, 0.35
 FIRST_SPREAD = 0.2
 # So many kinds must agree (or all there are, from 2 on) before the device is said to have changed.
 AGREE = 0.6
+# A device that is so many times slower, or faster, is believed at once.
+AT_ONCE = 2.5
 # A device is held to be at most so many times slower or faster than it was, and half of a slowness is forgotten in this time.
 MOST_FACTOR, FADE_SECONDS = 8.0, 6 * 3600.0
 # A device that is slower than it was by this factor is looked at again: before the next plan, and then, when runs avoid it, after ever longer waits.
@@ -274,9 +278,12 @@ class History:
         for device, rows in by_device.items():
             before = self._rows(db, device, rows)
             factor, drift = self._changed(db, device, rows, before, now, crowded > CROWDED)
+            waits = drift is not None and not drift.counts
             drifts += [drift._replace(crowded=crowded)] if drift is not None else []
             written = []
             for lesson, old in zip(rows, before, strict=True):
+                if waits and old is not None and _is_firm(lesson, old) and _surprise(lesson, old, factor) is not None:
+                    continue  # the next run says whether the device has changed, or something disturbed this one
                 new = _updated(lesson, old, factor, crowded > CROWDED)
                 written.append(
                     (
@@ -307,13 +314,17 @@ class History:
         stored = db.execute("SELECT pending, wait, looked FROM device WHERE device = ?", (device,)).fetchone()
         pending, wait, looked = stored or (0.0, 0.0, 0.0)
         factor = self._factors(db, [device], now).get(device, 1.0)
-        ratios = [_surprise(x, b, factor) for x, b in zip(rows, before, strict=True) if b is not None and not b.source and not x.alone]
+        ratios = [_surprise(x, b, factor) for x, b in zip(rows, before, strict=True) if b is not None and _is_firm(x, b)]
         if not ratios:
             return factor, None
         off = _drift([r for r in ratios if r is not None], len(ratios))
-        counts = off is not None and (off < 1 or pending > 1 or not is_crowded)
+        agrees = off is not None and pending > 0 and (off > 1) == (pending > 1)
+        counts = off is not None and (agrees or off * AT_ONCE <= 1 or (off >= AT_ONCE and not is_crowded))
         if off is not None and counts:
-            factor *= min(off, pending) if pending > 1 and off > 1 else off
+            was = factor
+            factor *= (min(off, pending) if off > 1 else max(off, pending)) if agrees else off
+            if (was - 1) * (factor - 1) < 0:
+                factor = 1.0  # what ends is over: steps that are not quite equal must not add up
             factor = min(max(factor, 1 / MOST_FACTOR), MOST_FACTOR)
         left = off if off is not None and not counts else 0.0
         wait = 0.0 if factor <= SUSPECT else -1.0 if off is not None else max(wait, 0.0)
@@ -341,6 +352,11 @@ class _Row(NamedTuple):
 def _faded(factor: float, age: float) -> float:
     """What is left of a factor after `age` seconds in which the device was not seen."""
     return factor if factor <= 1 else factor ** (0.5 ** (max(age, 0.0) / FADE_SECONDS))
+
+
+def _is_firm(lesson: Lesson, old: _Row) -> bool:
+    """True where what a run measured stands against what runs have measured, of something that a device does."""
+    return not old.source and not lesson.alone and lesson.op != GAP
 
 
 def _surprise(lesson: Lesson, old: _Row, factor: float) -> float | None:
@@ -377,7 +393,11 @@ def _updated(lesson: Lesson, old: _Row | None, factor: float, is_crowded: bool) 
     if is_crowded and x > (1 + SHARE) * old.seconds:
         return old
     recent = (*old.recent, x)[-MEMORY:]
-    return _Row(min(old.n + 1, 1000), *_settled(recent), recent, factor, SOUND)
+    seconds, spread = _settled(recent)
+    if lesson.width > 1:
+        # Threads that are woken late now and then belong to a wide launch: what happens in one of four counts for a quarter.
+        seconds = max(seconds, sum(recent) / len(recent))
+    return _Row(min(old.n + 1, 1000), seconds, spread, recent, factor, SOUND)
 
 
 def _settled(recent: Sequence[float]) -> tuple[float, float]:

@@ -14,10 +14,11 @@ from hetsched.machine import Device, Link, Machine
 
 # Options that say what comes out, not how long it takes.
 _SILENT = {"seed", "key", "path", "member", "lr"}
-# The op of copies, of turns of a loop that are one step, and of what a loop takes beside its turns.
+# The op of copies, of turns of a loop that are one step, of what a loop takes beside its turns, and of what lies between steps.
 COPY = "copy"
 TURN = "turn"
 BEGIN = "begin"
+GAP = "gap"
 # From so many turns on what runs only at first (binding arrays, compiling) is over.
 MANY_TURNS = 100
 

@@ -17,8 +17,9 @@ from hetsched.graph.ops import family, registry
 from hetsched.machine import Device, Link, Machine
 from hetsched.machine.calibration import Calibration
 from hetsched.placement.costs.estimate import Estimate
+from hetsched.placement.costs.handover import Handover
 from hetsched.placement.costs.history import DISTURBED, Known
-from hetsched.placement.costs.kinds import COPY, Kind, Kinds, begin_kind, device_key, link_key, turn_kind
+from hetsched.placement.costs.kinds import COPY, GAP, Kind, Kinds, begin_kind, device_key, link_key, turn_kind
 from hetsched.placement.costs.regression import Fit, fit
 from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak
 from hetsched.timeline import Timeline
@@ -53,6 +54,7 @@ class KnownCosts:
         self._rows: dict[tuple[str, str, str], list[Known]] = {}
         self._bodies: dict[int, list[int]] = {}  # every how many turns each task runs
         self._optimisms: dict[str, float] = {}
+        self._losses: dict[tuple[str, int], float] = {}
         self._waiting = {name for name, op in registry().items() if isinstance(op, Op) and op.waits} if self.known else set()
         self._shares: dict[tuple[int, str], float | None] = {}
         for (device, _, width), row in self.known.items():
@@ -95,6 +97,10 @@ class KnownCosts:
             return max(found)
         host = next((c for d in self.machine.devices if d.shares_lanes and (c := self.calibrations.get(d.id)) is not None), None)
         return host.loop_seconds + host.loop_task_seconds * len(body.graph) if host is not None else 0.0
+
+    def handover(self) -> Handover:
+        """What lies between steps, by what runs have shown."""
+        return Handover(self.machine, {(device, kind): row.seconds for (device, kind, _), row in self.known.items() if row.op == GAP})
 
     def in_body(self, graph: Graph, every: Mapping[str, int] | None = None) -> None:
         """Say that `graph` is the body of a loop: its tasks are dispatched together. every: task -> k, of those that do not run every turn."""
@@ -170,11 +176,23 @@ class KnownCosts:
         narrow, ideal = self._roofline.launch(graph, task, device, 1), self._roofline.launch(graph, task, device, width)
         if not (math.isfinite(ideal.seconds) and narrow.seconds > 0):
             return ideal
-        known = self.launch(graph, task, device, 1)
+        known, lost = self.launch(graph, task, device, 1), self._lost(device, width)
         share = known.seconds / narrow.seconds
         return self._priced(
-            Estimate(ideal.seconds * share, known.spread * share + 0.3 * ideal.seconds, None, f"{known.source}, widened"), device, width
+            Estimate(ideal.seconds * share + lost, known.spread * share + 0.3 * ideal.seconds + lost, None, f"{known.source}, widened"), device, width
         )
+
+    def _lost(self, device: Device, width: int) -> float:
+        """Seconds that a wide launch takes more than its width promises: the mean of what is known of both ways, else as calibrated."""
+        name = device.id, width
+        if name not in self._losses:
+            key, calibration = device_key(device), self.calibrations.get(device.id)
+            narrow = {kind: row for (of, kind, lanes), row in self.known.items() if of == key and lanes == 1} if key else {}
+            wide = [(row, narrow.get(kind)) for (of, kind, lanes), row in self.known.items() if of == key and lanes == width] if key else []
+            seconds = [row.seconds - one.seconds / width for row, one in wide if one is not None]
+            calibrated = calibration.wide_seconds if calibration is not None else 0.0
+            self._losses[name] = max(sum(seconds) / len(seconds) if seconds else calibrated, 0.0)
+        return self._losses[name]
 
     def _dispatch(self, graph: Graph, device: Device) -> float:
         calibration = self.calibrations.get(device.id)

@@ -19,8 +19,8 @@ LEAST_TURNS = 4
 MANY = 10
 
 
-def lessons(trace: Timeline) -> list[Lesson]:
-    """One lesson for each kind on each device (or link), from the spans that were measured.
+def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
+    """One lesson for each kind on each device (or link), from the spans that were measured. plan: what was followed, for loops of a few turns.
 
     Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are.
     """
@@ -47,7 +47,7 @@ def lessons(trace: Timeline) -> list[Lesson]:
                 named = _named(owner, lanes, command, kinds)
                 known = rows[row] = [] if named is None else found.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1]
             known.append(finish - start)
-    return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace)]
+    return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace, plan)]
 
 
 def _timelines(trace: Timeline) -> Iterator[Timeline]:
@@ -69,16 +69,19 @@ def _named(owner: Timeline, lanes: tuple[Lane, ...], command: Launch | Copy, kin
     return (key, Kind(COPY, f"{COPY} {nbytes:.0f}", "uint8", 0.0, nbytes), 1) if key else None
 
 
-def _loops(trace: Timeline) -> Iterator[Lesson]:
+def _loops(trace: Timeline, plan: Timeline | None) -> Iterator[Lesson]:
     """Of each loop that ran on one device of threads: what beginning and ending it took, and, where its turns ran one after another, the seconds from
 
-    turn to turn, dispatching and all; tasks that run every k turns not counted.
+    turn to turn, dispatching and all; tasks that run every k turns not counted. Turns of a loop of few overlap, or differ in their batch: what it
+    takes beside what was planned for them is taken for its beginning.
     """
+    planned = {} if plan is None else {s.command.task: s.finish - s.start for s in plan.spans if isinstance(s.command, Launch)}
     for span in trace.spans:
         body = trace.loops.get(span.command.task) if isinstance(span.command, Launch) else None
         if body is None or body.loop is None:
             continue
-        yield from _loops(body)
+        inner = plan.loops.get(span.command.task) if plan is not None and isinstance(span.command, Launch) else None
+        yield from _loops(body, inner)
         if body.loop.stop is not None or body.loops:
             continue
         owners = {lanes[0].owner for lanes in {s.lanes for s in (*body.spans, *body.prologue)} if lanes}
@@ -93,7 +96,11 @@ def _loops(trace: Timeline) -> Iterator[Lesson]:
         rest = Kind(TURN, turn_kind(body.graph), "", 0.0, 0.0)
         if in_line and len(steady) >= LEAST_TURNS:
             yield _lesson(device_key(device), 1, rest, steady)
-        more = span.finish - span.start - body.turns * median(steady) - _seldom(body)
+        if body.turns >= LEAST_TURNS or inner is None:
+            more = span.finish - span.start - body.turns * median(steady) - _seldom(body)
+        else:
+            assert isinstance(span.command, Launch)
+            more = span.finish - span.start - (planned[span.command.task] - inner.begin_seconds)
         yield _lesson(device_key(device), 1, Kind(BEGIN, begin_kind(body.graph, body.turns), "", 0.0, 0.0), [max(more, 0.0)])
 
 

@@ -1,14 +1,18 @@
 """The best of several policies, each tried on a draft of its own. Never worse than the better of HEFT and PEFT, and at most 3 times the work of HEFT.
 
-A plan that is certain to be longer than the best so far is given up.
+A plan that is certain to be longer than the best so far is given up. Where runs have shown what handing steps to threads, streams and links takes,
+small graphs are compared by what a run is expected to take, and all that a device can run is tried there alone, for each device: policies do not see
+what lies between tasks.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
+from hetsched.placement.costs.handover import handover_of
 from hetsched.placement.draft import Draft, HopelessError, Policy
 from hetsched.placement.policies import earliest_finish, heft, one_device, peft, twice
 from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upward_ranks
@@ -17,6 +21,8 @@ from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upwar
 SMALL = 300
 # Up to this many tasks HEFT is tried a second time: it costs a whole HEFT, with which large graphs would take 3 to 3.5 times the time of HEFT.
 AGAIN = 500
+# Each of so many devices is tried alone.
+MOST_HOMES = 4
 
 
 def policy(draft: Draft) -> None:
@@ -24,7 +30,9 @@ def policy(draft: Draft) -> None:
     problem = draft.problem
     best = type(draft)(problem)
     heft.policy(best)
-    name, least = "heft", best.finish()
+    counts_all = not problem.is_costed and len(problem) <= SMALL and problem.machine is not None
+    counts_all = counts_all and bool(handover_of(problem.costs, problem.machine).known)  # type: ignore[arg-type]
+    name, least = "heft", best.expected() if counts_all else best.finish()
 
     def attempt(called: str, member: Policy) -> None:
         nonlocal best, name, least
@@ -34,8 +42,9 @@ def policy(draft: Draft) -> None:
             member(trial)
         except HopelessError:
             return
-        if trial.finish() < least:
-            best, name, least = trial, called, trial.finish()
+        found = trial.expected() if counts_all else trial.finish()
+        if found < least:
+            best, name, least = trial, called, found
 
     attempt("peft", peft.policy)
     if len(problem) <= AGAIN:
@@ -45,8 +54,19 @@ def policy(draft: Draft) -> None:
     if not problem.is_costed and len(problem) <= SMALL:
         attempt("earliest_finish", earliest_finish.policy)
         attempt("one_device", one_device.policy)
+    for home in range(len(problem.device_ids)) if counts_all and 1 < len(problem.device_ids) <= MOST_HOMES else ():
+        attempt(f"heft on {problem.device_ids[home]}", partial(heft_at, home=home))
     draft.adopt(best)
     draft.notes.append(f"auto took the plan of {name}")
+
+
+def heft_at(draft: Draft, home: int) -> None:
+    """HEFT that leaves device number `home` only for what that cannot run."""
+    problem = draft.problem
+    away = np.array([0.0 if choice.device == home else math.inf for choice in problem.choices])
+    has_home = np.isfinite(problem.durations + away).any(axis=1)
+    order = by_rank(problem, upward_ranks(problem, mean_durations(problem), mean_copies(problem)))
+    draft.place_all(order, np.where(has_home[:, None], away, 0.0))
 
 
 def narrow_heft(draft: Draft) -> None:

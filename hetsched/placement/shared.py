@@ -1,0 +1,336 @@
+"""What a run will make of a plan: the times and lanes that the plan should state.
+
+A policy books lanes one task after another. The threads of one device do not keep to them: the plan fixes device and priority, and a thread that
+finishes a task goes on with the readied task of highest priority, leaving others to whoever is idle (see `executors.relay` and `executors.cpu`, whose
+rules these are). For a list that was booked well that comes to the same; a bad one runs faster than it was booked. Nor do policies book what lies
+between steps: threads that are not there yet, steps that are handed from one to another (`costs.handover`).
+
+So before a plan is laid out in memory it is gone through once more as it will be run, with the seconds that were booked for its tasks: list
+scheduling (Graham, Bounds on multiprocessing timing anomalies, SIAM J. Appl. Math. 17(2), 1969) that prefers what the last task has made ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from hetsched.placement.costs.handover import body_lanes, handover_of, way_of
+from hetsched.timeline import Lane
+
+if TYPE_CHECKING:
+    from hetsched.placement.draft import GraphDraft
+
+# As `executors.relay` has it: a thread goes on with what it has made ready, unless something that waits is planned this share of all steps earlier.
+STAY_SHARE, STAY_STEPS = 1 / 8, 32
+# A plan is written anew where its makespan changes by more than this share of it.
+LEAST_CHANGE = 0.01
+# Larger graphs keep the times that were booked: this takes some 5 us a task.
+MOST_TASKS = 5_000
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Times of a draft as it will be run. start, finish, lane: of each task; copies: the draft's, at their new times; makespan in seconds."""
+
+    start: list[float]
+    finish: list[float]
+    lane: list[int]
+    copies: Any
+    makespan: float
+
+
+def shared_run(draft: GraphDraft, copies: Any) -> Shared | None:
+    """A finished draft as it will be run; None where its makespan stays what it is, and for large graphs.
+
+    copies: its copies, `native.COPIED`.
+    """
+    if not 1 <= len(draft.booked) <= MOST_TASKS:
+        return None
+    run = _Run(draft, copies)
+    if run.way.threads < 2 and not run.handover.known:
+        return None  # one thread does what it did in the draft
+    found = run.to_the_end()
+    return found if found is not None and abs(found.makespan - draft.finish()) > LEAST_CHANGE * found.makespan else None
+
+
+class _Run:
+    """One walk. Steps are the tasks, and behind them the copies. `ready`: for each pool of threads (priority, task)."""
+
+    def __init__(self, draft: GraphDraft, copies: Any) -> None:
+        problem = self.problem = draft.problem
+        self.machine = draft.machine
+        n = self.n = len(problem)
+        self.copies = copies
+        rows = copies.tolist()
+        self.seconds = [b - a for a, b in zip(draft.start_of, draft.finish_of, strict=True)] + [row[4] - row[3] for row in rows]
+        place = {task: i for i, task in enumerate(draft.booked)}
+        order = sorted(range(n), key=lambda t: (draft.start_of[t], draft.finish_of[t], place[t]))
+        self.rank = [0] * n
+        for rank, task in enumerate(order):
+            self.rank[task] = rank
+        self.choices = [problem.choices[c] for c in draft.choice_of]
+        self.lane = list(draft.lane_of)
+        is_thread_pool = [self.machine.devices[p.device].shares_lanes for p in problem.pools]
+        # The pools of threads that a task goes to (a loop holds several), and the one that it waits in; -1: it goes to a stream.
+        self.pools_of = [self._pools_of(t, is_thread_pool) for t in range(n)]
+        self.pool = [pools[0] if pools else -1 for pools in self.pools_of]
+        self.is_whole = [c.pool < 0 or c.width > 1 for c in self.choices]  # it takes all threads of its pools
+        self.near: list[list[int]] = [[] for _ in range(n + len(rows))]
+        self.waits = [0] * (n + len(rows))
+        self.owner = [problem.device_ids[c.device] if c.device >= 0 else "" for c in self.choices]
+        self.owner += [f"{problem.node_names[row[1]]}->{problem.node_names[row[2]]}" for row in rows]
+        self.queue: dict[int, Any] = {}  # step -> the stream or engine that it stands in
+        self._arcs(draft, rows, order)
+        self.preds = list(self.waits)
+        self.handover = handover_of(problem.costs, self.machine)
+        on = list(self._lanes_used(draft, rows))
+        self.way = way_of(self.machine, on, bool(problem.loops))
+        owners = [*(d.id for d in self.machine.devices), *(x.id for x in self.machine.links)]
+        self.next = {owner: self.handover.next(self.way, owner) for owner in owners}
+        self.handed = {(owner, is_from): self.handover.handed(self.way, owner, is_from) for owner in owners for is_from in (False, True)}
+        threads = self._threads(on)
+        self.idle: list[list[int]] = [[] for _ in problem.pools]
+        self.busy = [0] * len(problem.pools)
+        self.closed = [-1] * len(problem.pools)  # the task that waits for all threads of a pool, or has them
+        self.ready: list[list[tuple[int, int]]] = [[] for _ in problem.pools]
+        self.held: list[int] = []  # steps of streams that wait for a resource
+        self.began: set[Any] = set()  # streams and engines that have done something, and what holds all threads of its pools
+        self.done: set[int] = set()
+        self.stay = max(STAY_STEPS, int(STAY_SHARE * n))
+        self.left = [float(c) for c in problem.resource_capacity]
+        self.uses_of = [draft.uses_of(t) for t in range(n)] if self.left else []
+        self.start = [0.0] * (n + len(rows))
+        self.finish = [0.0] * (n + len(rows))
+        self.number = 0
+        # (when, number, step that ends then, or -1 - pool of a thread that is there from then on, its lane)
+        self.events: list[tuple[float, int, int, int]] = []
+        for pool, numbers in threads.items():
+            device = self.machine.devices[problem.pools[pool].device]
+            for lane in numbers:
+                self._event(self.handover.first(self.way, device, problem.pools[pool].kind, lane), -1 - pool, lane)
+
+    def _pools_of(self, task: int, is_thread_pool: list[bool]) -> tuple[int, ...]:
+        choice, problem = self.choices[task], self.problem
+        if choice.pool >= 0:
+            return (choice.pool,) if is_thread_pool[choice.pool] else ()
+        kinds = {(lane.owner, lane.kind) for lane in problem.loop_lanes[task]}
+        return tuple(i for i, p in enumerate(problem.pools) if is_thread_pool[i] and (problem.device_ids[p.device], p.kind) in kinds)
+
+    def _lanes_used(self, draft: GraphDraft, rows: list[Any]) -> Iterator[tuple[Lane, ...]]:
+        problem = self.problem
+        for task, choice in enumerate(self.choices):
+            if choice.pool < 0:
+                yield from body_lanes(problem.loops[task])
+                continue
+            pool = problem.pools[choice.pool]
+            numbers = range(pool.lanes) if choice.width > 1 else (draft.lane_of[task],)
+            yield tuple(Lane(problem.device_ids[pool.device], k, pool.kind) for k in numbers)
+        for i, row in enumerate(rows):
+            yield (Lane(self.owner[self.n + i], row[5], "copy"),)
+
+    def _threads(self, on: list[tuple[Lane, ...]]) -> dict[int, range]:
+        """Pool -> the threads that will share its tasks: as many as the lanes that are named, and the caller's in any case."""
+        problem, most = self.problem, dict.fromkeys(((lane.owner, lane.kind) for lanes in on for lane in lanes), 0)
+        for lane in (lane for lanes in on for lane in lanes):
+            most[lane.owner, lane.kind] = max(most[lane.owner, lane.kind], lane.number + 1)
+        found = {}
+        for i, pool in enumerate(problem.pools):
+            if self.machine.devices[pool.device].shares_lanes:
+                found[i] = range(max(most.get((problem.device_ids[pool.device], pool.kind), 0), pool.kind == "compute"))
+        return found
+
+    def _arcs(self, draft: GraphDraft, rows: list[Any], order: list[int]) -> None:
+        """Who waits for whom: data, order-only edges, and the order of streams and copy engines."""
+        graph, choices, problem = draft.graph, self.choices, self.problem
+        n, nodes = self.n, len(problem.node_names)
+        outputs, inputs, read = graph.output_start.tolist(), graph.input_start.tolist(), graph.input_values.tolist()
+        maker = {value * nodes + choices[t].node: t for t in range(n) for value in range(outputs[t], outputs[t + 1])}
+        maker |= {row[0] * nodes + row[2]: n + i for i, row in enumerate(rows)}
+
+        def arc(before: int, later: int) -> None:
+            self.near[before].append(later)
+            self.waits[later] += 1
+
+        for task in range(n):
+            for value in dict.fromkeys(read[inputs[task] : inputs[task + 1]]):
+                made = maker.get(value * nodes + choices[task].node)
+                if made is not None:
+                    arc(made, task)
+        for i, row in enumerate(rows):
+            made = maker.get(row[0] * nodes + row[1])
+            if made is not None:
+                arc(made, n + i)
+        for before, later in graph.after:
+            arc(before, later)
+        queues: dict[Any, list[int]] = {}
+        for task in order:
+            for queue in self._queues_of(task):
+                queues.setdefault(queue, []).append(task)
+        for i in sorted(range(len(rows)), key=lambda i: (rows[i][3], rows[i][4], rows[i][6])):
+            self.queue[n + i] = rows[i][1], rows[i][2], rows[i][5]
+            if problem.engines[rows[i][1], rows[i][2]]:
+                queues.setdefault(self.queue[n + i], []).append(n + i)
+        for queue, steps in queues.items():
+            if isinstance(queue[0], int):  # copies stand in the order of booking, loops among them in that of time
+                steps.sort(key=lambda s: draft.start_of[s] if s < n else rows[s - n][3])
+            for before, later in pairwise(steps):
+                arc(before, later)
+
+    def _queues_of(self, task: int) -> list[Any]:
+        """The streams and copy engines whose order a task keeps: (device, kind, lane), or (source, target, engine)."""
+        choice, problem = self.choices[task], self.problem
+        if choice.pool < 0:
+            shared = {d.id for d in self.machine.devices if d.shares_lanes}
+            out: list[Any] = []
+            for lane in problem.loop_lanes[task]:
+                if lane.kind == "copy":
+                    link = next(x for x in self.machine.links if x.id == lane.owner)
+                    out.append((problem.node_names.index(link.src), problem.node_names.index(link.dst), lane.number))
+                elif lane.owner not in shared:
+                    out.append((lane.owner, lane.kind, lane.number))
+            return out
+        pool = problem.pools[choice.pool]
+        if self.pools_of[task]:
+            return []
+        lanes = range(pool.lanes) if choice.width > 1 else (self.lane[task],)
+        found = [(problem.device_ids[pool.device], pool.kind, lane) for lane in lanes]
+        self.queue[task] = found[0]
+        return list(found)
+
+    # The walk -------------------------------------------------------------------------------------------------------------------
+
+    def to_the_end(self) -> Shared | None:
+        """Walk; None where it comes to a stop."""
+        self._made_ready([step for step, k in enumerate(self.waits) if not k], 0.0, -1, -1)
+        self._dispatch(0.0, -1)
+        while self.events:
+            now, _, step, lane = heappop(self.events)
+            if step < 0:
+                self.idle[-1 - step].append(lane)
+            else:
+                self._ended(step, lane, now)
+            self._dispatch(now, step)
+        if len(self.done) < len(self.seconds):
+            return None
+        n, copies = self.n, self.copies.copy()
+        copies["start"], copies["finish"] = self.start[n:], self.finish[n:]
+        return Shared(self.start[:n], self.finish[:n], self.lane, copies, max(self.finish, default=0.0))
+
+    def _event(self, when: float, step: int, lane: int) -> None:
+        self.number += 1
+        heappush(self.events, (when, self.number, step, lane))
+
+    def _ended(self, step: int, lane: int, now: float) -> None:
+        own = -1
+        self.done.add(step)
+        if step < self.n:
+            for r, amount in enumerate(self.uses_of[step] if self.left else ()):
+                self.left[r] += amount
+            if self.is_whole[step]:
+                for pool in self.pools_of[step]:
+                    self.closed[pool] = -1
+            elif self.pool[step] >= 0:
+                own = self.pool[step]
+                self.busy[own] -= 1
+                self.idle[own].append(lane)
+        readied = []
+        for later in self.near[step]:
+            self.waits[later] -= 1
+            if not self.waits[later]:
+                readied.append(later)
+        self._made_ready(readied, now, own, step)
+
+    def _made_ready(self, steps: list[int], now: float, own: int, ended: int) -> None:
+        """Put steps where they are taken from. own: the pool whose thread has just made them ready, and goes on at once; -1: no thread did."""
+        best = -1
+        for step in steps:
+            if step >= self.n or self.pool[step] < 0:
+                self.held.append(step)
+            elif own == self.pool[step] and self.way.is_plain and (best < 0 or self.rank[step] < self.rank[best]):
+                if best >= 0:
+                    heappush(self.ready[own], (self.rank[best], best))
+                best = step
+            else:
+                heappush(self.ready[self.pool[step]], (self.rank[step], step))
+        if own < 0:
+            return
+        heap = self.ready[own]
+        if best >= 0 and heap and heap[0][0] < self.rank[best] - self.stay:
+            heappush(heap, (self.rank[best], best))
+            best = -1
+        if best < 0 and heap and self.closed[own] < 0 and not self.is_whole[heap[0][1]]:
+            best = heappop(heap)[1]
+        if best < 0:
+            return
+        if not self._fits(best):
+            heappush(heap, (self.rank[best], best))
+            return
+        is_joined = self.near[ended] == [best] and self.preds[best] == 1  # executors make one step of the two
+        self._begin(best, now + (0.0 if is_joined else self.next[self.owner[best]]), self.idle[own].pop())
+
+    def _fits(self, step: int) -> bool:
+        return not self.left or all(amount <= left * (1 + 1e-9) for amount, left in zip(self.uses_of[step], self.left, strict=True))
+
+    def _begin(self, step: int, start: float, lane: int = -1) -> None:
+        if step < self.n:
+            for r, amount in enumerate(self.uses_of[step] if self.left else ()):
+                self.left[r] -= amount
+            if lane >= 0:
+                self.lane[step] = lane
+                self.busy[self.pool[step]] += 1
+        self.start[step], self.finish[step] = start, start + self.seconds[step]
+        self._event(self.finish[step], step, lane)
+
+    def _dispatch(self, now: float, ended: int) -> None:
+        """Start what is ready and finds its place: on streams and links what comes next there, on threads that are idle by priority.
+
+        ended: the step that has just ended; below 0: none has.
+        """
+        is_from_stream = ended >= 0 and (ended >= self.n or self.pool[ended] < 0)
+        if self.held:
+            waiting, self.held = self.held, []
+            for step in waiting:
+                if step >= self.n or self._fits(step):
+                    self._begin(step, now + self._to_stream(step, ended, is_from_stream))
+                else:
+                    self.held.append(step)
+        for pool, heap in enumerate(self.ready):
+            while heap or self.closed[pool] >= 0:
+                step = self.closed[pool] if self.closed[pool] >= 0 else heap[0][1]
+                if self.is_whole[step]:
+                    self._begin_whole(step, pool, now)
+                    break
+                if self.idle[pool] and self._fits(step):
+                    heappop(heap)
+                    # A thread that has just come asks for work itself; others sleep, and are woken.
+                    wakes = self.handed[self.owner[step], is_from_stream] if ended >= 0 else 0.0
+                    self._begin(step, now + wakes, self.idle[pool].pop())
+                else:
+                    break
+
+    def _begin_whole(self, step: int, pool: int, now: float) -> None:
+        """Start a loop or a wide launch if all threads of its pools are free; nothing else of them starts before."""
+        if step in self.began:
+            return
+        if self.closed[pool] < 0:
+            heappop(self.ready[pool])
+        pools = self.pools_of[step]
+        for other in pools:
+            if self.closed[other] < 0:
+                self.closed[other] = step
+        if all(self.closed[other] == step and not self.busy[other] for other in pools) and self._fits(step):
+            self.began.add(step)
+            self._begin(step, now + self.next[self.problem.device_ids[self.problem.pools[pool].device]])
+
+    def _to_stream(self, step: int, ended: int, is_from_stream: bool) -> float:
+        queue, owner = self.queue.get(step), self.owner[step]
+        if queue is None:
+            return 0.0
+        is_first = queue not in self.began
+        self.began.add(queue)
+        if is_first:
+            return self.handover.stream(owner)
+        return self.next[owner] if self.queue.get(ended) == queue else self.handed[owner, is_from_stream]
