@@ -111,8 +111,7 @@ class Relay(Sharing):
         shape: Shape = frame.shape
         shape.begin(frame, crew.trace)
         self.order, self.near, self.far, self.single, self.several = shape.order, shape.near, shape.far, shape.single, shape.several
-        self.is_long = shape.is_long
-        self.cells = shape.board.cells
+        self.cells, self.is_long = shape.board.cells, shape.is_long
         # A step's tokens: a 1 for each step it waits for but one; who finds none left has made it ready. The same for the end of the run: when all
         # steps that nothing waits for are done, everything is.
         self.tokens = [repeat(1, k - 1) for k in shape.waits]

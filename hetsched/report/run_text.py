@@ -68,14 +68,14 @@ def diff_lines(a: Mapping[str, Any], b: Mapping[str, Any], most: int = 20) -> li
             lines.append(f"{key}: {a['parameters'].get(key)} and {b['parameters'].get(key)}")
     for what, key in (("measured", "measured_seconds"), ("planned", "planned_seconds")):
         lines.append(f"{what}: {seconds_text(a[key])} and {seconds_text(b[key])}{_change(a[key], b[key])}")
-    joules = [(r.get("energy") or {}).get("joules") for r in (a, b)]
-    if None not in joules:
-        lines.append(f"energy: {joules[0]:.3g} J and {joules[1]:.3g} J{_change(*joules)}")
+    before, after = ((r.get("energy") or {}).get("joules") for r in (a, b))
+    if before is not None and after is not None:
+        lines.append(f"energy: {before:.3g} J and {after:.3g} J{_change(before, after)}")
     here, there = ({row.name: row for row in compared_of(r)} for r in (a, b))
     moved = [f"{n}: {here[n].device} and {there[n].device}" for n in here if n in there and here[n].device != there[n].device]
     lines += [f"placed otherwise: {'; '.join(moved[:8])}{' ...' if len(moved) > 8 else ''}"] if moved else []
-    for which, one, other in (("a", here, there), ("b", there, here)):
-        alone = [n for n in one if n not in other]
+    for which, mine, others in (("a", here, there), ("b", there, here)):
+        alone = [n for n in mine if n not in others]
         lines += [f"only in {which}: {', '.join(alone[:8])}{' ...' if len(alone) > 8 else ''}"] if alone else []
     both = sorted((n for n in here if n in there), key=lambda n: (-abs(there[n].measured - here[n].measured), n))
     cells = [
