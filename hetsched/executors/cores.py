@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 # A step that is planned to take this long is worth a look, which takes 0.3 us.
@@ -59,6 +60,17 @@ class Cores:
             core = free
         self._taken[core] = lane
         self._at[lane] = core
+
+    @contextmanager
+    def waiting(self, lane: int) -> Iterator[None]:
+        """Inside, the thread of `lane` waits for the begin, and will be woken on a core of its own; outside it may be moved."""
+        self.settle(lane)
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {self._at.get(lane, self._asks())} & allowed or allowed)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, allowed)
 
     def leave(self, lane: int) -> None:
         """Called before the thread of `lane` sleeps: its core is free."""

@@ -108,8 +108,10 @@ class Crew:
         active = Active(root, 0.0, None, self.drivers)
         self.root = [active]
         door = Door()
+        if self.cores is not None:
+            self.cores.settle(0)
         threads = [
-            self.new_thread(target=door.behind(self._work), args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
+            self.new_thread(target=door.behind(self._work, self.cores), args=(kind, n), name=f"hetsched-{kind}-{n}", daemon=True)
             for kind, count in needed.items()
             for n in range(1 if kind == "compute" else 0, min(count, self.lanes[kind]))
         ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
+
+from hetsched.executors.cores import Cores
 
 
 class Door:
@@ -18,13 +21,13 @@ class Door:
         """Let all through, those too that come later."""
         self._lock.release()
 
-    def behind(self, work: Callable[..., None]) -> Callable[..., None]:
-        """`work`, begun when the door is open."""
+    def behind(self, work: Callable[[str, int], None], cores: Cores | None = None) -> Callable[[str, int], None]:
+        """`work` of a lane, begun when the door is open, by threads that compute on cores of their own."""
 
-        def enter(*args: Any) -> None:
-            with self._lock:
+        def enter(kind: str, lane: int) -> None:
+            with cores.waiting(lane) if cores is not None and kind == "compute" else nullcontext(), self._lock:
                 pass
-            work(*args)
+            work(kind, lane)
 
         return enter
 

@@ -74,9 +74,10 @@ class Sharing(ABC):
         The crew's clock starts when the threads are there.
         """
         door = Door()
-        threads = [
-            self.new_thread(target=door.behind(self.serve), args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]
-        ]
+        if self.crew.cores is not None and lanes:
+            self.crew.cores.settle(lanes[0][1])
+        begin = door.behind(self.serve, self.crew.cores)
+        threads = [self.new_thread(target=begin, args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]]
         try:
             try:
                 for thread in threads:

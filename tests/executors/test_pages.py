@@ -39,7 +39,7 @@ def test_what_is_touched_is_the_same_array():
 
 def test_nobody_passes_a_door_before_it_is_open():
     door, passed = Door(), []
-    threads = [threading.Thread(target=door.behind(passed.append), args=(i,)) for i in range(3)]
+    threads = [threading.Thread(target=door.behind(lambda kind, lane: passed.append(lane)), args=("compute", i)) for i in range(3)]
     for thread in threads:
         thread.start()
     passed.append("opened")
@@ -93,6 +93,17 @@ def test_a_thread_that_sleeps_leaves_its_core_to_others(monkeypatch):
     assert machine.settles(spread, 0, 0) == 1
     spread.leave(7)
     assert machine.settles(spread, 0, 1) == 1
+
+
+def test_who_waits_is_held_to_its_core_and_free_again(monkeypatch):
+    machine = Machine(monkeypatch, [0, 1])
+    spread = Cores(lambda: machine.here)
+    machine.settles(spread, 0, 0)
+    machine.here = 0
+    with spread.waiting(1):
+        assert machine.moves == [{1}, {1}], "moved, then held"
+        assert machine.here == 1
+    assert machine.moves == [{1}, {1}]
 
 
 def test_there_is_nothing_to_spread_where_one_thread_works_or_more_than_there_are_cores(monkeypatch):
