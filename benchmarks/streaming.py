@@ -3,8 +3,9 @@
     python benchmarks/streaming.py [--batches 500] [--repeat 5] [--no-peers] [--json FILE]
 
 Each batch is loaded (1 ms of waiting, no core used), decoded (2 ms of NumPy), normalized (1 ms) and trained on (3 ms; each step needs the state
-of the one before). Two threads compute. `free` is the bound: the same decode, normalize and train kernels on two threads that wait for nothing. Every
-system's last state is compared with that of a plain loop; ratios are of one round (systems take turns), the figure is their median; 1.00 is the
+of the one before). Two threads compute. `free` is the bound: the same kernels on as many arrays and threads (two that compute, one that loads), which
+wait for nothing; beside it the share of two threads for which nothing is loaded, and which stay with arrays of their own. Every system's last state
+is compared with that of a plain loop; ratios are of one round (systems take turns), the figure is their median; 1.00 is the
 bound.
 
 even: as above, the estimates true. tail: decode times drawn from a lognormal distribution (sigma 1, at most ten times the mean, mean 2 ms), and
@@ -33,7 +34,7 @@ from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Device, Link
 from hetsched.placement.costs import Estimate
 
-THREADS, N = 2, 128
+THREADS, N, RING = 2, 128, 16
 MILLISECONDS = {"load": 1.0, "decode": 2.0, "normalize": 1.0, "train": 3.0}
 
 
@@ -99,34 +100,48 @@ def plain(work: Work) -> Any:
 # Systems: functions that give (seconds, last state) ---------------------------------------------------------------------------
 
 
-def free(work: Work) -> tuple[float, float]:
-    """Two threads, no dependencies; nothing is loaded. Seconds, and those of all train steps: as long as a run must take, since they are a chain."""
+def free(work: Work, whole: bool = True) -> tuple[float, float]:
+    """The same kernels on two threads that wait for nothing. Seconds, and those of all train steps: a chain, so a run must take as long.
+
+    Each batch has arrays of its own, as many as a ring has, and a third thread loads, one batch after the other. whole=False: nothing is loaded,
+    and each thread stays with arrays of its own.
+    """
     chain = [0.0] * THREADS
     jobs = iter([(name, i) for i in range(work.batches) for name in ("decode", "normalize", "train")])
     gate = threading.Barrier(THREADS + 1)
+    ring = [[np.eye(N, dtype=np.float32) for _ in range(3)] for _ in range(RING)]
 
     def serve(number: int) -> None:
-        x, out = np.eye(N, dtype=np.float32), fresh()
+        mine, state, out = [np.eye(N, dtype=np.float32) for _ in range(3)], np.zeros((N, N), np.float32), fresh()
         gate.wait()
         for name, i in jobs:
+            # As in a run, no two kernels at a time are at one array: each is at a batch of its own.
+            raw, x, y = ring[(i + ("train", "normalize", "decode").index(name) * (RING // 4)) % RING] if whole else mine
             if name == "decode":
-                work.decoded(i, x, out)
+                work.decoded(i, raw, x)
             elif name == "normalize":
-                work.normalized(x, out)
+                work.normalized(x, y)
             else:
                 start = time.perf_counter()
-                work.trained(x, x, out)
+                work.trained(state, y, out)
                 chain[number] += time.perf_counter() - start
         gate.wait()
+
+    def load() -> None:
+        for i in range(work.batches):
+            work.load(i, ring[(i + RING * 3 // 4) % RING][0])
 
     threads = [threading.Thread(target=serve, args=(n,)) for n in range(THREADS)]
     for thread in threads:
         thread.start()
+    loading = threading.Thread(target=load)
     gate.wait()
     start = time.perf_counter()
+    if whole:
+        loading.start()
     gate.wait()
     seconds = time.perf_counter() - start
-    for thread in threads:
+    for thread in (*threads, *([loading] if whole else [])):
         thread.join()
     return seconds, sum(chain)
 
@@ -251,6 +266,7 @@ def dask(work: Work) -> tuple[float, Any]:
     return time.perf_counter() - start, state
 
 
+BARE = "free, nothing loaded"
 PEERS: dict[str, Callable[[Work], tuple[float, Any]]] = {"pool": pool, "torch DataLoader": loader, "dask": dask}
 
 
@@ -264,16 +280,20 @@ def compare(case: str, batches: int, repeat: int, peers: bool) -> dict[str, Any]
     missing: dict[str, str] = {}
     interval = sys.getswitchinterval()
     chains: list[float] = []
+    bare: list[float] = []
 
-    def at_best() -> tuple[float, Any]:
+    def at_best(whole: bool) -> tuple[float, Any]:
         with threadpool_limits(1):
             sys.setswitchinterval(1e-4)
-            taken, chain = free(work)
+            taken, chain = free(work, whole)
             sys.setswitchinterval(interval)
-        chains.append(chain / taken)
+        if whole:
+            chains.append(chain / taken)
         return taken, wanted
 
-    systems: dict[str, Callable[[], tuple[float, Any]]] = {"free": at_best, "hetsched": lambda: hetsched(plan)}
+    systems: dict[str, Callable[[], tuple[float, Any]]] = {
+        "free": lambda: at_best(True), "hetsched": lambda: hetsched(plan), BARE: lambda: at_best(False)
+    }  # fmt: skip
     for round_ in range(repeat + 1):
         now = dict(reversed(systems.items())) if round_ % 2 else dict(systems)  # the two take turns at being first
         if peers and round_ <= min(repeat, 3):
@@ -288,15 +308,16 @@ def compare(case: str, batches: int, repeat: int, peers: bool) -> dict[str, Any]
                 continue
             assert np.allclose(state, wanted, rtol=1e-4), f"{name} differs from the plain loop"
         if round_:  # the first round warms up
+            bare.append(took[BARE] / took["hetsched"])
             for name, taken in took.items():
                 seconds.setdefault(name, []).append(taken)
-                if name != "free":
+                if name not in ("free", BARE):
                     shares.setdefault(name, []).append(took["free"] / taken)
     body = next(iter(plan.loops.values()))
     return {
         "case": case, "batches": batches, "share_of_free": {name: statistics.median(x) for name, x in shares.items()},
         "spread": {name: [min(x), max(x)] for name, x in shares.items()}, "seconds": {name: statistics.median(x) for name, x in seconds.items()},
-        "chain_of_free": statistics.median(chains[1:]), "planned_period": body.period,
+        "share_of_bare": statistics.median(bare), "chain_of_free": statistics.median(chains[1:]), "planned_period": body.period,
         "rings": {body.graph.value_names[r.value]: n for r, n in body.rings.items()}, "missing": missing,
     }  # fmt: skip
 
@@ -316,7 +337,8 @@ def main(argv: list[str] | None = None) -> int:
         shares = ", ".join(f"{name} {x:.3f} ({row['spread'][name][0]:.3f}-{row['spread'][name][1]:.3f})" for name, x in row["share_of_free"].items())
         print(
             f"{case}: of two free threads: {shares}; free {row['seconds']['free']:.3f} s, "
-            f"its train steps, one after another, {row['chain_of_free']:.3f} of that; period planned {row['planned_period'] * 1e3:.2f} ms"
+            f"its train steps, one after another, {row['chain_of_free']:.3f} of that; of threads that load nothing {row['share_of_bare']:.3f}; "
+            f"period planned {row['planned_period'] * 1e3:.2f} ms"
         )
         for name, why in row["missing"].items():
             print(f"  {name} is not installed: {why}")

@@ -13,17 +13,19 @@ from time import perf_counter
 from typing import NamedTuple
 
 from hetsched.dispatching import dispatching
+from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import calibrate, work_together
 from hetsched.graph.graph import Graph
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, complaints, load, place, save
 from hetsched.needs import FIRST_SECONDS, first_need, loops_of
 from hetsched.placement.costs.handover import handovers
-from hetsched.placement.costs.history import Drift, History, Lesson
+from hetsched.placement.costs.history import CROWDED, Drift, History, Lesson
 from hetsched.placement.costs.kinds import device_key, link_key
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.roofline import RooflineCosts
+from hetsched.text import percent_text
 from hetsched.timeline import Timeline
 
 LEARN = "HETSCHED_LEARN"
@@ -96,16 +98,26 @@ def calibrate_device(
     """Measure a device in about `budget` seconds at most, keep what was found, and forget what runs have taught of it; with what is remarkable."""
     begun = perf_counter()
     before = load(device)
-    found = calibrate(device, machine, budget, tell)
-    (tell or (lambda text: None))("dispatching")
-    dispatch = dispatching(device, machine)
-    together = dict(found.together)
-    for other in machine.devices:
-        if other.id != device.id and other.fingerprint:
-            together[other.id] = work_together(device, other)[0]
+    with Crowding() as crowding:
+        found = calibrate(device, machine, budget, tell)
+        (tell or (lambda text: None))("dispatching")
+        dispatch = dispatching(device, machine)
+        together = dict(found.together)
+        for other in machine.devices:
+            if other.id != device.id and other.fingerprint:
+                together[other.id] = work_together(device, other)[0]
     found = replace(found, together=together, took_seconds=perf_counter() - begun, **dispatch)
     is_kept = save(device, found)
     if may_learn():
         History().forget(device_key(device))
     lost = [] if is_kept else [f"{place(device)} cannot be written: what was measured is lost; set XDG_CACHE_HOME to a folder of yours"]
-    return found, [*found.notes, *complaints(found, before), *lost]
+    return found, [*found.notes, *complaints(found, before), *crowded_out(crowding.share), *lost]
+
+
+def crowded_out(share: float) -> list[str]:
+    """What is to be said of figures that were measured while threads waited `share` of the time for a core."""
+    if share <= CROWDED:
+        return []
+    return [
+        f"other work had the cores for {percent_text(share)} of the time, so these figures are too slow; calibrate again when the machine is idle"
+    ]

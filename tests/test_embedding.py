@@ -129,9 +129,10 @@ FORK = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_process_forked_off_one_that_has_run_runs_without_the_devices_that_do_not_survive_it(tmp_path: Any) -> None:
+    own = {"HETSCHED_LEARN": "1", "XDG_CACHE_HOME": str(tmp_path)}  # what it measures and learns is not for other tests
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(FORK)], env={**os.environ, "HETSCHED_LEARN": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(FORK)], env={**os.environ, **own},
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (fits, devices, notes), (there, left) = (json.loads(line) for line in done.stdout.strip().splitlines()[-2:])

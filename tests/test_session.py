@@ -172,8 +172,8 @@ def test_a_further_caller_waits_for_a_buffer_set() -> None:
             inside += 1
             most = max(most, inside)
         if float(x) < 2:
-            both.wait(60)
-            assert leave.wait(60)
+            both.wait(600)
+            assert leave.wait(600)
         with lock:
             inside -= 1
         return x
@@ -324,7 +324,7 @@ def test_calls_that_may_wait_are_awaited_in_threads() -> None:
     @hs.op(hs.Spec((), np.float32))
     def meet(x: Any) -> Any:
         if float(x) < 0:
-            both.wait(60)
+            both.wait(600)
         return x
 
     async def two(f: Any) -> None:

@@ -7,18 +7,16 @@ and `part(first element, shape)`. A frame never looks inside.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
-from hetsched.executors import pages
-from hetsched.executors.pages import Bytes
+from hetsched.executors.pages import Bytes, area, touched
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import AnySpec, Spec
 
 ALIGNMENT = 64
-T = TypeVar("T")
 
 
 _reliefs: list[Callable[[], bool]] = []
@@ -30,12 +28,15 @@ def when_short(relief: Callable[[], bool]) -> None:
 
 
 def fresh(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A new array of the host that holds nothing yet, in pages that are there (see `pages`). Raises `MemoryError` where there is no room, and nobody
-    has given any back."""
-    return _roomy(lambda: pages.touched(np.empty(shape, dtype)))
+    """A new, uninitialised array of the host, its pages there (see `pages`). Raises `MemoryError` where there is no room, and nobody has given any
+
+    back.
+    """
+    return had(lambda: touched(np.empty(shape, dtype)))
 
 
-def _roomy(make: Callable[[], T]) -> T:
+def had(make: Callable[[], Any]) -> Any:
+    """What `make` allocates; tried again where there was no room and somebody has given some back."""
     try:
         return make()
     except MemoryError:
@@ -74,7 +75,7 @@ class HostMemory:
     @staticmethod
     def of(nbytes: int) -> HostMemory:
         """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy). See `pages`."""
-        raw = _roomy(lambda: pages.fresh(nbytes + ALIGNMENT))
+        raw: Bytes = had(lambda: area(nbytes + ALIGNMENT))
         start = -raw.ctypes.data % ALIGNMENT
         return HostMemory(raw[start : start + nbytes])
 

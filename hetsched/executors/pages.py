@@ -21,16 +21,16 @@ HUGE = 1 << 21
 LEAST_BYTES, MOST_BYTES = 1 << 16, 1 << 28
 
 
-def fresh(nbytes: int) -> Bytes:
+def area(nbytes: int) -> Bytes:
     """Uninitialised bytes, whatever their address is a multiple of; the first `MOST_BYTES` of them in pages that are there."""
     if nbytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return touched(np.empty(nbytes, np.uint8))
     try:
-        area = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        area.madvise(mmap.MADV_HUGEPAGE)
+        mapped = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapped.madvise(mmap.MADV_HUGEPAGE)
     except (OSError, ValueError):  # a system that does not know huge pages, or has no memory: NumPy says so better
         return touched(np.empty(nbytes, np.uint8))
-    raw = np.frombuffer(area, np.uint8)
+    raw = np.frombuffer(mapped, np.uint8)
     start = -raw.ctypes.data % HUGE
     return touched(raw[start : start + nbytes])
 

@@ -10,7 +10,8 @@ Hot path: 42 to 49 us between two steps of a chain in benchmarks/streaming.py, c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush, heappushpop
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,11 @@ from hetsched.timeline import Launch
 
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
+
+# Who is at a chain of steps leaves up to this share of the turns in flight for others to close, so that io threads are woken for many at a time. A
+# quarter of that is all that is left where somebody has nothing to do, or nearly: fewer than LOW steps are ready.
+LAG = 3 / 4
+LOW = 2
 
 # A loop tells of its progress this often.
 TELL_SECONDS = 0.05
@@ -55,6 +61,26 @@ def is_lonely(program: Program, step: int) -> bool:
     return found == len(program.steps)
 
 
+def on_cycles(n: int, arcs: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each of n places, whether it lies on a cycle of `arcs`, or on a way from one cycle to another."""
+    kept = [True] * n
+    for come, go in ((0, 1), (1, 0)):  # peel off what nothing leads to, then what leads to nothing
+        after: list[list[int]] = [[] for _ in range(n)]
+        waits = [0] * n
+        for arc in arcs:
+            after[arc[come]].append(arc[go])
+            waits[arc[go]] += 1
+        free = [at for at in range(n) if not waits[at]]
+        while free:
+            at = free.pop()
+            kept[at] = False
+            for other in after[at]:
+                waits[other] -= 1
+                if not waits[other]:
+                    free.append(other)
+    return kept
+
+
 class Log:
     """What one thread did: notes for the trace, and for each step, by place, how often and how long."""
 
@@ -78,26 +104,36 @@ class Rounds(Sharing):
         place = [0] * n
         for at, step in enumerate(self.order):
             place[step] = at
-        self.near: list[list[int]] = [[] for _ in range(n)]
-        self.far: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        # What waits for a step, as (place, turns): what may go on at once, and what can wait a while.
+        self.soon: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        self.later: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        self.lag = int(self.window * LAG)
+        self.least = self.lag // 4
         distances: list[list[int]] = [[] for _ in range(n)]
+        soon = []
         for before, later, turns in dict.fromkeys(program.arcs):
-            if turns:
-                self.far[place[before]].append((place[later], turns))
-            else:
-                self.near[place[before]].append(place[later])
-            distances[place[later]].append(turns)
+            arc = (place[before], place[later])
+            (self.soon if turns <= self.lag else self.later)[arc[0]].append((arc[1], turns))
+            if turns <= self.lag:
+                soon.append(arc)
+            distances[arc[1]].append(turns)
+        self.is_serial = on_cycles(n, soon) if self.lag else [False] * n
         # Steps that nothing in their own turn holds back: they wait for their turn to begin.
         self.roots = [at for at in range(n) if 0 not in distances[at]]
         self.ring = self.window + max((d for row in distances for d in row), default=0)
+        # Steps of chains that are done: what can wait of them is settled by whoever has the time, at the latest by the thread that is at the chain.
+        self.owed: deque[int] = deque()
         # For each step of a turn a token for each step it waits for, and for a root one for the turn's beginning; the one taken last is 0.
         is_root = set(self.roots)
         waits = [[sum(d <= turn for d in row) + (at in is_root) for at, row in enumerate(distances)] for turn in range(self.ring)]
         self.tokens = [[[0, *[1] * (k - 1)] for k in row] for row in waits]
         self.steady = [[0, *[1] * (k - 1)] for k in waits[-1]]
         # For each turn a token for each of its steps, and one for the turn before.
-        self.left = [[0, *[1] * (n - (turn == 0))] for turn in range(self.ring)]
+        self.whole = [0, *[1] * n]
+        self.left = [self.whole[: n + (turn > 0)] for turn in range(self.ring)]
         self.is_io = [program.steps[step].kind == "io" for step in self.order]
+        # Steps of io threads that lead to none of theirs: those that compute see to what follows, when they next look.
+        self.lands = [self.is_io[at] and not self.is_serial[at] and not any(self.is_io[b] for b, _ in self.soon[at]) for at in range(n)]
         self.planned = [program.steps[step].seconds for step in self.order]
         self.logs: list[Log] = []
         self.told = 0.0
@@ -110,22 +146,62 @@ class Rounds(Sharing):
         row = self.tokens[turn % self.ring]
         return [at for at in self.roots if not row[at].pop()]
 
-    def _close(self, turn: int) -> list[int]:
-        """The last token of a turn was taken: close it, and those behind it that wait for nothing else. What begins."""
-        begun: list[int] = []
-        while True:
-            slot = turn % self.ring
-            self.tokens[slot] = [row.copy() for row in self.steady]
-            self.left[slot] = [0, *[1] * len(self.steady)]
+    def _settle(self, code: int, readied: list[int]) -> None:
+        """What can wait when a step is done: what follows much later, and the end of its turn. Adds what has become ready."""
+        steps, ring = len(self.order), self.ring
+        turn = code // steps
+        for later, distance in self.later[code - turn * steps]:
+            target = turn + distance
+            if target < self.turns and not self.tokens[target % ring][later].pop():
+                readied.append(target * steps + later)
+        while not self.left[turn % ring].pop():
+            # The last token of the turn: it closes, and those behind it that wait for nothing else.
+            slot = turn % ring
+            for row, again in zip(self.tokens[slot], self.steady):
+                row += again
+            self.left[slot] += self.whole
             after = turn + self.window
             if after < self.turns:
-                begun += [after * len(self.order) + at for at in self._admit(after)]
+                readied += [after * steps + at for at in self._admit(after)]
             turn += 1
             if turn >= self.turns:
                 self.halt()
-                return begun
-            if self.left[turn % self.ring].pop():
-                return begun
+                return
+
+    def _settle_all(self, owed: deque[int], readied: list[int]) -> None:
+        while True:
+            try:
+                code = owed.popleft()
+            except IndexError:
+                return
+            self._settle(code, readied)
+
+    def _follow_up(self, readied: list[int]) -> None:
+        """What io threads have left to those that compute. Adds what has become ready."""
+        behind = self.behind["compute"]
+        while True:
+            try:
+                code = behind.popleft()
+            except IndexError:
+                return
+            self._lead_on(code, readied)
+            self._settle(code, readied)
+
+    def _lead_on(self, code: int, readied: list[int]) -> None:
+        """What may go on at once when a step is done. Adds what has become ready."""
+        steps, ring = len(self.order), self.ring
+        turn = code // steps
+        for later, distance in self.soon[code - turn * steps]:
+            target = turn + distance
+            if target < self.turns and not self.tokens[target % ring][later].pop():
+                readied.append(target * steps + later)
+
+    def catch_up(self) -> None:
+        """See `Sharing.catch_up`."""
+        readied: list[int] = []
+        self._follow_up(readied)
+        for code in readied:
+            self._hand_over(code, self.is_io[code % len(self.order)])
 
     def new_log(self, lane: int) -> Log:
         """See `Sharing.new_log`."""
@@ -141,8 +217,9 @@ class Rounds(Sharing):
 
     def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is turn * steps + place."""
-        crew, order, near, far, tokens, lefts, is_io = self.crew, self.order, self.near, self.far, self.tokens, self.left, self.is_io
-        steps, turns, ring, mine = len(order), self.turns, self.ring, kind == "io"
+        crew, order, is_io, is_serial, lands, owed, lag = self.crew, self.order, self.is_io, self.is_serial, self.lands, self.owed, self.lag
+        least = self.least
+        steps, turns, mine, behind, computing = len(order), self.turns, kind == "io", self.behind["compute"], self.idle["compute"]
         perform, clock, times, seconds = self.frame.perform, perf_counter, log.times, log.seconds
         kept = KEPT_TURNS if crew.trace else 0
         late = turns - kept
@@ -169,28 +246,40 @@ class Rounds(Sharing):
             seconds[at] += finish - start
             if turn < kept or turn >= late:
                 log.notes.append(Note(order[at], turn, log.lane, start - crew.zero, finish - crew.zero, marks))
-            best, slot, base = -1, turn % ring, turn * steps
-            row = tokens[slot]
-            readied: list[int] = []
-            for later in near[at]:
-                if not row[later].pop():
-                    readied.append(base + later)
-            for later, distance in far[at]:
-                target = turn + distance
-                if target < turns and not tokens[target % ring][later].pop():
-                    readied.append(target * steps + later)
-            if not lefts[slot].pop():
-                readied += self._close(turn)
-            for other in readied:
-                if is_io[other % steps] != mine:
-                    self._hand_over(other, not mine)
-                elif best < 0:
-                    best = other
-                elif other < best:
-                    heappush(heap, best)
-                    best = other
-                else:
-                    heappush(heap, other)
+            best = -1
+            if lands[at]:
+                behind.append(code)
+                if computing:
+                    self.catch_up()
+            else:
+                readied: list[int] = []
+                self._lead_on(code, readied)
+                if is_serial[at]:
+                    if len(readied) == 1 and len(owed) < (least if idle else lag):
+                        (best,) = readied
+                        if is_serial[best % steps] and is_io[best % steps] == mine and not (heap and heap[0] < best):
+                            owed.append(code)
+                            if self.halted or (is_asked and self._asked(at, finish)):
+                                return
+                            code = best
+                            continue
+                        best = -1
+                    self._settle_all(owed, readied)
+                if behind:
+                    self._follow_up(readied)
+                if not is_serial[at] and len(owed) > least and (len(heap) + len(readied) < LOW or len(owed) + 1 >= lag):
+                    self._settle_all(owed, readied)
+                self._settle(code, readied)
+                for other in readied:
+                    if is_io[other % steps] != mine:
+                        self._hand_over(other, not mine)
+                    elif best < 0:
+                        best = other
+                    elif other < best:
+                        heappush(heap, best)
+                        best = other
+                    else:
+                        heappush(heap, other)
             if self.halted or (is_asked and self._asked(at, finish)):
                 return
             if best < 0:

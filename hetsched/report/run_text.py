@@ -74,8 +74,8 @@ def diff_lines(a: Mapping[str, Any], b: Mapping[str, Any], most: int = 20) -> li
     here, there = ({row.name: row for row in compared_of(r)} for r in (a, b))
     moved = [f"{n}: {here[n].device} and {there[n].device}" for n in here if n in there and here[n].device != there[n].device]
     lines += [f"placed otherwise: {'; '.join(moved[:8])}{' ...' if len(moved) > 8 else ''}"] if moved else []
-    for which, one, other in (("a", here, there), ("b", there, here)):
-        alone = [n for n in one if n not in other]
+    for which, mine, others in (("a", here, there), ("b", there, here)):
+        alone = [n for n in mine if n not in others]
         lines += [f"only in {which}: {', '.join(alone[:8])}{' ...' if len(alone) > 8 else ''}"] if alone else []
     both = sorted((n for n in here if n in there), key=lambda n: (-abs(there[n].measured - here[n].measured), n))
     cells = [

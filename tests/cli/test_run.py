@@ -23,11 +23,14 @@ def matmul(tmp_path):
     return shutil.copy(PIPELINES / "matmul_conv.yaml", tmp_path)
 
 
-def test_a_run_tells_where_when_and_what_was_copied_and_writes_its_outputs(matmul, tmp_path, capsys):
+def test_a_run_tells_where_when_and_what_was_copied_and_writes_its_outputs(matmul, tmp_path, capsys, monkeypatch):
     assert main(["run", str(matmul)]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("matmul_conv: 6 tasks, planned by auto: makespan ")
     assert out[1] == f"product -> {tmp_path}/out/product.npy"
+    monkeypatch.chdir(tmp_path.parent)
+    assert main(["run", str(matmul)]) == 0
+    assert f"product -> {tmp_path.name}/out/product.npy" in capsys.readouterr().out.splitlines(), "below the current folder: from there"
     assert [line.split(":")[0] for line in out[-4:]] == ["ran", "time", "transfers", "energy"]
     assert np.load(tmp_path / "out" / "product.npy").shape == (256, 320)
 

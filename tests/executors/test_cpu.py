@@ -88,7 +88,7 @@ def test_a_thread_goes_on_with_the_ready_task_of_highest_priority() -> None:
     release = threading.Event()
 
     def blocked(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
-        assert release.wait(60)
+        assert release.wait(600)
         outs[0][...] = 0
 
     def numbered(i: int) -> Op:

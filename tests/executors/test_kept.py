@@ -76,7 +76,7 @@ def test_a_program_is_made_once_for_a_plan(monkeypatch):
     plan = plan_of(diamonds())
     for _ in range(3):
         hs.run(plan, {"x": np.ones(4096, np.float32)}, learn=False)
-        hs.run(plan, {"x": np.ones(4096, np.float32)}, learn=False, timeout=60)
+        hs.run(plan, {"x": np.ones(4096, np.float32)}, learn=False, timeout=600)
     with hs.Session() as session:
         session.compile(plan)
     assert len(made) <= 2  # with a timeout a plan is never one step

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.costing import costs_for
+from hetsched.costing import calibrate_device, costs_for
 from hetsched.dispatching import dispatching
 from hetsched.errors import PlacementError
 from hetsched.executors import measuring
@@ -114,8 +114,7 @@ def test_users_ops_views_and_loops_are_not_launched_to_be_measured():
     assert case_of(graph, graph.task_index["exp"]) is not None
 
 
-def test_a_first_run_measures_what_it_needs_once(quick, monkeypatch):
-    monkeypatch.setattr("hetsched.placement.costs.history.CROWDED", 2.0)  # whatever else the machine does
+def test_a_first_run_measures_what_it_needs_once(quick):
     graph, machine = small_graph(), Machine((CPU,))
     history = History()
     brought = first_need(graph, machine, [CPU], {}, history, PLENTY)
@@ -123,7 +122,7 @@ def test_a_first_run_measures_what_it_needs_once(quick, monkeypatch):
     assert not brought["cpu"].whole
     assert load(CPU) == brought["cpu"]
     assert {row.op: row.runs for row in history.known([device_key(CPU)]).values()} == {"tensor.matmul": 0, "nn.softmax": 0}
-    assert first_need(graph, machine, [CPU], brought, history) == {}
+    assert first_need(graph, machine, [CPU], brought, history, PLENTY) == {}
     sources = {costs_for(machine, graph).launch(graph, t, CPU).source for t in range(len(graph))}
     assert sources == {"a measurement alone"}
     assert {costs_for(machine, graph, learn=False).launch(graph, t, CPU).source for t in range(len(graph))} == {"roofline"}
@@ -155,9 +154,27 @@ def test_a_device_that_became_slow_is_measured_again_before_it_is_avoided(tmp_pa
 
     ran(1.0)
     (drift,) = ran(4.0)
-    assert drift.factor == pytest.approx(4.0)
-    assert look(3.9e-4) == pytest.approx(4.0), "it is slow"
+    assert drift.factor == pytest.approx(4.0, rel=1e-2)
+    assert look(3.9e-4) == pytest.approx(4.0, rel=1e-2), "it is slow (and half of it is forgotten in six hours, so a little less by now)"
     ran(4.0)
     ran(16.0)
-    assert look(1e-4) == pytest.approx(1.0), "it was disturbed, and is as it was"
+    assert look(1e-4) == pytest.approx(1.0, rel=1e-2), "it was disturbed, and is as it was"
     assert {round(row.seconds, 6) for row in history.known([key]).values()} == {1e-4}
+
+
+def test_a_calibration_beside_other_work_is_told(quick, monkeypatch):
+    class Crowded:
+        share = 0.4
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr("hetsched.costing.Crowding", Crowded)
+    machine = Machine((CPU,), (), (MemoryNode("host"),))
+    _, remarks = calibrate_device(CPU, machine, budget=0.1)
+    assert "other work had the cores for 40 % of the time, so these figures are too slow; calibrate again when the machine is idle" in remarks
+    monkeypatch.setattr(Crowded, "share", 0.01)
+    assert not any("other work" in remark for remark in calibrate_device(CPU, machine, budget=0.1)[1])

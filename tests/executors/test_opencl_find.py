@@ -366,7 +366,7 @@ def test_devices_work_where_the_users_cache_cannot_be_written(tmp_path):
         env={**without, "XDG_CACHE_HOME": str(tmp_path / "file" / "cache")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ def random_program(rng: random.Random) -> Program:
     kinds = [rng.choice(["compute", "compute", "io"]) for _ in range(n)]
     steps = tuple(Step(s, (s,), (Lane("cpu", 0, kinds[s]),), rng.random(), 1e-3) for s in range(n))
     plan: Any = SimpleNamespace(spans=(), loop=object())
-    return Program(plan, steps, tuple(arcs), rng.randint(1, 6), {}, {})
+    return Program(plan, steps, tuple(arcs), rng.choice([1, 2, 3, 4, 6, 12, 24]), {}, {})
 
 
 class Watched:
@@ -73,6 +73,52 @@ def test_every_step_of_every_turn_once_and_in_order(block: int) -> None:
         assert frame.early == [], seed
         assert len(frame.done) == turns * len(program.steps), seed
         assert sum(sum(log.times) for log in shared.logs) == len(frame.done)
+
+
+def test_places_on_cycles() -> None:
+    assert rounds.on_cycles(5, [(0, 1), (1, 2), (2, 1), (3, 3), (2, 4), (2, 1)]) == [False, True, True, True, False]
+    assert rounds.on_cycles(3, [(0, 0), (0, 1), (1, 2), (2, 2)]) == [True] * 3
+    for seed in range(50):
+        rng = random.Random(seed)
+        n = rng.randint(1, 8)
+        arcs = [(rng.randrange(n), rng.randrange(n)) for _ in range(rng.randint(0, 2 * n))]
+        reach = np.zeros((n, n), bool)
+        for a, b in arcs:
+            reach[a, b] = True
+        for k in range(n):
+            reach |= np.outer(reach[:, k], reach[k])
+        on = np.diag(reach)
+        assert rounds.on_cycles(n, arcs) == [bool(on[at] or ((on & reach[:, at]).any() and (on & reach[at]).any())) for at in range(n)], seed
+
+
+def chained(window: int) -> Program:
+    """load (io) -> decode -> train, which is a chain over the turns."""
+    kinds = ("io", "compute", "compute")
+    steps = tuple(Step(s, (s,), (Lane("cpu", 0, kind),), float(s), 1e-3) for s, kind in enumerate(kinds))
+    plan: Any = SimpleNamespace(spans=(), loop=object())
+    return Program(plan, steps, (Arc(0, 1, 0), Arc(1, 2, 0), Arc(2, 2, 1), Arc(1, 0, window)), window, {}, {})
+
+
+@pytest.mark.parametrize("window", [1, 3, 16])
+def test_a_chain_leaves_its_turns_to_be_closed_in_groups(window: int) -> None:
+    frame: Any = Watched(chained(window), 64)
+    crew: Any = SimpleNamespace(deadline=None, trace=True, progress=None, zero=0.0, error=None, done=0, total=0, cores=None)
+    shared = rounds.Rounds(crew, frame)
+    assert shared.is_serial == [False, False, window > 1]
+    most = 0
+    settle = shared._settle_all
+
+    def watch(owed: Any, readied: list[int]) -> None:
+        nonlocal most
+        most = max(most, len(owed))
+        settle(owed, readied)
+
+    shared._settle_all = watch  # type: ignore[method-assign]
+    shared.run([("compute", 0), ("io", 0)])  # one thread computes: nothing depends on who is faster
+    assert crew.error is None
+    assert frame.early == []
+    assert len(frame.done) == 64 * 3
+    assert most <= int(window * rounds.LAG)
 
 
 # Loops of real plans ------------------------------------------------------------------------------------------------------------

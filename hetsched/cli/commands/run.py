@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +177,14 @@ def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
+def _from_here(path: str) -> str:
+    """A path as one would type it here: relative where it lies below the current folder."""
+    with suppress(OSError, ValueError):  # no current folder any more; another drive
+        near = os.path.relpath(path)
+        return path if near.startswith(os.pardir) else near
+    return path
+
+
 def write_trace(path: str, timeline: Timeline) -> None:
     """Write a timeline for ui.perfetto.dev; the file appears complete or not at all."""
     from hetsched.graph.formats import publishing
@@ -207,7 +217,7 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         write_json(record, 2 if form == "json" else None)
         return
     lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
-    lines += [f"{name} -> {path}" for name, path in written.items()]
+    lines += [f"{name} -> {_from_here(path)}" for name, path in written.items()]
     lines += [f"warning: {text}" for text in doubted]
     lines += drift_lines(drifts)
     far = worst_line(compare(result.plan, result.trace), result.trace.makespan)

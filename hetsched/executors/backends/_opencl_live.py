@@ -24,7 +24,8 @@ from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, alike
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
 from hetsched.executors.backends._opencl_staging import CHUNK_NBYTES, MOST_CHUNKS, Block, PinnedPool, wants_staging
-from hetsched.executors.pages import fresh
+from hetsched.executors.memory import had
+from hetsched.executors.pages import area
 from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows
 
 _QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
@@ -606,7 +607,7 @@ class LiveDevice:
         """A buffer; of a processor in memory of ours, whose pages are there (see `hetsched.executors.pages`)."""
         if not self.is_cpu or nbytes > self.device.max_mem_alloc_size:
             return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, nbytes)
-        return cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR, hostbuf=fresh(nbytes))
+        return cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR, hostbuf=had(lambda: area(nbytes)))
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """The array of `shape` and `dtype` that begins `offset` bytes into the arena."""
