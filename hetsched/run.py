@@ -19,6 +19,7 @@ from hetsched import locked
 from hetsched.costing import costs_for, learn_from
 from hetsched.errors import CommandLineError, GraphError, did_you_mean
 from hetsched.executors.epochs import Replanner
+from hetsched.executors.kept import let_go
 from hetsched.executors.result import Result
 from hetsched.graph.graph import Graph
 from hetsched.graph.spec import AnySpec, Spec, UpTo, spec_of
@@ -109,6 +110,7 @@ def run(
     """
     if executor not in EXECUTORS:
         raise CommandLineError(f"unknown executor {executor!r}{did_you_mean(executor, EXECUTORS)}")
+    is_for_once = isinstance(what, Graph)
     if isinstance(what, Graph):
         given = check_inputs(what, inputs or {})
         what = plan(
@@ -135,6 +137,8 @@ def run(
         result = _measured(run_plan, what, given, energy, **how)
     else:
         result = run_plan(what, given, **how)
+    if is_for_once:
+        let_go(what)
     if taught is not None:
         taught.run(result)
     return result

@@ -54,6 +54,9 @@ class Board:
         self._shared: dict[tuple[int, int, bool], int] = {}  # (offset in the arena, id of the spec, whether read-only)
         self._takes: dict[tuple[int, ...], Take] = {}
         self._kernels: dict[int, tuple[Any, bool]] = {}  # by op
+        # All on the host, in no other generation than the first, and each where the plan says.
+        self._is_plain = bool(frame.program.plain_on) and not frame.dynamic and not views
+        self._laid: set[bool] = set()
         self.bills = [self._bills_of(step) for step in frame.program.steps]
 
     # Making -------------------------------------------------------------------------------------------------------------------
@@ -61,7 +64,6 @@ class Board:
     def _bills_of(self, step: Step) -> list[Bill] | None:
         frame, out = self.frame, []
         spans, graph, dynamic, workspaces = frame.plan.spans, frame.graph, frame.dynamic, frame.plan.workspaces
-        is_plain = bool(frame.program.plain_on) and not dynamic  # all on the host, and in no other generation than the first
         for i in step.spans:
             command = spans[i][1]
             if type(command) is not Launch:
@@ -70,7 +72,7 @@ class Board:
             op = graph.task_ops[task]
             if not isinstance(op, Op):
                 return None
-            if not is_plain and any(node != HOST or generation or value in dynamic for value, _, node, generation in (*reads, *writes)):
+            if not self._is_plain and any(node != HOST or generation or value in dynamic for value, _, node, generation in (*reads, *writes)):
                 return None
             if op.view and writes[0].value not in frame.owned:
                 continue
@@ -99,9 +101,30 @@ class Board:
             take = self._takes[cells] = itemgetter(*cells) if len(cells) > 1 else _one(cells[0]) if cells else _none
         return take
 
+    def _lay_out(self, shuts: bool) -> None:
+        """The cells of all values that lie in the arena, at once: a tenth of the time that one takes by itself."""
+        frame, cells, shared, cell_of = self.frame, self.cells, self._shared, self._cell_of[shuts]
+        own, specs, offset = self._own, frame.graph.value_specs, frame.offset
+        for value in range(int(frame.graph.output_start[0]), len(specs)):
+            place = offset.get((value, HOST))
+            if place is None or value in own:
+                continue
+            key = (place[0], id(specs[value]), shuts)
+            cell = shared.get(key)
+            if cell is None:
+                cell = shared[key] = len(cells)
+                found = frame.buffer(value, HOST, 0)
+                cells.append(read_only(found) if shuts else found)
+            cell_of[value] = cell
+
     def _new_cell(self, value: int, shuts: bool) -> int:
         """The cell of a value. Values that follow each other in one place of the arena have one."""
         frame = self.frame
+        if self._is_plain and shuts not in self._laid:
+            self._laid.add(shuts)
+            self._lay_out(shuts)
+            if self._cell_of[shuts][value] >= 0:
+                return self._cell_of[shuts][value]
         cell = len(self.cells)
         if value in self._own or (value in self._views and frame.root(value, HOST)[0] in self._own):
             self._filled.append((cell, value, shuts))

@@ -69,7 +69,7 @@ class Kept:
         return found
 
     def give_back(self) -> None:
-        """The plan goes: close what is kept of it."""
+        """Close the frames that are kept: the plan goes, or nobody means to run it again."""
         for tickets in self.tickets.values():
             while tickets:
                 try:
@@ -90,6 +90,13 @@ def kept_of(plan: Timeline) -> Kept:
         if found is made:
             weakref.finalize(plan, made.give_back).atexit = False
     return found
+
+
+def let_go(plan: Timeline) -> None:
+    """Give back the frames that are kept of a plan: nobody means to run it again."""
+    found = _kept.get(plan)
+    if found is not None:
+        found.give_back()
 
 
 def program_of(plan: Timeline, join: bool = True, whole: bool = False) -> Program:

@@ -5,7 +5,12 @@ when its steps are done and the turn before has closed; then turn + window begin
 are laid out anew for the turn that comes a ring later. What is left of the oldest turn goes first: whoever waits for it waits in vain
 meanwhile, and what is ahead of it lies in a ring.
 
-Hot path: 42 to 49 us between two steps of a chain in benchmarks/streaming.py, cold caches and a wake-up included; the crew's walk took 78.
+Who is at a chain of steps (each turn needs the state of the one before) goes straight on: what can wait, the end of the turn and what it lets
+begin, is *owed*, and settled for several turns at once by a thread that is about to run out of steps, or by the chain's own when it owes many or
+its chain stops. A thread that owes is running, and settles before it sleeps; so others may sleep meanwhile. Io threads leave what follows their
+steps to those that compute, unless one of those sleeps.
+
+Hot path: 4 to 8 us between two steps of a chain in benchmarks/streaming.py (45 where it closes its turns itself and wakes io threads).
 """
 
 from __future__ import annotations

@@ -130,6 +130,28 @@ def test_nothing_is_kept_when_the_plan_is_gone():
         gc.enable()
 
 
+def test_nothing_grows_with_the_number_of_plans():
+    graph, x = diamonds(n=2), np.ones(4096, np.float32)
+    hs.run(plan_of(graph), {"x": x}, learn=False)
+    gc.collect()
+    before = len(kept._kept)
+    for _ in range(40):
+        hs.run(plan_of(graph), {"x": x}, learn=False)
+        assert len(kept._kept) <= before + 2  # a plan and the one that takes its place
+        assert len(kept._shelf) <= 2
+    gc.collect()
+    assert len(kept._kept) <= before
+    assert not kept._shelf
+
+
+def test_no_arena_is_kept_of_a_plan_that_was_made_for_one_run():
+    results = [hs.run(diamonds(), {"x": np.ones(4096, np.float32)}, machine=SLOW, policy="heft", learn=False) for _ in range(2)]
+    assert all(np.array_equal(r["y"], results[0]["y"]) for r in results)
+    assert not kept._shelf
+    hs.run(results[0].plan, {"x": np.ones(4096, np.float32)}, learn=False)  # but of who means it
+    assert len(kept._shelf) == 1
+
+
 def test_many_plans_are_kept_within_bounds(monkeypatch):
     graph = diamonds(size=65536)
     x = np.ones(65536, np.float32)
