@@ -171,10 +171,9 @@ def test_kernels_of_the_users_are_rehearsed_on_true_values_only():
     assert list(excerpt(b.freeze(), set()).task_names) == ["drawn", "of what was drawn"]
 
 
-def test_a_plan_rests_on_the_rehearsal_and_no_kernel_is_looked_at_again(monkeypatch, tmp_path):
+def test_a_plan_rests_on_the_rehearsal_and_no_kernel_is_looked_at_again(monkeypatch, tmp_path, quiet):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HETSCHED_LEARN", "1")
-    monkeypatch.setattr("hetsched.placement.costs.history.CROWDED", 2.0)
     graph, history = layers(), History()
     seconds = {}
 

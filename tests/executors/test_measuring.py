@@ -114,8 +114,7 @@ def test_users_ops_views_and_loops_are_not_launched_to_be_measured():
     assert case_of(graph, graph.task_index["exp"]) is not None
 
 
-def test_a_first_run_measures_what_it_needs_once(quick, monkeypatch):
-    monkeypatch.setattr("hetsched.placement.costs.history.CROWDED", 2.0)  # whatever else the machine does
+def test_a_first_run_measures_what_it_needs_once(quick):
     graph, machine = small_graph(), Machine((CPU,))
     history = History()
     brought = first_need(graph, machine, [CPU], {}, history, PLENTY)

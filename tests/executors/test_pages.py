@@ -15,11 +15,11 @@ from hetsched.executors.memory import ALIGNMENT, HostMemory
 
 @pytest.mark.parametrize("nbytes", [0, 1, 1000, pages.LEAST_BYTES, pages.HUGE - 1, pages.HUGE, 3 * pages.HUGE + 17])
 def test_fresh_memory_is_as_long_as_was_asked_for_and_may_be_written(nbytes):
-    raw = pages.fresh(nbytes)
+    raw = pages.area(nbytes)
     assert raw.dtype == np.uint8
     assert raw.shape == (nbytes,)
     raw[:] = 7
-    other = pages.fresh(nbytes)
+    other = pages.area(nbytes)
     other[:] = 1
     assert (raw == 7).all()
     arena = HostMemory.of(nbytes)
@@ -29,7 +29,7 @@ def test_fresh_memory_is_as_long_as_was_asked_for_and_may_be_written(nbytes):
 
 def test_memory_is_fresh_too_where_there_are_no_huge_pages(monkeypatch):
     monkeypatch.delattr(pages.mmap, "MADV_HUGEPAGE", raising=False)
-    assert pages.fresh(2 * pages.HUGE).nbytes == 2 * pages.HUGE
+    assert pages.area(2 * pages.HUGE).nbytes == 2 * pages.HUGE
 
 
 def test_what_is_touched_is_the_same_array():
