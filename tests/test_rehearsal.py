@@ -13,7 +13,7 @@ from hetsched.machine import Device, Machine
 from hetsched.needs import first_need, is_wide, loops_of
 from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.costs.history import History, Lesson
-from hetsched.placement.costs.kinds import BEGIN, TURN, device_key, kind_of, turn_kind
+from hetsched.placement.costs.kinds import BEGIN, GAP, TURN, device_key, kind_of, turn_kind
 from hetsched.rehearsal import excerpt, may_be_rehearsed, rehearse, rehearse_graph
 
 CPU = Device("cpu", "cpu", lanes=1, languages=("host", "array"), flops_per_second={"float32": 1e10}, shares_lanes=True, fingerprint="x")
@@ -125,7 +125,7 @@ def test_a_graph_is_run_on_invented_values_and_planned_anew():
         return RooflineCosts(HERE)
 
     taught = rehearse_graph(graph, HERE, None, costs, 1e4)
-    assert {x.op for x in taught} == {"tensor.matmul", "nn.relu", "nn.softmax", "tensor.add", "tensor.gather"}
+    assert {x.op for x in taught} - {GAP} == {"tensor.matmul", "nn.relu", "nn.softmax", "tensor.add", "tensor.gather"}
     assert all(x.alone and x.seconds > 0 and x.device == device_key(CPU) for x in taught)
     assert asked[0] == ()
     assert set(asked[-1]) == set(taught), "the last plan is made with what was taught, and is the one that was run"
@@ -142,7 +142,7 @@ def test_of_a_graph_that_takes_longer_than_there_is_time_the_beginning_is_run():
         y = b.op("tensor.exp", b.op("tensor.matmul", y, x))
     graph = b.output(y).freeze()
     taught = rehearse_graph(graph, machine, None, lambda taught: RooflineCosts(machine), 40.0)
-    assert {x.op for x in taught} == {"tensor.matmul", "tensor.exp"}
+    assert {x.op for x in taught} - {GAP} == {"tensor.matmul", "tensor.exp"}
 
 
 def test_what_a_rehearsal_leaves_out_is_invented():
