@@ -13,7 +13,7 @@ from hetsched.pipeline.mistakes import Findings, hint
 from hetsched.pipeline.reader import BROKEN, Item, Node, NumberError, scalar
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
-NAME_RULE = "letters, digits, _ and -, not starting with a digit"
+NAME_RULE = "letters of the English alphabet, digits, _ and -, not starting with a digit"
 OBJECTIVES = ("time", "latency", "energy", "price")
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
