@@ -41,7 +41,7 @@ def measured(file: Path, home: str) -> dict[str, Any]:
             result = hs.run(plan, learn=False)
             times[name].append(result.trace.makespan)
         three_lines(plan, result.trace)  # what the command tells of a run rests on the same sums
-        taught = learn_from(result.trace)
+        taught = learn_from(result.trace, plan=plan)
         times["learn"].append(taught.seconds)
         begun = time.perf_counter()
         record = record_of(result, file=str(file), sha256="", name="x", parameters={}, options={}, metrics={}, outputs={}, taught=taught.lessons)

@@ -80,7 +80,8 @@ def handovers(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
     found: dict[tuple[str, str], list[float]] = {}
     is_loop = [isinstance(s.command, Launch) and isinstance(trace.graph.task_ops[s.command.task], Loop) for s in spans]
     lanes = [s.lanes for s, inside in zip(spans, is_loop, strict=True) if not inside]
-    lanes += [on for body in trace.loops.values() for on in body_lanes(body)]
+    # A plan tells them by one turn, a trace by all.
+    lanes += [on for body in (trace if plan is None else plan).loops.values() for on in body_lanes(body)]
     way = way_of(trace.machine, lanes, bool(trace.loops))
     keys = {d.id: device_key(d) for d in trace.machine.devices} | {x.id: link_key(x, trace.machine) for x in trace.machine.links}
     shared = {d.id for d in trace.machine.devices if d.shares_lanes}
