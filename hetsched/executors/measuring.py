@@ -26,7 +26,7 @@ from hetsched.graph.op import Attributes, Op
 from hetsched.graph.ops import family, find
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.machine import HOST, Device, Machine
-from hetsched.machine.calibration import Calibration, Curve, LinkFigures
+from hetsched.machine.calibration import LEAST_SLOWNESS, Calibration, Curve, LinkFigures
 
 # A repetition is made at least this long by repeating the command in it: clocks and waits are then a small part of it.
 LEAST_SECONDS = 300e-6
@@ -308,7 +308,7 @@ def _curve(
         if ideal <= 0:
             continue
         spreads.append(found.spread / found.seconds)
-        points.append((ideal, max((found.seconds - op.calls * device.launch_seconds) / ideal, 0.02)))
+        points.append((ideal, max((found.seconds - op.calls * device.launch_seconds) / ideal, LEAST_SLOWNESS)))
     points = sorted({round(x, 15): (x, y) for x, y in points}.values())
     return Curve(tuple(x for x, _ in points), tuple(y for _, y in points)) if points else None
 

@@ -19,6 +19,8 @@ from typing import Any
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine.machine import Device, Link, Machine, Resource
 
+# A curve's slowness is no less: a launch that takes hardly more than launching says nothing of its op.
+LEAST_SLOWNESS = 0.02
 FORMAT = 2
 # Of this age, figures are told to be old.
 STALE_SECONDS = 90 * 86400.0

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hetsched.machine import Device
-from hetsched.machine.calibration import Calibration
+from hetsched.machine.calibration import LEAST_SLOWNESS, Calibration
 from hetsched.report.text import percent_text, seconds_text, table
 
 
@@ -38,9 +38,13 @@ def calibration_lines(device: Device, found: Calibration, remarks: Sequence[str]
         lines.append(f"  keeps {percent_text(share)} of its speed when {who} work{'' if other == 'lanes' else 's'} too")
     rows = [_row(name, dtype, curve.roofline, curve.slowness) for name, by in c.curves.items() if "." in name for dtype, curve in by.items()]
     if rows:
-        lines += [f"  {x}" for x in table(["op", "dtype", "efficiency, small to large (roofline seconds of the largest)"], rows)]
+        lines += [
+            f"  {x}"
+            for x in table(["op", "dtype", "efficiency, small to large (roofline seconds of the largest); -: no longer than launching"], rows)
+        ]
     return [*lines, *(f"  note: {remark}" for remark in remarks)]
 
 
 def _row(name: str, dtype: str, roofline: Sequence[float], slowness: Sequence[float]) -> list[str]:
-    return [name, dtype, f"{'  '.join(f'{1 / s:.2f}' for s in slowness)}  ({seconds_text(roofline[-1])})"]
+    shares = "  ".join(f"{1 / s:.2f}" if s > LEAST_SLOWNESS else "-" for s in slowness)
+    return [name, dtype, f"{shares}  ({seconds_text(roofline[-1])})"]
