@@ -56,9 +56,10 @@ class PlacementError(HetschedError):
 
 
 class OutOfMemoryError(HetschedError, MemoryError):
-    """A plan does not fit a memory node. Names the task, the bytes needed and the bytes free."""
+    """A plan does not fit a memory node. Names the task, the bytes needed and the bytes free. task: its name, where it is a task."""
 
     exit_code = 5
+    task: str | None = None
 
 
 class RunTimeoutError(HetschedError, TimeoutError):

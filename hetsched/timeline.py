@@ -16,6 +16,11 @@ from hetsched.errors import CommandLineError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Machine
 
+# The threads of a device share its tasks: one goes on with what it has made ready, whose inputs lie in its core's cache, unless something that waits
+# is planned this share of all steps earlier, and so many steps at least. Executors keep to it, and plans are timed by it. (Tiled Cholesky, tiles of
+# 256 KiB: of two free threads 0.936 where it is 32 steps, 0.963 without a limit.)
+STAY_SHARE, STAY_STEPS = 1 / 8, 32
+
 
 class Lane(NamedTuple):
     """A row of a plan: lane `number` of a device (`kind` "compute" or "io") or of a link ("copy", `owner` is `Link.id`)."""

@@ -19,6 +19,7 @@ from hetsched.errors import DeviceGoneError, GraphError, PlacementError, PlanErr
 from hetsched.graph.graph import Loop
 from hetsched.graph.spec import Spec
 from hetsched.machine.named import find
+from hetsched.placement.memory import PlanTooLargeError
 
 HERE = find("laptop")
 
@@ -73,6 +74,7 @@ def test_errors_go_to_other_processes_whole() -> None:
         GraphError(["a", "b"]),
         PlacementError("p", [("s", ("t",))]),
         PlanError(["x"]),
+        PlanTooLargeError(64, "does not fit", "t"),
     ]
     for error in errors:
         again = pickle.loads(pickle.dumps(error))

@@ -25,6 +25,7 @@ def asks() -> Callable[[], int] | None:
         return None
     try:
         found = ctypes.PyDLL(None).sched_getcpu  # it keeps the interpreter
+        os.sched_setaffinity(0, os.sched_getaffinity(0))  # some sandboxes refuse it
     except (OSError, AttributeError):
         return None
     return found if found() >= 0 else None

@@ -23,15 +23,10 @@ from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, Sharing, is_atomic, is_plain
 from hetsched.executors.straight import pairs_of
 from hetsched.executors.tracing import Note
-from hetsched.timeline import Launch
+from hetsched.timeline import STAY_SHARE, STAY_STEPS, Launch
 
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
-
-# A thread goes on with what it has made ready, whose inputs lie in its core's cache, unless something that waits is planned this share of all steps
-# earlier, and so many steps at least. (Tiled Cholesky, tiles of 256 KiB: of two free threads 0.936 where it is 32 steps, 0.963 without a limit.)
-STAY_SHARE = 1 / 8
-STAY_STEPS = 32
 
 
 def suits(program: Program, host: str) -> bool:

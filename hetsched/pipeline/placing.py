@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,8 +36,7 @@ def fitting(pipeline: Pipeline) -> Iterator[None]:
     try:
         yield
     except OutOfMemoryError as error:
-        named = re.search(r"task '([^']+)'", str(error))
-        entry = entry_of(pipeline, named[1]) if named is not None else None
+        entry = entry_of(pipeline, error.task) if error.task is not None else None
         if entry is None:
             raise
         raise _Placed(str(replace(pipeline.places[entry], message=str(error), rule="memory"))) from error

@@ -18,13 +18,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hetsched.placement.costs.handover import body_lanes, handover_of, way_of
-from hetsched.timeline import Lane
+from hetsched.timeline import STAY_SHARE, STAY_STEPS, Lane
 
 if TYPE_CHECKING:
     from hetsched.placement.draft import GraphDraft
 
-# As `executors.relay` has it: a thread goes on with what it has made ready, unless something that waits is planned this share of all steps earlier.
-STAY_SHARE, STAY_STEPS = 1 / 8, 32
 # A plan is written anew where its makespan changes by more than this share of it.
 LEAST_CHANGE = 0.01
 # Larger graphs keep the times that were booked: this takes some 5 us a task.

@@ -130,3 +130,16 @@ def test_the_threads_of_a_wide_product_wake_up_elsewhere_and_are_free_again(monk
     with process.wide(4):  # more than there are cores
         pass
     assert not told
+
+
+def test_where_threads_may_not_be_moved_nobody_tries(monkeypatch):
+    def refuse(pid, allowed):
+        raise PermissionError("sandbox")
+
+    monkeypatch.setattr(cores.os, "sched_setaffinity", refuse, raising=False)
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    cores.asks.cache_clear()
+    try:
+        assert cores.Cores.of(2) is None
+    finally:
+        cores.asks.cache_clear()

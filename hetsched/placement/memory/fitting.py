@@ -166,7 +166,8 @@ def _keep_groups(problem: Problem, durations: FloatArray) -> None:
         shared = set.intersection(*({int(d) for d in device[np.isfinite(durations[t])]} for t in group))
         if not shared:
             names = ", ".join(repr(problem.name(t)) for t in group)
-            raise PlanTooLargeError(1, f"tasks {names} must share a device, and none has the memory for each of them; raise its limit, or part them")
+            text = f"tasks {names} must share a device, and none has the memory for each of them; raise its limit, or part them"
+            raise PlanTooLargeError(1, text, problem.name(min(group)))
         for t in group:
             durations[t, ~np.isin(device, sorted(shared))] = np.inf
 
@@ -184,6 +185,7 @@ def _hopeless(problem: Problem, task: int, needs: Mapping[int, int]) -> PlanTooL
     return PlanTooLargeError(
         nbytes - limit,
         f"{what}, where {limit} are free, all there are{others}. Raise the limit of {name} to at least {nbytes} bytes, or use smaller batches",
+        graph.task_names[task],
     )
 
 
