@@ -355,8 +355,12 @@ class GraphDraft(Draft):
 
     def expected(self) -> float:
         finish = self.finish()
-        found = shared_run(self, self._copies_in_rows())
-        return finish if found is None else found.makespan
+        return finish if self._as_run is None else self._as_run.makespan
+
+    @cached_property
+    def _as_run(self) -> Shared | None:
+        """The finished draft as it will be run, worked out once."""
+        return shared_run(self, self._copies_in_rows())
 
     def plan(self) -> Timeline:
         """The finished plan, as the threads will run it (`shared`), laid out in memory.
@@ -367,11 +371,10 @@ class GraphDraft(Draft):
         problem = self.problem
         straight = Timeline(self.graph, self.machine, (), loops=dict(problem.loops), notes=(*problem.notes, *self.notes))
         limits = dict(zip(problem.node_names, problem.capacity, strict=True))
-        copies = self._copies_in_rows()
-        found = shared_run(self, copies)
+        found = self._as_run
         plan = written(problem, self._commands_of(found), straight, limits) if found is not None else None
         if plan is None:
-            plan = written(problem, self._commands(copies), straight, limits)
+            plan = written(problem, self._commands(self._copies_in_rows()), straight, limits)
         if plan is None:
             launches = [self._launch_span(t) for t in self.booked]
             late = postponed(self._copies, launches, problem.node_names)
