@@ -10,6 +10,8 @@ from typing import ClassVar, NamedTuple, TypeAlias
 from hetsched.errors import MachineError, did_you_mean
 
 HOST = "host"
+# The name of the machine that the backends find.
+HERE = "here"
 # Keys and positions from the top of a description: ("devices", 0, "memory").
 Where: TypeAlias = tuple[str | int, ...]
 
