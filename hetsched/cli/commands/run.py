@@ -152,17 +152,12 @@ def _keep(
     taught: Taught | None,
 ) -> None:
     """Keep the run for `hetsched runs`."""
-    from hetsched.pipeline.trust import file_sha256
     from hetsched.report.runs import Runs, record_of
 
-    options = {"machine": args.machine, "emulate": args.emulate, "only": given["only"], "memory": given["memory"]}
+    options = {"machine": args.machine, "what_if": args.what_if or None, "emulate": args.emulate, "only": given["only"], "memory": given["memory"]}
     files = {name: written.get(name) for name in pipeline.outputs}
-    try:
-        digest = file_sha256(args.file)
-    except FileError:  # gone, or a pipe
-        digest = ""
     record = record_of(
-        result, file=args.file, sha256=digest, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
+        result, file=args.file, sha256=pipeline.sha256, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
         outputs=files, drifts=taught.drifts if taught is not None else (), taught=(taught.lessons or None) if taught is not None else None,
         energy=energy,
     )  # fmt: skip
