@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -119,8 +118,7 @@ class Crew:
         if root.bodies is None:
             root.bodies = programs_of(root.plan)
         self.programs = root.bodies
-        with ExitStack() as stack:
-            stack.enter_context(tuned())
+        with tuned() as hold, hold:
             try:
                 try:
                     for thread in threads:
@@ -154,7 +152,7 @@ class Crew:
         runner = relay.Relay(self, frame, self.new_thread)
         self.total = len(frame.program.steps)
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
-        with tuned():
+        with tuned() as hold, hold:
             runner.run(lanes)
         if self.error is not None:
             raise self.error
@@ -416,7 +414,7 @@ class Crew:
             return
         marks = None
         if len(step.lanes) > 1:
-            with wide(len(step.lanes)):
+            with wide(len(step.lanes)) as hold, hold:
                 frame.perform(step.index, turn)
         elif timed:
             marks = frame.perform_timed(step.index, turn, self.zero)
