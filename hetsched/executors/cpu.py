@@ -120,15 +120,13 @@ class Crew:
         self.programs = root.bodies
         with tuned() as hold, hold:
             try:
-                try:
+                with door.shut:
                     for thread in threads:
                         thread.start()
                     self.zero = perf_counter()
                     with self.lock:
                         self.push(active, active.walk.begin())
                         self.over = not self.outstanding and not any(self.ready.values())
-                finally:
-                    door.open()
                 self._work("compute", 0)
             except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
                 self.error = self.error or error

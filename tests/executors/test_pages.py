@@ -40,10 +40,10 @@ def test_what_is_touched_is_the_same_array():
 def test_nobody_passes_a_door_before_it_is_open():
     door, passed = Door(), []
     threads = [threading.Thread(target=door.behind(lambda kind, lane: passed.append(lane)), args=("compute", i)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    passed.append("opened")
-    door.open()
+    with door.shut:
+        for thread in threads:
+            thread.start()
+        passed.append("opened")
     for thread in threads:
         thread.join()
     assert passed[0] == "opened"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from threadpoolctl import ThreadpoolController
 
 from hetsched.executors import cores, process
 from hetsched.executors.process import free_blas, limit_blas, tuned, wide
+from hetsched.executors.sharing import Sharing
 
 
 def blas_threads():
@@ -176,3 +178,43 @@ def test_a_thread_that_is_moved_may_go_everywhere_again_wherever_ctrl_c_comes(mo
     with pytest.raises(Interrupt):
         where.settle(1)
     assert allowed == {0, 1}
+
+
+class Nothing(Sharing):
+    """Threads without work."""
+
+    def new_log(self, lane):
+        return None
+
+    def follow(self, first, kind, lane, heap, idle, log):
+        raise AssertionError("there is no work")
+
+
+def test_a_thread_whose_gate_was_taken_and_never_opened_is_sent_home():
+    """Ctrl-C may come between the two."""
+    shared = Nothing(SimpleNamespace(cores=None, deadline=None, error=None))
+    thread = threading.Thread(target=shared.serve, args=("compute", 1), daemon=True)
+    thread.start()
+    while not shared.idle["compute"]:
+        pass
+    shared.idle["compute"].pop()
+    shared.halt()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_threads_are_let_through_the_door_where_starting_them_was_interrupted():
+    """The others wait for those that have begun."""
+    begun = []
+
+    class Thread(threading.Thread):
+        def start(self):
+            if begun:
+                raise Interrupt
+            begun.append(self)
+            super().start()
+
+    shared = Nothing(SimpleNamespace(cores=None, deadline=None, error=None, zero=0.0), Thread)
+    shared.run([("compute", 0), ("compute", 1), ("compute", 2)])
+    assert isinstance(shared.crew.error, Interrupt)
+    assert not begun[0].is_alive()
