@@ -7,8 +7,8 @@ when it starts and computed when it finishes in virtual time, so that a missing 
 `slow` says how much longer than planned what runs on a device (or link) takes, at a moment of the run: a device that is busy with other things,
 or whose estimate was wrong. With a replanner the run goes on in epochs (`hetsched.executors.epochs`), all of it in virtual time.
 
-Lanes. The lanes of a device that shares them take the ready step of highest priority (continuation); a stream takes its steps in the
-order of the plan.
+Lanes. The lanes of a device that shares them, as many as the plan has work for, take the ready step of highest priority (continuation); a stream
+takes its steps in the order of the plan.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from hetsched.errors import InternalError
 from hetsched.executors.epochs import Outcome, Pause, Progress, Replanner, Speeds, boundary, paused, run_epochs
 from hetsched.executors.frame import Frame
+from hetsched.executors.outline import lanes_needed
 from hetsched.executors.program import Step, compile_plan, describe
 from hetsched.executors.result import Result
 from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
@@ -83,8 +84,10 @@ class Simulation:
         self.running: list[tuple[float, int, _Active, Step, int, float, tuple[tuple[str, str, int], ...]]] = []
         self.free: dict[tuple[str, str], set[int]] = {}
         for device in plan.machine.devices:
-            self.free[device.id, "compute"] = set(range(device.lanes))
-            self.free[device.id, "io"] = set(range(device.io_lanes))
+            lanes = {"compute": device.lanes, "io": device.io_lanes}
+            needed = lanes_needed(plan, device.id) if device.shares_lanes else lanes
+            for kind, count in lanes.items():
+                self.free[device.id, kind] = set(range(min(count, needed[kind])))
         for link in plan.machine.links:
             self.free[link.id, "copy"] = set(range(max(link.engines, 1)))
         self.endless = {link.id for link in plan.machine.links if link.engines == 0}
