@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -119,18 +118,15 @@ class Crew:
         if root.bodies is None:
             root.bodies = programs_of(root.plan)
         self.programs = root.bodies
-        with ExitStack() as stack:
-            stack.enter_context(tuned())
+        with tuned() as hold, hold:
             try:
-                try:
+                with door.shut:
                     for thread in threads:
                         thread.start()
                     self.zero = perf_counter()
                     with self.lock:
                         self.push(active, active.walk.begin())
                         self.over = not self.outstanding and not any(self.ready.values())
-                finally:
-                    door.open()
                 self._work("compute", 0)
             except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
                 self.error = self.error or error
@@ -154,7 +150,7 @@ class Crew:
         runner = relay.Relay(self, frame, self.new_thread)
         self.total = len(frame.program.steps)
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
-        with tuned():
+        with tuned() as hold, hold:
             runner.run(lanes)
         if self.error is not None:
             raise self.error
@@ -416,7 +412,7 @@ class Crew:
             return
         marks = None
         if len(step.lanes) > 1:
-            with wide(len(step.lanes)):
+            with wide(len(step.lanes)) as hold, hold:
                 frame.perform(step.index, turn)
         elif timed:
             marks = frame.perform_timed(step.index, turn, self.zero)

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -169,12 +170,12 @@ _MATMUL, _BIG = 512, 1 << 23
 def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Callable[[str], None] | None = None) -> Calibration:
     """All figures and curves of a device, in about `budget` seconds at most. Dispatching is measured by who can plan and run (`hetsched.costing`).
 
-    The device may not be in use. `tell` is called with what is being measured.
+    The device may not be in use. `tell` is called with what is being measured. What the time does not allow is `missing`; `calibrate_rest` does it.
     """
     say = tell or (lambda text: None)
     begun = perf_counter()
     room = min(MOST_BYTES, _capacity(machine, device))
-    with tuned(), np.errstate(all="ignore"), Bench(device, room) as bench:
+    with tuned() as hold, hold, np.errstate(all="ignore"), Bench(device, room) as bench:
         say("launches, arithmetic and memory")
         launch = _launch_seconds(bench, device)
         flops, notes = _flops(bench, device)
@@ -182,38 +183,58 @@ def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Call
         crossing = crossing_seconds() if device.shares_lanes else 0.0
         say("copies")
         links = _links(bench, machine, device)
-        curves: dict[str, dict[str, Curve]] = {}
-        spreads: list[float] = []
-        late: list[str] = []
-        measured = Device(
-            device.id, device.kind, memory=device.memory, languages=device.languages, flops_per_second=flops, bytes_per_second=memory,
-            launch_seconds=launch,
-        )  # fmt: skip
-        for name, sizes in CASES.items():
-            say(name)
-            for dtype in [d for d in ("float32", "float64") if d in flops]:
-                left = budget - (perf_counter() - begun)
-                if left <= 0:
-                    late.append(name)
-                    continue
-                if dtype != "float32" and name not in _BOTH:
-                    continue
-                curve = _curve(bench, measured, name, dtype, sizes, min(left, 2.0), spreads)
-                if curve is not None:
-                    curves.setdefault(name, {})[dtype] = curve
-    if late:
-        notes.append(f"the time was over before {len(set(late))} of {len(CASES)} ops were measured, from {late[0]} on; give more with --time")
-    for kin, name in FAMILIES.items():
-        if name in curves:
-            curves.setdefault(kin, curves[name])
+        measured = replace(device, flops_per_second=flops, bytes_per_second=memory, launch_seconds=launch)
+        curves, spreads, missing = _curves(bench, measured, CASES, begun + budget, say)
     say("lanes at work together")
     has_lanes = device.shares_lanes and device.lanes > 1
     together = {"lanes": lanes_together(device)} if has_lanes else {}
     lost = wide_seconds(device) if has_lanes and device.lanes in device.widths else 0.0
     return Calibration(
         device.id, device.fingerprint, launch, flops, memory, crossing_seconds=crossing, curves=curves, links=links, together=together,
-        wide_seconds=lost, spread=median(spreads) if spreads else 0.2, took_seconds=perf_counter() - begun, notes=tuple(notes),
+        wide_seconds=lost, spread=median(spreads) if spreads else 0.2, took_seconds=perf_counter() - begun, notes=tuple(notes), missing=missing,
     )  # fmt: skip
+
+
+def calibrate_rest(
+    device: Device, machine: Machine, before: Calibration, budget: float = 40.0, tell: Callable[[str], None] | None = None
+) -> Calibration:
+    """`before` with the curves of what it is `missing`, in about `budget` seconds at most; its figures stand, for curves are relative to them."""
+    begun = perf_counter()
+    with tuned() as hold, hold, np.errstate(all="ignore"), Bench(device, min(MOST_BYTES, _capacity(machine, device))) as bench:
+        measured = replace(
+            device, flops_per_second=before.flops_per_second, bytes_per_second=before.bytes_per_second, launch_seconds=before.launch_seconds
+        )
+        cases = {name: CASES[name] for name in before.missing if name in CASES}
+        curves, spreads, missing = _curves(bench, measured, cases, begun + budget, tell or (lambda text: None))
+    known = {name: dict(by) for name, by in before.curves.items() if name in CASES}
+    spread = median([before.spread, *spreads]) if spreads else before.spread
+    return replace(before, curves=_with_families({**known, **curves}), spread=spread, missing=missing, took_seconds=perf_counter() - begun)
+
+
+def _curves(
+    bench: Bench, device: Device, cases: Mapping[str, Sequence[Mapping[str, Any]]], end: float, say: Callable[[str], None]
+) -> tuple[dict[str, dict[str, Curve]], list[float], tuple[str, ...]]:
+    """(op, or family of ops, -> dtype -> curve; the spread of each point; the ops that were not, or not wholly, measured by `end`)."""
+    curves: dict[str, dict[str, Curve]] = {}
+    spreads: list[float] = []
+    missing: dict[str, None] = {}
+    for name, sizes in cases.items():
+        say(name)
+        for dtype in [d for d in ("float32", "float64") if d in device.flops_per_second]:
+            if dtype != "float32" and name not in _BOTH:
+                continue
+            left = end - perf_counter()
+            if left <= 0:
+                missing[name] = None
+                continue
+            curve = _curve(bench, device, name, dtype, sizes, min(left, 2.0), spreads)
+            if curve is not None:
+                curves.setdefault(name, {})[dtype] = curve
+    return _with_families(curves), spreads, tuple(missing)
+
+
+def _with_families(curves: dict[str, dict[str, Curve]]) -> dict[str, dict[str, Curve]]:
+    return curves | {kin: curves[name] for kin, name in FAMILIES.items() if name in curves}
 
 
 def _capacity(machine: Machine, device: Device) -> int:
@@ -339,20 +360,20 @@ def wide_seconds(device: Device, rounds: int = 12, seconds: float = 4e-3) -> flo
         np.matmul(a, a, out=y)
         return perf_counter() - begin
 
-    with tuned():
+    with tuned() as hold, hold:
         product()
         narrow = median(product() for _ in range(rounds))
         taken = []
         for _ in range(rounds):
             _rate([lambda: _host_work(seconds)] * device.lanes)
-            with wide(device.lanes):
+            with wide(device.lanes) as held, held:
                 taken.append(product())
     return max(sum(taken) / len(taken) - narrow / device.lanes, 0.0)
 
 
 def work_together(a: Device, b: Device, seconds: float = 0.3) -> tuple[float, float]:
     """The shares of their speed that two devices keep when both work, one lane each."""
-    with tuned():
+    with tuned() as hold, hold:
         alone = [_device_work(d, seconds) for d in (a, b)]
         both = threading.Barrier(2)  # opening a device may take longer than the measurement
         rates: list[float] = [0.0, 0.0]
@@ -373,7 +394,7 @@ def _rate(workers: Sequence[Callable[[], float]]) -> float:
     """Launches a second of all workers together."""
     rates: list[float] = []
     threads = [threading.Thread(target=lambda w=w: rates.append(w()), daemon=True) for w in workers]
-    with tuned():
+    with tuned() as hold, hold:
         for t in threads:
             t.start()
         for t in threads:
@@ -449,7 +470,7 @@ def measure_cases(device: Device, cases: Sequence[Case], budget: float, beside: 
         return out
     room = min(max(need, 1 << 16), MOST_BYTES)
     others = min(device.lanes, MOST_LANES) - 1 if beside and device.shares_lanes else 0
-    with tuned(), np.errstate(all="ignore"), ExitStack() as stack:
+    with tuned() as hold, hold, np.errstate(all="ignore"), ExitStack() as stack:
         bench = stack.enter_context(Bench(device, room))
         companions = [stack.enter_context(Bench(device, room, seed=1 + i)) for i in range(others)]
         for i, case in enumerate(cases):
