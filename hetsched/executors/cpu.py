@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -118,15 +119,18 @@ class Crew:
         if root.bodies is None:
             root.bodies = programs_of(root.plan)
         self.programs = root.bodies
-        with tuned() as hold, hold:
+        with ExitStack() as stack:
+            stack.enter_context(tuned())
             try:
-                with door.shut:
+                try:
                     for thread in threads:
                         thread.start()
                     self.zero = perf_counter()
                     with self.lock:
                         self.push(active, active.walk.begin())
                         self.over = not self.outstanding and not any(self.ready.values())
+                finally:
+                    door.open()
                 self._work("compute", 0)
             except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
                 self.error = self.error or error
@@ -150,7 +154,7 @@ class Crew:
         runner = relay.Relay(self, frame, self.new_thread)
         self.total = len(frame.program.steps)
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
-        with tuned() as hold, hold:
+        with tuned():
             runner.run(lanes)
         if self.error is not None:
             raise self.error
@@ -412,7 +416,7 @@ class Crew:
             return
         marks = None
         if len(step.lanes) > 1:
-            with wide(len(step.lanes)) as hold, hold:
+            with wide(len(step.lanes)):
                 frame.perform(step.index, turn)
         elif timed:
             marks = frame.perform_timed(step.index, turn, self.zero)

@@ -11,19 +11,21 @@ from hetsched.executors.cores import Cores
 
 
 class Door:
-    """Threads wait at it while it is shut: that starting them takes time is no part of what a run is measured to take.
-
-    Whoever starts them does so inside `with door.shut:`. A lock is let go whatever happens: threads that are left at a door would be waited for.
-    """
+    """Threads wait at it until it is opened: that starting them takes time is no part of what a run is measured to take."""
 
     def __init__(self) -> None:
-        self.shut = threading.Lock()
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def open(self) -> None:
+        """Let all through, those too that come later."""
+        self._lock.release()
 
     def behind(self, work: Callable[[str, int], None], cores: Cores | None = None) -> Callable[[str, int], None]:
         """`work` of a lane, begun when the door is open, by threads that compute on cores of their own."""
 
         def enter(kind: str, lane: int) -> None:
-            with cores.waiting(lane) if cores is not None and kind == "compute" else nullcontext(), self.shut:
+            with cores.waiting(lane) if cores is not None and kind == "compute" else nullcontext(), self._lock:
                 pass
             work(kind, lane)
 

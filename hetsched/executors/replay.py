@@ -95,21 +95,17 @@ class Seat:
             SHORT_WORK.enter()
         try:
             if segment.is_ours:
+                if not segment.is_calm:
+                    limit_blas()
                 try:
-                    if not segment.is_calm:
-                        limit_blas(self)
                     start = perf_counter()
                     self._quiet(segment.run, 0)
                     finish = perf_counter()
                 finally:
                     if not segment.is_calm:
-                        try:
-                            free_blas(self)
-                        except BaseException:  # Ctrl-C
-                            free_blas(self)
-                            raise
+                        free_blas()
             else:
-                with tuned() as hold, hold:
+                with tuned():
                     start = perf_counter()
                     self._quiet(segment.run, 0)
                     finish = perf_counter()

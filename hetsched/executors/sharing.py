@@ -67,7 +67,6 @@ class Sharing(ABC):
         # For each kind of thread steps that others have done; who is of that kind sees to what follows before it sleeps.
         self.behind: dict[str, deque[int]] = {kind: deque() for kind in KINDS}
         self.halted = False
-        self.gates: list[Any] = []  # of every thread
 
     def run(self, lanes: Sequence[tuple[str, int]]) -> None:
         """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`.
@@ -80,10 +79,12 @@ class Sharing(ABC):
         begin = door.behind(self.serve, self.crew.cores)
         threads = [self.new_thread(target=begin, args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]]
         try:
-            with door.shut:
+            try:
                 for thread in threads:
                     thread.start()
+            finally:
                 self.crew.zero = perf_counter()
+                door.open()
             self.serve(*lanes[0], main=True)
         except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
             self.crew.error = self.crew.error or error
@@ -96,17 +97,14 @@ class Sharing(ABC):
     def halt(self) -> None:
         """No step starts any more."""
         self.halted = True
-        # Not only those that are idle: one that Ctrl-C kept from opening a gate has taken it from there.
-        for gate in self.gates:
-            if gate.locked():
-                self._open(gate)
+        for idle in self.idle.values():
+            self._wake(idle, len(idle))
 
     def serve(self, kind: str, lane: int, main: bool = False) -> None:
         """Take step after step, until all are done."""
         log = self.new_log(lane)
         gate = threading.Lock()
         gate.acquire()
-        self.gates.append(gate)
         heap, idle, behind = self.ready[kind], self.idle[kind], self.behind[kind]
         cores = self.crew.cores if kind == "compute" else None
         with np.errstate(all="ignore"):  # NaN and infinity are values; warnings from a thread in the middle of a run help nobody
@@ -159,16 +157,9 @@ class Sharing(ABC):
     def _wake(self, idle: list[Any], most: int) -> None:
         for _ in range(most):
             try:
-                gate = idle.pop()
+                idle.pop().release()
             except IndexError:
                 return
-            self._open(gate)
-
-    def _open(self, gate: Any) -> None:
-        try:  # noqa: SIM105 (`suppress` takes longer)
-            gate.release()
-        except RuntimeError:  # somebody else has opened it: all are sent home
-            pass
 
     def _sleep(self, gate: Any, main: bool) -> None:
         deadline = self.crew.deadline
