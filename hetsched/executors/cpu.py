@@ -57,6 +57,7 @@ class Crew:
         began: float | None = None,
     ) -> None:  # fmt: skip
         self.new_thread = new_thread
+        self.owner: Callable[[], object] = lambda: None  # gives what has it run, where that is kept between runs
         self.replanner = replanner
         self.pausing = False
         self.looking = False  # a thread asks the replanner

@@ -26,7 +26,6 @@ _change: Callable[..., Any] = getattr(signal.signal, "__wrapped__", signal.signa
 _ask: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 _SIGINT = int(signal.SIGINT)
 
-_main = threading.main_thread()
 _listeners: list[Callable[[], None]] = []
 _has_struck = False
 
@@ -38,7 +37,7 @@ class guarded:  # noqa: N801 (used as a function)
 
     def __enter__(self) -> None:
         global _has_struck
-        self._is_mine = threading.get_ident() == _main.ident and _ask(_SIGINT) is signal.default_int_handler
+        self._is_mine = threading.get_ident() == threading.main_thread().ident and _ask(_SIGINT) is signal.default_int_handler
         if self._is_mine:
             _has_struck = False
             try:
@@ -60,7 +59,7 @@ class guarded:  # noqa: N801 (used as a function)
 @contextmanager
 def heard(listener: Callable[[], None]) -> Iterator[None]:
     """Inside, `listener` is called when Ctrl-C is noted and not raised: in the main thread, between any two instructions, so it takes no lock."""
-    if threading.get_ident() != _main.ident:
+    if threading.get_ident() != threading.main_thread().ident:
         yield
         return
     _listeners.append(listener)

@@ -20,7 +20,7 @@ from hetsched.executors.cores import asks as core_asks
 SWITCH_SECONDS = 1e-4
 
 _lock = threading.Lock()
-_runs = 0  # those that need threads to be switched quickly
+_switching: set[object] = set()  # those that need threads to be switched quickly
 _limiting: set[object] = set()  # those that need BLAS to run one thread
 _interval = 0.0  # the switch interval before the first of them
 _before: list[int] = []  # what each BLAS library was set to before the first of them; at first, what it was found with
@@ -118,21 +118,39 @@ class tuned:  # noqa: N801 (used as a function)
     __slots__ = ()
 
     def __enter__(self) -> None:
-        global _runs, _interval
+        global _interval
         limit_blas(self)
         with _lock:
-            _runs += 1
-            if _runs == 1:
+            is_first = not _switching
+            _switching.add(self)
+            if is_first:
                 _interval = sys.getswitchinterval()
                 sys.setswitchinterval(SWITCH_SECONDS)
 
     def __exit__(self, *error: object) -> None:
-        global _runs
         with _lock:
-            _runs -= 1
-            if _runs == 0:
-                sys.setswitchinterval(_interval)
+            if self in _switching:  # not in a process that was forked off meanwhile
+                _switching.discard(self)
+                if not _switching:
+                    sys.setswitchinterval(_interval)
         free_blas(self)
+
+
+def _settle() -> None:
+    """In a process that was forked off: the runs of the parent's other threads do not go on here, and nobody would restore what they changed."""
+    global _lock
+    is_at_it = _lock.locked()
+    _lock = threading.Lock()
+    if _switching:
+        _switching.clear()
+        sys.setswitchinterval(_interval)
+    if _limiting or is_at_it:
+        _limiting.clear()
+        free_blas(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_settle)
 
 
 @contextmanager

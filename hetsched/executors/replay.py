@@ -8,11 +8,12 @@ calling thread itself, and once it is hot (`binding.HOT_RUNS`) as straight-line 
 from __future__ import annotations
 
 import contextvars
+import os
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
@@ -32,6 +33,7 @@ from hetsched.executors.process import free_blas, limit_blas, tuned
 from hetsched.executors.program import LONG_SECONDS, Program
 from hetsched.executors.result import Result
 from hetsched.executors.segments import Segment
+from hetsched.executors.sharing import Sharing
 from hetsched.executors.turnstile import SHORT_WORK
 from hetsched.graph.spec import Spec, array_form
 from hetsched.timeline import Launch, Timeline
@@ -79,6 +81,7 @@ class Seat:
                     self._code = frame.bindings.bound(0, 0).segment
                 return result
             crew = Crew(self.plan, self.trace, False, self.timeout, None, self.fleet.drivers if self.fleet else None, self.hands.thread)
+            crew.owner = weakref.ref(self)
             if self.fleet is not None:
                 self.fleet.serve(crew)
             return run_crew(crew, frame, began)
@@ -205,6 +208,7 @@ class Replay:
         self._gates: deque[Any] = deque()  # of those who wait; who opens one takes it out
         self._closed = False
         self._lock = threading.Lock()
+        _all.add(self)
 
     def run(self, given: Mapping[int, Any]) -> Result:
         """One run, in the first buffer set that is free. `given`: value id -> read-only array or object."""
@@ -251,6 +255,11 @@ class Replay:
                 seat = self._look()
                 if seat is not None:
                     return seat
+                if any(mine in self._seats for mine in _seats_of_caller()):
+                    raise CommandLineError(
+                        f"a kernel of this compiled graph calls it, and all {self.most} buffer sets are in use: it would wait for itself; compile it "
+                        f"with more (buffers={self.most + 1}), or call another"
+                    )
                 gate.acquire()
                 gate = None
             finally:
@@ -319,6 +328,44 @@ class Replay:
                 with suppress(ValueError):
                     self._gates.remove(gate)
         self._tell(len(self._gates))
+
+    @property
+    def is_closed(self) -> bool:
+        """True once `close` has begun."""
+        return self._closed
+
+    def forget(self) -> None:
+        """In a process that was forked off: threads that wait or run are those of the parent, and so are opened devices."""
+        self._lock, self._making = threading.Lock(), 0
+        self._gates.clear()
+        _parents.extend(seat for seat in self._seats if seat.fleet is not None or seat not in self._idle)
+        self._idle = [seat for seat in self._idle if seat.fleet is None]
+        self._seats = weakref.WeakSet(self._idle)
+
+
+_all: weakref.WeakSet[Replay] = weakref.WeakSet()
+_parents: list[Seat] = []  # what is the parent's is not given back here
+
+
+def _forget_all() -> None:
+    for replay in list(_all):
+        replay.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def _seats_of_caller() -> Iterator[object]:
+    """The seats whose runs the calling thread is at: it was called by a kernel of theirs."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        at = frame.f_locals.get("self") if str(frame.f_globals.get("__name__", "")).startswith("hetsched.executors.") else None
+        if isinstance(at, Seat):
+            yield at
+        elif isinstance(at, (Crew, Sharing)):
+            yield (at if isinstance(at, Crew) else at.crew).owner()
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 def _closed() -> CommandLineError:

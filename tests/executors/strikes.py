@@ -124,7 +124,7 @@ def left_behind(before: Any) -> list[str]:
         out.append(f"BLAS runs {blas()} threads, not {limits}")
     if sys.getswitchinterval() != interval:
         out.append("the switch interval")
-    if process._limiting or process._runs:
+    if process._limiting or process._switching:
         out.append("runs that are counted as going on")
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         out.append("the handler of Ctrl-C")
