@@ -200,7 +200,7 @@ def calibrate_rest(
 ) -> Calibration:
     """`before` with the curves of what it is `missing`, in about `budget` seconds at most; its figures stand, for curves are relative to them."""
     begun = perf_counter()
-    with tuned() as hold, hold, np.errstate(all="ignore"), Bench(device, min(MOST_BYTES, _capacity(machine, device))) as bench:
+    with tuned(), np.errstate(all="ignore"), Bench(device, min(MOST_BYTES, _capacity(machine, device))) as bench:
         measured = replace(
             device, flops_per_second=before.flops_per_second, bytes_per_second=before.bytes_per_second, launch_seconds=before.launch_seconds
         )
