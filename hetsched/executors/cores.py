@@ -56,10 +56,8 @@ class Cores:
             free = next((c for c in sorted(allowed) if c not in self._taken), None)
             if free is None:
                 return
-            try:
-                os.sched_setaffinity(0, {free})
-            finally:  # Ctrl-C
-                os.sched_setaffinity(0, allowed)
+            os.sched_setaffinity(0, {free})
+            os.sched_setaffinity(0, allowed)
             core = free
         self._taken[core] = lane
         self._at[lane] = core
@@ -69,8 +67,8 @@ class Cores:
         """Inside, the thread of `lane` waits for the begin, and will be woken on a core of its own; outside it may be moved."""
         self.settle(lane)
         allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {self._at.get(lane, self._asks())} & allowed or allowed)
         try:
-            os.sched_setaffinity(0, {self._at.get(lane, self._asks())} & allowed or allowed)
             yield
         finally:
             os.sched_setaffinity(0, allowed)

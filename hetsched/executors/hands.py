@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -11,19 +13,21 @@ from hetsched.executors.cores import Cores
 
 
 class Door:
-    """Threads wait at it while it is shut: that starting them takes time is no part of what a run is measured to take.
-
-    Whoever starts them does so inside `with door.shut:`. A lock is let go whatever happens: threads that are left at a door would be waited for.
-    """
+    """Threads wait at it until it is opened: that starting them takes time is no part of what a run is measured to take."""
 
     def __init__(self) -> None:
-        self.shut = threading.Lock()
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def open(self) -> None:
+        """Let all through, those too that come later."""
+        self._lock.release()
 
     def behind(self, work: Callable[[str, int], None], cores: Cores | None = None) -> Callable[[str, int], None]:
         """`work` of a lane, begun when the door is open, by threads that compute on cores of their own."""
 
         def enter(kind: str, lane: int) -> None:
-            with cores.waiting(lane) if cores is not None and kind == "compute" else nullcontext(), self.shut:
+            with cores.waiting(lane) if cores is not None and kind == "compute" else nullcontext(), self._lock:
                 pass
             work(kind, lane)
 
@@ -37,6 +41,7 @@ class Hands:
         self.idle: list[_Hand] = []
         self.closed = False
         self._lock = threading.Lock()
+        _all.add(self)
 
     def thread(self, target: Callable[..., None], args: tuple[Any, ...] = (), name: str = "hetsched", daemon: bool = True) -> Turn:
         """A call of `target(*args)` on one of the threads, begun by `start()`. All threads here are daemons."""
@@ -58,6 +63,22 @@ class Hands:
             hand.turn = None
             hand.gate.release()
             hand.thread.join()
+
+    def forget(self) -> None:
+        """In a process that was forked off: its threads are those of the parent."""
+        self.idle, self._lock = [], threading.Lock()
+
+
+_all: weakref.WeakSet[Hands] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for hands in list(_all):
+        hands.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 class Turn:

@@ -175,7 +175,7 @@ def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Call
     say = tell or (lambda text: None)
     begun = perf_counter()
     room = min(MOST_BYTES, _capacity(machine, device))
-    with tuned() as hold, hold, np.errstate(all="ignore"), Bench(device, room) as bench:
+    with tuned(), np.errstate(all="ignore"), Bench(device, room) as bench:
         say("launches, arithmetic and memory")
         launch = _launch_seconds(bench, device)
         flops, notes = _flops(bench, device)
@@ -200,7 +200,7 @@ def calibrate_rest(
 ) -> Calibration:
     """`before` with the curves of what it is `missing`, in about `budget` seconds at most; its figures stand, for curves are relative to them."""
     begun = perf_counter()
-    with tuned() as hold, hold, np.errstate(all="ignore"), Bench(device, min(MOST_BYTES, _capacity(machine, device))) as bench:
+    with tuned(), np.errstate(all="ignore"), Bench(device, min(MOST_BYTES, _capacity(machine, device))) as bench:
         measured = replace(
             device, flops_per_second=before.flops_per_second, bytes_per_second=before.bytes_per_second, launch_seconds=before.launch_seconds
         )
@@ -360,20 +360,20 @@ def wide_seconds(device: Device, rounds: int = 12, seconds: float = 4e-3) -> flo
         np.matmul(a, a, out=y)
         return perf_counter() - begin
 
-    with tuned() as hold, hold:
+    with tuned():
         product()
         narrow = median(product() for _ in range(rounds))
         taken = []
         for _ in range(rounds):
             _rate([lambda: _host_work(seconds)] * device.lanes)
-            with wide(device.lanes) as held, held:
+            with wide(device.lanes):
                 taken.append(product())
     return max(sum(taken) / len(taken) - narrow / device.lanes, 0.0)
 
 
 def work_together(a: Device, b: Device, seconds: float = 0.3) -> tuple[float, float]:
     """The shares of their speed that two devices keep when both work, one lane each."""
-    with tuned() as hold, hold:
+    with tuned():
         alone = [_device_work(d, seconds) for d in (a, b)]
         both = threading.Barrier(2)  # opening a device may take longer than the measurement
         rates: list[float] = [0.0, 0.0]
@@ -394,7 +394,7 @@ def _rate(workers: Sequence[Callable[[], float]]) -> float:
     """Launches a second of all workers together."""
     rates: list[float] = []
     threads = [threading.Thread(target=lambda w=w: rates.append(w()), daemon=True) for w in workers]
-    with tuned() as hold, hold:
+    with tuned():
         for t in threads:
             t.start()
         for t in threads:
@@ -470,7 +470,7 @@ def measure_cases(device: Device, cases: Sequence[Case], budget: float, beside: 
         return out
     room = min(max(need, 1 << 16), MOST_BYTES)
     others = min(device.lanes, MOST_LANES) - 1 if beside and device.shares_lanes else 0
-    with tuned() as hold, hold, np.errstate(all="ignore"), ExitStack() as stack:
+    with tuned(), np.errstate(all="ignore"), ExitStack() as stack:
         bench = stack.enter_context(Bench(device, room))
         companions = [stack.enter_context(Bench(device, room, seed=1 + i)) for i in range(others)]
         for i, case in enumerate(cases):

@@ -54,7 +54,7 @@ class Walk:
         frame = self.frame
         marks: dict[int, float] | None = {} if trace else None
         self._find()
-        with tuned() as hold, hold, np.errstate(all="ignore"):
+        with tuned(), np.errstate(all="ignore"):
             start = perf_counter()
             self._go(marks, start)
             finish = perf_counter()

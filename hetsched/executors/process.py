@@ -3,9 +3,6 @@
 BLAS runs one thread while hetsched fills the cores with tasks; only a wide launch raises the limit. Getting the GIL back from pure Python
 takes 5 ms at the default switch interval and 0.3 ms at 1e-4. Runs may overlap (several threads, each with a run): the first one in sets,
 the last one out restores.
-
-Ctrl-C may come at any call, and must leave nothing changed. So each change is written down before it is made, who takes part is a member of a set
-rather than a count, and giving back may be begun again: where it was interrupted, it is.
 """
 
 from __future__ import annotations
@@ -13,19 +10,20 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from hetsched.executors.cores import asks as core_asks
 
 SWITCH_SECONDS = 1e-4
 
 _lock = threading.Lock()
-_quick: set[object] = set()  # those that need threads to be switched quickly
-_interval: list[float] = []  # the switch interval before the first of them
-_limited: set[object] = set()  # those that need BLAS to run one thread
-_before: list[int] = []  # what each BLAS library was set to before the first of them
+_switching: set[object] = set()  # those that need threads to be switched quickly
+_limiting: set[object] = set()  # those that need BLAS to run one thread
+_interval = 0.0  # the switch interval before the first of them
+_before: list[int] = []  # what each BLAS library was set to before the first of them; at first, what it was found with
 
 
 # Products of so many multiplications OpenBLAS does on one thread, whatever its limit: gemv below 2304 * 4 (interface/gemv.c), gemm up to 65536 * 4
@@ -33,29 +31,25 @@ _before: list[int] = []  # what each BLAS library was set to before the first of
 GEMV_ALONE, GEMM_ALONE = 2304 * 4 - 1, 65536 * 4
 
 
-class Library(NamedTuple):
-    """A BLAS library. threads: how many it may run. limit: says how many."""
-
-    threads: Callable[[], int]
-    limit: Callable[[int], object]
-
-
-_found: tuple[Library, ...] | None = None
+# Sets the number of threads of a BLAS library; gives what it was.
+_Limit: TypeAlias = Callable[[int], int]
+_found: tuple[_Limit, ...] | None = None
 _is_openblas = False
 
 
-def _libraries() -> tuple[Library, ...]:
-    global _found, _is_openblas
+def _libraries() -> tuple[_Limit, ...]:
+    global _found, _is_openblas, _before
     if _found is None:
         from threadpoolctl import ThreadpoolController
 
         libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
         _is_openblas = all(library.internal_api == "openblas" for library in libraries)
-        _found = tuple(_switches(library) for library in libraries)
+        _before = [library.get_num_threads() for library in libraries]
+        _found = tuple(_switch(library) for library in libraries)
     return _found
 
 
-def _switches(library: Any) -> Library:
+def _switch(library: Any) -> _Limit:
     """The library's own functions where they can be had: a call of threadpoolctl's takes longer than a small product.
 
     Since threadpoolctl 3.7 only the thread that set OpenBLAS's limit first may; others are ignored without a word. But a wide launch runs on
@@ -63,20 +57,30 @@ def _switches(library: Any) -> Library:
     """
     find = getattr(library, "_get_symbol", None)
     if find is not None and library.internal_api == "openblas" and getattr(library, "threading_layer", "") == "pthreads":
-        count = find("openblas_get_num_threads")
-        # The former is of the whole process all the same, where threads are pthreads.
-        limit = find("openblas_set_num_threads_local") or find("openblas_set_num_threads")
-        if count is not None and limit is not None:
-            return Library(count, limit)
+        exchange = find("openblas_set_num_threads_local")  # of the whole process all the same, where threads are pthreads
+        if exchange is not None:
+            limit: _Limit = exchange
+            return limit
+        get, change = find("openblas_get_num_threads"), find("openblas_set_num_threads")
+        if get is not None and change is not None:
 
-    def force(count: int) -> None:
-        if library.get_num_threads() != count:
+            def plain(count: int) -> int:
+                before: int = get()
+                change(count)
+                return before
+
+            return plain
+
+    def force(count: int) -> int:
+        before: int = library.get_num_threads()
+        if before != count:
             clear = getattr(library, "clear_controlling_thread", None)
             if clear is not None:
                 clear(force=True)
             library.set_num_threads(count)
+        return before
 
-    return Library(library.get_num_threads, force)
+    return force
 
 
 def is_alone(m: int, k: int, n: int) -> bool:
@@ -85,106 +89,85 @@ def is_alone(m: int, k: int, n: int) -> bool:
     return _is_openblas and m * k * n <= (GEMV_ALONE if 1 in (m, n) else GEMM_ALONE)
 
 
-def limit_blas(holder: object) -> None:
-    """Until `free_blas(holder)` BLAS runs one thread. 0.5 us, and as much again to free it (benchmarks/latency.py counts on it)."""
-    libraries = _found or _libraries()
+def limit_blas(who: object) -> None:
+    """Until `free_blas(who)` BLAS runs one thread. 0.5 us, and as much again to free it (benchmarks/latency.py counts on it).
+
+    Where Ctrl-C interrupts one of them, another `free_blas` puts it right.
+    """
+    global _before
     with _lock:
-        _limit(holder, libraries)
+        is_first = not _limiting
+        _limiting.add(who)
+        if is_first:
+            _before = [limit(1) for limit in _found or _libraries()]
 
 
-def _limit(holder: object, libraries: tuple[Library, ...]) -> None:
-    _limited.add(holder)
-    for library in libraries[len(_before) :]:
-        _before.append(library.threads())
-        library.limit(1)
-
-
-def free_blas(holder: object) -> None:
-    """The end of what `limit_blas(holder)` began, or was about to: the last one restores. May be called again."""
+def free_blas(who: object) -> None:
+    """The end of what `limit_blas` began: the last one restores. Once more: nothing, as long as nobody has set another limit."""
     with _lock:
-        _free(holder)
-
-
-def _free(holder: object) -> None:
-    _limited.discard(holder)
-    while _before and not _limited:
-        _libraries()[len(_before) - 1].limit(_before[-1])
-        _before.pop()
+        _limiting.discard(who)
+        if not _limiting:
+            for limit, was in zip(_libraries(), _before):
+                if was != 1:
+                    limit(was)
 
 
 class tuned:  # noqa: N801 (used as a function)
-    """Inside, BLAS runs one thread and threads switch quickly: `with tuned() as hold, hold:`.
+    """Inside, BLAS runs one thread and threads switch quickly. What Ctrl-C may interrupt stands in `interrupts.guarded`."""
 
-    Twice, for Ctrl-C may come inside of `__exit__`, and before its first line: then the other one gives back what is left.
-    """
+    __slots__ = ()
 
-    _is_inside = False
-
-    def __enter__(self) -> tuned:
-        if self._is_inside:
-            return self
-        try:
-            libraries = _found or _libraries()
-            with _lock:
-                _limit(self, libraries)
-                _quick.add(self)
-                if not _interval:
-                    _interval.append(sys.getswitchinterval())
-                    sys.setswitchinterval(SWITCH_SECONDS)
-            self._is_inside = True
-            return self
-        except BaseException:
-            self._give_back()
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        if self._is_inside:
-            self._give_back()
-
-    def _give_back(self) -> None:
+    def __enter__(self) -> None:
+        global _interval
+        limit_blas(self)
         with _lock:
-            _quick.discard(self)
-            if _interval and not _quick:
-                sys.setswitchinterval(_interval[0])
-                _interval.clear()
-            _free(self)
-        self._is_inside = False
-
-
-class wide:  # noqa: N801 (used as a function)
-    """Inside, BLAS runs `width` threads; only while nothing else computes. `with wide(2) as hold, hold:`, as with `tuned`."""
-
-    __slots__ = ("_allowed", "_were", "width")
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self._were: list[int] = []
-        self._allowed: list[set[int]] = []
-
-    def __enter__(self) -> wide:
-        try:
-            for library in _libraries()[len(self._were) :]:
-                self._were.append(library.threads())
-                library.limit(self.width)
-            if not self._allowed:
-                _spread(self.width, self._allowed)
-            return self
-        except BaseException:
-            self._give_back()
-            raise
+            is_first = not _switching
+            _switching.add(self)
+            if is_first:
+                _interval = sys.getswitchinterval()
+                sys.setswitchinterval(SWITCH_SECONDS)
 
     def __exit__(self, *error: object) -> None:
-        self._give_back()
+        with _lock:
+            if self in _switching:  # not in a process that was forked off meanwhile
+                _switching.discard(self)
+                if not _switching:
+                    sys.setswitchinterval(_interval)
+        free_blas(self)
 
-    def _give_back(self) -> None:
-        for allowed in self._allowed:
+
+def _settle() -> None:
+    """In a process that was forked off: the runs of the parent's other threads do not go on here, and nobody would restore what they changed."""
+    global _lock
+    is_at_it = _lock.locked()
+    _lock = threading.Lock()
+    if _switching:
+        _switching.clear()
+        sys.setswitchinterval(_interval)
+    if _limiting or is_at_it:
+        _limiting.clear()
+        free_blas(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_settle)
+
+
+@contextmanager
+def wide(width: int) -> Iterator[None]:
+    """Inside, BLAS runs `width` threads; only while nothing else computes."""
+    before = [limit(width) for limit in _libraries()]
+    allowed = _spread(width)
+    try:
+        yield
+    finally:
+        if allowed:
             for place in _placers():
-                for worker in range(self.width - 1):
+                for worker in range(width - 1):
                     place(worker, _SET_BYTES, _set_of(allowed))
-        self._allowed.clear()
-        while self._were:
-            _libraries()[len(self._were) - 1].limit(self._were[-1])
-            self._were.pop()
+        for limit, was in zip(_libraries(), before, strict=True):
+            if was != width:
+                limit(was)
 
 
 # OpenBLAS's `openblas_setaffinity(thread, bytes of the set, set)`; the threads beside the caller's are the first.
@@ -203,22 +186,22 @@ def _placers() -> tuple[_Place, ...]:
     return tuple(place for place in found if place is not None)
 
 
-def _spread(width: int, moved: list[set[int]]) -> None:
-    """Let the threads of BLAS wake up on cores of their own: some systems wake them on the caller's, beside it (see `cores`).
+def _spread(width: int) -> set[int]:
+    """Let the threads of BLAS wake up on cores of their own: some systems wake them on the caller's, beside it (see `cores`). The cores that they may
 
-    moved: where this is done, the cores that they may use otherwise are put there first.
+    use otherwise; none where nothing was done.
     """
     asks = core_asks()
     if asks is None or not 2 <= width <= _MOST_SPREAD or sys.byteorder != "little" or not _placers():
-        return
+        return set()
     allowed = os.sched_getaffinity(0)
     others = sorted(allowed - {asks()})
     if len(others) < width - 1 or max(allowed) >= 8 * _SET_BYTES:
-        return
-    moved.append(allowed)
+        return set()
     for place in _placers():
         for worker in range(width - 1):
             place(worker, _SET_BYTES, _set_of({others[worker]}))
+    return allowed
 
 
 def _set_of(cores: set[int]) -> Any:

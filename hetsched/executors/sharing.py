@@ -1,10 +1,11 @@
 """Threads that share ready steps without a lock: what `relay` (straight plans) and `rounds` (loops) have in common.
 
 A thread that finishes a step takes the tokens of those that waited for it; who takes the last token of a step has made it ready, goes on with
-the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`list.pop`), the heap's
-`heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no lock between them
-while the interpreter has one; without it (a free-threaded build) `is_atomic` says no, and the crew's lock does the work. A thread that finds nothing
-puts its gate among the idle, looks once more, and sleeps; who leaves work behind opens the gate of one that is idle: one of the two sees the other.
+the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`list.pop`, or `next` of a
+`repeat`), the heap's `heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no
+lock between them while the interpreter has one; without it (a free-threaded build) `is_atomic` says no, and the crew's lock does the work. A thread
+that finds nothing puts its gate among the idle, looks once more, and sleeps; who leaves work behind opens the gate of one that is idle: one of the
+two sees the other.
 
 That matters beyond the microseconds saved: while a thread dispatches it holds the interpreter, and kernels that come back meanwhile wait for it.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hetsched.executors.hands import Door
+from hetsched.executors.interrupts import heard
 from hetsched.executors.program import Program
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Launch
@@ -67,23 +69,33 @@ class Sharing(ABC):
         # For each kind of thread steps that others have done; who is of that kind sees to what follows before it sleeps.
         self.behind: dict[str, deque[int]] = {kind: deque() for kind in KINDS}
         self.halted = False
-        self.gates: list[Any] = []  # of every thread
+
+    def interrupted(self) -> None:
+        """Ctrl-C: start no more. See `interrupts.heard`."""
+        self.crew.error = self.crew.error or KeyboardInterrupt()
+        self.halt()
 
     def run(self, lanes: Sequence[tuple[str, int]]) -> None:
         """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`.
 
         The crew's clock starts when the threads are there.
         """
+        with heard(self.interrupted):
+            self._run(lanes)
+
+    def _run(self, lanes: Sequence[tuple[str, int]]) -> None:
         door = Door()
         if self.crew.cores is not None and lanes:
             self.crew.cores.settle(lanes[0][1])
         begin = door.behind(self.serve, self.crew.cores)
         threads = [self.new_thread(target=begin, args=lane, name=f"hetsched-{lane[0]}-{lane[1]}", daemon=True) for lane in lanes[1:]]
         try:
-            with door.shut:
+            try:
                 for thread in threads:
                     thread.start()
+            finally:
                 self.crew.zero = perf_counter()
+                door.open()
             self.serve(*lanes[0], main=True)
         except BaseException as error:  # Ctrl-C reaches the caller's thread only: let the others finish what they are at
             self.crew.error = self.crew.error or error
@@ -96,17 +108,14 @@ class Sharing(ABC):
     def halt(self) -> None:
         """No step starts any more."""
         self.halted = True
-        # Not only those that are idle: one that Ctrl-C kept from opening a gate has taken it from there.
-        for gate in self.gates:
-            if gate.locked():
-                self._open(gate)
+        for idle in self.idle.values():
+            self._wake(idle, len(idle))
 
     def serve(self, kind: str, lane: int, main: bool = False) -> None:
         """Take step after step, until all are done."""
         log = self.new_log(lane)
         gate = threading.Lock()
         gate.acquire()
-        self.gates.append(gate)
         heap, idle, behind = self.ready[kind], self.idle[kind], self.behind[kind]
         cores = self.crew.cores if kind == "compute" else None
         with np.errstate(all="ignore"):  # NaN and infinity are values; warnings from a thread in the middle of a run help nobody
@@ -159,16 +168,9 @@ class Sharing(ABC):
     def _wake(self, idle: list[Any], most: int) -> None:
         for _ in range(most):
             try:
-                gate = idle.pop()
+                idle.pop().release()
             except IndexError:
                 return
-            self._open(gate)
-
-    def _open(self, gate: Any) -> None:
-        try:  # noqa: SIM105 (`suppress` takes longer)
-            gate.release()
-        except RuntimeError:  # somebody else has opened it: all are sent home
-            pass
 
     def _sleep(self, gate: Any, main: bool) -> None:
         deadline = self.crew.deadline

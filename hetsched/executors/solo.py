@@ -19,7 +19,7 @@ from hetsched.timeline import Timeline
 def run(frame: Frame, began: float, trace: bool = True) -> Result:
     """Run a frame whose program `is_solo`. With a trace its tasks are timed one by one."""
     marks = None
-    with tuned() as hold, hold, np.errstate(all="ignore"):
+    with tuned(), np.errstate(all="ignore"):
         frame.bindings.prepare(0, 0)
         start = perf_counter()
         if trace:

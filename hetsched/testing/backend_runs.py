@@ -75,7 +75,7 @@ def values(bench: Bench) -> Iterator[str]:
             if refused > 3:
                 return
             continue
-        with tuned() as hold, hold:  # BLAS on several threads is slow on a machine that is busy
+        with tuned():  # BLAS on several threads is slow on a machine that is busy
             wanted = interpret(graph, inputs)
         yield from (f"graph {seed}: {problem}" for problem in value_problems(result, wanted))
         found = run_problems(plan, result.trace, skew_seconds=_ORDER_SECONDS)

@@ -40,10 +40,10 @@ def test_what_is_touched_is_the_same_array():
 def test_nobody_passes_a_door_before_it_is_open():
     door, passed = Door(), []
     threads = [threading.Thread(target=door.behind(lambda kind, lane: passed.append(lane)), args=("compute", i)) for i in range(3)]
-    with door.shut:
-        for thread in threads:
-            thread.start()
-        passed.append("opened")
+    for thread in threads:
+        thread.start()
+    passed.append("opened")
+    door.open()
     for thread in threads:
         thread.join()
     assert passed[0] == "opened"
@@ -122,12 +122,12 @@ def test_the_threads_of_a_wide_product_wake_up_elsewhere_and_are_free_again(monk
     monkeypatch.setattr(process, "core_asks", lambda: lambda: 2)
     monkeypatch.setattr(process.os, "sched_getaffinity", lambda pid: {0, 2, 9}, raising=False)
     monkeypatch.setattr(process, "_libraries", lambda: ())
-    with process.wide(3) as hold, hold:
+    with process.wide(3):
         assert [(worker, int.from_bytes(cores, "little")) for worker, _, cores in told] == [(0, 1 << 0), (1, 1 << 9)]
         told.clear()
     assert [(worker, int.from_bytes(cores, "little")) for worker, _, cores in told] == [(w, 1 | 1 << 2 | 1 << 9) for w in (0, 1)]
     told.clear()
-    with process.wide(4) as hold, hold:  # more than there are cores
+    with process.wide(4):  # more than there are cores
         pass
     assert not told
 

@@ -186,7 +186,7 @@ def measure() -> dict[str, float]:
     """flops per second of one lane by dtype (matmul of 384), bytes per second of one lane (copy of 32 MiB), launch (a call
     of the array library on small arrays) and crossing seconds."""
     out: dict[str, float] = {}
-    with tuned() as hold, hold:
+    with tuned():
         for dtype in (np.float32, np.float64):
             a = np.ones((384, 384), dtype)
             y = np.empty_like(a)
