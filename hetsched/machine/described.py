@@ -283,6 +283,10 @@ def _plain(item: Any) -> dict[str, Any]:
     return out
 
 
+# What YAML calls the kinds that pydantic misses.
+_WORDS = {"tuple_type": "a list", "model_type": "a map (`key: value`)", "dict_type": "a map (`key: value`)", "string_type": "a text"}
+
+
 def _told(places: _Places, error: dict[str, Any], model_at: Callable[[Where], type[BaseModel]]) -> tuple[_Place, str]:
     """One mistake that pydantic found: its place, and a sentence."""
     where: Where = tuple(k for k in error["loc"] if k != "[key]")
@@ -298,6 +302,8 @@ def _told(places: _Places, error: dict[str, Any], model_at: Callable[[Where], ty
         text = f"{key}: {seen!r} is not allowed{did_you_mean(str(seen), allowed)}"
     elif kind == "value_error":
         text = f"{key}: {context.get('error')}"
+    elif kind in _WORDS:
+        text = f"{key} must be {_WORDS[kind]}, got {'nothing' if seen is None else repr(seen)}"
     else:
         wanted = error["msg"][0].lower() + error["msg"][1:]
         text = f"{key}: {wanted}, got {seen!r}"
