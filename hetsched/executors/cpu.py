@@ -552,7 +552,7 @@ class Crew:
         program = inner.frame.program
         for log in shared.logs:
             inner.notes += log.notes
-            inner.busy[self.host] = inner.busy.get(self.host, 0.0) + sum(log.seconds)
+            inner.busy[self.host] = inner.busy.get(self.host, 0.0) + log.seconds
         self.done += shared.turns * sum(len(step.spans) for step in program.steps)
         self._end_loop(inner)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from time import perf_counter
@@ -64,8 +63,6 @@ class Sharing(ABC):
         self.new_thread = new_thread
         self.ready: dict[str, list[int]] = {kind: [] for kind in KINDS}
         self.idle: dict[str, list[Any]] = {kind: [] for kind in KINDS}
-        # For each kind of thread steps that others have done; who is of that kind sees to what follows before it sleeps.
-        self.behind: dict[str, deque[int]] = {kind: deque() for kind in KINDS}
         self.halted = False
 
     def run(self, lanes: Sequence[tuple[str, int]]) -> None:
@@ -105,18 +102,15 @@ class Sharing(ABC):
         log = self.new_log(lane)
         gate = threading.Lock()
         gate.acquire()
-        heap, idle, behind = self.ready[kind], self.idle[kind], self.behind[kind]
+        heap, idle = self.ready[kind], self.idle[kind]
         cores = self.crew.cores if kind == "compute" else None
         with np.errstate(all="ignore"):  # NaN and infinity are values; warnings from a thread in the middle of a run help nobody
             while not self.halted:
                 try:
                     first = heappop(heap)
                 except IndexError:
-                    if behind:
-                        self.catch_up()
-                        continue
                     idle.append(gate)
-                    if heap or behind or self.halted:
+                    if heap or self.halted:
                         try:
                             idle.remove(gate)
                             continue
@@ -139,9 +133,6 @@ class Sharing(ABC):
     @abstractmethod
     def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Any) -> None:
         """Do step `first`, then whatever it leads to, until nothing is ready."""
-
-    def catch_up(self) -> None:  # noqa: B027 (straight plans leave nothing behind)
-        """See to what follows the steps `behind`: it becomes ready."""
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:
         """Wake one of the idle for what waits in the heap."""
