@@ -542,9 +542,8 @@ def _function_of(call: Call) -> Callable[[int], Any]:
 
 
 def _launch_alone(call: Call, failure: Callable[..., Exception]) -> Callable[[int], None]:
-    kernel, inputs, outputs, workspace, attributes, task = call
-
     def act(turn: int) -> None:
+        kernel, inputs, outputs, workspace, attributes, task = call  # one object of the function instead of six, which are not in the cache
         try:
             kernel(np, inputs, outputs, workspace, attributes)
         except Exception as error:

@@ -17,7 +17,8 @@ both more than the wait. So between two steps there are a few lookups in flat li
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush, heappushpop
 from itertools import cycle
 from time import perf_counter
@@ -150,15 +151,26 @@ class Pattern:
 
 
 class Log:
-    """What one thread did: its first and last turns for the trace, and how long it was at steps in all."""
+    """What one thread did: of the first and last turns the code, start and finish of each step, one after another; and how long it was at steps in
 
-    __slots__ = ("done", "lane", "notes", "seconds")
+    all. marks: code -> (task -> when it ended), of steps of several tasks.
+    """
+
+    __slots__ = ("done", "lane", "marks", "seconds", "times")
 
     def __init__(self, lane: int) -> None:
         self.lane = lane
-        self.notes: list[Note] = []
+        self.times: list[Any] = []
+        self.marks: dict[int, Mapping[int, float]] = {}
         self.seconds = 0.0
-        self.done = 0  # tasks
+        self.done = 0  # tasks; counted where somebody asks
+
+    def notes(self, order: Sequence[int], zero: float) -> Iterator[Note]:
+        """The same as notes, of a run that began at `zero`; `order` holds the steps by place."""
+        times, places = self.times, len(order) + 1
+        for code, start, finish in zip(times[::3], times[1::3], times[2::3], strict=True):
+            turn, at = divmod(code, places)
+            yield Note(order[at], turn, self.lane, start - zero, finish - zero, self.marks.get(code))
 
 
 class Rounds(Sharing):
@@ -178,9 +190,8 @@ class Rounds(Sharing):
         self.owed: deque[int] = deque()
         self.planned = [program.steps[step].seconds for step in pattern.order]
         self.acts = [self._acts(at) for at in range(self.places - 1)]
-        # Turns that are noted for the trace; the last one may be smaller than the others.
-        self.kept, self.late = (KEPT_TURNS * self.places, self.end - KEPT_TURNS * self.places) if crew.trace else (0, self.end - self.places)
         self.sizes = [len(program.steps[step].spans) for step in pattern.order]
+        self.careful = self._find_careful()
         self.logs: list[Log] = []
         self.told = 0.0
         self.halted = not self.turns
@@ -199,6 +210,19 @@ class Rounds(Sharing):
         acts: list[Callable[[int], None]] = [first] * length
         return acts
 
+    def _find_careful(self) -> frozenset[int]:
+        """Codes of steps whose tasks are timed one by one, and of those of the last turn, which may be smaller than the others."""
+        places = self.places
+        found = set(range(self.end - places, self.end))
+        if self.crew.trace:
+            several = [at for at, size in enumerate(self.sizes) if size > 1]
+            found |= {turn * places + at for turn in TIMED_TURNS for at in several}
+        return frozenset(found)
+
+    def noted(self) -> Callable[[], list[Note]]:
+        """What gives the notes of the run, which is over, and holds nothing else of it."""
+        return partial(_notes, self.logs, self.pattern.order, self.crew.zero)
+
     def new_log(self, lane: int) -> Log:
         """See `Sharing.new_log`."""
         log = Log(lane)
@@ -215,24 +239,27 @@ class Rounds(Sharing):
         """See `Sharing.follow`; `first` is a code."""
         crew, pattern, mine, places, tokens, end, owed = self.crew, self.pattern, kind == "io", self.places, self.tokens, self.end, self.owed
         near, far, later, acts, lag, least, span = pattern.near, pattern.far, pattern.later, self.acts, self.lag, self.least, len(tokens)
-        take, clock, kept, late, looked = next, perf_counter, self.kept, self.late, perf_counter()
+        take, clock, careful, note, looked = next, perf_counter, self.careful, log.times.extend, perf_counter()
+        kept, late = (KEPT_TURNS * places, end - KEPT_TURNS * places) if crew.trace else (0, end)
         settle = crew.cores.settle if crew.cores is not None and not mine else None
         is_asked = crew.deadline is not None or crew.progress is not None
         code = first
         while True:
             turn, at = divmod(code, places)
             try:
-                if kept <= code < late:
+                if code in careful:
+                    start = self._carefully(code, log)
+                else:
                     row = acts[at]
                     start = clock()
                     row[turn % len(row)](turn)
-                    finish = clock()
-                    log.seconds += finish - start
-                else:
-                    finish = self._note(turn, at, log)
             except BaseException as error:
                 self._fail(error)
                 return
+            finish = clock()
+            log.seconds += finish - start
+            if code < kept or code >= late:
+                note((code, start, finish))
             best = -1
             for more in near[at]:
                 if not take(tokens[(code + more) % span]) and code + more < end:
@@ -258,20 +285,19 @@ class Rounds(Sharing):
                 looked = finish
                 settle(lane)
 
-    def _note(self, turn: int, at: int, log: Log) -> float:
-        """A step of the first or the last turns, which are noted for the trace, tasks by themselves in some; gives when it ended."""
-        frame, crew, step, marks = self.frame, self.crew, self.pattern.order[at], None
+    def _carefully(self, code: int, log: Log) -> float:
+        """A step of a turn that is not like the others; gives when it started."""
+        turn, at = divmod(code, self.places)
+        frame, step, marks = self.frame, self.pattern.order[at], None
         frame.bindings.prepare(step, turn)
         start = perf_counter()
-        if crew.trace and turn in TIMED_TURNS and len(frame.program.steps[step].spans) > 1:
-            marks = frame.perform_timed(step, turn, crew.zero)
+        if self.crew.trace and turn in TIMED_TURNS and self.sizes[at] > 1:
+            marks = frame.perform_timed(step, turn, self.crew.zero)
         else:
             frame.perform(step, turn)
-        finish = perf_counter()
-        log.seconds += finish - start
-        if crew.trace:
-            log.notes.append(Note(step, turn, log.lane, start - crew.zero, finish - crew.zero, marks))
-        return finish
+        if marks is not None:
+            log.marks[code] = marks
+        return start
 
     def _next(self, heap: list[int], mine: bool) -> int:
         """The ready step of highest priority; where there is none, what is owed is settled first. -1: nothing is ready."""
@@ -288,15 +314,8 @@ class Rounds(Sharing):
 
         mine: whether the calling thread is one for io.
         """
-        tokens, later, is_io, places, owed, heap = (
-            self.tokens,
-            self.pattern.later,
-            self.pattern.is_io,
-            self.places,
-            self.owed,
-            self.ready[KINDS[mine]],
-        )
-        span, last = len(tokens), places - 1
+        tokens, later, is_io, places, owed = self.tokens, self.pattern.later, self.pattern.is_io, self.places, self.owed
+        span, last, heap = len(tokens), places - 1, self.ready[KINDS[mine]]
         while True:
             try:
                 code = owed.popleft()
@@ -336,3 +355,7 @@ class Rounds(Sharing):
         command = program.plan.spans[program.steps[step].spans[-1]].command
         assert isinstance(command, Launch)
         crew.progress(crew.done + sum(log.done for log in self.logs), crew.total, self.frame.graph.task_names[command.task])
+
+
+def _notes(logs: Sequence[Log], order: Sequence[int], zero: float) -> list[Note]:
+    return [note for log in logs for note in log.notes(order, zero)]
