@@ -5,9 +5,10 @@ turn is a place among its steps, which nobody has to do: it comes when the steps
 has ended, and turn + window begins. What is left of the oldest turn goes first: whoever waits for it waits in vain meanwhile, and what is ahead of
 it lies in a ring.
 
-Who is at a chain of steps (each turn needs the state of the one before) goes straight on: what can wait, the end of the turn and what it lets
-begin, is *owed*, and settled for several turns at once by a thread that is about to run out of steps, or by the chain's own when it owes many. A
-thread that owes is running, and settles before it sleeps; so others may sleep meanwhile, and io threads are woken for many steps at a time.
+What a thread has made ready and may go on at once it goes on with, a chain of steps (each turn needs the state of the one before) first of all.
+What can wait, the end of the turn and what it lets begin, is *owed*, and settled for several turns at once: by a thread that runs out of steps, or
+when it is many. A thread that owes is running, and settles before it sleeps; so others may sleep meanwhile, and io threads are woken for many steps
+at a time.
 
 Hot path: after kernels of some milliseconds little of the interpreter is left in a core's caches, and what is dispatched costs by the code and data
 that it touches, three to five times what it costs in a tight loop; and who comes back from a kernel meanwhile waits for the interpreter, which costs
@@ -22,7 +23,7 @@ from functools import partial
 from heapq import heappop, heappush, heappushpop
 from itertools import cycle
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
@@ -33,8 +34,10 @@ from hetsched.timeline import Launch
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
 
-# Who is at a chain of steps leaves up to this share of the turns in flight for others to end, so that io threads are woken for many at a time. A
-# quarter of that is all that is left where somebody has nothing to do, or nearly: no other step is ready.
+Act: TypeAlias = Callable[[int], None]
+
+# So many steps, as a share of the turns in flight, may owe what can wait, so that io threads are woken for many at a time. Where another thread has
+# nothing to do a chain may owe a quarter of that, and other steps nothing.
 LAG = 3 / 4
 
 # A loop tells of its progress this often.
@@ -182,14 +185,15 @@ class Rounds(Sharing):
         program = frame.program
         self.pattern = pattern = Pattern(program)
         self.turns, self.places, self.lag = frame.turns, pattern.places, pattern.lag
-        # What is owed while somebody has nothing to do; of others than chains nothing.
+        # Where another thread has nothing to do, what is owed is settled behind a step once it is so many.
         self.least = [self.lag // 4 if is_serial else 1 for is_serial in pattern.is_serial]
         self.end = self.turns * self.places
         self.tokens, ready = pattern.tokens(self.turns)
-        # Steps of chains that are done: what can wait of them is settled by whoever has the time, at the latest by the thread that is at the chain.
+        # Codes of what is done and owes what can wait.
         self.owed: deque[int] = deque()
         self.planned = [program.steps[step].seconds for step in pattern.order]
-        self.acts = [self._acts(at) for at in range(self.places - 1)]
+        # Steps as functions of the turn, by place and turn: as many as there are meetings of ring slots, each made when it is needed.
+        self.acts: list[list[Act | None]] = [[None] * frame.bindings.period(step) for step in pattern.order]
         self.sizes = [len(program.steps[step].spans) for step in pattern.order]
         self.careful = self._find_careful()
         self.logs: list[Log] = []
@@ -198,17 +202,11 @@ class Rounds(Sharing):
         for code in ready:
             heappush(self.ready[KINDS[pattern.is_io[code % self.places]]], code)
 
-    def _acts(self, at: int) -> list[Callable[[int], None]]:
-        """A step as functions of the turn, by turn, as many as there are meetings of ring slots; each is made when it is first called."""
-        step, bindings = self.pattern.order[at], self.frame.bindings
-        length = bindings.period(step)
-
-        def first(turn: int) -> None:
-            act = acts[turn % length] = bindings.act(step, turn, self.turns // length)
-            act(turn)
-
-        acts: list[Callable[[int], None]] = [first] * length
-        return acts
+    def _act(self, at: int, turn: int) -> Act:
+        """A step of a turn as a function of the turn, for all turns that meet the same ring slots."""
+        row = self.acts[at]
+        act = row[turn % len(row)] = self.frame.bindings.act(self.pattern.order[at], turn, self.turns // len(row))
+        return act
 
     def _find_careful(self) -> frozenset[int]:
         """Codes of steps whose tasks are timed one by one, and of those of the last turn, which may be smaller than the others."""
@@ -251,8 +249,9 @@ class Rounds(Sharing):
                     start = self._carefully(code, log)
                 else:
                     row = acts[at]
+                    act = row[turn % len(row)] or self._act(at, turn)
                     start = clock()
-                    row[turn % len(row)](turn)
+                    act(turn)
             except BaseException as error:
                 self._fail(error)
                 return
