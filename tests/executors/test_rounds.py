@@ -212,6 +212,19 @@ def test_a_stream_of_batches(turns: int, counted: list[rounds.Rounds]) -> None:
     assert inner.totals["cpu"] >= sum(s.finish - s.start for s in inner.launches) * 0.99
 
 
+def test_a_run_that_is_over_is_let_go(counted: list[rounds.Rounds]) -> None:
+    plan = hs.plan(stream(10), MACHINE, costs=Stated())
+    gc.collect()
+    gc.disable()
+    try:
+        hs.run(plan, {"first": FIRST}, learn=False)
+        (run,) = [weakref.ref(x) for x in counted]
+        counted.clear()
+        assert run() is None
+    finally:
+        gc.enable()
+
+
 def test_again_and_again_in_a_session(counted: list[rounds.Rounds]) -> None:
     with hs.Session(MACHINE) as session:
         run = session.compile(stream(30), costs=Stated(), buffers=1)
@@ -227,10 +240,11 @@ def test_what_can_be_done_beside_the_loop_is_done_by_the_crew(counted: list[roun
     assert counted == []
 
 
-def test_a_task_that_fails_names_its_turn(counted: list[rounds.Rounds]) -> None:
+@pytest.mark.parametrize(("turns", "spoil"), [(100, 7), (100, 99), (2000, 1700)])  # the last has become code
+def test_a_task_that_fails_names_its_turn(turns: int, spoil: int, counted: list[rounds.Rounds]) -> None:
     before = running_threads()
-    with pytest.raises(TaskError, match="'scale' failed in turn 7: ValueError: a bad batch"):
-        hs.run(hs.plan(stream(100, spoil=7), MACHINE, costs=Stated()), {"first": FIRST}, learn=False)
+    with pytest.raises(TaskError, match=f"'scale' failed in turn {spoil}: ValueError: a bad batch"):
+        hs.run(hs.plan(stream(turns, spoil=spoil), MACHINE, costs=Stated()), {"first": FIRST}, learn=False)
     assert len(counted) == 1
     assert running_threads() <= before
 
