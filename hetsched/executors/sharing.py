@@ -1,8 +1,8 @@
 """Threads that share ready steps without a lock: what `relay` (straight plans) and `rounds` (loops) have in common.
 
 A thread that finishes a step takes the tokens of those that waited for it; who takes the last token of a step has made it ready, goes on with
-the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`list.pop`, or `next` of a
-`repeat`), the heap's `heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no
+the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`next` of a `repeat` or a
+`cycle`), the heap's `heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no
 lock between them while the interpreter has one; without it (a free-threaded build) `is_atomic` says no, and the crew's lock does the work. A thread
 that finds nothing puts its gate among the idle, looks once more, and sleeps; who leaves work behind opens the gate of one that is idle: one of the
 two sees the other.
