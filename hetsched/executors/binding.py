@@ -255,6 +255,37 @@ class Bindings:
         if bound.runs >= HOT_RUNS and self.may_be_hot(step):
             self.compile(step, turn)
 
+    def period(self, step: int) -> int:
+        """After so many turns a step of a loop's body meets the same ring slots again."""
+        return len(self._key_of[step])
+
+    def act(self, step: int, turn: int, runs: int) -> Callable[[int], None]:
+        """A step on the host's threads as one function of the turn, for turns that meet the ring slots of `turn`; it will be called about `runs`
+
+        times. It raises what `perform` raises.
+        """
+        bound, failure = self.bound(step, turn), self.frame.failure
+        bound.runs += runs
+        if bound.segment is None and bound.runs >= HOT_RUNS and self.may_be_hot(step):
+            self.compile(step, turn)
+        segment = bound.segment
+        if segment is not None:
+            return _with_failure(segment.run, failure, segment.task_of)
+        called = bound.calls or self.calls(step, turn)
+        if len(called) == 1 and callable(called[0][0]):
+            return _launch_alone(called[0], failure)
+        calls = [(call[-1], _function_of(call)) for call in called]
+
+        def act(turn: int) -> None:
+            task = -1
+            try:
+                for task, function in calls:  # noqa: B007 (read in the handler)
+                    function(turn)
+            except Exception as error:
+                raise failure(error, task, turn) from error
+
+        return act
+
     def prepare(self, step: int, turn: int) -> None:
         """Bind a step, so that the time it takes is its own."""
         bound = self.bound(step, turn)
@@ -496,6 +527,39 @@ class Bindings:
                 cells[r.value, r.node, frame.slot(r.value, r.node, turn)] = result
 
         return launch
+
+
+def _function_of(call: Call) -> Callable[[int], Any]:
+    """A call by a thread of this process as a function of the turn."""
+    kernel, inputs, outputs, workspace, attributes, _ = call
+    if callable(kernel):
+        return lambda turn: kernel(np, inputs, outputs, workspace, attributes)
+    if kernel is LATER:
+        return lambda turn: inputs(turn, HERE)
+    if kernel is MOVE:
+        return lambda turn: np.copyto(outputs[0], inputs[0])
+    return cast(Callable[[int], Any], inputs)
+
+
+def _launch_alone(call: Call, failure: Callable[..., Exception]) -> Callable[[int], None]:
+    def act(turn: int) -> None:
+        kernel, inputs, outputs, workspace, attributes, task = call  # one object of the function instead of six, which are not in the cache
+        try:
+            kernel(np, inputs, outputs, workspace, attributes)
+        except Exception as error:
+            raise failure(error, task, turn) from error
+
+    return act
+
+
+def _with_failure(function: Callable[[int], Any], failure: Callable[..., Exception], task_of: Callable[[Exception], int]) -> Callable[[int], None]:
+    def act(turn: int) -> None:
+        try:
+            function(turn)
+        except Exception as error:
+            raise failure(error, task_of(error), turn) from error
+
+    return act
 
 
 def _touched(command: Command) -> tuple[Replica, ...]:

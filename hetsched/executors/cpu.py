@@ -566,9 +566,8 @@ class Crew:
             if self.error is not None:
                 return
         program = inner.frame.program
-        for log in shared.logs:
-            inner.notes += log.notes
-            inner.busy[self.host] = inner.busy.get(self.host, 0.0) + sum(log.seconds)
+        inner.later = shared.noted()
+        inner.busy[self.host] = inner.busy.get(self.host, 0.0) + sum(log.seconds for log in shared.logs)
         self.done += shared.turns * sum(len(step.spans) for step in program.steps)
         self._end_loop(inner)
 

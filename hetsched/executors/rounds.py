@@ -1,27 +1,30 @@
 """The threads of one device share the turns of a loop (see `sharing`): what `cpu.Crew` does with a loop beside which nothing else can be done.
 
-The rules are those of `walk.Walk`: a step of turn i waits for steps of turns i, i - 1, ..., and at most `window` turns are in flight. A turn *closes*
-when its steps are done and the turn before has closed; then turn + window begins. Tokens of turns stand in a ring: those of a turn that has closed
-are laid out anew for the turn that comes a ring later. What is left of the oldest turn goes first: whoever waits for it waits in vain
-meanwhile, and what is ahead of it lies in a ring.
+The rules are those of `walk.Walk`: a step of turn i waits for steps of turns i, i - 1, ..., and at most `window` turns are in flight. The end of a
+turn is a place among its steps, which nobody has to do: it comes when the steps that nothing of the turn waits for are done and the turn before
+has ended, and turn + window begins. What is left of the oldest turn goes first: whoever waits for it waits in vain meanwhile, and what is ahead of
+it lies in a ring.
 
-Who is at a chain of steps (each turn needs the state of the one before) goes straight on: what can wait, the end of the turn and what it lets
-begin, is *owed*, and settled for several turns at once by a thread that is about to run out of steps, or by the chain's own when it owes many or
-its chain stops. A thread that owes is running, and settles before it sleeps; so others may sleep meanwhile. Io threads leave what follows their
-steps to those that compute, unless one of those sleeps.
+What a thread has made ready and may go on at once it goes on with, a chain of steps (each turn needs the state of the one before) first of all.
+What can wait, the end of the turn and what it lets begin, is *owed*, and settled for several turns at once: by a thread that runs out of steps, or
+when it is many. A thread that owes is running, and settles before it sleeps; so others may sleep meanwhile, and io threads are woken for many steps
+at a time.
 
-Hot path: 4 to 8 us between two steps of a chain in benchmarks/streaming.py (45 where it closes its turns itself and wakes io threads).
+Hot path: after kernels of some milliseconds little of the interpreter is left in a core's caches, and what is dispatched costs by the code and data
+that it touches, three to five times what it costs in a tight loop; and who comes back from a kernel meanwhile waits for the interpreter, which costs
+both more than the wait. So between two steps there are a few lookups in flat lists, and calls that are bound for each ring slot.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush, heappushpop
+from itertools import cycle
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from hetsched.executors.cores import LONG_SECONDS
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS, Sharing, is_atomic, is_plain
@@ -31,13 +34,17 @@ from hetsched.timeline import Launch
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
 
-# Who is at a chain of steps leaves up to this share of the turns in flight for others to close, so that io threads are woken for many at a time. A
-# quarter of that is all that is left where somebody has nothing to do, or nearly: fewer than LOW steps are ready.
+Act: TypeAlias = Callable[[int], None]
+
+# So many steps, as a share of the turns in flight, may owe what can wait, so that io threads are woken for many at a time. Where another thread has
+# nothing to do a chain may owe a quarter of that, and other steps nothing.
 LAG = 3 / 4
-LOW = 2
 
 # A loop tells of its progress this often.
 TELL_SECONDS = 0.05
+
+# A thread looks this often whether it has a core of its own (see `cores`): 3 us where the caches are cold.
+LOOK_SECONDS = 0.01
 
 
 def suits(program: Program, host: str) -> bool:
@@ -86,245 +93,268 @@ def on_cycles(n: int, arcs: Sequence[tuple[int, int]]) -> list[bool]:
     return kept
 
 
-class Log:
-    """What one thread did: notes for the trace, and for each step, by place, how often and how long."""
+class Pattern:
+    """What waits for what in the turns of a body: `order` holds the steps by place, and the place after the last is the end of the turn.
 
-    def __init__(self, lane: int, steps: int) -> None:
+    A step of a turn has the *code* turn * places + place. What waits for it has a code larger by one of the numbers in near[place] (threads of the
+    same kind do it), far[place] (those of the other kind), which may go on at once, and later[place], which can wait a while.
+    """
+
+    def __init__(self, program: Program) -> None:
+        steps = program.steps
+        self.window = max(program.window, 1)
+        self.lag = int(self.window * LAG)
+        self.order = sorted(range(len(steps)), key=lambda s: (steps[s].start, s))
+        self.is_io = [steps[step].kind == "io" for step in self.order]
+        place = {step: at for at, step in enumerate(self.order)}
+        self.arcs = self._with_ends([(place[before], place[later], turns) for before, later, turns in dict.fromkeys(program.arcs)])
+        self.places = places = len(steps) + 1
+        self.near: list[list[int]] = [[] for _ in range(places)]
+        self.far: list[list[int]] = [[] for _ in range(places)]
+        self.later: list[list[int]] = [[] for _ in range(places)]
+        for before, later, turns in self.arcs:
+            if turns > self.lag or places - 1 in (before, later):
+                group = self.later
+            else:
+                group = self.near if self.is_io[before] == self.is_io[later] else self.far
+            group[before].append(turns * places + later - before)
+        soon = [arc[:2] for arc in self.arcs if arc[2] <= self.lag and places - 1 not in arc[:2]]
+        self.is_serial = on_cycles(len(steps), soon) if self.lag else [False] * len(steps)
+        # So many turns may hold tokens at a time: turns ahead of what is in flight wait for it.
+        self.ring = self.window + max(turns for _, _, turns in self.arcs)
+
+    def _with_ends(self, arcs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        """The arcs within turns and between them, and those of the ends of turns, which let turns begin."""
+        end = len(self.order)
+        leads, held = ({arc[i] for arc in arcs if not arc[2]} for i in (0, 1))
+        arcs += [(at, end, 0) for at in range(end) if at not in leads]
+        arcs += [(end, at, self.window) for at in range(end) if at not in held]
+        return [*arcs, (end, end, 1)]
+
+    def tokens(self, turns: int) -> tuple[list[Iterator[int]], list[int]]:
+        """The tokens of the first turns by code, those of the turns before the first taken; and the codes of steps that wait for nothing.
+
+        A step waits for k others: its tokens are k - 1 ones and a zero, which who takes it has made the step ready; then they begin anew, for the
+        turn that comes a ring later.
+        """
+        into: list[list[int]] = [[] for _ in range(self.places)]
+        for _, later, distance in self.arcs:
+            into[later].append(distance)
+        ones = [(*[1] * (len(row) - 1), 0) for row in into]
+        tokens: list[Iterator[int]] = [cycle(row) for _ in range(self.ring) for row in ones]
+        ready = []
+        for code in range(min(self.ring, turns) * self.places):
+            turn, at = divmod(code, self.places)
+            missing = sum(distance > turn for distance in into[at])
+            for _ in range(missing):
+                next(tokens[code])
+            if missing == len(into[at]):
+                ready.append(code)
+        return tokens, ready
+
+
+class Log:
+    """What one thread did: of the first and last turns the code, start and finish of each step, one after another; and how long it was at steps in
+
+    all. marks: code -> (task -> when it ended), of steps of several tasks.
+    """
+
+    __slots__ = ("done", "lane", "marks", "seconds", "times")
+
+    def __init__(self, lane: int) -> None:
         self.lane = lane
-        self.notes: list[Note] = []
-        self.times = [0] * steps
-        self.seconds = [0.0] * steps
+        self.times: list[Any] = []
+        self.marks: dict[int, Mapping[int, float]] = {}
+        self.seconds = 0.0
+        self.done = 0  # tasks; counted where somebody asks
+
+    def notes(self, order: Sequence[int], zero: float) -> Iterator[Note]:
+        """The same as notes, of a run that began at `zero`; `order` holds the steps by place."""
+        times, places = self.times, len(order) + 1
+        for code, start, finish in zip(times[::3], times[1::3], times[2::3], strict=True):
+            turn, at = divmod(code, places)
+            yield Note(order[at], turn, self.lane, start - zero, finish - zero, self.marks.get(code))
 
 
 class Rounds(Sharing):
-    """One run of a loop's body. A ready step is the number turn * steps + place, where `place` is its position among the steps of its turn."""
+    """One run of a loop's body. A ready step is its code (see `Pattern`)."""
 
     def __init__(self, crew: Crew, frame: Frame) -> None:
         super().__init__(crew)
         self.frame = frame
         program = frame.program
-        self.turns, self.window = frame.turns, max(program.window, 1)
-        n = len(program.steps)
-        self.order = sorted(range(n), key=lambda s: (program.steps[s].start, s))  # step, by place; all the rest is by place too
-        place = [0] * n
-        for at, step in enumerate(self.order):
-            place[step] = at
-        # What waits for a step, as (place, turns): what may go on at once, and what can wait a while.
-        self.soon: list[list[tuple[int, int]]] = [[] for _ in range(n)]
-        self.later: list[list[tuple[int, int]]] = [[] for _ in range(n)]
-        self.lag = int(self.window * LAG)
-        self.least = self.lag // 4
-        distances: list[list[int]] = [[] for _ in range(n)]
-        soon = []
-        for before, later, turns in dict.fromkeys(program.arcs):
-            arc = (place[before], place[later])
-            (self.soon if turns <= self.lag else self.later)[arc[0]].append((arc[1], turns))
-            if turns <= self.lag:
-                soon.append(arc)
-            distances[arc[1]].append(turns)
-        self.is_serial = on_cycles(n, soon) if self.lag else [False] * n
-        # Steps that nothing in their own turn holds back: they wait for their turn to begin.
-        self.roots = [at for at in range(n) if 0 not in distances[at]]
-        self.ring = self.window + max((d for row in distances for d in row), default=0)
-        # Steps of chains that are done: what can wait of them is settled by whoever has the time, at the latest by the thread that is at the chain.
+        self.pattern = pattern = Pattern(program)
+        self.turns, self.places, self.lag = frame.turns, pattern.places, pattern.lag
+        # Where another thread has nothing to do, what is owed is settled behind a step once it is so many.
+        self.least = [self.lag // 4 if is_serial else 1 for is_serial in pattern.is_serial]
+        self.end = self.turns * self.places
+        self.tokens, ready = pattern.tokens(self.turns)
+        # Codes of what is done and owes what can wait.
         self.owed: deque[int] = deque()
-        # For each step of a turn a token for each step it waits for, and for a root one for the turn's beginning; the one taken last is 0.
-        is_root = set(self.roots)
-        waits = [[sum(d <= turn for d in row) + (at in is_root) for at, row in enumerate(distances)] for turn in range(self.ring)]
-        self.tokens = [[[0, *[1] * (k - 1)] for k in row] for row in waits]
-        self.steady = [[0, *[1] * (k - 1)] for k in waits[-1]]
-        # For each turn a token for each of its steps, and one for the turn before.
-        self.whole = [0, *[1] * n]
-        self.left = [self.whole[: n + (turn > 0)] for turn in range(self.ring)]
-        self.is_io = [program.steps[step].kind == "io" for step in self.order]
-        # Steps of io threads that lead to none of theirs: those that compute see to what follows, when they next look.
-        self.lands = [self.is_io[at] and not self.is_serial[at] and not any(self.is_io[b] for b, _ in self.soon[at]) for at in range(n)]
-        self.planned = [program.steps[step].seconds for step in self.order]
+        self.planned = [program.steps[step].seconds for step in pattern.order]
+        # Steps as functions of the turn, by place and turn: as many as there are meetings of ring slots, each made when it is needed.
+        self.acts: list[list[Act | None]] = [[None] * frame.bindings.period(step) for step in pattern.order]
+        self.sizes = [len(program.steps[step].spans) for step in pattern.order]
+        self.careful = self._find_careful()
         self.logs: list[Log] = []
         self.told = 0.0
         self.halted = not self.turns
-        for turn in range(min(self.window, self.turns)):
-            for at in self._admit(turn):
-                heappush(self.ready[KINDS[self.is_io[at]]], turn * n + at)
+        for code in ready:
+            heappush(self.ready[KINDS[pattern.is_io[code % self.places]]], code)
 
-    def _admit(self, turn: int) -> list[int]:
-        row = self.tokens[turn % self.ring]
-        return [at for at in self.roots if not row[at].pop()]
+    def _act(self, at: int, turn: int) -> Act:
+        """A step of a turn as a function of the turn, for all turns that meet the same ring slots."""
+        row = self.acts[at]
+        act = row[turn % len(row)] = self.frame.bindings.act(self.pattern.order[at], turn, self.turns // len(row))
+        return act
 
-    def _settle(self, code: int, readied: list[int]) -> None:
-        """What can wait when a step is done: what follows much later, and the end of its turn. Adds what has become ready."""
-        steps, ring = len(self.order), self.ring
-        turn = code // steps
-        for later, distance in self.later[code - turn * steps]:
-            target = turn + distance
-            if target < self.turns and not self.tokens[target % ring][later].pop():
-                readied.append(target * steps + later)
-        while not self.left[turn % ring].pop():
-            # The last token of the turn: it closes, and those behind it that wait for nothing else.
-            slot = turn % ring
-            for row, again in zip(self.tokens[slot], self.steady):
-                row += again
-            self.left[slot] += self.whole
-            after = turn + self.window
-            if after < self.turns:
-                readied += [after * steps + at for at in self._admit(after)]
-            turn += 1
-            if turn >= self.turns:
-                self.halt()
-                return
+    def _find_careful(self) -> frozenset[int]:
+        """Codes of steps whose tasks are timed one by one, and of those of the last turn, which may be smaller than the others."""
+        places = self.places
+        found = set(range(self.end - places, self.end))
+        if self.crew.trace:
+            several = [at for at, size in enumerate(self.sizes) if size > 1]
+            found |= {turn * places + at for turn in TIMED_TURNS for at in several}
+        return frozenset(found)
 
-    def _settle_all(self, owed: deque[int], readied: list[int]) -> None:
-        while True:
-            try:
-                code = owed.popleft()
-            except IndexError:
-                return
-            self._settle(code, readied)
-
-    def _follow_up(self, readied: list[int]) -> None:
-        """What io threads have left to those that compute. Adds what has become ready."""
-        behind = self.behind["compute"]
-        while True:
-            try:
-                code = behind.popleft()
-            except IndexError:
-                return
-            self._lead_on(code, readied)
-            self._settle(code, readied)
-
-    def _lead_on(self, code: int, readied: list[int]) -> None:
-        """What may go on at once when a step is done. Adds what has become ready."""
-        steps, ring = len(self.order), self.ring
-        turn = code // steps
-        for later, distance in self.soon[code - turn * steps]:
-            target = turn + distance
-            if target < self.turns and not self.tokens[target % ring][later].pop():
-                readied.append(target * steps + later)
-
-    def catch_up(self) -> None:
-        """See `Sharing.catch_up`."""
-        readied: list[int] = []
-        self._follow_up(readied)
-        for code in readied:
-            self._hand_over(code, self.is_io[code % len(self.order)])
+    def noted(self) -> Callable[[], list[Note]]:
+        """What gives the notes of the run, which is over, and holds nothing else of it."""
+        return partial(_notes, self.logs, self.pattern.order, self.crew.zero)
 
     def new_log(self, lane: int) -> Log:
         """See `Sharing.new_log`."""
-        log = Log(lane, len(self.order))
+        log = Log(lane)
         self.logs.append(log)
         return log
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:
         """Wake one of the idle, unless what waits takes less than waking costs."""
-        steps, planned = len(self.order), self.planned
-        if sum(planned[code % steps] for code in heap[:8]) >= WAKE_SECONDS:
+        places, planned = self.places, self.planned
+        if sum(planned[code % places] for code in heap[:8]) >= WAKE_SECONDS:
             self._wake(idle, 1)
 
     def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
-        """See `Sharing.follow`; `first` is turn * steps + place."""
-        crew, order, is_io, is_serial, lands, owed, lag = self.crew, self.order, self.is_io, self.is_serial, self.lands, self.owed, self.lag
-        least = self.least
-        steps, turns, mine, behind, computing = len(order), self.turns, kind == "io", self.behind["compute"], self.idle["compute"]
-        perform, clock, times, seconds = self.frame.perform, perf_counter, log.times, log.seconds
-        kept = KEPT_TURNS if crew.trace else 0
-        late = turns - kept
+        """See `Sharing.follow`; `first` is a code."""
+        crew, pattern, mine, places, tokens, end, owed = self.crew, self.pattern, kind == "io", self.places, self.tokens, self.end, self.owed
+        near, far, later, acts, lag, least, span = pattern.near, pattern.far, pattern.later, self.acts, self.lag, self.least, len(tokens)
+        take, clock, careful, note, looked = next, perf_counter, self.careful, log.times.extend, perf_counter()
+        kept, late = (KEPT_TURNS * places, end - KEPT_TURNS * places) if crew.trace else (0, end)
+        settle = crew.cores.settle if crew.cores is not None and not mine else None
         is_asked = crew.deadline is not None or crew.progress is not None
-        settle = crew.cores.settle if crew.cores is not None and not mine and max(self.planned) > LONG_SECONDS else None
         code = first
         while True:
-            turn = code // steps
-            at = code - turn * steps
-            if settle is not None and self.planned[at] > LONG_SECONDS:
-                settle(lane)
-            marks = None
+            turn, at = divmod(code, places)
             try:
-                if turn in TIMED_TURNS:
-                    start, marks = self._timed(order[at], turn)
+                if code in careful:
+                    start = self._carefully(code, log)
                 else:
+                    row = acts[at]
+                    act = row[turn % len(row)] or self._act(at, turn)
                     start = clock()
-                    perform(order[at], turn)
+                    act(turn)
             except BaseException as error:
                 self._fail(error)
                 return
             finish = clock()
-            times[at] += 1
-            seconds[at] += finish - start
-            if turn < kept or turn >= late:
-                log.notes.append(Note(order[at], turn, log.lane, start - crew.zero, finish - crew.zero, marks))
+            log.seconds += finish - start
+            if code < kept or code >= late:
+                note((code, start, finish))
             best = -1
-            if lands[at]:
-                behind.append(code)
-                if computing:
-                    self.catch_up()
-            else:
-                readied: list[int] = []
-                self._lead_on(code, readied)
-                if is_serial[at]:
-                    if len(readied) == 1 and len(owed) < (least if idle else lag):
-                        (best,) = readied
-                        if is_serial[best % steps] and is_io[best % steps] == mine and not (heap and heap[0] < best):
-                            owed.append(code)
-                            if self.halted or (is_asked and self._asked(at, finish)):
-                                return
-                            code = best
-                            continue
-                        best = -1
-                    self._settle_all(owed, readied)
-                if behind:
-                    self._follow_up(readied)
-                if not is_serial[at] and len(owed) > least and (len(heap) + len(readied) < LOW or len(owed) + 1 >= lag):
-                    self._settle_all(owed, readied)
-                self._settle(code, readied)
-                for other in readied:
-                    if is_io[other % steps] != mine:
-                        self._hand_over(other, not mine)
-                    elif best < 0:
-                        best = other
-                    elif other < best:
-                        heappush(heap, best)
-                        best = other
+            for more in near[at]:
+                if not take(tokens[(code + more) % span]) and code + more < end:
+                    if best < 0:
+                        best = code + more
                     else:
-                        heappush(heap, other)
-            if self.halted or (is_asked and self._asked(at, finish)):
+                        heappush(heap, code + more)
+            for more in far[at]:
+                if not take(tokens[(code + more) % span]) and code + more < end:
+                    self._hand_over(code + more, not mine)
+            if later[at]:
+                owed.append(code)
+                if len(owed) >= lag or (idle and len(owed) >= least[at]):
+                    self._settle(mine)
+            if self.halted or (is_asked and self._asked(at, finish, log)):
                 return
-            if best < 0:
-                try:
-                    code = heappop(heap)
-                except IndexError:
-                    return
-            else:
-                code = heappushpop(heap, best)
+            code = heappushpop(heap, best) if best >= 0 else self._next(heap, mine)
+            if code < 0:
+                return
             if heap and idle:
                 self.offer(heap, idle)
+            if settle is not None and finish - looked > LOOK_SECONDS:
+                looked = finish
+                settle(lane)
 
-    def _asked(self, at: int, now: float) -> bool:
+    def _carefully(self, code: int, log: Log) -> float:
+        """A step of a turn that is not like the others; gives when it started."""
+        turn, at = divmod(code, self.places)
+        frame, step, marks = self.frame, self.pattern.order[at], None
+        frame.bindings.prepare(step, turn)
+        start = perf_counter()
+        if self.crew.trace and turn in TIMED_TURNS and self.sizes[at] > 1:
+            marks = frame.perform_timed(step, turn, self.crew.zero)
+        else:
+            frame.perform(step, turn)
+        if marks is not None:
+            log.marks[code] = marks
+        return start
+
+    def _next(self, heap: list[int], mine: bool) -> int:
+        """The ready step of highest priority; where there is none, what is owed is settled first. -1: nothing is ready."""
+        while True:
+            try:
+                return heappop(heap)
+            except IndexError:
+                if not self.owed:
+                    return -1
+                self._settle(mine)
+
+    def _settle(self, mine: bool) -> None:
+        """What could wait when steps were done: what follows much later, and the ends of their turns, which let others begin.
+
+        mine: whether the calling thread is one for io.
+        """
+        tokens, later, is_io, places, owed = self.tokens, self.pattern.later, self.pattern.is_io, self.places, self.owed
+        span, last, heap = len(tokens), places - 1, self.ready[KINDS[mine]]
+        while True:
+            try:
+                code = owed.popleft()
+            except IndexError:
+                return
+            for more in later[code % places]:
+                other = code + more
+                if next(tokens[other % span]):
+                    continue
+                at = other % places
+                if at == last:
+                    owed.append(other)
+                elif other < self.end and is_io[at] == mine:
+                    heappush(heap, other)
+                elif other < self.end:
+                    self._hand_over(other, not mine)
+            if code == self.end - 1:
+                self.halt()
+
+    def _asked(self, at: int, now: float, log: Log) -> bool:
         """Tell how far the loop is; True if it is to stop."""
         crew = self.crew
+        log.done += self.sizes[at]
         if crew.deadline is not None and now > crew.deadline:
             self._stop(True)
         elif crew.progress is not None and now - self.told > TELL_SECONDS:
             self.told = now
             try:
-                self._tell(self.order[at])
+                self._tell(self.pattern.order[at])
             except BaseException as error:  # whoever listens has gone away, perhaps
                 self._fail(error)
         return self.halted
-
-    def _timed(self, step: int, turn: int) -> tuple[float, Mapping[int, float] | None]:
-        """A step of one of the turns in which tasks are timed one by one: when it started, and when each of its tasks ended."""
-        frame, zero = self.frame, self.crew.zero
-        if not self.crew.trace or len(frame.program.steps[step].spans) < 2:
-            start = perf_counter()
-            frame.perform(step, turn)
-            return start, None
-        frame.bindings.prepare(step, turn)
-        start = perf_counter()
-        return start, frame.perform_timed(step, turn, zero)
 
     def _tell(self, step: int) -> None:
         crew, program = self.crew, self.frame.program
         assert crew.progress is not None
         command = program.plan.spans[program.steps[step].spans[-1]].command
         assert isinstance(command, Launch)
-        done = sum(n * len(program.steps[s].spans) for log in self.logs for n, s in zip(log.times, self.order, strict=True))
-        crew.progress(crew.done + done, crew.total, self.frame.graph.task_names[command.task])
+        crew.progress(crew.done + sum(log.done for log in self.logs), crew.total, self.frame.graph.task_names[command.task])
+
+
+def _notes(logs: Sequence[Log], order: Sequence[int], zero: float) -> list[Note]:
+    return [note for log in logs for note in log.notes(order, zero)]

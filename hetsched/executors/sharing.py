@@ -1,8 +1,8 @@
 """Threads that share ready steps without a lock: what `relay` (straight plans) and `rounds` (loops) have in common.
 
 A thread that finishes a step takes the tokens of those that waited for it; who takes the last token of a step has made it ready, goes on with
-the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`list.pop`, or `next` of a
-`repeat`), the heap's `heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no
+the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`next` of a `repeat` or a
+`cycle`), the heap's `heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no
 lock between them while the interpreter has one; without it (a free-threaded build) `is_atomic` says no, and the crew's lock does the work. A thread
 that finds nothing puts its gate among the idle, looks once more, and sleeps; who leaves work behind opens the gate of one that is idle: one of the
 two sees the other.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from time import perf_counter
@@ -66,8 +65,6 @@ class Sharing(ABC):
         self.new_thread = new_thread
         self.ready: dict[str, list[int]] = {kind: [] for kind in KINDS}
         self.idle: dict[str, list[Any]] = {kind: [] for kind in KINDS}
-        # For each kind of thread steps that others have done; who is of that kind sees to what follows before it sleeps.
-        self.behind: dict[str, deque[int]] = {kind: deque() for kind in KINDS}
         self.halted = False
 
     def interrupted(self) -> None:
@@ -116,18 +113,15 @@ class Sharing(ABC):
         log = self.new_log(lane)
         gate = threading.Lock()
         gate.acquire()
-        heap, idle, behind = self.ready[kind], self.idle[kind], self.behind[kind]
+        heap, idle = self.ready[kind], self.idle[kind]
         cores = self.crew.cores if kind == "compute" else None
         with np.errstate(all="ignore"):  # NaN and infinity are values; warnings from a thread in the middle of a run help nobody
             while not self.halted:
                 try:
                     first = heappop(heap)
                 except IndexError:
-                    if behind:
-                        self.catch_up()
-                        continue
                     idle.append(gate)
-                    if heap or behind or self.halted:
+                    if heap or self.halted:
                         try:
                             idle.remove(gate)
                             continue
@@ -150,9 +144,6 @@ class Sharing(ABC):
     @abstractmethod
     def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Any) -> None:
         """Do step `first`, then whatever it leads to, until nothing is ready."""
-
-    def catch_up(self) -> None:  # noqa: B027 (straight plans leave nothing behind)
-        """See to what follows the steps `behind`: it becomes ready."""
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:
         """Wake one of the idle for what waits in the heap."""
