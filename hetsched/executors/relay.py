@@ -114,7 +114,7 @@ class Relay(Sharing):
         for rank, k in enumerate(shape.waits):
             if not k:
                 heappush(self.ready[KINDS[shape.is_io[rank]]], rank)
-        self.stay = max(STAY_STEPS, int(STAY_SHARE * n))
+        self.stay = 0 if frame.plan.keeps_order else max(STAY_STEPS, int(STAY_SHARE * n))
         self.is_done = self.halted = not n
         self.counted = count(1)
         self.logs: list[Log] = []
