@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.errors import CommandLineError, OutOfMemoryError
+from hetsched.errors import CommandLineError, GraphError, OutOfMemoryError
 from hetsched.graph.spec import UpTo
 from hetsched.placement.draft import Draft
 
@@ -175,3 +175,17 @@ def test_a_policy_may_be_a_function_of_a_draft(arrays: dict[str, np.ndarray]) ->
     assert plan.policy == "backwards"
     np.testing.assert_array_equal(hs.run(plan, arrays)["positive"], hs.run(product(), arrays)["positive"])
     assert hs.plan(product(), policy=heft.policy).policy == "heft"
+
+
+def test_none_and_masked_elements_are_no_numbers() -> None:
+    """NumPy would make NaN of the one, and show what lies behind the other."""
+    b = hs.Graph.build()
+    b.output(b.op("tensor.neg", b.input("x", ())), "y")
+    with pytest.raises(GraphError, match=r"input 'x' wants .*None is no number"):
+        hs.run(b.freeze(), {"x": None})
+    b = hs.Graph.build()
+    b.output(b.op("tensor.neg", b.input("x", (3,))), "y")
+    graph, x = b.freeze(), np.arange(3, dtype=np.float32)
+    with pytest.raises(GraphError, match=r"1 of its elements are masked; give .filled\(VALUE\)"):
+        hs.run(graph, {"x": np.ma.masked_equal(x, 1)})
+    assert (hs.run(graph, {"x": np.ma.masked_equal(x, 7)})["y"] == -x).all()

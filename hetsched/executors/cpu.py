@@ -68,6 +68,7 @@ class Crew:
         self.steps_done = 0
         self.drivers = dict(drivers or {})
         self.outstanding = 0  # steps given to drivers and not yet done
+        self.is_lost = False  # a driver has failed, with what was given to it
         host = next((d for d in plan.machine.devices if d.kind == "cpu"), None)
         self.lanes = {"compute": host.lanes if host else 1, "io": max(host.io_lanes if host else 0, 1)}
         self.trace = trace
@@ -294,7 +295,7 @@ class Crew:
         return heapq.heappop(items)
 
     def _is_over(self) -> bool:
-        if self.outstanding or any(self.running.values()):
+        if (self.outstanding and not self.is_lost) or any(self.running.values()):
             return False
         return self.error is not None or not (any(self.ready.values()) or self.alone)
 
@@ -493,7 +494,7 @@ class Crew:
             try:
                 item.active.frame.gather(item.step.index, item.turn)
                 self._finish(item, start, finish, lane, marks)
-            except Exception as failure:
+            except BaseException as failure:
                 error = failure
         with self.lock:
             if error is not None:
@@ -502,6 +503,15 @@ class Crew:
             self.wake("")
             if self.outstanding == 0 or self.error is not None:
                 self.wake_all()
+
+    def lose(self, driver: str, error: BaseException) -> None:
+        """A driver can go on no more: the run ends without what it was at."""
+        with self.lock:
+            failure = InternalError(f"what drives {driver} has failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self.error = self.error or failure
+            self.is_lost = True
+            self.wake_all()
 
     def _finish(self, item: Item, start: float, finish: float, lane: int, marks: Mapping[int, float] | None = None) -> None:
         active, step, turn = item.active, item.step, item.turn

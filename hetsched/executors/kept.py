@@ -65,12 +65,11 @@ class Kept:
         found = self.programs.get((join, whole))
         if found is None:
             found = self.programs.setdefault((join, whole), compile_plan(self.twin, join=join, whole=whole))
-            self.tickets.setdefault(id(found), [])
         return found
 
     def give_back(self) -> None:
         """Close the frames that are kept: the plan goes, or nobody means to run it again."""
-        for tickets in self.tickets.values():
+        for tickets in list(self.tickets.values()):
             while tickets:
                 try:
                     _close(tickets.pop())
@@ -110,7 +109,7 @@ def lent(plan: Timeline, program: Program, make: Callable[[], T], takes: Callabl
     ended well.
     """
     kept = kept_of(plan)
-    tickets = kept.tickets[id(program)]
+    tickets = kept.tickets.setdefault(id(program), [])
     nbytes = plan.arenas.get(HOST, 0) + LAUNCH_BYTES * len(plan.spans)
     thing = _take(tickets, takes)
     if thing is None:

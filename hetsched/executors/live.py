@@ -193,6 +193,13 @@ class DeviceDriver:
             self.thread.join()
 
     def _serve(self) -> None:
+        try:
+            self._drive()
+        except BaseException as error:  # what a stream or an event should never raise: nobody would tell of the steps on their way any more
+            assert self.crew is not None
+            self.crew.lose(self.name, error)
+
+    def _drive(self) -> None:
         inbox = self.inbox
         while True:
             try:
@@ -247,7 +254,7 @@ class DeviceDriver:
                     event, marks = self._hand_over(active, step, turn, stream)
                 finally:
                     self.ranges.pop()
-        except Exception as error:
+        except BaseException as error:
             crew.done_by(item, now, now, 0, error)
             return
         if active.is_awaited(step.index):
@@ -288,7 +295,7 @@ class DeviceDriver:
         crew, item = self.crew, issued.item
         assert crew is not None
         self.events.pop((id(item.active), item.step.index, item.turn), None)
-        error: Exception | None = None
+        error: BaseException | None = None
         start = finish = perf_counter() - crew.zero
         marks: dict[int, float] | None = None
         try:
@@ -300,6 +307,8 @@ class DeviceDriver:
                 marks = {task: max(event.span()[1] - crew.zero, start) for task, event in issued.marks.items()}
         except Exception as failure:  # the device refused or lost the work
             error = item.active.frame.failure(failure, _task(item), item.turn)
+        except BaseException as failure:
+            error = failure
         crew.done_by(item, start, finish, item.step.lanes[0].number, error, marks)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hetsched.errors import CommandLineError
+from hetsched.errors import CommandLineError, InternalError
 from hetsched.executors import solo
 from hetsched.executors.cpu import Crew, run_crew
 from hetsched.executors.frame import Frame
@@ -230,9 +230,12 @@ class Replay:
         return result
 
     def _failed(self, seat: Seat | None, error: BaseException) -> None:
-        """Whoever has a seat that has not been given back gives it back now. After Ctrl-C something may still be under way: nobody uses it again."""
+        """Whoever has a seat that has not been given back gives it back now. After Ctrl-C something may still be under way there, and after an error
+
+        of ours anything may be wrong with it: nobody uses it again.
+        """
         if seat is not None:
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, InternalError):
                 self._idle.append(seat)
             else:
                 seat.struck()

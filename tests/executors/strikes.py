@@ -27,13 +27,13 @@ CPU = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=Tr
 GPU = Device("gpu:0", "emulated", memory="gpu:0", hardware="gpu", bytes_per_second=1e10, flops_per_second={"float32": 1e15}, launch_seconds=0)
 HERE = Machine((CPU,), (), (MemoryNode(HOST),))
 BOX = Machine((CPU, GPU), (Link(HOST, "gpu:0", 0, 1e10), Link("gpu:0", HOST, 0, 1e10)), (MemoryNode(HOST), MemoryNode("gpu:0")))
-X = np.full((64, 64), 1 / 64, np.float32)
+X = np.full((72, 72), 1 / 72, np.float32)
 WATCHED = ("hetsched/executors/", "hetsched/session.py", "hetsched/run.py")
 
 
 def products(n: int, where: hs.Where | None = None) -> hs.Graph:
     b = hs.Graph.build()
-    x = b.input("x", (64, 64))
+    x = b.input("x", (72, 72))
     total = b.op("tensor.matmul", x, x, where=where)
     for _ in range(n):
         total = b.op("tensor.add", total, b.op("tensor.matmul", x, x, where=where), where=where)
@@ -43,10 +43,10 @@ def products(n: int, where: hs.Where | None = None) -> hs.Graph:
 
 def turns() -> hs.Graph:
     body = hs.Graph.build()
-    s, x = body.input("s", (64, 64)), body.input("x", (64, 64))
+    s, x = body.input("s", (72, 72)), body.input("x", (72, 72))
     body.output(body.op("tensor.add", s, body.op("tensor.matmul", x, x)), "s2")
     b = hs.Graph.build()
-    x = b.input("x", (64, 64))
+    x = b.input("x", (72, 72))
     (last,) = b.loop(Loop(body.freeze(), 4, invariants=("x",), carried=(("s", "s2"),)), x, x)
     b.output(last, "y")
     return b.freeze()
@@ -54,7 +54,7 @@ def turns() -> hs.Graph:
 
 def short() -> hs.Graph:
     b = hs.Graph.build()
-    b.output(b.op("nn.relu", b.op("tensor.neg", b.input("x", (64, 64)))), "y")
+    b.output(b.op("nn.relu", b.op("tensor.neg", b.input("x", (72, 72)))), "y")
     return b.freeze()
 
 

@@ -65,7 +65,7 @@ def test_what_another_thread_has_in_use_is_neither_missing_nor_left_changed_in_t
         return x
 
     b = hs.Graph.build()
-    x = b.input("x", (64, 64))
+    x = b.input("x", (72, 72))
     b.output(b.op(slow, x), "y")
     limits = blas()
     with hs.Session(HERE) as session:

@@ -275,3 +275,15 @@ def test_a_size_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("HETSCHED_KEEP_MIB", "much")
     with pytest.raises(CommandLineError, match="HETSCHED_KEEP_MIB='much' is no whole number"):
         hs.run(diamonds(), {"x": np.ones(4096, np.float32)}, learn=False)
+
+
+def test_a_thread_that_comes_when_another_has_just_made_the_program_finds_all_it_needs():
+    """Between the program and the list of its frames no thread may find one without the other."""
+    graph = diamonds(1)
+    plan = plan_of(graph)
+    found = kept.kept_of(plan)
+    program = found.program(True, False)
+    found.tickets.clear()  # as another thread may see it
+    with kept.lent(plan, program, lambda: SimpleNamespace(close=lambda: None), lambda thing: True) as thing:
+        assert thing is not None
+    kept.let_go(plan)

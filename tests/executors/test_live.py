@@ -13,9 +13,9 @@ from unspoilt import unspoilt
 
 import hetsched as hs
 from hetsched.check import problems
-from hetsched.errors import PlacementError, RunTimeoutError, TaskError
+from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors import live
-from hetsched.executors.backends.emulated import EmulatedDevice, EmulatedStream, emulate
+from hetsched.executors.backends.emulated import EmulatedDevice, EmulatedEvent, EmulatedStream, emulate
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op, Work
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
@@ -187,3 +187,43 @@ def spans_of_two_streams() -> list[tuple[float, float]]:
     assert called.is_set()
     device.close()
     return [(a, b), (c, d)]
+
+
+class StopTheWorldError(BaseException):
+    """No `Exception`."""
+
+
+def test_what_is_no_exception_ends_the_run_as_well() -> None:
+    """A kernel on a stream may raise anything, `sys.exit` too: nobody waits for a thread that has died of it."""
+
+    def end(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, attributes: Mapping[str, Any]) -> None:
+        raise StopTheWorldError
+
+    op = Op("test.end", ("x",), ("y",), lambda specs, _: [specs[0]], lambda *_: Work(1, 1, 1), kernels={"array": end})
+    b = Graph.build()
+    b.output(b.op(op, b.input("x", (4,)), where=hs.Where(("gpu:0",))), "y")
+    graph, before = b.freeze(), running_threads()
+    with pytest.raises(StopTheWorldError):
+        hs.run(graph, {"x": np.ones(4, np.float32)}, machine=box(), learn=False)
+    assert running_threads() <= before
+
+
+@pytest.mark.parametrize("name", ["done", "on_done"])
+def test_a_driver_that_fails_ends_the_run_and_a_session_opens_the_device_anew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No event should raise there. One that does is told, and no step that was on its way is waited for."""
+
+    def broken(*_: Any) -> Any:
+        raise OSError("the driver has lost its mind")
+
+    graph, before, x = stream_of_batches(5, 100), running_threads(), np.ones((5, 100), np.float32)
+    with hs.Session(box()) as session:
+        f = session.compile(graph, buffers=1)
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(EmulatedEvent, name, broken)
+                with pytest.raises(InternalError, match="what drives gpu:0 has failed: OSError: the driver has lost its mind"):
+                    f(x=x)
+                with pytest.raises(InternalError, match="lost its mind"):
+                    hs.run(graph, {"x": x}, machine=box(), learn=False)
+            assert (f(x=x)["y"] == -1).all()
+    assert running_threads() <= before

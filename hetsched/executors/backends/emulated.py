@@ -73,7 +73,7 @@ class EmulatedEvent:
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._span = (0.0, 0.0)
         self.finish = 0.0
 
@@ -100,7 +100,7 @@ class EmulatedEvent:
                 return
         callback()
 
-    def reach(self, start: float, finish: float, error: Exception | None) -> None:
+    def reach(self, start: float, finish: float, error: BaseException | None) -> None:
         """The stream has come here."""
         self._span, self.finish, self._error = (start, finish), finish, error
         with self._lock:
@@ -118,7 +118,7 @@ class EmulatedStream:
         self._expected = 0.0
         self._clock = 0.0  # modelled: when the stream is free
         self._since: float | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -133,7 +133,7 @@ class EmulatedStream:
             try:
                 with np.errstate(all="ignore"):
                     action()
-            except Exception as error:
+            except BaseException as error:  # whatever it is, the run tells
                 self._error = error
         self._clock = max(start + seconds, start)
         late = self._clock - perf_counter()
