@@ -83,9 +83,8 @@ def test_devices_are_found_with_links_each_way_and_between_them(fake):
     assert (found.devices[0].name, found.devices[0].hardware, found.devices[0].languages) == ("Fake GPU", "gpu", ("cuda", "array"))
     assert {x.id for x in found.links} == {"host->cuda:0", "cuda:0->host", "host->cuda:1", "cuda:1->host", "cuda:0->cuda:1", "cuda:1->cuda:0"}
     assert all(m.nbytes == int(0.9 * fake_cupy.TOTAL) for m in found.memories)
-    Machine(
-        (*hs.Machine.here().devices[:1], *found.devices), found.links, (*hs.Machine.here().memories, *found.memories), hs.Machine.here().resources
-    )
+    here = hs.Machine.here()
+    Machine((*here.devices[:1], *found.devices), found.links, (here.memory("host"), *found.memories), here.resources)
 
 
 def test_compute_streams_are_as_many_as_the_environment_says(monkeypatch):
