@@ -269,7 +269,7 @@ def _on_host(given: Any, spec: Spec | None) -> Any:
     if given is None:
         raise TypeError("None is no number")  # NumPy would make NaN of it
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
-        raise TypeError(f"{np.count_nonzero(np.ma.getmaskarray(given))} of its elements are masked; give .filled(VALUE)")
+        raise TypeError(f"{np.count_nonzero(given.mask)} of its elements are masked; give .filled(VALUE)")
     if isinstance(given, np.ndarray):
         return given
     if hasattr(given, "__cuda_array_interface__") and hasattr(given, "get"):

@@ -182,7 +182,7 @@ class Machine:
     def here() -> Machine:
         """The machine this runs on, found by the backends (set by `hetsched.executors.backends` when it is imported)."""
         if Machine.discover is None:
-            raise MachineError("no backend is loaded; import hetsched (or hetsched.executors.backends) before Machine.here()")
+            raise MachineError("no backend is loaded; take hetsched.Machine, or import hetsched.executors.backends, before Machine.here()")
         return Machine.discover()
 
     def device(self, device_id: str) -> Device:
