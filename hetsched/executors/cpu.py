@@ -105,6 +105,7 @@ class Crew:
             active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)
             return active
+        root.ready()
         active = Active(root, 0.0, None, self.drivers)
         self.root = [active]
         door = Door()
@@ -152,6 +153,7 @@ class Crew:
         """The walk of a plan that asks nothing but threads."""
         frame = active.frame
         runner = relay.Relay(self, frame, self.new_thread)
+        frame.ready()
         self.total = len(frame.program.steps)
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
@@ -162,7 +164,7 @@ class Crew:
             raise InternalError(
                 f"the run came to a stop before its end, {sum(len(log.times) for log in runner.logs) // 3} of {self.total} steps done"
             )
-        active.later = runner.noted()
+        active.logs = runner.noted()
         active.busy[self.host] = sum(log.seconds for log in runner.logs)
         if self.progress is not None:
             self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")

@@ -24,6 +24,7 @@ from hetsched.errors import CommandLineError
 from hetsched.executors.memory import when_short
 from hetsched.executors.program import Program, compile_plan
 from hetsched.machine import HOST
+from hetsched.quiet import no_garbage_collection
 from hetsched.timeline import Timeline
 
 # Kept at most, in all, unless HETSCHED_KEEP_MIB says otherwise: bytes of arenas, and what is bound beside them.
@@ -64,7 +65,8 @@ class Kept:
         """See `compile_plan`."""
         found = self.programs.get((join, whole))
         if found is None:
-            found = self.programs.setdefault((join, whole), compile_plan(self.twin, join=join, whole=whole))
+            with no_garbage_collection():
+                found = self.programs.setdefault((join, whole), compile_plan(self.twin, join=join, whole=whole))
             self.tickets.setdefault(id(found), [])
         return found
 
@@ -116,7 +118,8 @@ def lent(plan: Timeline, program: Program, make: Callable[[], T], takes: Callabl
     if thing is None:
         limit = next((m.nbytes for m in plan.machine.memories if m.name == HOST), None)
         _trim(most_bytes() - nbytes if limit is None else min(most_bytes(), limit) - nbytes)
-        thing = make()
+        with no_garbage_collection():
+            thing = make()
     is_well = False
     try:
         yield thing
