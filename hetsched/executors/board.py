@@ -7,7 +7,7 @@ the cells that show inputs and outputs are filled again (1 us each), and nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise, repeat
+from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -72,26 +72,27 @@ class Board:
         ops = list(map(graph.task_ops.__getitem__, tasks))
         kinds = list(map(id, ops))
         named = {kind: self._kernel_of(task, cast(Op, op), plain.owner) for kind, task, op in _each(kinds, tasks, ops)}
-        kernels, shuts = zip(*map(named.__getitem__, kinds), strict=True)
         start, count = graph.input_start[plain.tasks], np.diff(graph.input_start)[plain.tasks]
-        read = _ranges(start, count)
-        shut = np.repeat(np.array(shuts, np.bool_), count)
         made, written = graph.output_start[plain.tasks], np.diff(graph.output_start)[plain.tasks]
-        values = np.concatenate((graph.input_values[read], _ranges(made, written)))
-        cells = self._lay_out(values, np.concatenate((shut, np.zeros(len(values) - len(shut), np.bool_))))
+        read = graph.input_values[_ranges(start, count)]
+        shut: NDArray[np.bool_] = np.full(len(read), all(shuts for _, shuts in named.values()))
+        if len({shuts for _, shuts in named.values()}) > 1:
+            shut = np.repeat(np.fromiter((named[kind][1] for kind in kinds), np.bool_, len(kinds)), count)
+        values = np.concatenate((read, _ranges(made, written)))
+        cells = self._lay_out(values, np.concatenate((shut, np.zeros(len(values) - len(read), np.bool_))))
+        kernels = map({kind: kernel for kind, (kernel, _) in named.items()}.__getitem__, kinds)
         inputs, outputs = _takes(cells[: len(read)], count), _takes(cells[len(read) :], written)
         workspaces = frame.plan.workspaces
         scratch = [frame.workspace(task) if task in workspaces else None for task in tasks] if workspaces else repeat(None, len(tasks))
         attributes = map(graph.task_attributes.__getitem__, tasks)
         bills = list(zip(kernels, inputs, outputs, scratch, attributes, tasks, strict=True))
         first = plain.steps.first
-        if len(first) == len(bills) + 1:
-            self.single = cast(list[Bill | None], bills)
-            return
-        for step, (a, b) in enumerate(pairwise(first.tolist())):
-            self.single.append(bills[a] if b == a + 1 else None)
-            if b != a + 1:
-                self.several[step] = bills[a:b]
+        self.single = cast(list[Bill | None], bills)
+        if len(first) != len(bills) + 1:
+            self.single = list(map(self.single.__getitem__, first[:-1].tolist()))
+            for step in np.flatnonzero(np.diff(first) > 1).tolist():
+                self.single[step] = None
+                self.several[step] = bills[int(first[step]) : int(first[step + 1])]
 
     def _lay_out(self, values: IntArray, shut: NDArray[np.bool_]) -> IntArray:
         """The cell of each of `values`, read-only where `shut`. Values that follow each other in one place of the arena have one."""
@@ -101,27 +102,31 @@ class Board:
         offsets = frame.plan.offsets
         if offsets:
             place[list(map(itemgetter(0), offsets))] = list(offsets.values())
-        own = np.fromiter(self._own, np.int64, len(self._own))
+        own = list(self._own)
         place[own] = -1
-        lies = place >= 0
-        # What is one array: a place and a spec; or a value, of which the numbers come after all of these.
-        key = np.where(lies, place * n + kinds, (int(place.max(initial=0)) + 1) * n + np.arange(n)) * 2
-        _, one, cell = np.unique(key[values] + shut, return_index=True, return_inverse=True)
         is_own = np.zeros(n, np.bool_)
         is_own[own] = True
+        # What is one array: a place and a spec; or a value, of which the numbers come after all of these.
+        key = np.where(place >= 0, place * n + kinds, (int(place.max(initial=0)) + 1) * n + np.arange(n))
+        _, one, array = np.unique(key, return_index=True, return_inverse=True)
+        wanted = array.reshape(-1)[values] * 2 + shut  # an array, writable or read-only
+        is_wanted = np.zeros(2 * len(one), np.bool_)
+        is_wanted[wanted] = True
+        number: IntArray = np.cumsum(is_wanted) - 1
+        of = np.flatnonzero(is_wanted)
+        value_of = one[of // 2]
+        columns = [x.tolist() for x in (value_of, place[value_of], of % 2 == 1, is_own[value_of])]
         memory = frame.memories.get(HOST)
-        for number, (value, at, shuts, mine) in enumerate(
-            zip(values[one].tolist(), place[values[one]].tolist(), shut[one].tolist(), is_own[values[one]].tolist(), strict=True)
-        ):
+        for cell, (value, at, shuts, mine) in enumerate(zip(*columns, strict=True)):
             if mine:
-                self._filled.append((number, value, shuts))
+                self._filled.append((cell, value, shuts))
                 self.cells.append(None)
                 continue
             spec = graph.value_specs[value]
             found = memory.array(at, spec) if memory is not None and at >= 0 and isinstance(spec, Spec) else frame.locate(value, HOST, 0)
             self.cells.append(read_only(found) if shuts else found)
-        found_cells: IntArray = cell.reshape(-1)
-        return found_cells
+        cells: IntArray = number[wanted]
+        return cells
 
     # Making, step by step -----------------------------------------------------------------------------------------------------
 

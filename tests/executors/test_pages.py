@@ -143,3 +143,97 @@ def test_where_threads_may_not_be_moved_nobody_tries(monkeypatch):
         assert cores.Cores.of(2) is None
     finally:
         cores.asks.cache_clear()
+
+
+KINDS = [
+    ((64, 256), np.dtype(np.float32)),
+    ((5,), np.dtype(np.float64)),
+    ((0, 3), np.dtype(np.int8)),
+    ((1 << 20,), np.dtype(np.uint8)),
+    ((), np.dtype(bool)),
+]
+
+
+@pytest.mark.parametrize("times", [1, 40])
+def test_fresh_arrays_are_apart_and_writable_wherever_they_lie(times):
+    made = pages.arrays(KINDS * times)
+    assert [(x.shape, x.dtype) for x in made] == KINDS * times
+    for i, x in enumerate(made):
+        assert x.flags.c_contiguous
+        assert x.flags.writeable
+        x[...] = i % 100
+    for i, x in enumerate(made):
+        assert (x == np.asarray(i % 100).astype(x.dtype)).all()
+
+
+def in_one_area():
+    """Arrays that share an area, where the system has such."""
+    made = pages.arrays([((1 << 20,), np.dtype(np.uint8))] * 4)
+    if made[0].base is None:
+        pytest.skip("no huge pages here")
+    for i, x in enumerate(made):
+        x[:] = i + 1
+    return made
+
+
+def test_what_shares_an_area_outlives_the_others():
+    made = in_one_area()
+    kept, part, again = made[1], made[2][5:9], memoryview(made[3])
+    del made
+    assert (kept == 2).all()
+    assert part.tolist() == [3] * 4
+    assert set(again) == {4}
+
+
+def test_an_array_that_is_let_go_gives_its_pages_back(monkeypatch):
+    given = []
+    real = pages._giver()
+    monkeypatch.setattr(pages, "_giver", lambda: lambda share: (given.append((share.address, share.nbytes)), real(share)))
+    made = in_one_area()
+    address = made[1].ctypes.data
+    del made[1]
+    assert given == [(address, 1 << 20)]
+    view = made[1][:3]
+    del made[1]
+    assert len(given) == 1, "a view holds it"
+    del view
+    assert len(given) == 2
+
+
+def test_pages_come_from_a_thread_where_they_are_many(monkeypatch):
+    threads, asked = [], []
+    monkeypatch.setattr(pages, "_cores", lambda: 2)
+    monkeypatch.setattr(pages, "populates", lambda: lambda address, nbytes: (asked.append(nbytes), threads.append(threading.current_thread().name)))
+    few = pages.Touching()
+    few.add(np.empty(3 * pages.PAGE, np.uint8))
+    few.begin()
+    assert asked == [3 * pages.PAGE]
+    assert threads == [threading.current_thread().name]
+    many = pages.Touching()
+    many.add(np.empty(pages.BESIDE_BYTES + 5, np.uint8))
+    many.begin()
+    many.end()
+    many.end()
+    assert sum(asked[1:]) == pages.BESIDE_BYTES + 5
+    assert max(asked) <= pages.HUGE
+
+
+def test_no_more_is_touched_than_is_worth_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pages, "MOST_BYTES", 10 * pages.PAGE)
+    monkeypatch.setattr(pages, "populates", lambda: lambda address, nbytes: asked.append(nbytes))
+    touching = pages.Touching()
+    for _ in range(3):
+        touching.add(np.empty(4 * pages.PAGE, np.uint8))
+    touching.begin()
+    assert sum(asked) == 10 * pages.PAGE
+
+
+def test_where_the_system_gives_no_pages_they_are_written(monkeypatch):
+    monkeypatch.setattr(pages, "populates", lambda: None)
+    raw = np.full(pages.LEAST_BYTES, 7, np.uint8)
+    touching = pages.Touching()
+    touching.add(raw)
+    touching.begin()
+    touching.end()
+    assert (raw[:: pages.PAGE] == 0).all()
