@@ -5,7 +5,9 @@ machines that is dear (measured: 1.1 ms for 2 MiB in pages of 4 KiB, 0.2 in a hu
 asked for in huge pages, which are there when a run begins: it is faster by what its tasks do not wait for, and takes what it is planned to take. A
 thread sees to much of them beside what is bound meanwhile (`Touching`).
 
-Arrays of one area (`arrays`) are each the caller's own for all that: who lets one go gives its bytes back, and may keep the others.
+Arrays of one area (`arrays`) are each the caller's own for all that. An area whose arrays have all been let go is kept for the next run's, pages and
+all, as long as such areas take no more than `keep_at_most` says; of one of which some are still held the others' bytes are given back when the next
+one is asked for.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import repeat
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -103,9 +106,100 @@ def populates() -> Callable[[int, int], None] | None:
 
 
 class _Area(mmap.mmap):
-    """Anonymous memory. shares: weak references to the arrays that have it in shares."""
+    """Anonymous memory. start, first: its address, and the first byte in it at the begin of a huge page; nbytes: from there on.
 
+    shares: weak references to the arrays that have it in shares; dead: those whose arrays are gone, and whose pages are still there; left: a 1 for each of them but one.
+    has_holes: not all pages are there. is_kept: it may be, when no array is left.
+    """
+
+    start: int
+    first: int
+    nbytes: int
     shares: list[_Share]
+    dead: list[_Share]
+    left: Iterator[int]
+    has_holes: bool
+    is_kept: bool
+
+
+class _Share(weakref.ref["NDArray[Any]"]):
+    """An array that has part of an area. (Views of it hold it, and it holds the area.)"""
+
+    __slots__ = ("address", "area", "nbytes")
+    address: int
+    area: _Area
+    nbytes: int
+
+
+# Areas of which no array is left; those of which some array has gone since the last look.
+_idle: list[_Area] = []
+_partly: list[weakref.ref[_Area]] = []
+# Held where pages are given back or an area is used again: not both at once. What a share does when its array goes, in any thread between any two
+# instructions, are single operations of the interpreter, and it takes no lock.
+_lock = threading.Lock()
+_most_kept: Callable[[], int] = int
+
+
+def keep_at_most(limit: Callable[[], int]) -> None:
+    """`limit` says how many bytes of areas that nobody has may be kept."""
+    global _most_kept
+    _most_kept = limit
+
+
+def held() -> int:
+    """Bytes of areas that are kept and that nobody has."""
+    return sum([area.nbytes for area in list(_idle)])
+
+
+def give_back() -> bool:
+    """Keep nothing of what nobody has. True if there was something."""
+    with _lock:
+        found = bool(_idle)
+        _idle.clear()
+    return found
+
+
+@cache
+def _gives() -> Callable[[int, int], int] | None:
+    """Gives pages of (address, bytes) back to the system; None where that cannot be."""
+    try:
+        advise = ctypes.PyDLL(None).madvise  # it keeps the interpreter
+    except (OSError, AttributeError, TypeError):
+        return None
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return lambda address, nbytes: int(advise(address, nbytes, _DONTNEED))
+
+
+def _let_go(share: _Share) -> None:
+    """An array has gone."""
+    if _idle is None or _gives is None:  # the interpreter ends
+        return
+    area = share.area
+    if not area.is_kept:
+        if (gives := _gives()) is not None:
+            gives(share.address, share.nbytes)
+    else:
+        if not area.dead:
+            _partly.append(weakref.ref(area))
+        area.dead.append(share)
+    if not next(area.left, 0):  # the last one
+        area.shares, area.dead = [], []  # they hold the area
+        if area.is_kept and held() + area.nbytes <= _most_kept():
+            _idle.append(area)
+
+
+def _tidy() -> None:
+    """Give back the pages of arrays that have gone, where others of their area are still held. Under the lock."""
+    gives = _gives()
+    while _partly:
+        area = _partly.pop()()
+        if area is None or gives is None or any(area is other for other in _idle):
+            continue
+        dead = area.dead
+        while dead:
+            share = dead.pop()
+            gives(share.address, share.nbytes)
+            area.has_holes = True
 
 
 def _address(area: mmap.mmap) -> int:
@@ -113,34 +207,8 @@ def _address(area: mmap.mmap) -> int:
     return found
 
 
-class _Share(weakref.ref["NDArray[Any]"]):
-    """An array that has part of an area; when it is let go its pages are given back. (Views of it hold it, and it holds the area.)"""
-
-    __slots__ = ("address", "nbytes")
-    address: int
-    nbytes: int
-
-
-@cache
-def _giver() -> Callable[[Any], None] | None:
-    """Gives the pages of a share back."""
-    try:
-        advise = ctypes.PyDLL(None).madvise  # it keeps the interpreter
-    except (OSError, AttributeError, TypeError):
-        return None
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-    def give_back(share: _Share) -> None:
-        advise(share.address, share.nbytes, _DONTNEED)
-
-    return give_back
-
-
-def _mapped(nbytes: int) -> tuple[_Area, int, int] | None:
-    """(memory for so many bytes, its address, the first byte in it at the begin of a huge page), none of it touched; None where huge pages are not
-
-    known, or there is no memory (NumPy says so better).
-    """
+def _mapped(nbytes: int) -> _Area | None:
+    """Memory for so many bytes, none of it touched; None where huge pages are not known, or there is no memory (NumPy says so better)."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     try:
@@ -148,8 +216,20 @@ def _mapped(nbytes: int) -> tuple[_Area, int, int] | None:
         area.madvise(mmap.MADV_HUGEPAGE)
     except (OSError, ValueError):
         return None
-    address = _address(area)
-    return area, address, -address % HUGE
+    area.start = _address(area)
+    area.first, area.nbytes, area.has_holes = -area.start % HUGE, nbytes, True
+    return area
+
+
+def _for_arrays(nbytes: int) -> _Area | None:
+    """An area that nobody has: one that was kept, with all its pages or not, or a new one."""
+    with _lock:
+        _tidy()
+        for number, area in enumerate(list(_idle)):
+            if nbytes <= area.nbytes <= 2 * nbytes:
+                del _idle[number]
+                return area
+    return _mapped(nbytes)
 
 
 def area(nbytes: int, touching: Touching | None = None) -> Bytes:
@@ -157,8 +237,7 @@ def area(nbytes: int, touching: Touching | None = None) -> Bytes:
     mapped = _mapped(nbytes) if nbytes >= HUGE else None
     if mapped is None:
         return touched(np.empty(nbytes, np.uint8))
-    whole, _, first = mapped
-    raw = np.frombuffer(whole, np.uint8)[first : first + nbytes]
+    raw = np.frombuffer(mapped, np.uint8)[mapped.first : mapped.first + nbytes]
     _touch(raw, touching)
     return raw
 
@@ -170,24 +249,27 @@ def arrays(kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], touching: Tou
     """
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
     together = [-(-size // PAGE) * PAGE if size >= LEAST_BYTES and not dtype.hasobject else 0 for size, (_, dtype) in zip(sizes, kinds, strict=True)]
-    total, give_back = sum(together), _giver()
-    mapped = _mapped(total) if total >= HUGE and give_back is not None else None
-    if mapped is None:
+    total = sum(together)
+    area = _for_arrays(total) if total >= HUGE and _gives() is not None else None
+    if area is None:
         return [touched(np.empty(shape, dtype)) for shape, dtype in kinds]
-    whole, address, at = mapped
-    _touch(np.frombuffer(whole, np.uint8)[at : at + total], touching)
+    at = area.first
+    if area.has_holes:
+        _touch(np.frombuffer(area, np.uint8)[at : at + total], touching)
     out: list[NDArray[Any]] = []
-    whole.shares = shares = []
+    shares: list[_Share] = []
     for (shape, dtype), nbytes in zip(kinds, together, strict=True):
         if not nbytes:
             out.append(np.empty(shape, dtype))
             continue
-        made: NDArray[Any] = np.ndarray(shape, dtype, whole, at)
-        share = _Share(made, give_back)
-        share.address, share.nbytes = address + at, nbytes
+        made: NDArray[Any] = np.ndarray(shape, dtype, area, at)
+        share = _Share(made, _let_go)
+        share.address, share.area, share.nbytes = area.start + at, area, nbytes
         shares.append(share)
         out.append(made)
         at += nbytes
+    area.shares, area.dead, area.left = shares, [], repeat(1, len(shares) - 1)
+    area.has_holes, area.is_kept = total < area.nbytes and area.has_holes, area.nbytes <= _most_kept()
     return out
 
 
