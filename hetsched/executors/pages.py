@@ -108,8 +108,8 @@ def populates() -> Callable[[int, int], None] | None:
 class _Area(mmap.mmap):
     """Anonymous memory. start, first: its address, and the first byte in it at the begin of a huge page; nbytes: from there on.
 
-    shares: weak references to the arrays that have it in shares; dead: those whose arrays are gone, and whose pages are still there; left: a 1 for each of them but one.
-    has_holes: not all pages are there. is_kept: it may be, when no array is left.
+    shares: weak references to the arrays that have it in shares; dead: those whose arrays are gone, and whose pages are still there; left: a 1 for
+    each of them but one. has_holes: not all pages are there. is_kept: it may be, when no array is left.
     """
 
     start: int
