@@ -289,6 +289,7 @@ def encoded(plan: Timeline) -> dict[str, Any]:
         "plan_seconds": plan.plan_seconds,
         "version": plan.version,
         "begin_seconds": plan.begin_seconds,
+        "keeps_order": plan.keeps_order,
         "arenas": dict(sorted(plan.arenas.items())),
         "peak": dict(sorted(plan.peak.items())),
         "spans": [span(s) for s in plan.spans],
@@ -367,6 +368,7 @@ def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop 
         bodies=bodies,
         version=_int(data["version"]),
         begin_seconds=_float(data["begin_seconds"]),
+        keeps_order=_bool(data.get("keeps_order", False)),
     )
 
 
@@ -414,6 +416,12 @@ def _float(value: Any) -> float:
     if type(value) not in (int, float):
         raise ValueError(f"a number was expected, got {value!r}")
     return float(value)
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"true or false was expected, got {value!r}")
+    return value
 
 
 def _str(value: Any) -> str:

@@ -122,6 +122,8 @@ class Timeline:
     totals: of a trace: device or link -> busy seconds, turns whose spans were not kept included.
     begin_seconds: of a loop's body: what beginning and ending the loop takes beside its turns, prologue and epilogue.
     attributed: of a trace: indices into `spans` of those whose times are shares of a step that was measured as a whole.
+    keeps_order: True where threads that share a device keep to the order of the starts, which was chosen for the sake of the cache
+    (`placement.reuse`); False where one may stay with what it has made ready.
     notes: remarks for the user (fallbacks, ignored preferences).
     """
 
@@ -150,6 +152,7 @@ class Timeline:
     totals: Mapping[str, float] = field(default_factory=dict)
     attributed: frozenset[int] = frozenset()
     begin_seconds: float = 0.0
+    keeps_order: bool = False
     version: int = 1
 
     explainer: ClassVar[Callable[..., Any] | None] = None

@@ -43,6 +43,7 @@ def pytest_configure(config):
 
     for backend, stated in ((cpu, _CPU), (opencl, _OPENCL)):
         backend._speeds = _stated(backend._speeds, stated)
+    cpu.CACHES = _KEPT / "no-such-folder"
     if os.environ.get("HETSCHED_REQUIRE_OPENCL"):
         found = opencl.find()
         if not found.devices:

@@ -121,7 +121,7 @@ class Relay(Sharing):
         self.left = repeat(1, shape.sinks - 1)
         for kind, ranks in shape.first.items():
             self.ready[kind] += ranks  # ascending: a heap
-        self.stay = max(STAY_STEPS, int(STAY_SHARE * n))
+        self.stay = 0 if frame.plan.keeps_order else max(STAY_STEPS, int(STAY_SHARE * n))
         self.is_done = self.halted = not n
         self.counted = count(1)
         self.logs: list[Log] = []

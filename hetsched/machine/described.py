@@ -210,6 +210,7 @@ class _DeviceModel(Sourced):
     price_per_hour: Amount | None = None
     unified: bool = False
     always_on: bool = True
+    cache_nbytes: Bytes | None = None
 
     @field_validator("idle_watts")
     @classmethod

@@ -27,7 +27,7 @@ from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
 from hetsched.placement.memory import lay_out
 from hetsched.placement.problem import FloatArray, Problem
 from hetsched.placement.ranks import code_for, least_tails
-from hetsched.placement.shared import Shared, shared_run
+from hetsched.placement.shared import Shared, near_run, shared_run
 from hetsched.placement.written import Commands, commands_of, spans_of, written
 from hetsched.timeline import Lane, Launch, Replica, Span, Timeline
 
@@ -371,8 +371,10 @@ class GraphDraft(Draft):
         problem = self.problem
         straight = Timeline(self.graph, self.machine, (), loops=dict(problem.loops), notes=(*problem.notes, *self.notes))
         limits = dict(zip(problem.node_names, problem.capacity, strict=True))
-        found = self._as_run
-        plan = written(problem, self._commands_of(found), straight, limits) if found is not None else None
+        plan = None
+        for found in (near_run(self, self._copies_in_rows()), self._as_run):
+            if plan is None and found is not None:
+                plan = written(problem, self._commands_of(found), found.told(straight), limits)
         if plan is None:
             plan = written(problem, self._commands(self._copies_in_rows()), straight, limits)
         if plan is None:

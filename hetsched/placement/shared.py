@@ -12,15 +12,17 @@ scheduling (Graham, Bounds on multiprocessing timing anomalies, SIAM J. Appl. Ma
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hetsched.placement.costs.handover import body_lanes, handover_of, way_of
-from hetsched.timeline import STAY_SHARE, STAY_STEPS, Lane
+from hetsched.placement.reuse import COUNTED_SHARE, Work, by_reuse, inputs_nbytes, missed_bytes
+from hetsched.timeline import STAY_SHARE, STAY_STEPS, Lane, Timeline
 
 if TYPE_CHECKING:
+    from hetsched.machine import Device
     from hetsched.placement.draft import GraphDraft
 
 # A plan is written anew where its makespan changes by more than this share of it.
@@ -31,13 +33,29 @@ MOST_TASKS = 5_000
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """Times of a draft as it will be run. start, finish, lane: of each task; copies: the draft's, at their new times; makespan in seconds."""
+    """Times of a draft as it will be run. start, finish, lane: of each task; copies: the draft's, at their new times; makespan in seconds.
+
+    fetched: bytes that come from memory, and that would have in the order of the policy, where the order was changed for that (`reuse`).
+    """
 
     start: list[float]
     finish: list[float]
     lane: list[int]
     copies: Any
     makespan: float
+    fetched: tuple[int, int] | None = None
+
+    def order(self) -> list[int]:
+        """The tasks as they start."""
+        return sorted(range(len(self.start)), key=lambda t: (self.start[t], self.finish[t]))
+
+    def told(self, plan: Timeline) -> Timeline:
+        """`plan`, which is to have these times, with what is to be said of them."""
+        if self.fetched is None:
+            return plan
+        now, before = (f"{x / 2**20:,.0f} MiB" for x in self.fetched)
+        note = f"tasks that read the same values run close together: {now} of inputs come from memory rather than from the cache, instead of {before}"
+        return replace(plan, keeps_order=True, notes=(*plan.notes, note))
 
 
 def shared_run(draft: GraphDraft, copies: Any) -> Shared | None:
@@ -54,18 +72,60 @@ def shared_run(draft: GraphDraft, copies: Any) -> Shared | None:
     return found if found is not None and abs(found.makespan - draft.finish()) > LEAST_CHANGE * found.makespan else None
 
 
-class _Run:
-    """One walk. Steps are the tasks, and behind them the copies. `ready`: for each pool of threads (priority, task)."""
+def near_run(draft: GraphDraft, copies: Any) -> Shared | None:
+    """A finished draft in an order of its tasks that finds more in the cache, where that is worth more than the makespan it costs; else None."""
+    if not 1 <= len(draft.booked) <= MOST_TASKS or not (capacity := _cache_nbytes(draft)):
+        return None
+    run = _Run(draft, copies)
+    found = run.to_the_end() if run.way.is_plain else None
+    if found is None:
+        return None
+    work, threads = run.work(), run.way.threads
+    per_byte = 1 / (_device_of(draft).bytes_per_second * threads)
+    fetched = missed_bytes(work, found.order(), capacity)
+    if (fetched - inputs_nbytes(work)) * per_byte < LEAST_CHANGE * found.makespan:
+        return None  # no order spares that much
+    near = _Run(draft, copies, by_reuse(work, threads, capacity)).to_the_end()
+    if near is None:
+        return None
+    now = missed_bytes(work, near.order(), capacity)
+    if near.makespan + now * per_byte > (found.makespan + fetched * per_byte) * (1 - LEAST_CHANGE):
+        return None
+    return replace(near, fetched=(now, fetched))
 
-    def __init__(self, draft: GraphDraft, copies: Any) -> None:
+
+def _cache_nbytes(draft: GraphDraft) -> int:
+    """Bytes of cache to count on where the threads of one device do everything, on one lane each, and the values are more than that; else 0."""
+    used = {draft.problem.choices[c] for c in set(draft.choice_of)}
+    if len(used) > 1 or any(choice.pool < 0 or choice.width > 1 for choice in used):
+        return 0
+    capacity = int((_device_of(draft).cache_nbytes or 0) * COUNTED_SHARE)
+    return capacity if int(draft.graph.value_nbytes.sum()) > capacity else 0
+
+
+def _device_of(draft: GraphDraft) -> Device:
+    """The device of the first task."""
+    return draft.machine.devices[draft.problem.choices[draft.choice_of[0]].device]
+
+
+class _Run:
+    """One walk. Steps are the tasks, and behind them the copies. `ready`: for each pool of threads (priority, task).
+
+    order: the tasks by priority, to which threads keep; None: as they were booked, and threads may stay with what they have made ready.
+    """
+
+    def __init__(self, draft: GraphDraft, copies: Any, order: list[int] | None = None) -> None:
         problem = self.problem = draft.problem
         self.machine = draft.machine
         n = self.n = len(problem)
         self.copies = copies
         rows = copies.tolist()
         self.seconds = [b - a for a, b in zip(draft.start_of, draft.finish_of, strict=True)] + [row[4] - row[3] for row in rows]
-        place = {task: i for i, task in enumerate(draft.booked)}
-        order = sorted(range(n), key=lambda t: (draft.start_of[t], draft.finish_of[t], place[t]))
+        self.stay = 0 if order is not None else max(STAY_STEPS, int(STAY_SHARE * n))
+        if order is None:
+            place = {task: i for i, task in enumerate(draft.booked)}
+            order = sorted(range(n), key=lambda t: (draft.start_of[t], draft.finish_of[t], place[t]))
+        self.order = order
         self.rank = [0] * n
         for rank, task in enumerate(order):
             self.rank[task] = rank
@@ -97,7 +157,6 @@ class _Run:
         self.held: list[int] = []  # steps of streams that wait for a resource
         self.began: set[Any] = set()  # streams and engines that have done something, and what holds all threads of its pools
         self.done: set[int] = set()
-        self.stay = max(STAY_STEPS, int(STAY_SHARE * n))
         self.left = [float(c) for c in problem.resource_capacity]
         self.uses_of = [draft.uses_of(t) for t in range(n)] if self.left else []
         self.start = [0.0] * (n + len(rows))
@@ -109,6 +168,18 @@ class _Run:
             device = self.machine.devices[problem.pools[pool].device]
             for lane in numbers:
                 self._event(self.handover.first(self.way, device, problem.pools[pool].kind, lane), -1 - pool, lane)
+
+    def work(self) -> Work:
+        """The tasks by priority."""
+        graph, n = self.problem.graph, self.n
+        assert graph is not None
+        values, outputs = graph.input_values.tolist(), graph.output_start.tolist()
+        reads = [list(dict.fromkeys(values[a:b])) for a, b in pairwise(graph.input_start.tolist())]
+        readers = [0] * len(graph.value_names)
+        for row in reads:
+            for value in row:
+                readers[value] += 1
+        return Work(self.order, self.seconds, reads, [range(a, b) for a, b in pairwise(outputs)], self.near[:n], graph.value_nbytes.tolist(), readers)
 
     def _pools_of(self, task: int, is_thread_pool: list[bool]) -> tuple[int, ...]:
         choice, problem = self.choices[task], self.problem

@@ -169,6 +169,7 @@ def device_record(device: Device) -> dict[str, Any]:
         "languages": list(device.languages),
         "flops_per_second": dict(device.flops_per_second),
         "bytes_per_second": device.bytes_per_second,
+        "cache_bytes": device.cache_nbytes,
         "launch_seconds": device.launch_seconds,
         "unified": device.unified,
         "busy_watts": device.busy_watts,

@@ -29,6 +29,8 @@ from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, MemoryNode, Resource
 
 IO_LANES = 4
+# Where Linux tells of the caches of a core.
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _NEEDED = ("float32", "float64", "bytes", "launch", "crossing")
 
 
@@ -133,6 +135,7 @@ def find() -> Found:
         shares_lanes=True,
         widths=(1, n) if n > 1 else (1,),
         uses={"cores": 1.0},
+        cache_nbytes=last_cache(CACHES),
         fingerprint=fingerprint(),
     )
     memory = MemoryNode(HOST, int(psutil.virtual_memory().available))
@@ -147,6 +150,19 @@ def _name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def last_cache(folder: Path) -> int | None:
+    """Bytes of the cache of the highest level in `folder`, as Linux tells them of a core; None where it does not."""
+    sizes: dict[int, int] = {}
+    try:
+        for at in folder.glob("index*"):
+            if at.joinpath("type").read_text().strip() != "Instruction":
+                text = at.joinpath("size").read_text().strip()  # 32768K
+                sizes[int(at.joinpath("level").read_text())] = int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
+    except (OSError, ValueError):
+        return None
+    return sizes[max(sizes)] if sizes else None
 
 
 def _cache() -> Path:
