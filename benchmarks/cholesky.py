@@ -14,9 +14,10 @@ there. Results are compared with `numpy.linalg.cholesky` of the whole matrix.
 - free: two threads take the kernels one after another in the order of the algorithm and wait for nothing: what the machine gives at best.
 
 Ratios are of one round (they take turns, in another order each round, drawn by chance: what ran before leaves its tiles in the cache), the figure is
-their median. Above 1: hetsched is faster than the pool; share of free: 1 is what kernels in the order of the algorithm take. `busy` is the share of the two threads' time in which kernels ran, `path` the longest path through the graph in measured
-times, of the makespan: what is left to 1 is what no order of the tasks could help. `most`: how many times the pool's speed a run would have had whose
-threads were at kernels all the time, and at once: kernels are the same for all, so no scheduler could be further from the pool than that.
+their median. Above 1: hetsched is faster than the pool; share of free: 1 is what kernels in the order of the algorithm take. `busy` is the share of
+the two threads' time in which kernels ran, `path` the longest path through the graph in measured times, of the makespan: what is left to 1 is what no
+order of the tasks could help. `most`: how many times the pool's speed a run would have had with its threads at kernels all the time: kernels are the
+same for all, so no scheduler could be further from the pool than that.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ every command and call: nothing that runs have taught is read or written.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
@@ -14,10 +15,10 @@ from typing import NamedTuple
 
 from hetsched.dispatching import dispatching
 from hetsched.executors.crowding import Crowding
-from hetsched.executors.measuring import calibrate, work_together
+from hetsched.executors.measuring import calibrate, calibrate_rest, work_together
 from hetsched.graph.graph import Graph
 from hetsched.machine import Device, Machine
-from hetsched.machine.calibration import Calibration, complaints, load, place, save
+from hetsched.machine.calibration import RESUME_SECONDS, Calibration, complaints, load, place, save
 from hetsched.needs import FIRST_SECONDS, first_need, loops_of
 from hetsched.placement.costs.handover import handovers
 from hetsched.placement.costs.history import CROWDED, Drift, History, Lesson
@@ -95,11 +96,17 @@ def learn_from(trace: Timeline, history: History | None = None, crowded: float =
 
 
 def calibrate_device(
-    device: Device, machine: Machine, budget: float = 40.0, tell: Callable[[str], None] | None = None
+    device: Device, machine: Machine, budget: float = 40.0, tell: Callable[[str], None] | None = None, fresh: bool = False
 ) -> tuple[Calibration, list[str]]:
-    """Measure a device in about `budget` seconds at most, keep what was found, and forget what runs have taught of it; with what is remarkable."""
+    """Measure a device in about `budget` seconds at most, keep what was found, and forget what runs have taught of it; with what is remarkable.
+
+    Where the time did not allow all ops the last time, a day ago at most, this goes on with those that are missing and leaves the others as they are;
+    not where it shall be `fresh`.
+    """
     begun = perf_counter()
     before = load(device)
+    if before is not None and not fresh and _may_go_on(before):
+        return _go_on(device, machine, before, budget, tell)
     with Crowding() as crowding:
         found = calibrate(device, machine, budget, tell)
         (tell or (lambda text: None))("dispatching")
@@ -108,12 +115,37 @@ def calibrate_device(
         for other in machine.devices:
             if other.id != device.id and other.fingerprint:
                 together[other.id] = work_together(device, other)[0]
-    found = replace(found, together=together, took_seconds=perf_counter() - begun, **dispatch)
-    is_kept = save(device, found)
+    found = replace(found, together=together, took_seconds=perf_counter() - begun, crowded=crowding.share, **dispatch)
+    lost = _lost(device, found)
     if may_learn():
         History().forget(device_key(device))
-    lost = [] if is_kept else [f"{place(device)} cannot be written: what was measured is lost; set XDG_CACHE_HOME to a folder of yours"]
     return found, [*found.notes, *complaints(found, before), *crowded_out(crowding.share), *lost]
+
+
+def _may_go_on(before: Calibration) -> bool:
+    """False for what lacks nothing, is old, or was spoilt by other work: that is measured anew."""
+    return before.whole and bool(before.missing) and before.crowded <= CROWDED and time.time() - before.taken_at < RESUME_SECONDS
+
+
+def _go_on(device: Device, machine: Machine, before: Calibration, budget: float, tell: Callable[[str], None] | None) -> tuple[Calibration, list[str]]:
+    with Crowding() as crowding:
+        found = calibrate_rest(device, machine, before, budget, tell)
+    found = replace(found, crowded=crowding.share)
+    done = [name for name in before.missing if name not in found.missing]
+    what = f"{', '.join(done)} {'was' if len(done) == 1 else 'were'} measured now" if done else "nothing more was measured"
+    news = f"went on with what the time did not allow: {what}; all else is what was measured {_ago(time.time() - before.taken_at)} ago"
+    return found, [*found.notes, news, *complaints(found), *crowded_out(crowding.share), *_lost(device, found)]
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(seconds / 60, 1):.0f} minutes"
+
+
+def _lost(device: Device, found: Calibration) -> list[str]:
+    """Keeps what was found; says so where it cannot be."""
+    if save(device, found):
+        return []
+    return [f"{place(device)} cannot be written: what was measured is lost; set XDG_CACHE_HOME to a folder of yours"]
 
 
 def crowded_out(share: float) -> list[str]:

@@ -40,9 +40,13 @@ class PipelineError(HetschedError, ValueError):
 
 
 class MachineError(HetschedError, ValueError):
-    """A description of a machine is invalid."""
+    """A description of a machine is invalid. `problems` lists every mistake found, one sentence each."""
 
     exit_code = 3
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
 
 
 class PlacementError(HetschedError):

@@ -8,7 +8,8 @@ Reading refuses, in this order: a file that is no plan, or whose checksum does n
 another machine (`PlacementError`, exit 4); a machine whose memory is too small now (`OutOfMemoryError`, exit 5); a plan that `check` finds a broken
 rule in (`FileError`). The fingerprint of a graph covers names, ops, attributes (of paths the file's name), specs, edges, constraints, constants,
 loops, and what kernels of the user's own do. That of a machine covers its devices with kind, name, lanes and languages, its memory nodes, links and
-resources, but no measured speeds, free bytes, watts or prices: a plan does not become wrong where they change.
+resources, but no measured speeds, free bytes, watts or prices: a plan does not become wrong where they change. A device in software counts as the
+one that it stands for, as long as it has kernels for what the plan puts there.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ _DEPTH = 5
 # What a file that is no plan makes its reader stumble over.
 _BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 _LISTS = ("spans", "prologue", "epilogue", "after", "offsets", "rings", "workspaces", "bodies", "notes")
+
+
+class OtherMachineError(PlacementError):
+    """A locked plan was made for another machine, whose name is `made_for`."""
+
+    def __init__(self, message: str, made_for: str) -> None:
+        self.made_for = made_for
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[OtherMachineError], tuple[str, str]]:
+        return type(self), (str(self), self.made_for)
 
 
 def write_plan(plan: Timeline, path: str | os.PathLike[str]) -> None:
@@ -99,7 +111,7 @@ def read_plan(path: str | os.PathLike[str], graph: Graph, machine: Machine) -> T
         if changes:
             more = f" and {len(changes) - MOST_NAMED} more" if len(changes) > MOST_NAMED else ""
             made_for = f"{name}: was made for another machine ({document['machine']['name']})"
-            raise PlacementError(f"{made_for}: {'; '.join(changes[:MOST_NAMED])}{more}; plan again for this one")
+            raise OtherMachineError(f"{made_for}: {'; '.join(changes[:MOST_NAMED])}{more}; plan again for this one", document["machine"]["name"])
         plan = decoded(document["plan"], graph, machine)
     except _BROKEN as error:
         if isinstance(error, GraphError):
@@ -110,6 +122,10 @@ def read_plan(path: str | os.PathLike[str], graph: Graph, machine: Machine) -> T
         if limit is not None and nbytes > limit:
             raise OutOfMemoryError(f"{name}: the plan takes {nbytes} bytes of {node!r}, which has {limit} now; plan again, or free some")
     broken = problems(plan)
+    if broken and any(d.stands_for for d in machine.devices) and document["machine"] != {"name": machine.name, **machine_shape(machine)}:
+        raise PlacementError(
+            f"{name}: was made for devices that are in software now, which cannot do it: {broken[0]}; plan again for these, with --emulate"
+        )
     if broken:
         raise FileError(f"{name}: the plan breaks {len(broken)} rules, so it is not run; the first: {broken[0]}")
     return plan
@@ -214,8 +230,8 @@ def machine_shape(machine: Machine) -> dict[str, Any]:
     """What of a machine a plan rests on, as plain data."""
     devices = {
         d.id: {
-            "kind": d.kind, "name": d.name, "hardware": d.hardware, "lanes": d.lanes, "io_lanes": d.io_lanes, "memory": d.memory,
-            "languages": list(d.languages), "widths": list(d.widths), "shares_lanes": d.shares_lanes, "uses": dict(d.uses),
+            "kind": d.stands_for or d.kind, "name": d.name, "hardware": d.hardware, "lanes": d.lanes, "io_lanes": d.io_lanes, "memory": d.memory,
+            "languages": None if d.stands_for else list(d.languages), "widths": list(d.widths), "shares_lanes": d.shares_lanes, "uses": dict(d.uses),
         }
         for d in machine.devices
     }  # fmt: skip
@@ -236,6 +252,8 @@ def machine_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         out += [f"{noun} {name} is new" for name in after if name not in before]
         for name in before:
             changed = {k for k in {*before[name], *after.get(name, {})} if name in after and before[name].get(k) != after[name].get(k)}
+            if name in after and None in (before[name].get("languages"), after[name].get("languages")):
+                changed.discard("languages")  # one of the two is in software
             out += [f"{noun} {name}: {k} was {before[name].get(k)!r}, is {after[name].get(k)!r}" for k in sorted(changed)]
     return out
 

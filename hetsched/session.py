@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -45,6 +47,7 @@ class Compiled:
         self._single = next(iter(self._plain.values())) if len(self._plain) == len(self._names) == 1 else None
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        _all.add(self)
 
     def __call__(self, *arrays: Any, **named: Any) -> Result:
         """Run once. Inputs by position (in the order of `graph.inputs`), by name, or as one mapping by name.
@@ -64,10 +67,12 @@ class Compiled:
             await asyncio.sleep(0)
             return result
         with self._lock:
+            if self._replay.is_closed:
+                return self._replay.run(given)  # says so
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.buffers, thread_name_prefix="hetsched-call")
-            pool = self._pool
-        return await asyncio.get_running_loop().run_in_executor(pool, self._replay.run, given)
+            running = asyncio.get_running_loop().run_in_executor(self._pool, self._replay.run, given)
+        return await running
 
     def _given(self, arrays: tuple[Any, ...], named: dict[str, Any]) -> dict[int, Any]:
         """Value id -> read-only array or object."""
@@ -109,8 +114,24 @@ class Compiled:
         if pool is not None:
             pool.shutdown()
 
+    def forget(self) -> None:
+        """In a process that was forked off: the threads of calls that are awaited are those of the parent."""
+        self._lock, self._pool = threading.Lock(), None
+
     def __repr__(self) -> str:
         return f"<Compiled: {', '.join(self._names) or 'no inputs'} -> {', '.join(self.graph.outputs) or 'no outputs'}; {self.buffers} buffer sets>"
+
+
+_all: weakref.WeakSet[Compiled] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for compiled in list(_all):
+        compiled.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 class Session:

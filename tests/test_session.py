@@ -6,6 +6,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hetsched.executors.backends.emulated import emulate
 from hetsched.graph.graph import Loop
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.testing.graphs import random_graph, random_machine
+from hetsched.testing.plans import plain_plan
 from hetsched.testing.reference import interpret
 from hetsched.testing.runs import run_problems, value_problems
 
@@ -337,3 +339,62 @@ def test_calls_that_may_wait_are_awaited_in_threads() -> None:
         for _ in range(2 * binding.HOT_RUNS):
             f(np.float32(1))
         asyncio.run(two(f))
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_kernel_that_calls_its_own_graph_is_told_where_it_would_wait_for_itself(lanes: int) -> None:
+    """With one buffer set it would wait for ever; with two it goes on."""
+    machine = Machine((replace(CPU, lanes=lanes),), (), (MemoryNode(HOST),))
+    deeper: list[Any] = []
+
+    @hs.op(out=lambda x: x)
+    def again(x: Any) -> Any:
+        if deeper:
+            deeper.pop()(x)
+        return x
+
+    b = hs.Graph.build()
+    x = b.input("x", (3,))
+    for i in range(3):
+        b.output(b.op(again, x), f"y{i}")
+    plan, ones = plain_plan(b.freeze(), machine, seed=1), np.ones(3, np.float32)
+    with hs.Session(machine) as session:
+        f = session.compile(plan, buffers=1)
+        deeper.append(f)
+        with pytest.raises(CommandLineError, match=r"all 1 buffer sets are in use.*buffers=2"):
+            f(ones)
+        assert (f(ones)["y0"] == 1).all()
+        g = session.compile(plan, buffers=2)
+        deeper.append(g)
+        assert (g(ones)["y2"] == 1).all()
+
+
+def test_a_graph_that_is_being_closed_takes_no_more_calls() -> None:
+    """Whoever calls again and again would get each buffer set before `close` does."""
+    with hs.Session() as session:
+        f = session.compile(layer())
+        x, w = np.ones((4, 8), np.float32), np.ones((8, 3), np.float32)
+        f(x, w)
+        f._replay._closed = True  # `close` has begun, and has no buffer set yet
+        with pytest.raises(CommandLineError, match="is closed"):
+            f(x, w)
+
+
+def test_awaiting_a_closed_graph_says_so_and_starts_no_thread() -> None:
+    with hs.Session() as session:
+        f = session.compile(layer())
+    before = running_threads()
+    with pytest.raises(CommandLineError, match="is closed"):
+        asyncio.run(f.run_async(np.ones((4, 8), np.float32), np.ones((8, 3), np.float32)))
+    assert f._pool is None
+    assert running_threads() <= before
+
+
+def test_a_session_that_is_let_fall_leaves_no_threads() -> None:
+    before = running_threads()
+    f = hs.Session(box()).compile(layer(hs.Where(("gpu:0",))))
+    f(np.ones((4, 8), np.float32), np.ones((8, 3), np.float32))
+    assert not running_threads() <= before
+    del f
+    gc.collect()
+    assert running_threads() <= before

@@ -40,7 +40,9 @@ def placement_options(parser: Parser, *, policy: bool = True) -> None:
     parser.add_argument("--plan-time", metavar="D", help="search at most this long for a better plan, where the policy searches: 500ms, 30s, 2min")
     machine_options(parser)
     if policy:
-        parser.add_argument("--emulate", action="store_true", help="with --machine: run on it in software, its devices' speeds and links modelled")
+        parser.add_argument(
+            "--emulate", action="store_true", help="with --machine or --what-if: run on it in software, its devices' speeds and links modelled"
+        )
     parser.add_argument("--no-learn", action="store_true", help="neither use nor keep what runs teach about costs (also: HETSCHED_LEARN=0)")
     parser.add_argument("--deterministic", action="store_true", help="equal plans for equal files: nothing that runs have taught is used")
     parser.add_argument(
@@ -122,6 +124,17 @@ def changed(machine: Machine | None, changes: list[str], watts: list[str] | None
     return with_watts(what_if(machine, changes), watts or [])
 
 
+def options_of(machine: str) -> list[str]:
+    """The options that a machine called `machine` came from; of a described one, whose file nobody knows, `FILE` with its name."""
+    from hetsched.machine.machine import HERE
+    from hetsched.machine.named import changes_of, names
+
+    base, changes = changes_of(machine)
+    known = next((name for name in names() if name.lower() == base.lower()), None)
+    first = [] if base == HERE else ["--machine", known if known is not None else f"FILE (of {base!r})"]
+    return [*first, *(word for change in changes for word in ("--what-if", change))]
+
+
 def unchanged(args: Any) -> Machine | None:
     """The machine of the command line without its `--what-if`."""
     return emulated(changed(machine_of(args.machine), [], args.watts), getattr(args, "emulate", False))
@@ -132,7 +145,7 @@ def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
     if not wanted:
         return machine
     if machine is None:
-        raise CommandLineError("--emulate needs the machine to emulate: give --machine FILE or --machine NAME (see `hetsched machines`)")
+        raise CommandLineError("--emulate needs what to emulate: give --machine FILE, --machine NAME (see `hetsched machines`) or --what-if +DEVICE")
     from hetsched.executors.backends.emulated import emulate
 
     return emulate(machine)

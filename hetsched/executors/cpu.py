@@ -26,6 +26,7 @@ from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds,
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
 from hetsched.executors.hands import Door
+from hetsched.executors.interrupts import guarded, heard
 from hetsched.executors.kept import lent, program_of
 from hetsched.executors.losses import Losses
 from hetsched.executors.outline import lanes_needed, launches_of, programs_of
@@ -56,6 +57,7 @@ class Crew:
         began: float | None = None,
     ) -> None:  # fmt: skip
         self.new_thread = new_thread
+        self.owner: Callable[[], object] = lambda: None  # gives what has it run, where that is kept between runs
         self.replanner = replanner
         self.pausing = False
         self.looking = False  # a thread asks the replanner
@@ -108,6 +110,24 @@ class Crew:
         root.ready()
         active = Active(root, 0.0, None, self.drivers)
         self.root = [active]
+        with heard(self._interrupted):
+            self._walk(active, needed)
+        if self.error is not None:
+            raise self.error
+        if not active.walk.done and not self.failed and not self.pausing:
+            stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
+            raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
+        return active
+
+    def _interrupted(self) -> None:
+        """Ctrl-C: start no more. See `interrupts.heard`."""
+        self.error = self.error or KeyboardInterrupt()
+        if self.rounds is not None:
+            self.rounds.halt()
+
+    def _walk(self, active: Active, needed: Mapping[str, int]) -> None:
+        """Walk with as many threads as there is work for; what fails first is in `error`."""
+        root = active.frame
         door = Door()
         if self.cores is not None:
             self.cores.settle(0)
@@ -142,12 +162,6 @@ class Crew:
                 for thread in threads:
                     if thread.ident is not None:
                         thread.join()
-        if self.error is not None:
-            raise self.error
-        if not active.walk.done and not self.failed and not self.pausing:
-            stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
-            raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
-        return active
 
     def _relay(self, active: Active, needed: Mapping[str, int]) -> None:
         """The walk of a plan that asks nothing but threads."""
@@ -545,6 +559,8 @@ class Crew:
         shared = rounds.Rounds(self, inner.frame)
         with self.lock:
             self.rounds = shared
+            if self.error is not None:
+                shared.halt()
             self.wake_all()
         self._join(shared, kind, lane)
         with self.lock:
@@ -612,6 +628,14 @@ def run_plan(
     for owner in sorted(plan.owners):
         if owner not in {d.id for d in plan.machine.devices} or plan.machine.device(owner).kind != "cpu":
             raise PlacementError(f"the plan uses {owner!r}, which the cpu executor does not drive; run it where that device is")
+    with guarded():
+        return _run_plan(plan, inputs, trace, keep_going, timeout, progress, replanner)
+
+
+def _run_plan(
+    plan: Timeline, inputs: Mapping[int, Any], trace: bool, keep_going: bool, timeout: float | None, progress: Progress | None,
+    replanner: Replanner | None,
+) -> Result:  # fmt: skip
     began = perf_counter()
     is_plain = not keep_going and replanner is None
     is_quiet = is_plain and timeout is None and progress is None

@@ -26,6 +26,7 @@ from hetsched.executors.binding import Call
 from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
 from hetsched.executors.epochs import Outcome, Replanner
 from hetsched.executors.frame import Frame
+from hetsched.executors.interrupts import guarded
 from hetsched.executors.kept import program_of
 from hetsched.executors.memory import Memory
 from hetsched.executors.program import Program, describe
@@ -364,7 +365,8 @@ def run_plan(
         finally:
             fleet.close()
 
-    return in_epochs(run_one, plan, inputs, replanner, began)
+    with guarded():
+        return in_epochs(run_one, plan, inputs, replanner, began)
 
 
 class Fleet:

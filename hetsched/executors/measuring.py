@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -169,7 +170,7 @@ _MATMUL, _BIG = 512, 1 << 23
 def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Callable[[str], None] | None = None) -> Calibration:
     """All figures and curves of a device, in about `budget` seconds at most. Dispatching is measured by who can plan and run (`hetsched.costing`).
 
-    The device may not be in use. `tell` is called with what is being measured.
+    The device may not be in use. `tell` is called with what is being measured. What the time does not allow is `missing`; `calibrate_rest` does it.
     """
     say = tell or (lambda text: None)
     begun = perf_counter()
@@ -182,38 +183,58 @@ def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Call
         crossing = crossing_seconds() if device.shares_lanes else 0.0
         say("copies")
         links = _links(bench, machine, device)
-        curves: dict[str, dict[str, Curve]] = {}
-        spreads: list[float] = []
-        late: list[str] = []
-        measured = Device(
-            device.id, device.kind, memory=device.memory, languages=device.languages, flops_per_second=flops, bytes_per_second=memory,
-            launch_seconds=launch,
-        )  # fmt: skip
-        for name, sizes in CASES.items():
-            say(name)
-            for dtype in [d for d in ("float32", "float64") if d in flops]:
-                left = budget - (perf_counter() - begun)
-                if left <= 0:
-                    late.append(name)
-                    continue
-                if dtype != "float32" and name not in _BOTH:
-                    continue
-                curve = _curve(bench, measured, name, dtype, sizes, min(left, 2.0), spreads)
-                if curve is not None:
-                    curves.setdefault(name, {})[dtype] = curve
-    if late:
-        notes.append(f"the time was over before {len(set(late))} of {len(CASES)} ops were measured, from {late[0]} on; give more with --time")
-    for kin, name in FAMILIES.items():
-        if name in curves:
-            curves.setdefault(kin, curves[name])
+        measured = replace(device, flops_per_second=flops, bytes_per_second=memory, launch_seconds=launch)
+        curves, spreads, missing = _curves(bench, measured, CASES, begun + budget, say)
     say("lanes at work together")
     has_lanes = device.shares_lanes and device.lanes > 1
     together = {"lanes": lanes_together(device)} if has_lanes else {}
     lost = wide_seconds(device) if has_lanes and device.lanes in device.widths else 0.0
     return Calibration(
         device.id, device.fingerprint, launch, flops, memory, crossing_seconds=crossing, curves=curves, links=links, together=together,
-        wide_seconds=lost, spread=median(spreads) if spreads else 0.2, took_seconds=perf_counter() - begun, notes=tuple(notes),
+        wide_seconds=lost, spread=median(spreads) if spreads else 0.2, took_seconds=perf_counter() - begun, notes=tuple(notes), missing=missing,
     )  # fmt: skip
+
+
+def calibrate_rest(
+    device: Device, machine: Machine, before: Calibration, budget: float = 40.0, tell: Callable[[str], None] | None = None
+) -> Calibration:
+    """`before` with the curves of what it is `missing`, in about `budget` seconds at most; its figures stand, for curves are relative to them."""
+    begun = perf_counter()
+    with tuned(), np.errstate(all="ignore"), Bench(device, min(MOST_BYTES, _capacity(machine, device))) as bench:
+        measured = replace(
+            device, flops_per_second=before.flops_per_second, bytes_per_second=before.bytes_per_second, launch_seconds=before.launch_seconds
+        )
+        cases = {name: CASES[name] for name in before.missing if name in CASES}
+        curves, spreads, missing = _curves(bench, measured, cases, begun + budget, tell or (lambda text: None))
+    known = {name: dict(by) for name, by in before.curves.items() if name in CASES}
+    spread = median([before.spread, *spreads]) if spreads else before.spread
+    return replace(before, curves=_with_families({**known, **curves}), spread=spread, missing=missing, took_seconds=perf_counter() - begun)
+
+
+def _curves(
+    bench: Bench, device: Device, cases: Mapping[str, Sequence[Mapping[str, Any]]], end: float, say: Callable[[str], None]
+) -> tuple[dict[str, dict[str, Curve]], list[float], tuple[str, ...]]:
+    """(op, or family of ops, -> dtype -> curve; the spread of each point; the ops that were not, or not wholly, measured by `end`)."""
+    curves: dict[str, dict[str, Curve]] = {}
+    spreads: list[float] = []
+    missing: dict[str, None] = {}
+    for name, sizes in cases.items():
+        say(name)
+        for dtype in [d for d in ("float32", "float64") if d in device.flops_per_second]:
+            if dtype != "float32" and name not in _BOTH:
+                continue
+            left = end - perf_counter()
+            if left <= 0:
+                missing[name] = None
+                continue
+            curve = _curve(bench, device, name, dtype, sizes, min(left, 2.0), spreads)
+            if curve is not None:
+                curves.setdefault(name, {})[dtype] = curve
+    return _with_families(curves), spreads, tuple(missing)
+
+
+def _with_families(curves: dict[str, dict[str, Curve]]) -> dict[str, dict[str, Curve]]:
+    return curves | {kin: curves[name] for kin, name in FAMILIES.items() if name in curves}
 
 
 def _capacity(machine: Machine, device: Device) -> int:

@@ -20,10 +20,10 @@ from hetsched.executors.cores import asks as core_asks
 SWITCH_SECONDS = 1e-4
 
 _lock = threading.Lock()
-_runs = 0  # those that need threads to be switched quickly
-_limited = 0  # those that need BLAS to run one thread
+_switching: set[object] = set()  # those that need threads to be switched quickly
+_limiting: set[object] = set()  # those that need BLAS to run one thread
 _interval = 0.0  # the switch interval before the first of them
-_before: list[int] = []  # what each BLAS library was set to before the first of them
+_before: list[int] = []  # what each BLAS library was set to before the first of them; at first, what it was found with
 
 
 # Products of so many multiplications OpenBLAS does on one thread, whatever its limit: gemv below 2304 * 4 (interface/gemv.c), gemm up to 65536 * 4
@@ -38,12 +38,13 @@ _is_openblas = False
 
 
 def _libraries() -> tuple[_Limit, ...]:
-    global _found, _is_openblas
+    global _found, _is_openblas, _before
     if _found is None:
         from threadpoolctl import ThreadpoolController
 
         libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
         _is_openblas = all(library.internal_api == "openblas" for library in libraries)
+        _before = [library.get_num_threads() for library in libraries]
         _found = tuple(_switch(library) for library in libraries)
     return _found
 
@@ -88,47 +89,68 @@ def is_alone(m: int, k: int, n: int) -> bool:
     return _is_openblas and m * k * n <= (GEMV_ALONE if 1 in (m, n) else GEMM_ALONE)
 
 
-def limit_blas() -> None:
-    """Until `free_blas` BLAS runs one thread. 0.5 us, and as much again to free it (benchmarks/latency.py counts on it)."""
-    global _limited, _before
+def limit_blas(who: object) -> None:
+    """Until `free_blas(who)` BLAS runs one thread. 0.5 us, and as much again to free it (benchmarks/latency.py counts on it).
+
+    Where Ctrl-C interrupts one of them, another `free_blas` puts it right.
+    """
+    global _before
     with _lock:
-        _limited += 1
-        if _limited == 1:
+        is_first = not _limiting
+        _limiting.add(who)
+        if is_first:
             _before = [limit(1) for limit in _found or _libraries()]
 
 
-def free_blas() -> None:
-    """The end of what `limit_blas` began: the last one restores."""
-    global _limited
+def free_blas(who: object) -> None:
+    """The end of what `limit_blas` began: the last one restores. Once more: nothing, as long as nobody has set another limit."""
     with _lock:
-        _limited -= 1
-        if not _limited:
+        _limiting.discard(who)
+        if not _limiting:
             for limit, was in zip(_libraries(), _before):
                 if was != 1:
                     limit(was)
 
 
 class tuned:  # noqa: N801 (used as a function)
-    """Inside, BLAS runs one thread and threads switch quickly."""
+    """Inside, BLAS runs one thread and threads switch quickly. What Ctrl-C may interrupt stands in `interrupts.guarded`."""
 
     __slots__ = ()
 
     def __enter__(self) -> None:
-        global _runs, _interval
-        limit_blas()
+        global _interval
+        limit_blas(self)
         with _lock:
-            _runs += 1
-            if _runs == 1:
+            is_first = not _switching
+            _switching.add(self)
+            if is_first:
                 _interval = sys.getswitchinterval()
                 sys.setswitchinterval(SWITCH_SECONDS)
 
     def __exit__(self, *error: object) -> None:
-        global _runs
         with _lock:
-            _runs -= 1
-            if _runs == 0:
-                sys.setswitchinterval(_interval)
-        free_blas()
+            if self in _switching:  # not in a process that was forked off meanwhile
+                _switching.discard(self)
+                if not _switching:
+                    sys.setswitchinterval(_interval)
+        free_blas(self)
+
+
+def _settle() -> None:
+    """In a process that was forked off: the runs of the parent's other threads do not go on here, and nobody would restore what they changed."""
+    global _lock
+    is_at_it = _lock.locked()
+    _lock = threading.Lock()
+    if _switching:
+        _switching.clear()
+        sys.setswitchinterval(_interval)
+    if _limiting or is_at_it:
+        _limiting.clear()
+        free_blas(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_settle)
 
 
 @contextmanager

@@ -8,9 +8,13 @@ calling thread itself, and once it is hot (`binding.HOT_RUNS`) as straight-line 
 from __future__ import annotations
 
 import contextvars
+import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -22,12 +26,14 @@ from hetsched.executors import solo
 from hetsched.executors.cpu import Crew, run_crew
 from hetsched.executors.frame import Frame
 from hetsched.executors.hands import Hands
+from hetsched.executors.interrupts import guarded
 from hetsched.executors.kept import program_of
 from hetsched.executors.live import Fleet, drives
 from hetsched.executors.process import free_blas, limit_blas, tuned
 from hetsched.executors.program import LONG_SECONDS, Program
 from hetsched.executors.result import Result
 from hetsched.executors.segments import Segment
+from hetsched.executors.sharing import Sharing
 from hetsched.executors.turnstile import SHORT_WORK
 from hetsched.graph.spec import Spec, array_form
 from hetsched.timeline import Launch, Timeline
@@ -51,13 +57,19 @@ class Seat:
         self._quiet = quiet_context()
         self._is_short = _is_short(self.plan)
         self._is_instant = self._is_short and self.plan.makespan <= INSTANT_SECONDS
+        self._end = weakref.finalize(self, _end, self.hands, self.fleet)  # a seat that is let fall leaves no thread behind
+        self._end.atexit = False
 
     def run(self, given: Mapping[int, Any]) -> Result:
         """One run; value id -> read-only array or object."""
         began = perf_counter()
-        frame = self.frame
         if self._code is not None:
             return self._replay(self._code, given, began)
+        with guarded():
+            return self._run(given, began)
+
+    def _run(self, given: Mapping[int, Any], began: float) -> Result:
+        frame = self.frame
         if frame is None or not frame.takes(given):
             frame = self.frame = self.fleet.frame(self.program, given) if self.fleet is not None else Frame(self.program, given)
         else:
@@ -69,6 +81,7 @@ class Seat:
                     self._code = frame.bindings.bound(0, 0).segment
                 return result
             crew = Crew(self.plan, self.trace, False, self.timeout, None, self.fleet.drivers if self.fleet else None, self.hands.thread)
+            crew.owner = weakref.ref(self)
             if self.fleet is not None:
                 self.fleet.serve(crew)
             return run_crew(crew, frame, began)
@@ -96,16 +109,16 @@ class Seat:
         try:
             if segment.is_ours:
                 if not segment.is_calm:
-                    limit_blas()
+                    limit_blas(self)
                 try:
                     start = perf_counter()
                     self._quiet(segment.run, 0)
                     finish = perf_counter()
                 finally:
                     if not segment.is_calm:
-                        free_blas()
+                        free_blas(self)
             else:
-                with tuned():
+                with guarded(), tuned():
                     start = perf_counter()
                     self._quiet(segment.run, 0)
                     finish = perf_counter()
@@ -121,12 +134,22 @@ class Seat:
         trace = solo.traced(self.program, finish - start) if self.trace else self._untraced
         return Result.lazily(outputs, trace, self.plan, perf_counter() - began)
 
+    def struck(self) -> None:
+        """Give back what is the process's: Ctrl-C has interrupted a run, perhaps a replay, which nothing guards: that would take as long."""
+        if self._code is not None and self._code.is_ours:
+            SHORT_WORK.leave_if_inside()
+            free_blas(self)
+
     def close(self) -> None:
-        """Give back threads, devices and memory."""
-        self.hands.close()
-        if self.fleet is not None:
-            self.fleet.close()
+        """Give back threads, devices and memory. Again: nothing."""
+        self._end()
         self.frame = None
+
+
+def _end(hands: Hands, fleet: Fleet | None) -> None:
+    hands.close()
+    if fleet is not None:
+        fleet.close()
 
 
 def quiet_context() -> Callable[..., Any]:
@@ -168,7 +191,11 @@ def _fresh_outputs(plan: Timeline) -> list[Fresh] | None:
 
 
 class Replay:
-    """A plan with `seats` buffer sets. Safe to run from any number of threads."""
+    """A plan with `seats` buffer sets. Safe to run from any number of threads.
+
+    Ctrl-C may strike the main thread anywhere here, and what it held for a moment is then in no list. So a seat that nobody holds any more is gone
+    from `_seats` by itself, and who waits is woken to look again.
+    """
 
     def __init__(self, plan: Timeline, seats: int, trace: bool = False, timeout: float | None = None) -> None:
         self.plan = plan
@@ -176,27 +203,42 @@ class Replay:
         self.most = seats
         self._make: Callable[[], Seat] = lambda: Seat(self.program, trace, timeout)
         self._idle: list[Seat] = []
-        self._made = 0
-        self._waiting = 0
+        self._seats: weakref.WeakSet[Seat] = weakref.WeakSet()  # all there are
+        self._making = 0
+        self._gates: deque[Any] = deque()  # of those who wait; who opens one takes it out
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        _all.add(self)
 
     def run(self, given: Mapping[int, Any]) -> Result:
         """One run, in the first buffer set that is free. `given`: value id -> read-only array or object."""
+        seat = result = None
         try:
-            seat = self._idle.pop()  # one operation of the interpreter: no lock where a seat is free
-        except IndexError:
-            seat = self._wait_for_seat()
-        try:
+            try:
+                seat = self._idle.pop()  # one operation of the interpreter: no lock where a seat is free
+            except IndexError:
+                seat = self._wait_for_seat()
+            if self._closed:
+                raise _closed()
             result = seat.run(given)
+            self._idle.append(seat)
+            if self._gates:
+                self._tell(1)
         except BaseException as error:
-            # After Ctrl-C something may still be under way: nobody uses that seat again.
-            self._give(seat, is_usable=isinstance(error, Exception))
+            self._failed(seat if result is None else None, error)
             raise
-        self._idle.append(seat)
-        if self._waiting:
-            self._tell()
         return result
+
+    def _failed(self, seat: Seat | None, error: BaseException) -> None:
+        """Whoever has a seat that has not been given back gives it back now. After Ctrl-C something may still be under way: nobody uses it again."""
+        if seat is not None:
+            if isinstance(error, Exception):
+                self._idle.append(seat)
+            else:
+                seat.struck()
+                self._seats.discard(seat)
+                seat.close()
+        self._tell(len(self._gates))
 
     @property
     def is_instant(self) -> bool:
@@ -207,63 +249,127 @@ class Replay:
             return False
 
     def _wait_for_seat(self) -> Seat:
-        with self._changed:
-            self._waiting += 1  # before looking: who gives a seat back after the look sees that somebody waits
+        while True:
+            gate = self._gate()  # before looking: who gives a seat back after the look sees that somebody waits
             try:
-                while True:
-                    if self._closed:
-                        raise CommandLineError("this compiled graph is closed; compile it again in an open session")
-                    if self._idle:
-                        try:
-                            return self._idle.pop()
-                        except IndexError:  # taken by another without the lock
-                            continue
-                    if self._made < self.most:
-                        self._made += 1
-                        break
-                    self._changed.wait()
+                seat = self._look()
+                if seat is not None:
+                    return seat
+                if any(mine in self._seats for mine in _seats_of_caller()):
+                    raise CommandLineError(
+                        f"a kernel of this compiled graph calls it, and all {self.most} buffer sets are in use: it would wait for itself; compile it "
+                        f"with more (buffers={self.most + 1}), or call another"
+                    )
+                gate.acquire()
+                gate = None
             finally:
-                self._waiting -= 1
+                if gate is not None:
+                    self._leave_line(gate)
+
+    def _look(self) -> Seat | None:
+        """A seat that nobody has, or one more; None where there may be no more."""
+        if self._closed:
+            raise _closed()
+        with suppress(IndexError):
+            return self._idle.pop()
+        may = False
         try:
-            return self._make()
-        except BaseException:
-            with self._changed:
-                self._made -= 1
-                self._changed.notify_all()
-            raise
+            with self._lock:
+                may = len(self._seats) + self._making < self.most
+                self._making += may
+            if not may:
+                return None
+            seat = self._make()
+            with self._lock:
+                self._seats.add(seat)
+            return seat
+        finally:
+            if may:
+                with self._lock:
+                    self._making -= 1
+                if self._closed:
+                    self._tell(len(self._gates))
 
-    def _give(self, seat: Seat, is_usable: bool = True) -> None:
-        if is_usable:
-            self._idle.append(seat)
-        else:
-            seat.close()
-            with self._changed:
-                self._made -= 1
-        self._tell()
+    def _gate(self) -> Any:
+        """One more in the line of those who wait."""
+        gate = threading.Lock()
+        gate.acquire()
+        self._gates.append(gate)
+        return gate
 
-    def _tell(self) -> None:
-        """Wake those who wait for a buffer set."""
-        with self._changed:
-            self._changed.notify_all()
+    def _leave_line(self, gate: Any) -> None:
+        """Wait no more. Who has been woken meanwhile wakes the next one instead."""
+        try:
+            self._gates.remove(gate)
+        except ValueError:
+            self._tell(1)
+
+    def _tell(self, most: int) -> None:
+        """Let those who wait look again, the first of them first."""
+        with suppress(IndexError):
+            for _ in range(most):
+                self._gates.popleft().release()
 
     def close(self) -> None:
         """Wait for the runs that go on, then give everything back. Again: nothing."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            self._waiting += 1
+        self._closed = True
+        while True:
+            gate = self._gate()
             try:
-                seats: list[Seat] = []
-                while self._made:
-                    while self._idle:
-                        seats.append(self._idle.pop())
-                        self._made -= 1
-                    if self._made:
-                        self._changed.wait()
+                with suppress(IndexError):
+                    while True:
+                        seat = self._idle.pop()
+                        self._seats.discard(seat)
+                        seat.close()
+                if not self._seats and not self._making:
+                    break
+                gate.acquire()
             finally:
-                self._waiting -= 1
-        for seat in seats:
-            seat.close()
+                with suppress(ValueError):
+                    self._gates.remove(gate)
+        self._tell(len(self._gates))
+
+    @property
+    def is_closed(self) -> bool:
+        """True once `close` has begun."""
+        return self._closed
+
+    def forget(self) -> None:
+        """In a process that was forked off: threads that wait or run are those of the parent, and so are opened devices."""
+        self._lock, self._making = threading.Lock(), 0
+        self._gates.clear()
+        _parents.extend(seat for seat in self._seats if seat.fleet is not None or seat not in self._idle)
+        self._idle = [seat for seat in self._idle if seat.fleet is None]
+        self._seats = weakref.WeakSet(self._idle)
+
+
+_all: weakref.WeakSet[Replay] = weakref.WeakSet()
+_parents: list[Seat] = []  # what is the parent's is not given back here
+
+
+def _forget_all() -> None:
+    for replay in list(_all):
+        replay.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def _seats_of_caller() -> Iterator[object]:
+    """The seats whose runs the calling thread is at: it was called by a kernel of theirs."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        at = frame.f_locals.get("self") if str(frame.f_globals.get("__name__", "")).startswith("hetsched.executors.") else None
+        if isinstance(at, Seat):
+            yield at
+        elif isinstance(at, (Crew, Sharing)):
+            yield (at if isinstance(at, Crew) else at.crew).owner()
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _closed() -> CommandLineError:
+    return CommandLineError("this compiled graph is closed; compile it again in an open session")
 
 
 __all__ = ["Replay", "Seat"]

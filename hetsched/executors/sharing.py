@@ -1,10 +1,11 @@
 """Threads that share ready steps without a lock: what `relay` (straight plans) and `rounds` (loops) have in common.
 
 A thread that finishes a step takes the tokens of those that waited for it; who takes the last token of a step has made it ready, goes on with
-the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`list.pop`), the heap's
-`heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no lock between them
-while the interpreter has one; without it (a free-threaded build) `is_atomic` says no, and the crew's lock does the work. A thread that finds nothing
-puts its gate among the idle, looks once more, and sleeps; who leaves work behind opens the gate of one that is idle: one of the two sees the other.
+the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`list.pop`, or `next` of a
+`repeat`), the heap's `heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no
+lock between them while the interpreter has one; without it (a free-threaded build) `is_atomic` says no, and the crew's lock does the work. A thread
+that finds nothing puts its gate among the idle, looks once more, and sleeps; who leaves work behind opens the gate of one that is idle: one of the
+two sees the other.
 
 That matters beyond the microseconds saved: while a thread dispatches it holds the interpreter, and kernels that come back meanwhile wait for it.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hetsched.executors.hands import Door
+from hetsched.executors.interrupts import heard
 from hetsched.executors.program import Program
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Launch
@@ -68,11 +70,20 @@ class Sharing(ABC):
         self.behind: dict[str, deque[int]] = {kind: deque() for kind in KINDS}
         self.halted = False
 
+    def interrupted(self) -> None:
+        """Ctrl-C: start no more. See `interrupts.heard`."""
+        self.crew.error = self.crew.error or KeyboardInterrupt()
+        self.halt()
+
     def run(self, lanes: Sequence[tuple[str, int]]) -> None:
         """Serve to the end, the caller's thread as the first of `lanes`, (kind, number). What fails first is in `crew.error`.
 
         The crew's clock starts when the threads are there.
         """
+        with heard(self.interrupted):
+            self._run(lanes)
+
+    def _run(self, lanes: Sequence[tuple[str, int]]) -> None:
         door = Door()
         if self.crew.cores is not None and lanes:
             self.crew.cores.settle(lanes[0][1])

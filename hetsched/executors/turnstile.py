@@ -27,7 +27,7 @@ class Turnstile:
 
     def reset(self) -> None:
         """Nobody is inside, nobody waits."""
-        self._inside = threading.Lock()
+        self._inside = threading.RLock()  # it knows who has it
         self._guard = threading.Lock()
         self._line: deque[Any] = deque()  # gates of those who wait behind the first
         self._has_first = False  # somebody waits for `_inside` itself
@@ -37,7 +37,10 @@ class Turnstile:
     @property
     def is_free(self) -> bool:
         """True if nobody is inside or waits."""
-        return not (self._has_first or self._inside.locked())
+        if self._has_first or self._inside._is_owned() or not self._inside.acquire(False):  # type: ignore[attr-defined]
+            return False
+        self._inside.release()
+        return True
 
     def enter(self) -> None:
         """Come in, or wait."""
@@ -56,7 +59,11 @@ class Turnstile:
         try:
             gate.acquire()
             self._inside.acquire()
-        except BaseException:  # Ctrl-C
+            self._since = perf_counter()
+            self._closed = False
+            with self._guard:
+                self._next()
+        except BaseException:  # Ctrl-C: who may be inside by now is to `leave_if_inside`
             with self._guard:
                 if gate in self._line:
                     self._line.remove(gate)
@@ -64,10 +71,6 @@ class Turnstile:
                     self._closed = False
                     self._next()
             raise
-        self._since = perf_counter()
-        self._closed = False
-        with self._guard:
-            self._next()
 
     def _next(self) -> None:
         """Let the next in line be the first. Under the guard."""
@@ -81,6 +84,11 @@ class Turnstile:
         if self._has_first and perf_counter() - self._since > self.slice_seconds:
             self._closed = True
         self._inside.release()
+
+    def leave_if_inside(self) -> None:
+        """Go out, for who may have come in: Ctrl-C has interrupted it, and nobody knows where."""
+        if self._inside._is_owned():  # type: ignore[attr-defined]
+            self.leave()
 
 
 # The interpreter has one lock, so all compiled graphs share this.

@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from hetsched.errors import MachineError, did_you_mean
-from hetsched.machine.described import Amount, Bytes, Dated, Flops, Hardware, Language, Model, Name, Rate, Where, validated
-from hetsched.machine.machine import HOST, Device, Link, Machine, MemoryNode, Resource
+from hetsched.machine.described import Amount, Bytes, Dated, Flops, Hardware, Language, Model, Name, Rate, validated
+from hetsched.machine.machine import HOST, Device, Link, Machine, MemoryNode, Resource, Where
 
 Count = Annotated[int, Field(ge=1, le=4096)]
 # A copy between two devices that have no link of their own passes through the host.
@@ -98,7 +98,7 @@ def read_device(path: Path) -> DevicePart:
     part = validated(path, DevicePart, _device_model_at)
     lacks = [] if part.is_processor else [key for key in ("nbytes", "host_link") if getattr(part, key) is None]
     if lacks:
-        raise MachineError("\n".join(f"{path}: an accelerator needs {key!r}; give it" for key in lacks))
+        raise MachineError([f"{path}:1:1: an accelerator needs {key!r}; give it" for key in lacks])
     return part
 
 

@@ -24,6 +24,8 @@ LEAST_SLOWNESS = 0.02
 FORMAT = 2
 # Of this age, figures are told to be old.
 STALE_SECONDS = 90 * 86400.0
+# So long a calibration that lacks ops may be gone on with; a later one begins anew.
+RESUME_SECONDS = 86400.0
 # A figure this many times off the last one is told.
 ABSURD = 10.0
 
@@ -67,6 +69,7 @@ class Calibration:
     wide_seconds: what a launch on all lanes at once takes more than its share of the lanes promises, after lanes have worked by themselves.
     together: other device, or "lanes" for the device's own, -> share of its speed that is left when both work.
     spread: relative deviation between repeated measurements. notes: what is remarkable. whole: False where only what a first run needs was measured.
+    missing: ops that the time did not allow. crowded: the share of the time in which threads waited for a core, for other work had it.
     """
 
     device: str
@@ -88,6 +91,8 @@ class Calibration:
     took_seconds: float = 0.0
     whole: bool = True
     notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    crowded: float = 0.0
 
     def curve(self, names: Iterable[str], dtype: str) -> Curve | None:
         """The curve of the first of `names` (an op, then its family) that was measured, in `dtype` or else in float32."""
@@ -127,7 +132,7 @@ def _parsed(data: dict[str, Any], device: Device) -> Calibration | None:
         for name, by_dtype in data["curves"].items()
     }
     data["links"] = {name: LinkFigures(**figures) for name, figures in data["links"].items()}
-    data["notes"] = tuple(data["notes"])
+    data["notes"], data["missing"] = tuple(data["notes"]), tuple(map(str, data.get("missing", ())))
     found = Calibration(**data)
     positive = (found.launch_seconds, found.bytes_per_second, *found.flops_per_second.values())
     return found if all(isinstance(x, float) and 0 < x < math.inf for x in positive) else None
@@ -147,6 +152,10 @@ def complaints(found: Calibration, before: Calibration | None = None, now: float
                 out.append(
                     f"{found.device}: {what} is {new:.3g}, the last time it was {old:.3g}; was the machine busy? calibrate again when it is not"
                 )
+    if found.missing:
+        names = ", ".join(found.missing)
+        many = f"{len(found.missing)} ops were" if len(found.missing) > 1 else "1 op was"
+        out.append(f"the time was over before {many} measured: {names}; `hetsched calibrate {found.device}` again goes on with what is missing")
     age = (time.time() if now is None else now) - found.taken_at
     if age > STALE_SECONDS:
         out.append(f"{found.device} was calibrated {age / 86400:.0f} days ago; `hetsched calibrate {found.device}` measures it anew")

@@ -13,7 +13,7 @@ A source that says `unverified` was not read. Sources are not kept in the `Machi
     devices:
       - {id: cpu, kind: cpu, lanes: 4, languages: [host, array], flops_per_second: {float32: 9e10}, bytes_per_second: 1e10}
 
-Mistakes raise `MachineError`, all at once, each with file, line, key, the value seen and the words allowed. Aliases, tags, duplicate keys and
+Mistakes raise `MachineError`, all at once, each with file, line, column, key, the value seen and the words allowed. Aliases, tags, duplicate keys and
 several documents are refused. Importing this module loads pydantic and PyYAML; nothing else of hetsched does so for machines.
 """
 
@@ -23,14 +23,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from hetsched.errors import FileError, MachineError, did_you_mean
-from hetsched.machine.machine import Device, Link, Machine, MemoryNode, Resource
+from hetsched.machine.machine import Device, Link, Machine, MemoryNode, Resource, Where, faults
 
 VERSION = 1
 MOST_BYTES = 1 << 20
@@ -40,7 +40,30 @@ MOST_LANES = 4096
 CATALOG = Path(__file__).with_name("catalog")
 
 M = TypeVar("M", bound=BaseModel)
-Where: TypeAlias = tuple[str | int, ...]  # keys and positions from the top of the file
+
+
+class _Place(NamedTuple):
+    """In a file; both from 1."""
+
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}"
+
+
+class _Places(NamedTuple):
+    """Where keys and values of a file stand."""
+
+    keys: dict[Where, _Place]
+    values: dict[Where, _Place]
+
+    def of(self, where: Where, *, key: bool = False) -> _Place:
+        """The place of a value (of a key), or of the nearest thing around it that is there."""
+        if key and where in self.keys:
+            return self.keys[where]
+        return next((self.values[where[:n]] for n in range(len(where), -1, -1) if where[:n] in self.values), _Place(1, 1))
+
 
 _UNITS = {"": 1, "b": 1, **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}, **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}}
 
@@ -48,18 +71,16 @@ _UNITS = {"": 1, "b": 1, **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}, 
 def read_machine(path: str | Path) -> Machine:
     """The machine that the file describes. Raises `FileError` where it cannot be read, `MachineError` with every mistake."""
     path = Path(path)
-    model = validated(path, _MachineModel, _model_at)
-    try:
-        return Machine(
-            tuple(Device(**_given(d)) for d in model.devices),
-            tuple(Link(**_given(x)) for x in model.links),
-            tuple(MemoryNode(**_given(m)) for m in model.memories),
-            tuple(Resource(**_given(r)) for r in model.resources),
-            model.name,
-            model.price_per_hour,
-        )
-    except MachineError as error:
-        raise MachineError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+    model, places = _read(path, _MachineModel, _model_at)
+    devices = tuple(Device(**_given(d)) for d in model.devices)
+    links = tuple(Link(**_given(x)) for x in model.links)
+    memories = tuple(MemoryNode(**_given(m)) for m in model.memories)
+    resources = tuple(Resource(**_given(r)) for r in model.resources)
+    found = faults(devices, links, memories, resources)
+    if found:
+        at = sorted((places.of(fault.where, key=fault.where[-2:-1] == ("uses",)), fault.text) for fault in found)
+        raise MachineError([f"{path}:{place}: {text}" for place, text in at])
+    return Machine(devices, links, memories, resources, model.name, model.price_per_hour)
 
 
 def machine_sources(path: str | Path) -> tuple[str, dict[str, str]]:
@@ -79,21 +100,26 @@ def validated(path: Path, model: type[M], model_at: Callable[[Where], type[BaseM
 
     Raises `FileError` where it cannot be read, `MachineError` with every mistake.
     """
+    return _read(path, model, model_at)[0]
+
+
+def _read(path: Path, model: type[M], model_at: Callable[[Where], type[BaseModel]]) -> tuple[M, _Places]:
     try:
         text = path.read_bytes()[: MOST_BYTES + 1]
     except OSError as error:
         raise FileError(f"cannot read the machine {path}: {error.strerror or error}") from error
     if len(text) > MOST_BYTES:
         raise MachineError(f"{path}: a machine takes at most {MOST_BYTES} bytes")
-    data, lines = _parsed(text, path)
+    data, places = _parsed(text, path)
     if not isinstance(data, dict):
         seen = "an empty file" if data is None else "a list" if isinstance(data, list) else repr(data)
         required = [f"`{name}:`" for name, field in model.model_fields.items() if field.is_required()]
-        raise MachineError(f"{path}:1: a description is a map (`key: value`) with at least {' and '.join(required)}, not {seen}")
+        raise MachineError(f"{path}:{places.of(())}: a description is a map (`key: value`) with at least {' and '.join(required)}, not {seen}")
     try:
-        return model.model_validate(data)
+        return model.model_validate(data), places
     except ValidationError as error:
-        raise MachineError("\n".join(_told(path, lines, dict(e), model_at) for e in error.errors(include_url=False))) from error
+        told = sorted(_told(places, dict(e), model_at) for e in error.errors(include_url=False))
+        raise MachineError([f"{path}:{place}: {text}" for place, text in told]) from error
 
 
 def write_machine(machine: Machine, path: str | Path) -> None:
@@ -257,10 +283,9 @@ def _plain(item: Any) -> dict[str, Any]:
     return out
 
 
-def _told(path: Path, lines: Mapping[Where, int], error: dict[str, Any], model_at: Callable[[Where], type[BaseModel]]) -> str:
-    """One mistake that pydantic found, as a sentence with its place."""
+def _told(places: _Places, error: dict[str, Any], model_at: Callable[[Where], type[BaseModel]]) -> tuple[_Place, str]:
+    """One mistake that pydantic found: its place, and a sentence."""
     where: Where = tuple(k for k in error["loc"] if k != "[key]")
-    at = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
     key = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in where).lstrip(".")
     kind, context = error["type"], error.get("ctx", {})
     seen = error.get("input")
@@ -276,28 +301,27 @@ def _told(path: Path, lines: Mapping[Where, int], error: dict[str, Any], model_a
     else:
         wanted = error["msg"][0].lower() + error["msg"][1:]
         text = f"{key}: {wanted}, got {seen!r}"
-    return f"{path}:{at}: {text}"
+    return places.of(where, key=kind == "extra_forbidden"), text
 
 
 # YAML -----------------------------------------------------------------------------------------------------------------------------------
 
 
-def _parsed(text: bytes, path: Path) -> tuple[Any, dict[Where, int]]:
-    """The data of a file and the line of every key and item. Works on events, so that neither depth nor aliases can hurt."""
-    lines: dict[Where, int] = {}
+def _parsed(text: bytes, path: Path) -> tuple[Any, _Places]:
+    """The data of a file and the place of every key and value. Works on events, so that neither depth nor aliases can hurt."""
+    places = _Places({}, {})
     try:
         events = _Events(yaml.parse(text, Loader=yaml.SafeLoader), path)
-        data = _node(events, (), lines)
+        data = _node(events, (), places)
         after = events.take()
         if after is not None:
-            raise MachineError(f"{path}:{_line(after)}: a machine is one document; remove what follows '---'")
+            raise MachineError(f"{path}:{_place(after.start_mark)}: a machine is one document; remove what follows '---'")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else 1
-        raise MachineError(f"{path}:{line}: not YAML: {error.problem or error.context}") from error
+        raise MachineError(f"{path}:{_place(mark)}: not YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MachineError(f"{path}: not a text in UTF-8 that YAML allows: {' '.join(str(error).split())}") from error
-    return data, lines
+    return data, places
 
 
 class _Events:
@@ -312,45 +336,46 @@ class _Events:
         event = next((e for e in self.events if not isinstance(e, silent)), None)
         if event is None:
             return None
-        at = f"{self.path}:{_line(event)}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise MachineError(f"{at}: anchors and aliases are not allowed; write the value out")
+            raise self.mistake(event, "anchors and aliases are not allowed; write the value out")
         if getattr(event, "tag", None) is not None:
-            raise MachineError(f"{at}: tags are not allowed, got {event.tag!r}; remove it")
+            raise self.mistake(event, f"tags are not allowed, got {event.tag!r}; remove it")
         return event
 
+    def mistake(self, event: Any, text: str) -> MachineError:
+        """An error at the place of an event."""
+        return MachineError(f"{self.path}:{_place(event.start_mark)}: {text}")
 
-def _line(event: Any) -> int:
-    return int(event.start_mark.line) + 1
+
+def _place(mark: Any) -> _Place:
+    return _Place(int(mark.line) + 1, int(mark.column) + 1) if mark is not None else _Place(1, 1)
 
 
-def _node(events: _Events, where: Where, lines: dict[Where, int], event: Any = None) -> Any:
+def _node(events: _Events, where: Where, places: _Places, event: Any = None) -> Any:
     event = event if event is not None else events.take()
     if event is None:
         return None  # an empty file
-    line = _line(event)
-    lines.setdefault(where, line)
+    places.values[where] = _place(event.start_mark)
     if len(where) > MOST_DEPTH:
-        raise MachineError(f"{events.path}:{line}: nested more than {MOST_DEPTH} deep; a machine is flatter")
+        raise events.mistake(event, f"nested more than {MOST_DEPTH} deep; a machine is flatter")
     if isinstance(event, yaml.ScalarEvent):
         return _scalar(event.value) if event.implicit[0] else event.value
     if isinstance(event, yaml.SequenceStartEvent):
         items: list[Any] = []
         while not isinstance(event := events.take(), yaml.SequenceEndEvent):
-            items.append(_node(events, (*where, len(items)), lines, event))
+            items.append(_node(events, (*where, len(items)), places, event))
         return items
     if isinstance(event, yaml.MappingStartEvent):
         found: dict[str, Any] = {}
         while not isinstance(event := events.take(), yaml.MappingEndEvent):
-            at = f"{events.path}:{_line(event)}"
             if not isinstance(event, yaml.ScalarEvent):
-                raise MachineError(f"{at}: a key must be a word, not a list or a map")
+                raise events.mistake(event, "a key must be a word, not a list or a map")
             if event.value in found:
-                raise MachineError(f"{at}: key {event.value!r} stands twice; remove one")
-            lines[(*where, event.value)] = _line(event)
-            found[event.value] = _node(events, (*where, event.value), lines)
+                raise events.mistake(event, f"key {event.value!r} stands twice; remove one")
+            places.keys[*where, event.value] = _place(event.start_mark)
+            found[event.value] = _node(events, (*where, event.value), places)
         return found
-    raise MachineError(f"{events.path}:{line}: a map, a list or a value was expected")
+    raise events.mistake(event, "a map, a list or a value was expected")
 
 
 def _scalar(text: str) -> Any:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, TypeAlias
 
 from hetsched.errors import MachineError, did_you_mean
 
 HOST = "host"
+# The name of the machine that the backends find.
+HERE = "here"
+# Keys and positions from the top of a description: ("devices", 0, "memory").
+Where: TypeAlias = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,63 @@ class Resource:
     capacity: float
 
 
+class Fault(NamedTuple):
+    """What is wrong between the parts of a machine. where: in a description, of what is to be corrected."""
+
+    where: Where
+    text: str
+
+
+def faults(devices: tuple[Device, ...], links: tuple[Link, ...], memories: tuple[MemoryNode, ...], resources: tuple[Resource, ...]) -> list[Fault]:
+    """All that keeps these from being a machine: names that are there twice, names of nothing, memory nodes in use without links."""
+    names, known = {m.name for m in memories}, {r.name for r in resources}
+    out = [] if devices else [Fault(("devices",), "a machine needs at least one device")]
+    if HOST not in names:
+        out.append(Fault(("memories",), f"a machine needs the memory node {HOST!r}"))
+    out += _twice("devices", "id", "device", [d.id for d in devices])
+    out += _twice("memories", "name", "memory node", [m.name for m in memories])
+    out += _twice("resources", "name", "resource", [r.name for r in resources])
+    out += _twice("links", "src", "link", [x.id for x in links])
+    for i, d in enumerate(devices):
+        if d.lanes < 1:
+            out.append(Fault(("devices", i, "lanes"), f"device {d.id!r} needs at least 1 lane, got {d.lanes}"))
+        if d.memory not in names:
+            out.append(Fault(("devices", i, "memory"), f"device {d.id!r}: no memory node {d.memory!r}{did_you_mean(d.memory, names)}"))
+        for r in d.uses:
+            if r not in known:
+                tail = did_you_mean(r, known) or "; describe it under `resources`"
+                out.append(Fault(("devices", i, "uses", r), f"device {d.id!r}: no resource {r!r}{tail}"))
+    for i, x in enumerate(links):
+        for end, n in (("src", x.src), ("dst", x.dst)):
+            if n not in names:
+                out.append(Fault(("links", i, end), f"link {x.id}: no memory node {n!r}{did_you_mean(n, names)}"))
+        if x.bytes_per_second <= 0:
+            out.append(Fault(("links", i, "bytes_per_second"), f"link {x.id}: bytes_per_second must be above 0, got {x.bytes_per_second}"))
+    out += _missing_links(devices, links, names)
+    return out
+
+
+def _twice(section: str, key: str, noun: str, names: list[str]) -> Iterator[Fault]:
+    first: set[str] = set()
+    for i, name in enumerate(names):
+        if name in first:
+            yield Fault((section, i, key), f"{noun} {name!r} is described twice; remove one{'' if noun == 'link' else ', or rename it'}")
+        first.add(name)
+
+
+def _missing_links(devices: tuple[Device, ...], links: tuple[Link, ...], names: set[str]) -> Iterator[Fault]:
+    """Copies go between any two memory nodes that are in use."""
+    have = {(x.src, x.dst) for x in links}
+    user: dict[str, Where] = {HOST: ("devices",)} if HOST in names else {}
+    for i, d in enumerate(devices):
+        if d.memory in names:
+            user.setdefault(d.memory, ("devices", i, "memory"))
+    for a in sorted(user):
+        for b in sorted(user):
+            if a != b and (a, b) not in have:
+                yield Fault(user[b if a == HOST else a], f"no link from {a!r} to {b!r}; describe one")
+
+
 @dataclass(frozen=True)
 class Machine:
     """Devices, memory nodes, links and resources. Host memory is always the node `host`, where inputs come from and outputs end.
@@ -113,31 +174,9 @@ class Machine:
     discover: ClassVar[Callable[[], Machine] | None] = None
 
     def __post_init__(self) -> None:
-        problems = []
-        names = [m.name for m in self.memories]
-        ids = [d.id for d in self.devices]
-        if not self.devices:
-            problems.append("a machine needs at least one device")
-        if HOST not in names:
-            problems.append(f"a machine needs the memory node {HOST!r}")
-        problems += [f"device {i!r} is described twice" for i in {i for i in ids if ids.count(i) > 1}]
-        known = {r.name for r in self.resources}
-        for d in self.devices:
-            if d.lanes < 1:
-                problems.append(f"device {d.id!r} needs at least 1 lane, got {d.lanes}")
-            if d.memory not in names:
-                problems.append(f"device {d.id!r}: no memory node {d.memory!r}{did_you_mean(d.memory, names)}")
-            problems += [f"device {d.id!r}: no resource {r!r}{did_you_mean(r, known)}" for r in d.uses if r not in known]
-        have = {(x.src, x.dst) for x in self.links}
-        for x in self.links:
-            problems += [f"link {x.id}: no memory node {n!r}{did_you_mean(n, names)}" for n in (x.src, x.dst) if n not in names]
-            if x.bytes_per_second <= 0:
-                problems.append(f"link {x.id}: bytes_per_second must be above 0, got {x.bytes_per_second}")
-        used = {d.memory for d in self.devices} | {HOST}
-        for a in sorted(used):
-            problems += [f"no link from {a!r} to {b!r}; describe one" for b in sorted(used) if a != b and (a, b) not in have]
-        if problems:
-            raise MachineError("\n".join(problems))
+        found = faults(self.devices, self.links, self.memories, self.resources)
+        if found:
+            raise MachineError([fault.text for fault in found])
 
     @staticmethod
     def here() -> Machine:

@@ -109,6 +109,15 @@ def what_if(machine: Machine, changes: Iterable[str]) -> Machine:
     return machine
 
 
+def changes_of(name: str) -> tuple[str, list[str]]:
+    """The name of a machine before `what_if`, and the changes that are in it."""
+    words = name.split(" ")
+    n = len(words)
+    while n > 1 and _CHANGE.fullmatch(words[n - 1]):
+        n -= 1
+    return " ".join(words[:n]), words[n:]
+
+
 def sources_of(name: str) -> list[Source]:
     """Where every figure of a machine of the catalog, or of a file, comes from. Of like devices the sources stand once, under the first."""
     known = _match(name, names())

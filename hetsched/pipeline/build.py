@@ -162,8 +162,9 @@ def _built(path: str, data: bytes, overrides: Mapping[str, Any], trust: bool, fi
     if root is None:
         return None
     folder = os.path.dirname(os.path.abspath(path))
-    consent = trust or is_trusted(path, kernels.digest(digest, kernels.files(root, folder)))
-    own, broken = kernels.read(root, folder, consent, findings)
+    sources = kernels.Sources(root, folder)
+    consent = trust or is_trusted(path, lambda: sources.digest(digest))
+    own, broken = kernels.read(root, folder, sources, consent, findings)
     checked = document.check(root, overrides, {**registry(), **own}, findings)
     if broken:  # what is wrong with a kernel is told where it stands, not again at its uses
         findings.found[:] = [m for m in findings.found if not (m.rule == "op" and any(m.message.startswith(f"unknown op {n!r}") for n in broken))]

@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+import stat
+from io import BytesIO, TextIOWrapper
 from typing import Any
 
 from hetsched.errors import FileError, GraphError
@@ -40,34 +41,60 @@ def section_of(root: Node) -> Item | None:
     return found if isinstance(found, Item) else None
 
 
-def files(root: Node, folder: str) -> list[str]:
-    """The files of source that a pipeline names, as absolute paths; what is wrong with them is told by `read`."""
-    section = section_of(root)
-    out: list[str] = []
-    for entry in section.value.value.values() if section is not None and isinstance(section.value.value, dict) else ():
-        for language in ("cuda", "opencl"):
-            item = entry.value.value.get(language) if isinstance(entry.value.value, dict) else None
-            file = item.value.value.get("file") if item is not None and isinstance(item.value.value, dict) else None
-            if file is not None and isinstance(file.value.value, str):
-                out.append(os.path.realpath(os.path.join(folder, file.value.value)))
-    return sorted(set(out))
+class Sources:
+    """The files of source that a pipeline names, each read once: what is built is what consent was asked for, whatever becomes of the file meanwhile.
+
+    What is wrong with them is told by `read`. Nothing is read before it is asked for.
+    """
+
+    def __init__(self, root: Node, folder: str) -> None:
+        self._place: dict[str, str] = {}  # as it is written -> the file
+        self._found: dict[str, bytes | FileError] = {}
+        section = section_of(root)
+        for entry in section.value.value.values() if section is not None and isinstance(section.value.value, dict) else ():
+            for language in ("cuda", "opencl"):
+                item = entry.value.value.get(language) if isinstance(entry.value.value, dict) else None
+                file = item.value.value.get("file") if item is not None and isinstance(item.value.value, dict) else None
+                if file is not None and isinstance(file.value.value, str):
+                    self._place[file.value.value] = os.path.realpath(os.path.join(folder, file.value.value))
+
+    def content(self, text: str) -> bytes:
+        """The bytes of the file that the pipeline calls `text`, at most one more than it may have. `FileError` where it cannot be read."""
+        path = self._place[text]
+        if path not in self._found:
+            try:
+                self._found[path] = _bytes_of(path)
+            except FileError as error:
+                self._found[path] = error
+        found = self._found[path]
+        if isinstance(found, FileError):
+            raise found
+        return found
+
+    def digest(self, sha256: str) -> str:
+        """What consent is given to: the file, by its SHA-256, and the files of source that it names, byte by byte."""
+        if not self._place:
+            return sha256
+        whole = hashlib.sha256(sha256.encode())
+        for text in sorted({path: text for text, path in self._place.items()}.values(), key=self._place.__getitem__):
+            try:
+                whole.update(hashlib.sha256(self.content(text)).digest())
+            except FileError:
+                whole.update(b"absent")
+        return whole.hexdigest()
 
 
-def digest(sha256: str, sources: Sequence[str]) -> str:
-    """What consent is given to: the file, by its SHA-256, and the files of source that it names, byte by byte."""
-    if not sources:
-        return sha256
-    whole = hashlib.sha256(sha256.encode())
-    for path in sources:
-        try:
-            with open(path, "rb") as stream:
-                whole.update(hashlib.sha256(stream.read(MOST_BYTES + 1)).digest())
-        except OSError:
-            whole.update(b"absent")
-    return whole.hexdigest()
+def _bytes_of(path: str) -> bytes:
+    with reading(path, "a source file"):
+        # A pipe that nobody writes to would be waited for.
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(file, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise FileError(f"{path}: this is no file of text")
+            return stream.read(MOST_BYTES + 1)
 
 
-def read(root: Node, folder: str, consent: bool, findings: Findings) -> tuple[dict[str, Op], set[str]]:
+def read(root: Node, folder: str, sources: Sources, consent: bool, findings: Findings) -> tuple[dict[str, Op], set[str]]:
     """The kernels of a file as ops by name; and the names of those that have mistakes, which are noted. Without `consent` that is one."""
     section = section_of(root)
     if section is None or section.value.value is BROKEN or not values.is_map(section.value, "kernels", findings):
@@ -78,7 +105,7 @@ def read(root: Node, folder: str, consent: bool, findings: Findings) -> tuple[di
     wrong: set[str] = set()
     for name, (key, node) in section.value.value.items():
         before = len(findings.found)
-        op = _Entry(name, key, node, folder, consent, findings).op() if values.check_name(name, key, "a kernel", findings) else None
+        op = _Entry(name, key, node, folder, sources, consent, findings).op() if values.check_name(name, key, "a kernel", findings) else None
         if op is not None and len(findings.found) == before:
             ops[op.name] = op
         else:
@@ -89,9 +116,9 @@ def read(root: Node, folder: str, consent: bool, findings: Findings) -> tuple[di
 class _Entry:
     """One kernel of a file."""
 
-    def __init__(self, name: str, key: Node, node: Node, folder: str, consent: bool, findings: Findings) -> None:
+    def __init__(self, name: str, key: Node, node: Node, folder: str, sources: Sources, consent: bool, findings: Findings) -> None:
         self.name, self.key, self.node = name, key, node
-        self.folder, self.consent, self.findings = folder, consent, findings
+        self.folder, self.sources, self.consent, self.findings = folder, sources, consent, findings
         self.what = f"kernel {name!r}"
 
     def op(self) -> Op | None:
@@ -187,13 +214,14 @@ class _Entry:
             self.findings.add(place, problem.message, problem.rule)
             return None
         try:
-            with reading(found, "a source file"), open(found, encoding="utf-8") as stream:
-                source = stream.read(MOST_BYTES + 1)
+            data = self.sources.content(text)
+            # Line ends as Python reads them.
+            source = TextIOWrapper(BytesIO(data), encoding="utf-8").read()
         except (FileError, UnicodeDecodeError) as error:
             self.findings.add(place, f"{text}: {error}; replace the file, or name another", "damaged")
             return None
-        if len(source) > MOST_BYTES:
-            self.findings.add(place, f"{text!r} has more than {MOST_BYTES} characters; a kernel is shorter", "size")
+        if len(data) > MOST_BYTES:
+            self.findings.add(place, f"{text!r} has more than {MOST_BYTES} bytes; a kernel is shorter", "size")
             return None
         return Source(source, os.path.join(os.path.dirname(self.findings.path), text))
 

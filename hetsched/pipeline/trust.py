@@ -1,13 +1,15 @@
 """Consent: which pipeline files this user has read and allowed to bring code, or to reach outside their folder.
 
 `hetsched trust FILE` remembers the file's place and the SHA-256 of its bytes in `$XDG_STATE_HOME/hetsched/trust` (by default under
-`~/.local/state`), one small file a pipeline. One changed byte, or another place, and the consent is gone.
+`~/.local/state`), one small file a pipeline. One changed byte, or another place, and the consent is gone. Every file is read once: the bytes that
+are compared with what was consented to are those that are built and run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from hetsched.errors import FileError
@@ -30,10 +32,11 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def _digest(path: str | os.PathLike[str]) -> str:
-    own = file_sha256(path)
     with reading(os.fspath(path), "a pipeline file"), open(path, "rb") as stream:
-        root = read(stream.read(MAX_BYTES + 1), Findings(os.fspath(path)))
-    return own if root is None else kernels.digest(own, kernels.files(root, os.path.dirname(os.path.abspath(path))))
+        data = stream.read(MAX_BYTES + 1)
+    own = hashlib.sha256(data).hexdigest()
+    root = read(data, Findings(os.fspath(path)))
+    return own if root is None else kernels.Sources(root, os.path.dirname(os.path.abspath(path))).digest(own)
 
 
 def _record(path: str | os.PathLike[str]) -> Path:
@@ -57,10 +60,13 @@ def trust(path: str | os.PathLike[str]) -> str:
     return digest
 
 
-def is_trusted(path: str | os.PathLike[str], sha256: str | None = None) -> bool:
-    """True if the user has consented to this file with exactly these bytes. `sha256`: what `trust` returns of them, where it is known already."""
+def is_trusted(path: str | os.PathLike[str], digest: Callable[[], str] | None = None) -> bool:
+    """True if the user has consented to this file with exactly these bytes.
+
+    digest: gives what `trust` returns of bytes that have been read already; asked for only where there is a consent to compare it with.
+    """
     try:
         kept = _record(path).read_text("utf-8", "surrogateescape").partition(" ")[0]
     except (OSError, ValueError):
         return False
-    return kept == (_digest(path) if sha256 is None else sha256)
+    return kept == (_digest(path) if digest is None else digest())

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.errors import CommandLineError, PlacementError, did_you_mean
+from hetsched.errors import CommandLineError, OutOfMemoryError, PlacementError, did_you_mean
 from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.spec import Spec
@@ -191,7 +191,7 @@ def problem_of(
     """The problem of placing `graph` on `machine`.
 
     only: a device pattern; tasks that have a kernel on a matching device are limited to such devices. memory: node -> bytes, instead of the
-    machine's. plan_loop(loop, machine, costs, where=...): plans the body of a loop (see `placement.loops`).
+    machine's. plan_loop(loop, machine, costs, where=..., name=...): plans the body of a loop (see `placement.loops`).
     Raises `PlacementError` with every task that no device can run and every constraint that cannot hold.
     """
     node_names = tuple(m.name for m in machine.memories)
@@ -369,7 +369,12 @@ def _plan_loops(graph: Graph, machine: Machine, costs: CostModel, plan_loop: Pla
         if isinstance(op, Loop):
             if plan_loop is None:
                 raise PlacementError(f"task {graph.task_names[task]!r} is a loop; give problem_of(plan_loop=...) what plans its body")
-            out[task] = plan_loop(op, machine, costs, where=graph.where.get(task))
+            name = graph.task_names[task]
+            try:
+                out[task] = plan_loop(op, machine, costs, where=graph.where.get(task), name=name)
+            except OutOfMemoryError as error:
+                error.task = name  # of a loop in a loop the outer one: whoever asked knows of no other
+                raise
     return out
 
 

@@ -35,7 +35,8 @@ def run_lines(record: Mapping[str, Any], most: int = 12) -> list[str]:
     r = record
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(r["at"]))
     lines = [f"{r['id']}: {r['name']} ({r['file']}), {when}, {r['status']}"]
-    options = [f"{k}={v}" for k, v in {**r["parameters"], **r["options"]}.items() if v not in (None, "", False)]
+    given = {**r["parameters"], **{k: " ".join(v) if isinstance(v, list) else v for k, v in r["options"].items()}}
+    options = [f"{k}={v}" for k, v in given.items() if v not in (None, "", False)]
     lines += [f"asked for: {', '.join(options)}"] if options else []
     lines.append(
         f"time: {seconds_text(r['measured_seconds'])} measured, {seconds_text(r['planned_seconds'])} planned by {r['policy']} "

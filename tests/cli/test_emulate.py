@@ -25,7 +25,9 @@ def test_a_described_machine_is_run_in_software(tmp_path: Path, capsys: pytest.C
 
 def test_emulate_wants_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(PIPELINE), "-o", str(tmp_path), "--emulate"]) == 2
-    assert "--machine FILE" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--machine FILE" in told
+    assert "--what-if +DEVICE" in told
 
 
 TWO = PIPELINE.parent / "machines" / "two_gpus.yaml"
@@ -54,3 +56,67 @@ def test_a_machine_that_is_not_there_says_so(tmp_path: Path, capsys: pytest.Capt
 def test_a_described_machine_that_is_not_here_is_told_with_the_way_out(capsys) -> None:
     assert main(["run", str(PIPELINE.with_name("matmul_conv.yaml")), "--machine", "workstation", "-d", "cuda", "--format", "json"]) == 4
     assert "--emulate runs what --machine describes in software" in capsys.readouterr().err
+
+
+def planned(tmp_path: Path, *options: str, file: str = "matmul_conv.yaml") -> str:
+    """A locked plan of `file` made with `options`."""
+    path = str(tmp_path / "plan.json")
+    assert main(["plan", str(PIPELINE.with_name(file)), *options, "-o", path]) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("made", "run"),
+    [
+        (["--machine", "workstation"], ["--machine", "workstation", "--emulate"]),
+        (["--machine", "workstation", "--what-if", "+l4"], ["--machine", "workstation", "--what-if", "+l4", "--emulate"]),
+        (["--what-if", "+l4"], ["--what-if", "+l4", "--emulate"]),
+        (["--machine", str(TWO), "--emulate"], ["--machine", str(TWO), "--emulate"]),
+    ],
+)
+def test_a_plan_for_a_described_machine_is_run_on_it_in_software(made, run, tmp_path, capsys) -> None:
+    plan = planned(tmp_path, *made, "--policy", "round_robin")
+    capsys.readouterr()
+    assert main(["run", str(PIPELINE.with_name("matmul_conv.yaml")), *run, "--plan", plan, "-o", str(tmp_path), "--format", "json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    spans = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["plan"]["spans"]
+    where = {span[1]: span[3][0][0] for span in spans if span[0] == "launch"}
+    assert {task["name"]: task["device"] for task in record["tasks"]} == where
+    assert len(set(where.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("made", "run", "told"),
+    [
+        (["--machine", "workstation"], [], "give what it was planned with: --machine workstation, and --emulate, which runs it in software"),
+        (
+            ["--machine", "workstation", "--what-if", "+l4", "--what-if", "-cpu"],
+            ["--machine", "workstation", "--emulate"],
+            "planned with: --machine workstation --what-if +l4 --what-if -cpu\n",
+        ),
+        ([], ["--machine", "workstation"], "give what it was planned with: neither --machine nor --what-if"),
+        (["--machine", str(TWO)], ["--machine", "server", "--emulate"], "give what it was planned with: --machine FILE (of 'two_gpus')"),
+        (["--machine", "workstation", "-d", "cuda"], ["--machine", "workstation"], "--emulate runs what --machine describes in software"),
+        (["--what-if", "+l4", "-d", "cuda"], ["--what-if", "+l4"], "--emulate runs what --what-if describes in software"),
+    ],
+)
+def test_a_plan_for_another_machine_is_refused_with_the_options_that_it_wants(made, run, told, tmp_path, capsys) -> None:
+    plan = planned(tmp_path, *made)
+    capsys.readouterr()
+    assert main(["run", str(PIPELINE.with_name("matmul_conv.yaml")), *run, "--plan", plan, "-o", str(tmp_path)]) == 4
+    assert told in capsys.readouterr().err
+
+
+def test_a_plan_that_devices_in_software_have_no_kernels_for_is_refused(tmp_path, capsys) -> None:
+    made = ["--machine", "workstation", "--trust"]
+    plan = planned(tmp_path, *made, file="vector_add.yaml")
+    capsys.readouterr()
+    assert main(["run", str(PIPELINE.with_name("vector_add.yaml")), *made, "--emulate", "--plan", plan, "-o", str(tmp_path)]) == 4
+    told = capsys.readouterr().err
+    assert "kernels.vector_add has no kernel for cuda:0" in told
+    assert "plan again for these, with --emulate" in told
+
+
+def test_a_device_that_is_not_here_is_told_with_the_way_out_after_what_if(capsys) -> None:
+    assert main(["run", str(PIPELINE.with_name("matmul_conv.yaml")), "--what-if", "+l4", "-d", "cuda", "--format", "json"]) == 4
+    assert "--emulate runs what --what-if describes in software" in capsys.readouterr().err

@@ -88,6 +88,13 @@ def test_what_if_tells_what_the_change_gives(capsys):
     assert record["before"]["seconds"] <= record["figures"]["seconds"]
 
 
+@pytest.mark.parametrize("more", [["-d", "cuda"], ["--memory", "cuda=1GB"]])
+def test_what_only_the_change_makes_possible_is_planned_and_said(more, capsys):
+    argv = ["plan", SMALL, "--machine", "aws/c5.4xlarge", "--what-if", "+l4", *more]
+    assert "without --what-if there is no plan: " in output(capsys, *argv)
+    assert "cuda" in json.loads(output(capsys, *argv, "--format", "json"))["before"]["error"]
+
+
 def test_what_if_of_the_machine_here_runs_in_software(tmp_path, capsys):
     record = json.loads(output(capsys, "run", SMALL, "--what-if", "+l4", "--emulate", "-d", "gpu", "-o", str(tmp_path), "--format", "json"))
     assert record["devices"]["cuda:0"]["tasks"] > 0

@@ -78,6 +78,16 @@ def test_what_does_not_fit_the_memory_is_told_at_its_place(tmp_path, capsys):
         assert "another memory" not in told, "none could hold it"
 
 
+def test_a_loop_that_does_not_fit_the_memory_is_told_at_its_place(capsys):
+    file = PIPELINES / "digits_mlp.yaml"
+    line = next(i for i, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if text == "  train:")
+    for command in (["run"], ["plan"], ["check"], ["explain", "train"]):
+        assert main([command[0], str(file), *command[1:], "--memory", "20KiB"]) == 5
+        told = capsys.readouterr().err
+        assert told.startswith(f"{file}:{line}:3: error: loop 'train/steps' needs "), told
+        assert told.endswith(" [memory]\n")
+
+
 def test_outputs_go_where_they_are_told(matmul, tmp_path, capsys):
     assert main(["run", str(matmul), "-o", str(tmp_path / "there"), "--format", "json"]) == 0
     record = json.loads(capsys.readouterr().out)

@@ -64,6 +64,13 @@ def test_a_report_tells_what_other_policies_would_have_made_of_the_costs_measure
     assert "has changed since the run" in out(capsys, "report")
 
 
+def test_a_report_of_a_run_on_a_changed_machine_plans_for_that_machine(pipeline, capsys):
+    out(capsys, "run", pipeline, "--machine", "aws/c5.4xlarge", "--what-if", "+l4", "--emulate", "--policy", "round_robin")
+    told = out(capsys, "report", "last")
+    assert "what_if=+l4" in told
+    assert "regret: by the costs measured the plan takes" in told
+
+
 def test_the_trace_of_a_kept_run_opens_in_perfetto(pipeline, tmp_path, capsys):
     out(capsys, "run", pipeline, "-d", "cpu")
     file = tmp_path / "t.json"

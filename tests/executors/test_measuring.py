@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import hetsched as hs
+from hetsched import costing
 from hetsched.costing import calibrate_device, costs_for
 from hetsched.dispatching import dispatching
 from hetsched.errors import PlacementError
 from hetsched.executors import measuring
-from hetsched.executors.measuring import Bench, Case, Measured, calibrate, case_of, measure_cases
+from hetsched.executors.measuring import Bench, Case, Measured, calibrate, calibrate_rest, case_of, measure_cases
 from hetsched.graph.ops import find
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine, MemoryNode
-from hetsched.machine.calibration import load
+from hetsched.machine.calibration import RESUME_SECONDS, Curve, complaints, load, save
 from hetsched.needs import first_need
 from hetsched.placement.costs.history import History, Lesson
 from hetsched.placement.costs.kinds import device_key, kind_of
@@ -25,6 +28,7 @@ CPU = Device("cpu", "cpu", lanes=1, languages=("host", "array"), flops_per_secon
 GPU = Device("gpu:0", "emulated", memory="gpu:0", languages=("array",), flops_per_second={"float32": 1e11})
 LINKS = (Link("host", "gpu:0"), Link("gpu:0", "host"))
 HERE = Machine((CPU, GPU), LINKS, (MemoryNode("host"), MemoryNode("gpu:0", 1 << 24)))
+ADDED = {"float32": Curve((1e-6, 1e-3), (3.0, 2.0))}
 PLENTY = 1e4  # seconds to measure in; what is measured ends by its repeats
 
 
@@ -78,7 +82,50 @@ def test_an_opencl_device_is_calibrated_and_from_pinned_memory_where_it_stages_c
 def test_time_that_is_over_is_told(quick):
     found = calibrate(CPU, HERE, budget=0.0)
     assert found.curves == {}
-    assert "the time was over before 2 of 2 ops" in found.notes[0]
+    assert found.missing == ("tensor.add", "tensor.gather")
+    (told,) = complaints(found)
+    assert told.startswith("the time was over before 2 ops were measured: tensor.add, tensor.gather; `hetsched calibrate cpu` again goes on")
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu:0"])
+def test_what_the_time_did_not_allow_is_measured_later_and_all_else_stands(quick, device):
+    where = HERE.device(device)
+    first = calibrate(where, HERE, budget=0.0)
+    half = calibrate_rest(where, HERE, first, budget=0.0)
+    assert (half.missing, half.curves) == (first.missing, {})
+    known = replace(first, missing=("tensor.gather",), curves={"tensor.add": ADDED, "elementwise": ADDED})
+    whole = calibrate_rest(where, HERE, known, budget=PLENTY)
+    assert whole.missing == ()
+    assert set(whole.curves) == {"tensor.add", "elementwise", "tensor.gather", "data"}
+    assert whole.curves["tensor.add"] == ADDED
+    figures = ("launch_seconds", "flops_per_second", "bytes_per_second", "links", "taken_at")
+    assert [getattr(whole, f) for f in figures] == [getattr(first, f) for f in figures]
+
+
+def test_a_second_calibration_goes_on_unless_all_is_measured_or_old_or_spoilt(quick, monkeypatch):
+    monkeypatch.setattr(costing, "Crowding", lambda: nullcontext(SimpleNamespace(share=0.0)))
+    monkeypatch.setattr(costing, "dispatching", lambda device, machine: {})
+    device = replace(CPU, fingerprint="a")
+    machine = replace(HERE, devices=(device,))
+
+    def calibrated(budget, **options):
+        return costing.calibrate_device(device, machine, budget, **options)
+
+    first, remarks = calibrated(0.0)
+    assert first.missing == ("tensor.add", "tensor.gather")
+    assert load(device) == first, "it is kept with what it lacks"
+    second, remarks = calibrated(PLENTY)
+    assert second.launch_seconds == first.launch_seconds
+    assert second.missing == ()
+    assert any("went on with what the time did not allow: tensor.add, tensor.gather were measured now" in r for r in remarks)
+    third, remarks = calibrated(0.0)
+    assert third.missing == first.missing, "all was measured: it begins anew"
+    assert not any("went on" in r for r in remarks)
+    for spoilt in (replace(third, taken_at=third.taken_at - 2 * RESUME_SECONDS), replace(third, crowded=0.9), replace(third, whole=False)):
+        save(device, spoilt)
+        assert not any("went on" in r for r in calibrated(0.0)[1])
+    assert any("nothing more was measured" in r for r in calibrated(0.0)[1])
+    assert not any("went on" in r for r in calibrated(0.0, fresh=True)[1])
 
 
 def test_invented_whole_numbers_are_indices(quick):

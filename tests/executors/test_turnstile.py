@@ -31,7 +31,7 @@ def test_one_thread_is_inside_at_a_time_and_everybody_comes_through() -> None:
         assert counter == [1500]
         assert not turnstile._line
         assert not turnstile._has_first
-        assert not turnstile._inside.locked()
+        assert turnstile.is_free
 
 
 def test_who_waits_when_the_slice_is_over_is_let_in_before_who_comes_again() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hetsched.cli.entry import main
 from hetsched.errors import FileError, MachineError
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.machine.described import CATALOG, machine_named, machine_names, read_machine, write_machine
@@ -69,45 +71,45 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         (
             "kind: cpu",
             "knid: cpu",
-            ["5: 'devices[0].kind' is missing; give it", "5: unknown key 'knid'; did you mean 'kind'? known: always_on, busy_watts, "],
+            ["5:5: 'devices[0].kind' is missing; give it", "5:15: unknown key 'knid'; did you mean 'kind'? known: always_on, busy_watts, "],
         ),
-        ("name: small", "nmae: small", ["2: unknown key 'nmae'; did you mean 'name'? known: devices, "]),
+        ("name: small", "nmae: small", ["2:1: unknown key 'nmae'; did you mean 'name'? known: devices, "]),
         (
             "kind: cpu",
             "kind: cpu, hardware: gpuu",
-            ["5: devices[0].hardware: 'gpuu' is not allowed; did you mean 'gpu'? known: accelerator, cpu, gpu"],
+            ["5:36: devices[0].hardware: 'gpuu' is not allowed; did you mean 'gpu'? known: accelerator, cpu, gpu"],
         ),
         (
             "[host, array]",
             "[host, arrays]",
-            ["5: devices[0].languages[1]: 'arrays' is not allowed; did you mean 'array'? known: array, cuda, host, opencl"],
+            ["5:54: devices[0].languages[1]: 'arrays' is not allowed; did you mean 'array'? known: array, cuda, host, opencl"],
         ),
-        ("{float32: 9e10}", "{flaot32: 9e10}", ["5: devices[0].flops_per_second: unknown dtype 'flaot32'; did you mean 'float32'? known: "]),
-        ("{float32: 9e10}", "{float32: -1}", ["5: devices[0].flops_per_second.float32: input should be greater than 0, got -1"]),
-        ("bytes_per_second: 1e10", "bytes_per_second: fast", ["5: devices[0].bytes_per_second: input should be a valid number"]),
-        ("lanes: 4", "lanes: 0", ["5: devices[0].lanes: input should be greater than or equal to 1, got 0"]),
-        ("lanes: 4", "lanes: 1000000000", ["5: devices[0].lanes: input should be less than or equal to 4096, got 1000000000"]),
+        ("{float32: 9e10}", "{flaot32: 9e10}", ["5:80: devices[0].flops_per_second: unknown dtype 'flaot32'; did you mean 'float32'? known: "]),
+        ("{float32: 9e10}", "{float32: -1}", ["5:90: devices[0].flops_per_second.float32: input should be greater than 0, got -1"]),
+        ("bytes_per_second: 1e10", "bytes_per_second: fast", ["5:115: devices[0].bytes_per_second: input should be a valid number"]),
+        ("lanes: 4", "lanes: 0", ["5:33: devices[0].lanes: input should be greater than or equal to 1, got 0"]),
+        ("lanes: 4", "lanes: 1000000000", ["5:33: devices[0].lanes: input should be less than or equal to 4096, got 1000000000"]),
         (
             "lanes: 4",
             "lanes: 4, busy_watts: 5, idle_watts: 50",
-            ["5: devices[0].idle_watts: a device draws no more idle (50 W) than with all 4 lanes at work (20 W); correct one of them"],
+            ["5:63: devices[0].idle_watts: a device draws no more idle (50 W) than with all 4 lanes at work (20 W); correct one of them"],
         ),
-        ("lanes: 4", "lanes: 2.5", ["5: devices[0].lanes: input should be a valid integer"]),
-        ("lanes: 4", "memory: hsot", [" device 'cpu': no memory node 'hsot'; did you mean 'host'? known: host"]),
-        ("lanes: 4", "uses: {cores: 1}", [" device 'cpu': no resource 'cores'"]),
-        ("16 GiB", "16 GaB", ["3: memories[0].nbytes: unknown unit 'GaB'; did you mean 'gb'? known: "]),
-        ("hetsched_machine: 1", "hetsched_machine: 2", ["1: hetsched_machine: 2 is not allowed; known: 1"]),
-        ("hetsched_machine: 1\n", "", ["1: 'hetsched_machine' is missing; give it"]),
-        ("name: small", "name: small\nname: big", ["3: key 'name' stands twice; remove one"]),
-        ("name: small", "name: &a small", ["2: anchors and aliases are not allowed"]),
-        ("name: small", "name: !!str small", ["2: tags are not allowed, got 'tag:yaml.org,2002:str'; remove it"]),
-        ("name: small", "name: [small", ["3: not YAML: "]),
-        ("name: small", "name: small\n---\na: 1", ["4: a machine is one document"]),
-        ("name: small", "[name]: small", ["2: a key must be a word, not a list or a map"]),
-        ("name: small", "name: " + "[" * 50 + "]" * 50, ["2: nested more than 12 deep; a machine is flatter"]),
+        ("lanes: 4", "lanes: 2.5", ["5:33: devices[0].lanes: input should be a valid integer"]),
+        ("lanes: 4", "memory: hsot", ["5:34: device 'cpu': no memory node 'hsot'; did you mean 'host'? known: host"]),
+        ("lanes: 4", "uses: {cores: 1}", ["5:33: device 'cpu': no resource 'cores'"]),
+        ("16 GiB", "16 GaB", ["3:33: memories[0].nbytes: unknown unit 'GaB'; did you mean 'gb'? known: "]),
+        ("hetsched_machine: 1", "hetsched_machine: 2", ["1:19: hetsched_machine: 2 is not allowed; known: 1"]),
+        ("hetsched_machine: 1\n", "", ["1:1: 'hetsched_machine' is missing; give it"]),
+        ("name: small", "name: small\nname: big", ["3:1: key 'name' stands twice; remove one"]),
+        ("name: small", "name: &a small", ["2:7: anchors and aliases are not allowed"]),
+        ("name: small", "name: !!str small", ["2:7: tags are not allowed, got 'tag:yaml.org,2002:str'; remove it"]),
+        ("name: small", "name: [small", ["3:9: not YAML: "]),
+        ("name: small", "name: small\n---\na: 1", ["4:1: a machine is one document"]),
+        ("name: small", "[name]: small", ["2:1: a key must be a word, not a list or a map"]),
+        ("name: small", "name: " + "[" * 50 + "]" * 50, ["2:19: nested more than 12 deep; a machine is flatter"]),
     ],
 )
-def test_mistakes_name_file_line_key_value_and_the_words_allowed(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
+def test_mistakes_name_file_line_column_key_value_and_the_words_allowed(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
     assert old in SMALL
     found = refused(tmp_path, SMALL.replace(old, new, 1))
     assert len(found) >= len(told)
@@ -117,7 +119,66 @@ def test_mistakes_name_file_line_key_value_and_the_words_allowed(tmp_path: Path,
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     found = refused(tmp_path, SMALL.replace("lanes: 4", "lanes: none").replace("16 GiB", "-1").replace("small", "{}"))
-    assert [line.split(":")[0] for line in found] == ["2", "3", "5"]
+    assert [line.split(":")[:2] for line in found] == [["2", "7"], ["3", "33"], ["5", "33"]]
+
+
+MANY = """\
+hetsched_machine: 1
+memories: [{name: host}, {name: far}, {name: far}]
+resources: [{name: cores, capacity: 4}, {name: cores, capacity: 5}]
+devices:
+  - {id: cpu, kind: cpu, uses: {cors: 1}}
+  - id: cpu
+    kind: cuda
+    memory: for
+  - {id: gpu, kind: cuda, memory: far}
+links:
+  - {src: host, dst: far}
+  - {src: host, dst: far}
+  - {src: host, dst: fra}
+"""
+
+
+def test_mistakes_between_items_are_told_at_their_places(tmp_path: Path) -> None:
+    assert refused(tmp_path, MANY) == [
+        "2:46: memory node 'far' is described twice; remove one, or rename it",
+        "3:48: resource 'cores' is described twice; remove one, or rename it",
+        "5:33: device 'cpu': no resource 'cors'; did you mean 'cores'? known: cores",
+        "6:9: device 'cpu' is described twice; remove one, or rename it",
+        "8:13: device 'cpu': no memory node 'for'; did you mean 'far'? known: far, host",
+        "9:35: no link from 'far' to 'host'; describe one",
+        "12:11: link 'host->far' is described twice; remove one",
+        "13:22: link host->fra: no memory node 'fra'; did you mean 'far'? known: far, host",
+    ]
+
+
+def test_a_machine_without_devices_or_without_a_host_is_told_at_the_section(tmp_path: Path) -> None:
+    assert refused(tmp_path, "hetsched_machine: 1\nmemories: [{name: gpu}]\ndevices: []\n") == [
+        "2:11: a machine needs the memory node 'host'",
+        "3:10: a machine needs at least one device",
+    ]
+
+
+def test_the_command_prefixes_every_mistake_of_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.yaml").write_text(MANY)
+    assert main(["devices", "--machine", str(tmp_path / "m.yaml")]) == 3
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 8
+    assert all(line.startswith(f"hetsched: error: {tmp_path / 'm.yaml'}:") for line in told)
+
+
+def test_parts_of_the_same_name_are_no_machine() -> None:
+    cpu = Device("cpu", "cpu")
+    with pytest.raises(MachineError) as caught:
+        Machine((cpu, cpu), (Link(HOST, HOST), Link(HOST, HOST)), (MemoryNode(HOST), MemoryNode(HOST)), (Resource("a", 1.0), Resource("a", 2.0)))
+    assert [text.partition(" is described twice")[0] for text in caught.value.problems] == [
+        "device 'cpu'",
+        "memory node 'host'",
+        "resource 'a'",
+        "link 'host->host'",
+    ]
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.problems, str(again)) == (caught.value.problems, str(caught.value))
 
 
 @pytest.mark.parametrize("text", [b"", b"- 1\n", b"just words", b"\xff\xfe\x00", b"\x00", b"a: \xc3\x28"])
@@ -127,7 +188,7 @@ def test_what_is_no_map_or_no_text_is_refused(tmp_path: Path, text: bytes) -> No
 
 @pytest.mark.parametrize(("text", "seen"), [(b"", "an empty file"), (b"- 1\n", "a list"), (b"words", "'words'"), (b"3", "3")])
 def test_what_is_no_map_is_told_with_what_a_machine_needs(tmp_path: Path, text: bytes, seen: str) -> None:
-    assert refused(tmp_path, text) == [f"1: a description is a map (`key: value`) with at least `hetsched_machine:` and `devices:`, not {seen}"]
+    assert refused(tmp_path, text) == [f"1:1: a description is a map (`key: value`) with at least `hetsched_machine:` and `devices:`, not {seen}"]
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hetsched.errors import FileError, NotTrustedError, PipelineError
-from hetsched.pipeline.build import check, load
+from hetsched.pipeline import kernels
+from hetsched.pipeline.build import Pipeline, check, load
 from hetsched.pipeline.trust import consents, is_trusted, trust
 
 OUTSIDE = "hetsched: 1\ntasks:\n  load: {op: data.npz, with: {path: ../data.npz}}\noutputs: {r: {from: load.x, save: ../r.npy}}\n"
@@ -129,6 +131,84 @@ def test_consent_to_a_kernel_covers_the_file_of_its_source(folder: Path) -> None
     source.write_text("one")
     assert is_trusted(path)
     assert load(path)
+
+
+def opencl_of(pipeline: Pipeline) -> str:
+    """The OpenCL C of the task `b`."""
+    (op,) = (op for op in pipeline.graph.task_ops if op.name == "kernels.k")
+    text: str = op.kernels["opencl"].__self__.sources["opencl"].text
+    return text
+
+
+@pytest.mark.parametrize("ways", [{}, {"trust": True}])
+def test_what_is_built_is_what_was_hashed(ways: dict[str, bool], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of source that changes at any moment while the pipeline is read is either the one consented to, or refused."""
+    path, source = folder / "p.yaml", folder / "k.cl"
+    path.write_text(KERNELS.replace("opencl: text", "opencl: {file: k.cl}"))
+    source.write_text("consented")
+    trust(path)
+    reads = []
+    real = kernels._bytes_of
+
+    def read_then_change(place: str) -> bytes:
+        found = real(place)
+        reads.append(place)
+        source.write_text("other")
+        return found
+
+    monkeypatch.setattr(kernels, "_bytes_of", read_then_change)
+    assert opencl_of(load(path, **ways)) == "consented"
+    assert reads == [str(source)]
+    if not ways:
+        with pytest.raises(NotTrustedError):
+            load(path)
+
+
+def test_a_link_that_is_turned_elsewhere_meanwhile_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, source = folder / "p.yaml", folder / "k.cl"
+    (folder / "one.cl").write_text("consented")
+    (folder / "two.cl").write_text("other")
+    source.symlink_to("one.cl")
+    path.write_text(KERNELS.replace("opencl: text", "opencl: {file: k.cl}"))
+    trust(path)
+
+    def turned(*given: Any) -> bool:
+        found = is_trusted(*given)
+        source.unlink()
+        source.symlink_to("two.cl")
+        return found
+
+    monkeypatch.setattr("hetsched.pipeline.build.is_trusted", turned)
+    assert opencl_of(load(path)) == "consented"
+
+
+def test_consent_covers_every_byte_of_a_source(folder: Path) -> None:
+    """What lies behind the bytes that are hashed is refused, in whatever alphabet."""
+    path, source = folder / "p.yaml", folder / "k.cl"
+    path.write_text(KERNELS.replace("opencl: text", "opencl: {file: k.cl}"))
+    source.write_text("//" + "€" * (kernels.MOST_BYTES // 3 - 10))
+    trust(path)
+    assert load(path)
+    source.write_text("//" + "€" * (kernels.MOST_BYTES // 3 + 10), encoding="utf-8")
+    assert [m.rule for m in check(path, trust=True)] == ["size"]
+
+
+def test_without_consent_sources_are_not_read_for_their_digest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "p.yaml"
+    path.write_text(KERNELS.replace("opencl: text", "opencl: {file: ../k.cl}"))
+    (folder.parent / "k.cl").write_text("outside")
+    monkeypatch.setattr(kernels, "_bytes_of", lambda place: pytest.fail(f"{place} was read"))
+    with pytest.raises(NotTrustedError):
+        load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_source_that_is_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
+    path = folder / "p.yaml"
+    path.write_text(KERNELS.replace("opencl: text", "opencl: {file: k.cl}"))
+    os.mkfifo(folder / "k.cl")
+    trust(path)
+    assert "this is no file of text" in str(check(path))
 
 
 def test_without_consent_nothing_outside_is_looked_at(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from hetsched.graph.graph import Graph, Loop, Where
 from hetsched.graph.op import Op, Work
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
+from hetsched.placement import plan_graph
 from hetsched.placement.costs.estimate import Estimate
 from hetsched.placement.loops import plan_loop
 from hetsched.timeline import After, Copy, Launch, Replica
@@ -216,6 +218,23 @@ def test_little_memory_makes_the_plan_slower_and_less_memory_is_an_error():
     assert tight.period > roomy.period
     with pytest.raises(OutOfMemoryError, match=r"needs \d+ bytes of host, where 100 are free.*Raise the limit of host to at least \d+ bytes"):
         plan_loop(loop, MACHINES["four threads"], costs, memory={HOST: 100})
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_loop_that_does_not_fit_is_told_by_the_name_of_its_task(deep):
+    inner = Graph.build()
+    inner.output(inner.op(MIX, inner.input("x", (8, 8)), name="first", kind=1), "y")
+    loop = Loop(inner.freeze(), 4, carried=(("x", "y"),))
+    if deep:
+        outer = Graph.build()
+        outer.output(outer.loop(loop, outer.input("x", (8, 8)), name="inner")[0], "y")
+        loop = Loop(outer.freeze(), 3, carried=(("x", "y"),))
+    b = Graph.build()
+    b.output(b.loop(loop, b.input("x", (8, 8)), name="epochs")[0], "y")
+    with pytest.raises(OutOfMemoryError, match=f"^loop '{'inner' if deep else 'epochs'}' needs ") as caught:
+        plan_graph(b.freeze(), MACHINES["one thread"], Table({}), memory={HOST: 100})
+    assert caught.value.task == "epochs"
+    assert pickle.loads(pickle.dumps(caught.value)).task == "epochs"
 
 
 def test_what_stays_for_all_turns_is_said_and_a_smaller_batch_is_no_remedy():

@@ -21,6 +21,7 @@ def arguments(parser: Parser) -> None:
     """The arguments of `hetsched calibrate`."""
     parser.add_argument("device", nargs="?", metavar="DEVICE", help="cpu, cuda:0, opencl ...: only devices that this matches (default: all)")
     parser.add_argument("--time", metavar="D", default="40s", help="at most about this long a device, up to 60s (default: 40s)")
+    parser.add_argument("--fresh", action="store_true", help="measure all anew, where the last one ran out of time and could be gone on with")
     parser.add_argument("--show", action="store_true", help="show what was measured before, and measure nothing")
     format_option(parser, "text", "json")
 
@@ -52,7 +53,7 @@ def execute(args: Any) -> int:
             found.append((device, kept, [*kept.notes, *partly, *complaints(kept)]))
         else:
             # A tenth is left for dispatching and for what devices lose together.
-            calibration, remarks = calibrate_device(device, machine, max(0.9 * budget - 1.0, 0.5), _telling(device.id))
+            calibration, remarks = calibrate_device(device, machine, max(0.9 * budget - 1.0, 0.5), _telling(device.id), args.fresh)
             found.append((device, calibration, remarks))
         if args.format == "text":
             _clear()

@@ -55,6 +55,7 @@ def _sources_text(sources: list[Source], every: bool) -> list[str]:
 
 
 def _text(machine: Machine) -> str:
+    from hetsched.report.links import grouped
     from hetsched.report.text import bytes_text, seconds_text, table
 
     capacity = {m.name: "no limit" if m.nbytes is None else bytes_text(m.nbytes) for m in machine.memories}
@@ -73,8 +74,13 @@ def _text(machine: Machine) -> str:
     if machine.price_per_hour is not None:
         lines.append(f"the whole machine: {machine.price_per_hour:g} an hour")
     if machine.links:
-        links = [[x.id, seconds_text(x.latency_seconds), f"{x.bytes_per_second / 1e9:,.1f}", str(x.engines or "any")] for x in machine.links]
+        links = [
+            [paths, seconds_text(x.latency_seconds), f"{x.bytes_per_second / 1e9:,.1f}", str(x.engines or "any")]
+            for paths, x in grouped(machine.links)
+        ]
         lines += ["", *table(["link", "latency", "GB/s", "copies at a time"], links, right=(2, 3))]
+        if 2 * len(links) < len(machine.links):  # some line stands for more than one path there and back
+            lines.append("a line may stand for many links, each of which has these figures for itself (--format json tells them one by one)")
     if machine.resources:
         users = {r.name: [d.id for d in machine.devices if d.uses.get(r.name)] for r in machine.resources}
         rows = [[r.name, f"{r.capacity:g}", ", ".join(users[r.name]) or "-"] for r in machine.resources]

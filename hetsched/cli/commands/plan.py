@@ -11,7 +11,7 @@ from hetsched.cli.options import format_option, machine_of, overrides, pipeline_
 from hetsched.cli.output import is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
-from hetsched.errors import CommandLineError, FileError, did_you_mean
+from hetsched.errors import CommandLineError, FileError, OutOfMemoryError, PlacementError, did_you_mean
 
 if TYPE_CHECKING:
     from hetsched.pipeline.build import Pipeline
@@ -102,7 +102,7 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
     asked = placement_arguments(args, pipeline.goal)
     with placing(pipeline):
         planned: Timeline = plan(pipeline.graph, **asked)
-        before: Timeline | None = plan(pipeline.graph, **{**asked, "machine": unchanged(args)}) if args.what_if else None
+    before, why_not = _before(pipeline, args, asked) if args.what_if else (None, "")
     if args.output is not None:
         from hetsched.locked import write_plan
 
@@ -120,11 +120,27 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
         record = plan_record(planned, file, pipeline.name) | {"band": predicted.record(), "unverified": unverified}
         if before is not None:
             record["before"] = {"machine": before.machine.name, **figures_record(measure(before))}
+        elif why_not:
+            record["before"] = {"error": why_not}
         return record, ""
     lines = [plan_text(planned, width(), ascii_only=is_ascii_only()), *prediction_lines(predicted)]
     if unverified:
         lines.append(f"unverified figures of the machine: {', '.join(unverified)}")
-    return {}, "\n".join([*lines, *(["", *changed_lines(before, planned)] if before is not None else [])])
+    if before is not None:
+        lines += ["", *changed_lines(before, planned)]
+    elif why_not:
+        lines += ["", f"without --what-if there is no plan: {why_not}"]
+    return {}, "\n".join(lines)
+
+
+def _before(pipeline: Pipeline, args: Any, asked: dict[str, Any]) -> tuple[Timeline | None, str]:
+    """The plan without `--what-if`; None, and why, where only what it adds makes one possible."""
+    from hetsched.run import plan
+
+    try:
+        return plan(pipeline.graph, **{**asked, "machine": unchanged(args)}), ""
+    except (PlacementError, OutOfMemoryError, CommandLineError) as error:
+        return None, str(error).splitlines()[0]
 
 
 def _unverified(args: Any) -> list[str]:

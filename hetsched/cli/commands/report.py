@@ -28,7 +28,7 @@ def execute(args: Any) -> int:
 
 
 def _regret(record: dict[str, Any], args: Any) -> list[str]:
-    from hetsched.cli.options import machine_of
+    from hetsched.cli.options import changed, machine_of
     from hetsched.costing import costs_for
     from hetsched.errors import HetschedError
     from hetsched.machine import Machine
@@ -47,8 +47,9 @@ def _regret(record: dict[str, Any], args: Any) -> list[str]:
     try:
         if file_sha256(record["file"]) != record["sha256"]:
             return [f"regret: not told, {record['file']} has changed since the run"]
-        pipeline = load(record["file"], record["parameters"], trust=args.trust)
-        machine = machine_of(options.get("machine"))
+        described = machine_of(options.get("machine"))
+        pipeline = load(record["file"], record["parameters"], trust=args.trust, machine=described)
+        machine = changed(described, options.get("what_if") or [])
         if machine is None:
             import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options
+from hetsched.cli.options import format_option, machine_of, options_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import Progress, ProgressLines, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
@@ -92,9 +92,11 @@ def _run(args: Any) -> int:
         try:
             result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True, replan=args.replan)
         except PlacementError as absent:
-            if args.machine is None or args.emulate:
+            if args.emulate or (args.machine is None and not args.what_if):
                 raise
-            way_out = "--emulate runs what --machine describes in software, and `hetsched plan` plans for it without running"
+            described = " and ".join(o for o, given in (("--machine", args.machine), ("--what-if", args.what_if)) if given)
+            verb = "describe" if args.machine and args.what_if else "describes"
+            way_out = f"--emulate runs what {described} {verb} in software, and `hetsched plan` plans for it without running"
             raise PlacementError(f"{absent}; {way_out}") from absent
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
@@ -121,14 +123,22 @@ def _run(args: Any) -> int:
 
 def _locked(args: Any, pipeline: Pipeline, machine: Machine | None) -> Timeline:
     """The locked plan of `--plan`, for the file and the machine of the command line."""
-    from hetsched.locked import read_plan
+    from hetsched.locked import OtherMachineError, read_plan
     from hetsched.machine import Machine
 
     given = [("--policy", args.policy != "auto"), ("--objective", args.objective), ("-d", args.device), ("--plan-time", args.plan_time)]
     for option, value in [*given, ("--memory", args.memory)]:
         if value:
             raise CommandLineError(f"{option} is for planning, and --plan {args.plan} is a plan already; leave one out")
-    return read_plan(args.plan, pipeline.graph, machine if machine is not None else Machine.here())
+    here = Machine.here() if machine is None else machine
+    try:
+        return read_plan(args.plan, pipeline.graph, here)
+    except OtherMachineError as error:
+        if error.made_for == here.name:
+            raise
+        options = " ".join(options_of(error.made_for)) or "neither --machine nor --what-if"
+        software = "" if args.emulate or options.startswith("neither") else ", and --emulate, which runs it in software, where it is not here"
+        raise PlacementError(f"{error}, or give what it was planned with: {options}{software}") from error
 
 
 def _keep(
@@ -142,17 +152,12 @@ def _keep(
     taught: Taught | None,
 ) -> None:
     """Keep the run for `hetsched runs`."""
-    from hetsched.pipeline.trust import file_sha256
     from hetsched.report.runs import Runs, record_of
 
-    options = {"machine": args.machine, "emulate": args.emulate, "only": given["only"], "memory": given["memory"]}
+    options = {"machine": args.machine, "what_if": args.what_if or None, "emulate": args.emulate, "only": given["only"], "memory": given["memory"]}
     files = {name: written.get(name) for name in pipeline.outputs}
-    try:
-        digest = file_sha256(args.file)
-    except FileError:  # gone, or a pipe
-        digest = ""
     record = record_of(
-        result, file=args.file, sha256=digest, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
+        result, file=args.file, sha256=pipeline.sha256, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
         outputs=files, drifts=taught.drifts if taught is not None else (), taught=(taught.lessons or None) if taught is not None else None,
         energy=energy,
     )  # fmt: skip

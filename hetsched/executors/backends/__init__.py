@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.machine.calibration import applied, load
+from hetsched.machine.machine import HERE
 from hetsched.machine.watts import of_environment
 
 
@@ -49,7 +50,7 @@ def here() -> Machine:
         resources.update((r.name, r) for r in found.resources)
     memories.setdefault(HOST, MemoryNode(HOST))
     links.update(((x.src, x.dst), x) for x in through_host(links.values(), memories))
-    machine = Machine(tuple(devices.values()), tuple(links.values()), tuple(memories.values()), tuple(resources.values()), name="here")
+    machine = Machine(tuple(devices.values()), tuple(links.values()), tuple(memories.values()), tuple(resources.values()), name=HERE)
     return of_environment(applied(machine, {d.id: c for d in machine.devices if (c := load(d)) is not None}))
 
 

@@ -60,27 +60,29 @@ def plan_loop(
     memory: Mapping[str, int] | None = None,
     where: Where | None = None,
     seed: int = 0,
+    name: str | None = None,
 ) -> Timeline:
     """The plan of one turn of `loop`'s body on `machine`, repeated every `period` seconds.
 
     costs: seconds of launches and copies. only: device pattern that limits the tasks which have a kernel on a matching device. memory: node -> bytes
-    for the arenas, instead of the machine's. where: devices for the loop as a whole, kept where a task can. The same arguments give the same plan.
+    for the arenas, instead of the machine's. where: devices for the loop as a whole, kept where a task can. name: what errors call the loop, else its
+    own. The same arguments give the same plan.
     Raises `GraphError` where the loop itself is wrong, `PlacementError` where a task has no device, `OutOfMemoryError` where even turns one after
     another do not fit.
     """
     begin = time.perf_counter()
     problems = loop.problems() or Body(loop).problems()
     if problems:
-        raise GraphError([f"loop {loop.name!r}: {p}" for p in problems])
+        raise GraphError([f"loop {name or loop.name!r}: {p}" for p in problems])
     body = Body(loop)
 
-    def nested(inner: Loop, on: Machine, prices: CostModel, where: Where | None = where) -> Timeline:
-        return plan_loop(inner, on, prices, only=only, memory=memory, where=where, seed=seed)
+    def nested(inner: Loop, on: Machine, prices: CostModel, where: Where | None = where, name: str | None = None) -> Timeline:
+        return plan_loop(inner, on, prices, only=only, memory=memory, where=where, seed=seed, name=name)
 
     problem = problem_of(loop.body, machine, costs, only=only, memory=memory, plan_loop=nested)
     seconds = durations_of(body, problem, machine, where)
     drafts = _drafts(body, problem, seconds, costs, machine, seed)
-    plan = _fitting(body, problem, drafts, machine)
+    plan = _fitting(body, problem, drafts, machine, name or loop.name)
     beginning = getattr(costs, "beginning", None)  # not every model knows what beginning a loop takes
     more = beginning(plan) if beginning is not None else 0.0
     return replace(plan, plan_seconds=time.perf_counter() - begin, notes=(*problem.notes, *plan.notes), begin_seconds=more)
@@ -246,7 +248,7 @@ def _overtakes(draft: _Draft, machine: Machine, problem: Problem) -> bool:
 # Timelines --------------------------------------------------------------------------------------------------------------------
 
 
-def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Machine) -> Timeline:
+def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Machine, name: str) -> Timeline:
     """The first draft whose arenas fit, as a timeline.
 
     Where a draft does not fit, its period is made longer, so that fewer turns are in flight and rings are smaller, until no two turns overlap; then
@@ -262,11 +264,11 @@ def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Ma
             threads = {d.id for d in machine.devices if d.shares_lanes}
             if not errors and len(lanes) > 1 and all(lane.owner in threads for lane in lanes):  # with slots to spare, where there is room for them
                 memory = layout(body, spans, times, draft.period, prologue, problem.loops, spare=True)
-                if _excess(body, problem, memory) is None:
+                if _excess(body, problem, memory, name) is None:
                     return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
             for share in (False, True):
                 memory = layout(body, spans, times, draft.period, prologue, problem.loops, share=share)
-                error = _excess(body, problem, memory)
+                error = _excess(body, problem, memory, name)
                 if error is None:
                     plan = _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
                     return replace(plan, notes=(*plan.notes, *_told(first, draft, share))) if errors else plan
@@ -300,15 +302,15 @@ def _slower(draft: _Draft) -> Iterator[_Draft]:
     yield _drafted(draft.model, ops, *one_by_one(ops), draft.bound)
 
 
-def _excess(body: Body, problem: Problem, memory: Memory) -> PlanTooLargeError | None:
+def _excess(body: Body, problem: Problem, memory: Memory, name: str) -> PlanTooLargeError | None:
     capacity = dict(zip(problem.node_names, problem.capacity, strict=True))
     for node, nbytes in memory.arenas.items():
         limit = capacity.get(node)
         if limit is not None and nbytes > limit:
-            size, name, stays = memory.largest[node]
-            readers = [body.graph.task_names[t] for t, reads in enumerate(body.reads) if name in (body.graph.value_names[v] for v in reads)]
+            size, piece, stays = memory.largest[node]
+            readers = [body.graph.task_names[t] for t, reads in enumerate(body.reads) if piece in (body.graph.value_names[v] for v in reads)]
             elsewhere = sorted({problem.device_ids[c.device] for c in problem.choices if problem.node_names[c.node] != node})
-            what = f"{name!r} with {size} bytes" + (f", which task {readers[0]!r} reads" if readers else "")
+            what = f"{piece!r} with {size} bytes" + (f", which task {readers[0]!r} reads" if readers else "")
             # What is there for all turns is no smaller with a smaller batch.
             help = "use a smaller batch"
             if stays:
@@ -316,7 +318,7 @@ def _excess(body: Body, problem: Problem, memory: Memory) -> PlanTooLargeError |
                 help = f"place its readers on another memory (device: {elsewhere[0]})" if elsewhere else "use less data"
             return PlanTooLargeError(
                 nbytes - limit,
-                f"loop {body.loop.name!r} needs {nbytes} bytes of {node}, where {limit} are free; the largest piece is {what}. "
+                f"loop {name!r} needs {nbytes} bytes of {node}, where {limit} are free; the largest piece is {what}. "
                 f"Raise the limit of {node} to at least {nbytes} bytes, or {help}",
             )
     return None

@@ -1,0 +1,151 @@
+"""Ctrl-C at every point of a run: it ends, and nothing is left behind. `strikes.py` does it, in a process of its own, so that a hang is a failure."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from strikes import HERE, kinds
+
+import hetsched as hs
+from hetsched.executors.interrupts import guarded, heard
+from hetsched.testing.plans import plain_plan
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(autouse=True)
+def own_handler() -> Iterator[None]:
+    """Python's own handler, wherever the tests were started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("kind", list(kinds()))
+def test_ctrl_c_at_any_point_leaves_nothing_behind(kind: str) -> None:
+    stride = {"walk": "11", "rounds": "11", "streams": "7", "session-streams": "7", "relay": "3", "session": "3"}.get(kind, "2")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parents[1]), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, str(TESTS / "strikes.py"), kind, stride], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+    points, word = done.stdout.split(" ", 1)
+    assert word == "points\n", done.stdout[:3000]
+    assert int(points) >= 10
+
+
+@pytest.mark.parametrize("kind", ["run", "keep_going", "session", "hot"])
+def test_ctrl_c_in_a_kernel_raises_there_and_then(kind: str) -> None:
+    """A kernel in Python that takes for ever can be ended."""
+    reached, strikes = [], [False]
+
+    @hs.op(out=lambda x: x)
+    def endless(x: Any) -> Any:
+        if strikes[0] and threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the line behind")
+        return x
+
+    b = hs.Graph.build()
+    x = b.input("x", (3,))
+    for i in range(4):
+        b.output(b.op(endless, x), f"y{i}")
+    plan, ones = plain_plan(b.freeze(), HERE, seed=1), np.ones(3, np.float32)
+    with hs.Session(HERE) as session:
+        f = session.compile(plan, buffers=1)
+        call: Callable[[], Any] = lambda: f(ones)  # noqa: E731
+        if kind in ("run", "keep_going"):
+            call = lambda: hs.run(plan, {"x": ones}, learn=False, keep_going=kind == "keep_going")  # noqa: E731
+        for _ in range(60 if kind == "hot" else 1):
+            call()
+        strikes[0] = True
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        strikes[0] = False
+        assert reached == []
+        assert (call()["y0"] == 1).all()
+
+
+def test_inside_it_waits_for_the_end_and_listeners_are_told() -> None:
+    log = []
+
+    def work() -> None:
+        with guarded():
+            with guarded(), heard(lambda: log.append("told")):
+                signal.raise_signal(signal.SIGINT)
+                log.append("goes on")
+            log.append("still")
+        log.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert log == ["told", "goes on", "still"]
+
+
+def test_who_comes_to_listen_when_it_has_struck_is_told_at_once() -> None:
+    log = []
+
+    def work() -> None:
+        with guarded():
+            signal.raise_signal(signal.SIGINT)
+            with heard(lambda: log.append("told")):
+                log.append("inside")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert log == ["told", "inside"]
+
+
+def test_pressed_once_more_it_raises_at_once() -> None:
+    log = []
+
+    def work() -> None:
+        with guarded():
+            signal.raise_signal(signal.SIGINT)
+            log.append("first")
+            signal.raise_signal(signal.SIGINT)
+            log.append("second")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert log == ["first"]
+
+
+def test_what_fails_meanwhile_gives_way_to_it() -> None:
+    def work() -> None:
+        with guarded():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError
+
+    with pytest.raises(KeyboardInterrupt) as found:
+        work()
+    assert isinstance(found.value.__context__, ValueError)
+
+
+def test_the_handlers_of_others_are_theirs_and_other_threads_have_none() -> None:
+    log = []
+
+    def theirs(number: int, frame: Any) -> None:
+        log.append(number)
+
+    def elsewhere() -> None:
+        with guarded(), heard(lambda: None):
+            log.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    signal.signal(signal.SIGINT, theirs)
+    try:
+        with guarded():
+            signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is theirs
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert log == [signal.default_int_handler, signal.SIGINT]
