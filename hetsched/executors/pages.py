@@ -140,6 +140,17 @@ _lock = threading.Lock()
 _most_kept: Callable[[], int] = int
 
 
+def _forget() -> None:
+    """In a process that was forked off: who held the lock does not go on here."""
+    global _lock
+    _lock = threading.Lock()
+    _partly.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def keep_at_most(limit: Callable[[], int]) -> None:
     """`limit` says how many bytes of areas that nobody has may be kept."""
     global _most_kept

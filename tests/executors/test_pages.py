@@ -180,6 +180,12 @@ def test_what_shares_an_area_outlives_the_others():
     assert set(again) == {4}
 
 
+def test_a_process_that_was_forked_off_waits_for_nobody():
+    with pages._lock:
+        pages._forget()
+        assert pages.arrays([((1 << 20,), BYTES)] * 4)[3].shape == (1 << 20,)
+
+
 @pytest.fixture
 def given(monkeypatch):
     """The (address, bytes) given back to the system."""
