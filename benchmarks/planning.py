@@ -29,7 +29,7 @@ from hetsched.machine.described import machine_named
 from hetsched.placement import native
 from hetsched.placement.costed.planning import CostedDraft, read_costed
 from hetsched.placement.policies import find
-from hetsched.placement.quiet import no_garbage_collection
+from hetsched.quiet import no_garbage_collection
 
 DEVICES = 16
 SIZES = (100, 300, 1_000, 3_000, 10_000, 100_000)

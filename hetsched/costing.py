@@ -26,6 +26,7 @@ from hetsched.placement.costs.kinds import device_key, link_key
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
 from hetsched.placement.costs.roofline import RooflineCosts
+from hetsched.quiet import no_garbage_collection
 from hetsched.text import percent_text
 from hetsched.timeline import Timeline
 
@@ -85,8 +86,9 @@ def learn_from(trace: Timeline, history: History | None = None, crowded: float =
     if not may_learn():
         return Taught((), (), "", 0.0)
     history = history or History()
-    found = lessons(trace, plan)
-    drifts = history.learn([*found, *handovers(trace, plan)], crowded=crowded)
+    with no_garbage_collection():
+        found = lessons(trace, plan)
+        drifts = history.learn([*found, *handovers(trace, plan)], crowded=crowded)
     return Taught(tuple(found), tuple(drifts), history.warning, perf_counter() - begun)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import threading
@@ -217,6 +216,8 @@ def read_plan(path: str | os.PathLike[str], graph: Graph, machine: Machine | Non
 
 async def run_async(what: Timeline | Graph, inputs: Mapping[str, Any] | None = None, **options: Any) -> Result:
     """`run`, awaited: the run goes on in a thread while the event loop serves others. Options are those of `run`."""
+    import asyncio  # who awaits has it; it takes 20 ms to load
+
     return await asyncio.get_running_loop().run_in_executor(None, functools.partial(run, what, inputs, **options))
 
 

@@ -175,11 +175,16 @@ class Timeline:
         """The spans that are copies."""
         return [s for s in self.spans if isinstance(s.command, Copy)]
 
+    @cached_property
+    def lane_sets(self) -> tuple[tuple[Lane, ...], ...]:
+        """The lanes of the spans, each object once: spans of a lane share it, mostly."""
+        rows = [s[0] for s in self.spans]
+        return tuple(dict(zip(map(id, rows), rows, strict=True)).values())
+
     @property
     def lanes(self) -> list[Lane]:
         """Every lane used, sorted."""
-        rows = {id(s.lanes): s.lanes for s in self.spans}  # spans of a lane share the object, mostly
-        return sorted({lane for lanes in rows.values() for lane in lanes})
+        return sorted({lane for lanes in self.lane_sets for lane in lanes})
 
     @cached_property
     def owners(self) -> frozenset[str]:

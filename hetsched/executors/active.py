@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from hetsched.executors.frame import Frame
-from hetsched.executors.program import Step, is_chain
-from hetsched.executors.tracing import Note, Noted
+from hetsched.executors.program import is_chain
+from hetsched.executors.steps import Step
+from hetsched.executors.tracing import Logged, Note, Noted
 from hetsched.executors.walk import Arc, Walk
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Copy, Launch, Timeline
@@ -59,7 +60,7 @@ class Active:
         self.around = around
         self.began = 0.0
         self.notes: list[Note] = []
-        self.later: Callable[[], Sequence[Note]] | None = None  # gives the notes, where they are made only when somebody asks
+        self.logs: Logged | None = None  # instead of notes, where threads kept logs
         self.busy: dict[str, float] = {}
         self.loops: dict[int, Noted] = {}
         # The loop of the outermost graph that this is in (None: it is that graph itself), whether it is lost, and how many of its steps are
@@ -103,7 +104,7 @@ class Active:
 
     def noted(self) -> Noted:
         """What was measured: the trace, when somebody writes it."""
-        return Noted(self.frame.program, self.later or self.notes, self.busy, self.walk.turns, self.loops)
+        return Noted(self.frame.program, self.logs or self.notes, self.busy, self.walk.turns, self.loops)
 
 
 def width_of(item: Item) -> int:

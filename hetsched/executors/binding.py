@@ -16,8 +16,8 @@ import numpy as np
 
 from hetsched.errors import PlacementError
 from hetsched.executors.memory import HERE, Doer, shaped
-from hetsched.executors.program import Step
 from hetsched.executors.segments import Segment, compile_segment
+from hetsched.executors.steps import Step
 from hetsched.graph.guard import read_only, shut
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, Spec, array_form
@@ -209,6 +209,8 @@ class Bindings:
     def _find_touching(self) -> dict[int, list[int]]:
         frame = self.frame
         out: dict[int, list[int]] = {}
+        if len(self.elsewhere) == len(frame.program.steps):
+            return out
         roots = {*frame.graph.inputs.values(), *frame.owned}
         known: dict[tuple[int, str], int] = {}
         for step in frame.program.steps:

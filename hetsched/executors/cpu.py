@@ -108,6 +108,7 @@ class Crew:
             active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)
             return active
+        root.ready()
         active = Active(root, 0.0, None, self.drivers)
         self.root = [active]
         with heard(self._interrupted):
@@ -167,6 +168,7 @@ class Crew:
         """The walk of a plan that asks nothing but threads."""
         frame = active.frame
         runner = relay.Relay(self, frame, self.new_thread)
+        frame.ready()
         self.total = len(frame.program.steps)
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
@@ -177,7 +179,7 @@ class Crew:
             raise InternalError(
                 f"the run came to a stop before its end, {sum(len(log.times) for log in runner.logs) // 3} of {self.total} steps done"
             )
-        active.later = runner.noted()
+        active.logs = runner.noted()
         active.busy[self.host] = sum(log.seconds for log in runner.logs)
         if self.progress is not None:
             self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
@@ -576,7 +578,7 @@ class Crew:
             if self.error is not None:
                 return
         program = inner.frame.program
-        inner.later = shared.noted()
+        inner.logs = shared.noted()
         inner.busy[self.host] = inner.busy.get(self.host, 0.0) + sum(log.seconds for log in shared.logs)
         self.done += shared.turns * sum(len(step.spans) for step in program.steps)
         self._end_loop(inner)

@@ -11,6 +11,7 @@ A frame can run again (`renew`): with other inputs and fresh outputs, in the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -19,13 +20,14 @@ from hetsched.errors import HetschedError, InternalError, TaskError
 from hetsched.executors.binding import Bindings
 from hetsched.executors.gathering import Gathering
 from hetsched.executors.memory import HERE, HostMemory, Memory, alias, fresh, shaped, stride_of
+from hetsched.executors.pages import Touching
 from hetsched.executors.program import Program, compile_plan
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.graph.spec import Sequence as SequenceSpec
 from hetsched.machine import HOST
-from hetsched.timeline import Copy, Launch, Timeline
+from hetsched.timeline import Copy, Launch, Replica, Timeline
 
 
 class Frame:
@@ -46,7 +48,10 @@ class Frame:
         self.borrowed = dict(borrowed)
         self._is_array = {v: isinstance(x, np.ndarray) for v, x in borrowed.items()}
         given = memories or {}
-        self.memories: dict[str, Memory] = {n: given[n] if n in given else HostMemory.of(nbytes) for n, nbytes in self.plan.arenas.items()}
+        self._touching = Touching()
+        self.memories: dict[str, Memory] = {
+            node: given[node] if node in given else HostMemory.of(nbytes, self._touching) for node, nbytes in self.plan.arenas.items()
+        }
         # How bytes get from one memory node to another before the first turn and after the last: now, and waiting for it.
         self.transfer: Callable[[Any, Any], None] = HERE.move
         self.stopped_at: int | None = None
@@ -63,6 +68,7 @@ class Frame:
         self.turn_value = self.graph.inputs[self.loop.turn] if self.loop is not None and self.loop.turn else None
         self.sequences = {self.graph.inputs[name] for name in self.loop.sequences} if self.loop is not None else set()
         self.owned: dict[int, Any] = self._own(outputs) if self.loop is None else {}
+        self._touching.begin()
         self._first: dict[int, Any] = {}
         self.passed = {a for a, b in program.carried.items() if int(self.graph.value_task[self.graph.base(b)]) < 0}
         self.dynamic = self._find_dynamic()
@@ -72,14 +78,10 @@ class Frame:
         self.perform_timed = self.bindings.perform_timed
 
     def _find_places(self) -> None:
-        self.offset: dict[tuple[int, str], tuple[int, int]] = {}
-        self._again: dict[tuple[int, str, int], int] = {}  # the same for what was evicted and brought in again, by generation
-        rings = self.plan.rings
-        for replica, offset in self.plan.offsets.items():
-            if replica.generation:
-                self._again[replica.value, replica.node, replica.generation] = offset
-            else:
-                self.offset[replica.value, replica.node] = (offset, rings.get(replica, 1) if rings else 1)
+        self.copied: set[tuple[int, str]] = set()
+        self._reads_again: dict[int, tuple[Replica, ...]] = {}
+        if self.program.straight is not None:  # launches on the host alone
+            return
         copies = [command for s in self.plan.spans if type(command := s[1]) is Copy]
         self.copied = {(c.value, c.dst.node) for c in copies if not c.dst.generation}
         # Where a launch reads another generation than the first: task -> what it reads.
@@ -89,16 +91,33 @@ class Frame:
             if isinstance(span.command, Copy) and span.command.value not in self.program.carried:
                 self.copied.add((span.command.value, span.command.dst.node))
 
+    @cached_property
+    def offset(self) -> dict[tuple[int, str], tuple[int, int]]:
+        """(value, node) -> its offset in the arena, and ring slots."""
+        rings, offsets = self.plan.rings, self.plan.offsets
+        return {(r.value, r.node): (offset, rings.get(r, 1) if rings else 1) for r, offset in offsets.items() if not r.generation}
+
+    @cached_property
+    def _again(self) -> dict[tuple[int, str, int], int]:
+        """The offsets of what was evicted and brought in again, by generation."""
+        return {(r.value, r.node, r.generation): offset for r, offset in self.plan.offsets.items() if r.generation}
+
     def renew(self, borrowed: Mapping[int, Any], outputs: Mapping[int, Any] | None = None) -> None:
         """Be ready to run again, with other inputs (arrays where they were arrays before) and fresh outputs."""
         changed = [v for v, x in borrowed.items() if self.borrowed.get(v) is not x]
         self.borrowed.update(borrowed)
         if self.loop is None:
+            self._touching = Touching()
             self.owned.update(self._own(outputs))
+            self._touching.begin()
             changed += self.owned
         self.cells.clear()
         self.stopped_at = None
         self.bindings.forget(changed)
+
+    def ready(self) -> None:
+        """Wait until the pages of what is fresh are there: a run begins, and its tasks shall not wait for them."""
+        self._touching.end()
 
     def let_go(self) -> None:
         """Hold nothing of the run that has ended: inputs and outputs are the caller's."""
@@ -131,14 +150,13 @@ class Frame:
 
     def _own(self, given: Mapping[int, Any] | None) -> dict[int, Any]:
         """Fresh arrays for the outputs that a task or a copy writes on the host."""
-        out: dict[int, Any] = {}
+        out: dict[int, Any] = dict(given or {})
+        kinds: dict[int, tuple[tuple[int, ...], Any]] = {}
         for value in self.graph.outputs.values():
             spec = array_form(self.graph.spec(value))
-            task = int(self.graph.value_task[value])
-            if spec is None or task < 0 or value in out:
-                continue
-            out[value] = given[value] if given is not None and value in given else fresh(spec.bounds, spec.dtype)
-        return out
+            if spec is not None and value not in out and int(self.graph.value_task[value]) >= 0:
+                kinds[value] = spec.bounds, spec.dtype
+        return out | dict(zip(kinds, fresh(list(kinds.values()), self._touching), strict=True))
 
     def _find_dynamic(self) -> set[int]:
         """Values whose arrays cannot be bound ahead."""
@@ -146,19 +164,13 @@ class Frame:
         out |= self.passed
         if self.turn_value is not None:
             out.add(self.turn_value)
-        known: dict[int, bool] = {}
-        for key, spec in {id(spec): spec for spec in graph.value_specs}.items():
-            form = array_form(spec)
-            known[key] = form is None or form.is_bounded
-        if any(known.values()):
-            out.update([value for value, spec in enumerate(graph.value_specs) if known[id(spec)]])
+        out |= graph.unfixed
         for value in graph.inputs.values():
             if self.loop is None or value not in self.program.carried:
                 bound = self.borrowed.get(value)
                 if bound is not None and not isinstance(bound, np.ndarray):
                     out.add(value)
-        views = {key for key, op in {id(op): op for op in graph.task_ops}.items() if isinstance(op, Op) and op.view}
-        for task in [t for t, op in enumerate(graph.task_ops) if id(op) in views] if views else ():
+        for task in graph.views:
             if graph.reads(task)[0] in out:
                 out.update(graph.writes(task))
         return out
@@ -451,7 +463,7 @@ class Frame:
             value = self.graph.outputs[name]
             found = self.locate(value, HOST, 0)
             if isinstance(found, np.ndarray):
-                mine = value in self.owned and value not in handed and found.base is None
+                mine = value in self.owned and value not in handed and (found is self.owned[value] or found.base is None)
                 found = found if mine else np.array(found, order="C")
             handed.add(value)
             out[name] = found

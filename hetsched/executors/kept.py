@@ -21,14 +21,18 @@ from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
 from hetsched.errors import CommandLineError
+from hetsched.executors import pages
 from hetsched.executors.memory import when_short
 from hetsched.executors.program import Program, compile_plan
 from hetsched.machine import HOST
+from hetsched.quiet import no_garbage_collection
 from hetsched.timeline import Timeline
 
 # Kept at most, in all, unless HETSCHED_KEEP_MIB says otherwise: bytes of arenas, and what is bound beside them.
 MOST_BYTES = 256 << 20
 MOST_FRAMES = 64
+# One part in so many of it is for the memory of outputs that the caller has let go (`pages`).
+OUTPUTS_SHARE = 4
 # What is bound of a launch: cells, views, the call.
 LAUNCH_BYTES = 1024
 
@@ -64,7 +68,8 @@ class Kept:
         """See `compile_plan`."""
         found = self.programs.get((join, whole))
         if found is None:
-            found = self.programs.setdefault((join, whole), compile_plan(self.twin, join=join, whole=whole))
+            with no_garbage_collection():
+                found = self.programs.setdefault((join, whole), compile_plan(self.twin, join=join, whole=whole))
         return found
 
     def give_back(self) -> None:
@@ -115,7 +120,8 @@ def lent(plan: Timeline, program: Program, make: Callable[[], T], takes: Callabl
     if thing is None:
         limit = next((m.nbytes for m in plan.machine.memories if m.name == HOST), None)
         _trim(most_bytes() - nbytes if limit is None else min(most_bytes(), limit) - nbytes)
-        thing = make()
+        with no_garbage_collection():
+            thing = make()
     is_well = False
     try:
         yield thing
@@ -152,7 +158,7 @@ def _close(ticket: int) -> None:
 def _trim(most: int) -> None:
     """Give back what was kept first until the rest takes at most so many bytes."""
     rows = list(_shelf.items())
-    total, left = sum([row.nbytes for _, row in rows]), len(rows)
+    total, left = sum([row.nbytes for _, row in rows]) + pages.held(), len(rows)
     for ticket, row in rows:
         if total <= most and left <= MOST_FRAMES:
             return
@@ -164,7 +170,7 @@ def give_back() -> bool:
     """Give everything back that no run has. True if there was something."""
     found = bool(_shelf)
     _trim(-1)
-    return found
+    return pages.give_back() or found
 
 
 def held() -> int:
@@ -187,3 +193,4 @@ def most_bytes() -> int:
 
 
 when_short(give_back)
+pages.keep_at_most(lambda: most_bytes() // OUTPUTS_SHARE)

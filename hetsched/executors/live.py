@@ -29,8 +29,9 @@ from hetsched.executors.frame import Frame
 from hetsched.executors.interrupts import guarded
 from hetsched.executors.kept import program_of
 from hetsched.executors.memory import Memory
-from hetsched.executors.program import Program, Step, describe
+from hetsched.executors.program import Program, describe
 from hetsched.executors.result import Result
+from hetsched.executors.steps import Step
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device
 from hetsched.timeline import Lane, Timeline

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hetsched.executors.program import Step
+from hetsched.executors.steps import Step
 from hetsched.timeline import Copy, Launch, Timeline
 
 

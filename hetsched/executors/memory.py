@@ -7,17 +7,19 @@ and `part(first element, shape)`. A frame never looks inside.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from hetsched.executors.pages import Bytes, area, touched
+from hetsched.executors.pages import Bytes, Touching, area, arrays
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import AnySpec, Spec
 
 ALIGNMENT = 64
 
+
+T = TypeVar("T")
 
 _reliefs: list[Callable[[], bool]] = []
 
@@ -27,15 +29,15 @@ def when_short(relief: Callable[[], bool]) -> None:
     _reliefs.append(relief)
 
 
-def fresh(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A new, uninitialised array of the host, its pages there (see `pages`). Raises `MemoryError` where there is no room, and nobody has given any
+def fresh(kinds: Sequence[tuple[tuple[int, ...], Any]], touching: Touching | None = None) -> list[Any]:
+    """New, uninitialised arrays of the host, of (shape, dtype) (see `pages.arrays`). Raises `MemoryError` where there is no room, and nobody has
 
-    back.
+    given any back.
     """
-    return had(lambda: touched(np.empty(shape, dtype)))
+    return had(lambda: arrays(kinds, touching))
 
 
-def had(make: Callable[[], Any]) -> Any:
+def had(make: Callable[[], T]) -> T:
     """What `make` allocates; tried again where there was no room and somebody has given some back."""
     try:
         return make()
@@ -73,15 +75,15 @@ class HostMemory:
         self.buffer = buffer
 
     @staticmethod
-    def of(nbytes: int) -> HostMemory:
-        """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy). See `pages`."""
-        raw: Bytes = had(lambda: area(nbytes + ALIGNMENT))
+    def of(nbytes: int, touching: Touching | None = None) -> HostMemory:
+        """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy). See `pages.area`."""
+        raw: Bytes = had(lambda: area(nbytes + ALIGNMENT, touching))
         start = -raw.ctypes.data % ALIGNMENT
         return HostMemory(raw[start : start + nbytes])
 
     def array(self, offset: int, spec: Spec) -> Any:
         """See `Memory.array`."""
-        return self.buffer[offset : offset + spec.nbytes].view(spec.dtype).reshape(spec.bounds)
+        return np.ndarray(spec.bounds, spec.dtype, self.buffer, offset)
 
     def inside(self, offset: int, nbytes: int) -> HostMemory:
         """See `Memory.inside`."""

@@ -54,6 +54,7 @@ class Walk:
         frame = self.frame
         marks: dict[int, float] | None = {} if trace else None
         self._find()
+        frame.ready()
         with tuned(), np.errstate(all="ignore"):
             start = perf_counter()
             self._go(marks, start)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hetsched.executors.kept import program_of
 from hetsched.executors.program import Program, every_of
-from hetsched.timeline import Free, Launch, Timeline
+from hetsched.timeline import Free, Lane, Launch, Timeline
 
 
 def lanes_needed(plan: Timeline, host: str) -> dict[str, int]:
     """Threads that the plan can keep busy, by kind: the lanes it names, loops included."""
     found: dict[str, set[int]] = {"compute": {0}, "io": set()}
-    rows = {id(s[0]): s[0] for s in plan.spans if not (type(s[1]) is Launch and s[1].task in plan.loops)}  # a loop's body says which lanes it uses
-    for lane in {lane for lanes in rows.values() for lane in lanes}:
+    rows: Iterable[tuple[Lane, ...]] = plan.lane_sets
+    if plan.loops:  # a loop's body says which lanes it uses
+        rows = {id(s[0]): s[0] for s in plan.spans if not (type(s[1]) is Launch and s[1].task in plan.loops)}.values()
+    for lane in {lane for lanes in rows for lane in lanes}:
         if lane.owner == host:
             found[lane.kind].add(lane.number)
     need = {kind: max(numbers, default=-1) + 1 for kind, numbers in found.items()}

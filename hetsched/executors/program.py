@@ -15,13 +15,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.errors import InternalError
-from hetsched.executors.straight import straight
+from hetsched.executors.steps import Step
+from hetsched.executors.straight import Straight, straight
 from hetsched.executors.walk import Arc, find_cycle
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import HOST, Device
@@ -43,50 +44,27 @@ LONG_SECONDS = 50e-6
 MOST_BINDINGS = 24
 
 
-class Step(NamedTuple):
-    """What is dispatched at once. `spans` are indices into the plan's spans; `start` and `seconds` are the plan's, for priorities."""
-
-    index: int  # type: ignore[assignment]
-    spans: tuple[int, ...]
-    lanes: tuple[Lane, ...]
-    start: float
-    seconds: float
-
-    @property
-    def owner(self) -> str:
-        """The device (or link) that the step runs on; of a loop, its first (none where its body is empty)."""
-        lanes = self.lanes
-        lane = lanes[0] if len(lanes) == 1 else self._lane()
-        return lane.owner if lane is not None else ""
-
-    @property
-    def kind(self) -> str:
-        """Kind of its lanes: compute, io or copy."""
-        lanes = self.lanes
-        lane = lanes[0] if len(lanes) == 1 else self._lane()
-        return lane.kind if lane is not None else "compute"
-
-    def _lane(self) -> Lane | None:
-        """The lane it goes by: the first, but of a loop, which holds lanes of links as well, the first of a device."""
-        return next((lane for lane in self.lanes if lane.kind != "copy"), self.lanes[0]) if self.lanes else None
-
-
 @dataclass(frozen=True)
 class Program:
     """A plan ready to be walked: `steps`, `arcs` between them, `window`: turns in flight.
 
     carried: body input value -> carried output value. every: task -> k > 1. stop_step: the step that brings the stop value to the host, or -1.
-    plain_on: the device on one lane of which each step is, launches of ops; "" where that is not so, or not known.
+    straight: the same in arrays, where each step is launches of ops on one lane of one device; None where that is not so, or not known.
     """
 
     plan: Timeline
-    steps: tuple[Step, ...]
+    steps: Sequence[Step]
     arcs: Sequence[Arc]
     window: int
     carried: dict[int, int]
     every: Mapping[int, int]
     stop_step: int = -1
-    plain_on: str = ""
+    straight: Straight | None = None
+
+    @property
+    def plain_on(self) -> str:
+        """The device on one lane of which each step is; "" where that is not so, or not known."""
+        return self.straight.owner if self.straight is not None else ""
 
 
 def is_solo(program: Program) -> bool:
@@ -204,7 +182,7 @@ def compile_plan(plan: Timeline, join: bool = True, whole: bool = False) -> Prog
     if whole and (order := one_segment(plan)) is not None:
         return _program_of_one(plan, order)
     if join and (plain := straight(plan)) is not None:
-        return Program(plan, _steps(plan, plain.groups), plain.arcs, 1, {}, {}, plain_on=plain.owner)
+        return Program(plan, plain.steps, plain.arcs, 1, {}, {}, straight=plain)
     arcs = span_arcs(plan)
     shared = {d.id for d in plan.machine.devices if d.shares_lanes}
     has_streams = any(lane.owner not in shared for span in plan.spans for lane in span.lanes)

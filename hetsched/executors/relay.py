@@ -6,12 +6,11 @@ Priority is the planned start. Hot path: about 1.5 us a step with the trace on (
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush, heappushpop
-from itertools import count, repeat
+from itertools import count, pairwise, repeat
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,8 +20,9 @@ from hetsched.executors.cores import LONG_SECONDS
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, Sharing, is_atomic, is_plain
-from hetsched.executors.straight import pairs_of
-from hetsched.executors.tracing import Note
+from hetsched.executors.straight import Straight, pairs_of
+from hetsched.executors.tracing import Log, Logs
+from hetsched.quiet import no_garbage_collection
 from hetsched.timeline import STAY_SHARE, STAY_STEPS, Launch
 
 if TYPE_CHECKING:
@@ -35,32 +35,61 @@ def suits(program: Program, host: str) -> bool:
 
 
 class Shape:
-    """What is the same in every run of a frame: the order of its steps by priority; by rank in that order, what waits for what; its board."""
+    """What is the same in every run of a frame: the order of its steps by priority; by rank in that order, what waits for what; its board.
+
+    near: ranks that wait for each; far: those that threads of the other kind do. spare: of those it waits for all but one. first: by kind of thread
+    the ranks that wait for nothing, ascending.
+    """
 
     def __init__(self, frame: Frame) -> None:
         program = frame.program
+        n = len(program.steps)
+        self.order: Sequence[int] = range(n)
+        self.near: list[list[int]]
+        self.far: dict[int, list[int]] = {}
+        self.first: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        plain = program.straight
+        if plain is not None and plain.is_io is None:
+            waits = self._plain(plain)
+            self.is_long = (plain.steps.seconds > LONG_SECONDS).tolist()
+        else:
+            waits = self._by_steps(program)
+            self.is_long = [program.steps[s].seconds > LONG_SECONDS for s in self.order]
+        self.spare = [k - 1 for k in waits]
+        self.sinks = sum([not row for row in self.near]) - sum([not self.near[r] for r in self.far])
+        self.board = Board(frame)
+        single, several = self.board.single, self.board.several
+        self.single = single if isinstance(self.order, range) else [single[s] for s in self.order]  # the launch of a step, where it is one
+        self.several = dict(several) if isinstance(self.order, range) else {r: several[s] for r, s in enumerate(self.order) if s in several}
+        self.runs = 0
+        frame.bindings.elsewhere = self.board.bound
+
+    def _plain(self, plain: Straight) -> list[int]:
+        """By arrays, of steps that stand in their order and that threads of one kind do. How many steps each waits for."""
+        n, later = len(plain.steps), plain.arcs.later.tolist()
+        ends = np.cumsum(np.bincount(plain.arcs.before, minlength=n)).tolist()
+        self.near = [later[a:b] for a, b in pairwise([0, *ends])]
+        waits = np.bincount(plain.arcs.later, minlength=n)
+        self.first["compute"] = np.flatnonzero(waits == 0).tolist()
+        found: list[int] = waits.tolist()
+        return found
+
+    def _by_steps(self, program: Program) -> list[int]:
         steps, n = program.steps, len(program.steps)
-        self.order = sorted(range(n), key=[(step.start, s) for s, step in enumerate(steps)].__getitem__)
+        self.order = order = sorted(range(n), key=[(step.start, s) for s, step in enumerate(steps)].__getitem__)
         rank = [0] * n
-        for place, s in enumerate(self.order):
+        for place, s in enumerate(order):
             rank[s] = place
         is_io = [step.kind == "io" for step in steps]
-        near: list[list[int]] = [[] for _ in steps]
-        self.far: dict[int, list[int]] = {}  # those that threads of the other kind do
+        self.near = [[] for _ in steps]
         waits = [0] * n
         for before, later in pairs_of(program.arcs):
             waits[rank[later]] += 1
-            (near[rank[before]] if is_io[before] == is_io[later] else self.far.setdefault(rank[before], [])).append(rank[later])
-        self.near = near
-        self.sinks = sum(not near[r] and r not in self.far for r in range(n))
-        self.is_io, self.waits = [is_io[s] for s in self.order], waits
-        self.is_long = [steps[s].seconds > LONG_SECONDS for s in self.order]
-        self.board = Board(frame)
-        bills = [self.board.bills[s] for s in self.order]
-        self.single = [bill[0] if bill is not None and len(bill) == 1 else None for bill in bills]  # the launch of a step, where it is one
-        self.several: dict[int, list[Bill]] = {rank: bill for rank, bill in enumerate(bills) if bill is not None and len(bill) != 1}
-        self.runs = 0
-        frame.bindings.elsewhere = frozenset(s for s, bill in enumerate(self.board.bills) if bill is not None)
+            (self.near[rank[before]] if is_io[before] == is_io[later] else self.far.setdefault(rank[before], [])).append(rank[later])
+        for r, k in enumerate(waits):
+            if not k:
+                self.first[KINDS[is_io[order[r]]]].append(r)
+        return waits
 
     def begin(self, frame: Frame, trace: bool) -> None:
         """Show what the next run is about. What has run so often that code pays for itself becomes code, which nobody times inside."""
@@ -72,28 +101,6 @@ class Shape:
                 del self.several[rank]
 
 
-class Log(NamedTuple):
-    """What a thread did, in the order in which it did it. times: rank, start and finish of each step, one after another, on the clock of the threads;
-
-    no object for each, of which there are thousands. marks: rank -> (task -> when it ended), of steps of several tasks.
-    """
-
-    lane: int
-    times: list[Any]
-    marks: dict[int, Mapping[int, float]]
-
-    def notes(self, order: Sequence[int], zero: float) -> Iterator[Note]:
-        """The same as notes, of a run that began at `zero`."""
-        times, marks = self.times, self.marks
-        for rank, start, finish in zip(times[::3], times[1::3], times[2::3], strict=True):
-            yield Note(order[rank], 0, self.lane, start - zero, finish - zero, marks.get(rank))
-
-    @property
-    def seconds(self) -> float:
-        """All that time."""
-        return float(sum(self.times[2::3]) - sum(self.times[1::3]))
-
-
 class Relay(Sharing):
     """One run of a frame's steps. A ready step is its rank."""
 
@@ -102,18 +109,18 @@ class Relay(Sharing):
         self.frame = frame
         n = len(frame.program.steps)
         if frame.shape is None:
-            frame.shape = Shape(frame)
+            with no_garbage_collection():
+                frame.shape = Shape(frame)
         shape: Shape = frame.shape
         shape.begin(frame, crew.trace)
         self.order, self.near, self.far, self.single, self.several = shape.order, shape.near, shape.far, shape.single, shape.several
         self.cells, self.is_long = shape.board.cells, shape.is_long
         # A step's tokens: a 1 for each step it waits for but one; who finds none left has made it ready. The same for the end of the run: when all
         # steps that nothing waits for are done, everything is.
-        self.tokens = [repeat(1, k - 1) for k in shape.waits]
+        self.tokens = list(map(repeat, repeat(1), shape.spare))
         self.left = repeat(1, shape.sinks - 1)
-        for rank, k in enumerate(shape.waits):
-            if not k:
-                heappush(self.ready[KINDS[shape.is_io[rank]]], rank)
+        for kind, ranks in shape.first.items():
+            self.ready[kind] += ranks  # ascending: a heap
         self.stay = 0 if frame.plan.keeps_order else max(STAY_STEPS, int(STAY_SHARE * n))
         self.is_done = self.halted = not n
         self.counted = count(1)
@@ -125,9 +132,9 @@ class Relay(Sharing):
         self.logs.append(log)
         return log
 
-    def noted(self) -> Callable[[], list[Note]]:
-        """What gives the notes of the run, which is over, and holds nothing else of it."""
-        return partial(_notes, self.logs, self.order, self.crew.zero)
+    def noted(self) -> Logs:
+        """What the threads noted of the run, which is over; nothing else of it is held."""
+        return Logs(self.logs, self.order, self.crew.zero)
 
     def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is a rank."""
@@ -231,7 +238,3 @@ class Relay(Sharing):
         assert crew.progress is not None
         assert isinstance(command, Launch)
         crew.progress(next(self.counted), crew.total, self.frame.graph.task_names[command.task])
-
-
-def _notes(logs: Sequence[Log], order: Sequence[int], zero: float) -> list[Note]:
-    return [note for log in logs for note in log.notes(order, zero)]

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from heapq import heappop, heappush, heappushpop
 from itertools import cycle
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
@@ -176,6 +175,18 @@ class Log:
             yield Note(order[at], turn, self.lane, start - zero, finish - zero, self.marks.get(code))
 
 
+class Turns(NamedTuple):
+    """The logs of all threads, of a run that began at `zero`. order: the steps by place."""
+
+    logs: Sequence[Log]
+    order: Sequence[int]
+    zero: float
+
+    def notes(self) -> list[Note]:
+        """The same as notes."""
+        return [note for log in self.logs for note in log.notes(self.order, self.zero)]
+
+
 class Rounds(Sharing):
     """One run of a loop's body. A ready step is its code (see `Pattern`)."""
 
@@ -217,9 +228,9 @@ class Rounds(Sharing):
             found |= {turn * places + at for turn in TIMED_TURNS for at in several}
         return frozenset(found)
 
-    def noted(self) -> Callable[[], list[Note]]:
-        """What gives the notes of the run, which is over, and holds nothing else of it."""
-        return partial(_notes, self.logs, self.pattern.order, self.crew.zero)
+    def noted(self) -> Turns:
+        """What was noted of the run, which is over, and nothing else of it."""
+        return Turns(self.logs, self.pattern.order, self.crew.zero)
 
     def new_log(self, lane: int) -> Log:
         """See `Sharing.new_log`."""
@@ -354,7 +365,3 @@ class Rounds(Sharing):
         command = program.plan.spans[program.steps[step].spans[-1]].command
         assert isinstance(command, Launch)
         crew.progress(crew.done + sum(log.done for log in self.logs), crew.total, self.frame.graph.task_names[command.task])
-
-
-def _notes(logs: Sequence[Log], order: Sequence[int], zero: float) -> list[Note]:
-    return [note for log in logs for note in log.notes(order, zero)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from hetsched.executors.memory import HERE
 from hetsched.executors.process import is_alone
-from hetsched.executors.program import Step
+from hetsched.executors.steps import Step
 from hetsched.graph.function import put
 from hetsched.graph.guard import is_ours, read_only
 from hetsched.graph.op import Op, Operand

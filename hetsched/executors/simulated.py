@@ -24,8 +24,9 @@ from hetsched.errors import InternalError
 from hetsched.executors.epochs import Outcome, Pause, Progress, Replanner, Speeds, boundary, paused, run_epochs
 from hetsched.executors.frame import Frame
 from hetsched.executors.outline import lanes_needed
-from hetsched.executors.program import Step, compile_plan, describe
+from hetsched.executors.program import compile_plan, describe
 from hetsched.executors.result import Result
+from hetsched.executors.steps import Step
 from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
 from hetsched.executors.walk import Walk
 from hetsched.graph.graph import Loop
@@ -80,6 +81,7 @@ class Simulation:
         self.random = random if random is not None else np.random.default_rng(seed)
         self.spread = spread
         self.root = Frame(compile_plan(plan, join=False), inputs)
+        self.root.ready()
         self.ready: list[tuple[float, int, _Active, Step, int]] = []
         self.running: list[tuple[float, int, _Active, Step, int, float, tuple[tuple[str, str, int], ...]]] = []
         self.free: dict[tuple[str, str], set[int]] = {}

@@ -13,6 +13,7 @@ from hetsched.executors.process import tuned
 from hetsched.executors.program import Program, is_solo
 from hetsched.executors.result import Result
 from hetsched.executors.tracing import Note, trace_of
+from hetsched.quiet import no_garbage_collection
 from hetsched.timeline import Timeline
 
 
@@ -21,6 +22,7 @@ def run(frame: Frame, began: float, trace: bool = True) -> Result:
     marks = None
     with tuned(), np.errstate(all="ignore"):
         frame.bindings.prepare(0, 0)
+        frame.ready()
         start = perf_counter()
         if trace:
             marks = frame.perform_timed(0, 0, start)
@@ -39,7 +41,8 @@ def _trace(program: Program, seconds: float | None, marks: Mapping[int, float] |
     step = program.steps[0]
     if seconds is None:
         return trace_of(program, (), {}, 1, {})
-    return trace_of(program, [Note(0, 0, step.lanes[0].number, 0.0, seconds, marks)], {step.owner: seconds}, 1, {})
+    with no_garbage_collection():
+        return trace_of(program, [Note(0, 0, step.lanes[0].number, 0.0, seconds, marks)], {step.owner: seconds}, 1, {})
 
 
 __all__ = ["is_solo", "run", "traced"]

@@ -1,19 +1,22 @@
-"""The arcs and chains of a straight plan of plain launches, by arrays: what `program` works out span by span for all others.
+"""The steps and arcs of a straight plan of plain launches, by arrays: what `program` works out span by span for all others.
 
-A plan of thousands of tasks would make objects of each arc otherwise, and the interpreter looks through all there are whenever many are made.
+A plan of thousands of tasks would make objects of each step and arc otherwise, and the interpreter looks through all there are whenever many are
+made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, overload
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hetsched.executors.steps import Steps
 from hetsched.executors.walk import Arc
 from hetsched.machine import HOST
-from hetsched.timeline import Free, Launch, Timeline
+from hetsched.timeline import Free, Lane, Launch, Timeline
 
 IntArray: TypeAlias = NDArray[np.int64]
 
@@ -46,11 +49,16 @@ class Arcs(Sequence[Arc]):
 
 
 class Straight(NamedTuple):
-    """owner: the device of every launch. groups: the spans of each step, in an order that keeps the arcs; arcs are between steps."""
+    """owner: the device of every launch. steps: in the order of their starts; arcs: between them, by the step before, each once.
+
+    tasks: of the launches, as they stand in the steps. is_io: by step; None where no step is on an io lane.
+    """
 
     owner: str
-    groups: list[list[int]]
+    steps: Steps
     arcs: Arcs
+    tasks: IntArray
+    is_io: NDArray[np.bool_] | None
 
 
 def pairs_of(arcs: Sequence[Arc]) -> Iterable[tuple[int, int]]:
@@ -63,84 +71,84 @@ def pairs_of(arcs: Sequence[Arc]) -> Iterable[tuple[int, int]]:
 def straight(plan: Timeline) -> Straight | None:
     """The steps of a straight plan whose spans are launches of ops, each on one lane of one CPU device; None for any other plan.
 
-    A task joins its one predecessor where it is that one's only successor, on lanes of the same kind. 3 us a task.
+    A task joins its one predecessor where it is that one's only successor, on lanes of the same kind. 0.5 us a task.
     """
-    launched = _launches(plan)
-    if launched is None:
+    owner = _owner(plan)
+    if owner is None:
         return None
-    owner, launches, kind = launched
-    graph, spans = plan.graph, plan.spans
-    at = np.full(len(graph), -1, dtype=np.int64)  # task -> its place among `launches`
-    at[[spans[i][1].task for i in launches]] = np.arange(len(launches))  # type: ignore[union-attr]
-    arcs = _arcs(plan, launches, at)
+    lanes, commands, starts, finishes = _columns(plan)
+    kinds = list(map(type, commands))
+    launches = [i for i, kind in enumerate(kinds) if kind is Launch]
+    if not launches or len(launches) + kinds.count(Free) != len(kinds):
+        return None
+    number = np.array(launches, dtype=np.int64)
+    start, finish = np.array(starts)[number], np.array(finishes)[number]
+    order = np.lexsort((finish, start))
+    number, start, finish = number[order], start[order], finish[order]
+    tasks = np.fromiter(map(itemgetter(0), map(commands.__getitem__, number.tolist())), np.int64, len(number))
+    arcs = _arcs(plan, number, tasks)
     if arcs is None:
         return None
     before, later = arcs
-    start, finish = (np.array([spans[i][k] for i in launches]) for k in (2, 3))
-    order = np.lexsort((finish, start))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    if (rank[before] >= rank[later]).any():
-        return None  # spans of length 0 share a start
-    follows = _chained(before, later, kind)
-    number = np.array(launches, dtype=np.int64)
-    if not (follows >= 0).any():
-        return Straight(owner, [[i] for i in number[order].tolist()], Arcs(rank[before], rank[later]))
-    groups: list[list[int]] = []
-    group_of = [0] * len(launches)
-    next_of, is_first = follows.tolist(), np.ones(len(order), np.bool_)
-    is_first[follows[follows >= 0]] = False
-    for head in order[is_first[order]].tolist():
-        members, last = [launches[head]], head
-        group_of[head] = len(groups)
-        while (last := next_of[last]) >= 0:
-            members.append(launches[last])
-            group_of[last] = len(groups)
-        groups.append(members)
-    group = np.array(group_of, dtype=np.int64)
-    before, later = group[before], group[later]
-    return Straight(owner, groups, Arcs(*_once(before[before != later], later[before != later], len(groups))))
+    io = {id(on) for on in plan.lane_sets if on and on[0].kind != "compute"}
+    is_io = np.fromiter((id(lanes[i]) in io for i in number.tolist()), np.bool_, len(number)) if io else None
+    follows = _chained(before, later, is_io, len(number))
+    seconds, first = finish - start, np.arange(len(number) + 1)
+    if follows is not None:
+        group = _groups(follows)
+        sort = np.argsort(group, kind="stable")
+        sizes = np.bincount(group)
+        first = np.concatenate((first[:1], np.cumsum(sizes)))
+        heads = sort[first[:-1]]
+        number, tasks, start = number[sort], tasks[sort], start[heads]
+        seconds = np.bincount(group, weights=seconds)
+        is_io = is_io[heads] if is_io is not None else None
+        before, later = group[before], group[later]
+        before, later = _once(before[before != later], later[before != later], len(heads))
+    return Straight(owner, Steps(plan.spans, number, first, start, seconds), Arcs(before, later), tasks, is_io)
 
 
-def _launches(plan: Timeline) -> tuple[str, list[int], IntArray] | None:
-    """The one device, the spans that are launches, and for each whether it is on an io lane."""
-    if plan.loop is not None or plan.loops or plan.prologue:
+def _owner(plan: Timeline) -> str | None:
+    """The one device, of threads, of every lane of a plan without loops; None where there are others."""
+    if plan.loop is not None or plan.loops or plan.prologue or any(len(on) > 1 for on in plan.lane_sets) or len(plan.owners) != 1:
         return None
-    spans = plan.spans
-    kinds = [type(s[1]) for s in spans]
-    launches = [i for i, kind in enumerate(kinds) if kind is Launch]
-    if not launches or len(launches) + kinds.count(Free) != len(spans):
-        return None
-    lanes = [spans[i][0] for i in launches]
-    rows = {id(on): on for on in lanes}  # spans of a lane share the object, mostly
-    if any(len(on) != 1 for on in rows.values()):
-        return None
-    owners = {on[0].owner for on in rows.values()}
-    device = next((d for d in plan.machine.devices if d.id in owners), None)
-    if len(owners) != 1 or device is None or not device.shares_lanes or device.memory != HOST:
-        return None
-    is_io = {key: on[0].kind != "compute" for key, on in rows.items()}
-    return device.id, launches, np.array([is_io[id(on)] for on in lanes], dtype=np.int64)
+    (owner,) = plan.owners
+    device = next((d for d in plan.machine.devices if d.id == owner), None)
+    return owner if device is not None and device.shares_lanes and device.memory == HOST else None
 
 
-def _arcs(plan: Timeline, launches: list[int], at: IntArray) -> tuple[IntArray, IntArray] | None:
-    """Data, order and reuse, each once, as places among the launches; None where a value is read that no launch makes."""
+def _columns(plan: Timeline) -> tuple[tuple[tuple[Lane, ...], ...], tuple[Any, ...], tuple[float, ...], tuple[float, ...]]:
+    """Lanes, commands, starts and finishes of the spans of a plan that has some."""
+    lanes, commands, starts, finishes = zip(*plan.spans, strict=True)
+    return lanes, commands, starts, finishes
+
+
+def _arcs(plan: Timeline, number: IntArray, tasks: IntArray) -> tuple[IntArray, IntArray] | None:
+    """Data, order and reuse, each once, as places among the launches; None where a value is read that no launch makes, or is made too late.
+
+    number: the spans that are launches, by start; tasks: theirs.
+    """
     graph = plan.graph
+    at = np.full(len(graph), -1, dtype=np.int64)  # task -> its place
+    at[tasks] = np.arange(len(tasks))
     producer = graph.value_task[graph.input_values]
     reader = np.repeat(at, np.diff(graph.input_start))
     made = (producer >= 0) & (reader >= 0)
-    before, later = at[producer[made]], reader[made]
+    before, later = [at[producer[made]]], [reader[made]]
     if graph.after:
         order = at[np.array(graph.after, dtype=np.int64).reshape(-1, 2)]
-        before, later = np.concatenate((before, order[:, 0])), np.concatenate((later, order[:, 1]))
+        before.append(order[:, 0])
+        later.append(order[:, 1])
     if plan.after:
         place = np.full(len(plan.spans), -1, dtype=np.int64)
-        place[launches] = np.arange(len(launches))
+        place[number] = np.arange(len(number))
         reuse = place[np.array([(a[0], a[1]) for a in plan.after], dtype=np.int64)]
-        before, later = np.concatenate((before, reuse[:, 0])), np.concatenate((later, reuse[:, 1]))
-    if len(before) and min(int(before.min()), int(later.min())) < 0:
+        before.append(reuse[:, 0])
+        later.append(reuse[:, 1])
+    earlier, after = np.concatenate(before), np.concatenate(later)
+    if len(earlier) and (int(earlier.min()) < 0 or int(after.min()) < 0 or (earlier >= after).any()):  # (spans of length 0 may share a start)
         return None
-    return _once(before, later, len(launches))
+    return _once(earlier, after, len(number))
 
 
 def _once(before: IntArray, later: IntArray, n: int) -> tuple[IntArray, IntArray]:
@@ -149,13 +157,28 @@ def _once(before: IntArray, later: IntArray, n: int) -> tuple[IntArray, IntArray
     return pairs // n, pairs % n
 
 
-def _chained(before: IntArray, later: IntArray, kind: IntArray) -> IntArray:
-    """For each launch the one that follows it in its step, -1 where none does."""
-    n = len(kind)
-    alone = (np.bincount(later, minlength=n)[later] == 1) & (np.bincount(before, minlength=n)[before] == 1) & (kind[before] == kind[later])
-    out = np.full(n, -1, dtype=np.int64)
-    out[before[alone]] = later[alone]
+def _chained(before: IntArray, later: IntArray, is_io: NDArray[np.bool_] | None, n: int) -> IntArray | None:
+    """For each launch the one that it follows in its step, itself where it follows none; None where no launch follows another."""
+    alone = (np.bincount(later, minlength=n)[later] == 1) & (np.bincount(before, minlength=n)[before] == 1)
+    if is_io is not None:
+        alone &= is_io[before] == is_io[later]
+    if not alone.any():
+        return None
+    out = np.arange(n)
+    out[later[alone]] = before[alone]
     return out
+
+
+def _groups(follows: IntArray) -> IntArray:
+    """The step of each launch: steps are numbered as their first launches come."""
+    head = follows
+    while True:  # twice as far each time
+        further = head[head]
+        if (further == head).all():
+            break
+        head = further
+    is_head = head == np.arange(len(head))
+    return (np.cumsum(is_head) - 1)[head]
 
 
 __all__ = ["Arcs", "Straight", "pairs_of", "straight"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hetsched.errors import GraphError, HetschedError, did_you_mean
 from hetsched.graph.op import Op, Work
-from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, spec_of
+from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, array_form, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -356,6 +356,29 @@ class Graph:
     def has_loops(self) -> bool:
         """True if some task is a loop."""
         return any(issubclass(kind, Loop) for kind in set(map(type, self.task_ops)))
+
+    @cached_property
+    def views(self) -> tuple[int, ...]:
+        """The tasks of view ops, whose outputs are other shapes of what they read."""
+        ops = self.task_ops
+        found = {key for key, op in dict(zip(map(id, ops), ops, strict=True)).items() if isinstance(op, Op) and op.view}
+        return tuple([task for task, op in enumerate(ops) if id(op) in found]) if found else ()
+
+    @cached_property
+    def spec_kinds(self) -> IntArray:
+        """A number for each value: values of equal specs have the same."""
+        specs = self.value_specs
+        known: dict[AnySpec, int] = {}
+        of = {key: known.setdefault(spec, len(known)) for key, spec in dict(zip(map(id, specs), specs, strict=True)).items()}
+        return np.fromiter(map(of.__getitem__, map(id, specs)), np.int64, len(specs))
+
+    @cached_property
+    def unfixed(self) -> frozenset[int]:
+        """The values that are no array of a shape that is known before it is made: objects, and what has a bounded dimension."""
+        kinds = self.spec_kinds
+        _, one = np.unique(kinds, return_index=True)
+        loose = [int(kinds[i]) for i in one.tolist() if (form := array_form(self.value_specs[i])) is None or form.is_bounded]
+        return frozenset(np.flatnonzero(np.isin(kinds, loose)).tolist()) if loose else frozenset()
 
     def task(self, name: str) -> Task:
         """The task called `name`."""

@@ -63,7 +63,7 @@ class Spec:
     @property
     def bounds(self) -> tuple[int, ...]:
         """The shape with every bounded dimension at its bound."""
-        return tuple(bound(d) for d in self.shape)
+        return tuple([d if type(d) is int else bound(d) for d in self.shape])
 
     @property
     def is_bounded(self) -> bool:

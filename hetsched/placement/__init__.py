@@ -20,9 +20,9 @@ from hetsched.placement.memory import PlanTooLargeError
 from hetsched.placement.memory.fitting import fitted
 from hetsched.placement.policies import find, name_of
 from hetsched.placement.problem import PlanLoop, Problem, limits_of, problem_of
-from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search.improve import improve
 from hetsched.placement.tradeoff import Point, Pool, choose, front, is_worth_it
+from hetsched.quiet import no_garbage_collection
 from hetsched.timeline import Bound, Timeline
 
 

@@ -43,13 +43,16 @@ def test_ctrl_c_at_any_point_leaves_nothing_behind(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["run", "keep_going", "session", "hot"])
 def test_ctrl_c_in_a_kernel_raises_there_and_then(kind: str) -> None:
     """A kernel in Python that takes for ever can be ended."""
-    reached, strikes = [], [False]
+    reached, strikes, struck = [], [False], threading.Event()
 
     @hs.op(out=lambda x: x)
     def endless(x: Any) -> Any:
         if strikes[0] and threading.current_thread() is threading.main_thread():
+            struck.set()
             signal.raise_signal(signal.SIGINT)
             reached.append("the line behind")
+        elif strikes[0]:
+            struck.wait(30)  # or the other threads may have done all before the main thread begins
         return x
 
     b = hs.Graph.build()

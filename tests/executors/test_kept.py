@@ -193,19 +193,20 @@ def test_what_is_kept_is_given_back_where_memory_is_short(monkeypatch):
     hs.run(plan, {"x": np.ones(4096, np.float32)}, learn=False)
     asked = []
 
-    def empty(shape, dtype):
-        asked.append(shape)
+    def arrays(kinds, touching):
+        asked.append(kinds)
         if len(asked) == 1:
             raise MemoryError
-        return np.zeros(shape, dtype)
+        return [np.zeros(shape, dtype) for shape, dtype in kinds]
 
-    monkeypatch.setattr(memory, "np", SimpleNamespace(empty=empty))
-    memory.fresh((4,), np.float32)
+    monkeypatch.setattr(memory, "arrays", arrays)
+    (made,) = memory.fresh([((4,), np.float32)])
+    assert made.shape == (4,)
     assert len(asked) == 2
     assert kept.held() == 0
     asked.clear()
     with pytest.raises(MemoryError):  # nobody has anything left to give
-        memory.fresh((4,), np.float32)
+        memory.fresh([((4,), np.float32)])
 
 
 def test_a_run_that_fails_keeps_nothing_and_spoils_nothing():

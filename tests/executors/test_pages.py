@@ -143,3 +143,172 @@ def test_where_threads_may_not_be_moved_nobody_tries(monkeypatch):
         assert cores.Cores.of(2) is None
     finally:
         cores.asks.cache_clear()
+
+
+FLOATS, BYTES = np.dtype(np.float32), np.dtype(np.uint8)
+KINDS = [((64, 256), FLOATS), ((5,), np.dtype(np.float64)), ((0, 3), BYTES), ((1 << 20,), BYTES), ((), np.dtype(bool))]
+
+
+@pytest.mark.parametrize("times", [1, 40])
+def test_fresh_arrays_are_apart_and_writable_wherever_they_lie(times):
+    made = pages.arrays(KINDS * times)
+    assert [(x.shape, x.dtype) for x in made] == KINDS * times
+    for i, x in enumerate(made):
+        assert x.flags.c_contiguous
+        assert x.flags.writeable
+        x[...] = i % 100
+    for i, x in enumerate(made):
+        assert (x == np.asarray(i % 100).astype(x.dtype)).all()
+
+
+def in_one_area():
+    """Arrays that share an area, where the system has such."""
+    made = pages.arrays([((1 << 20,), np.dtype(np.uint8))] * 4)
+    if made[0].base is None:
+        pytest.skip("no huge pages here")
+    for i, x in enumerate(made):
+        x[:] = i + 1
+    return made
+
+
+def test_what_shares_an_area_outlives_the_others():
+    made = in_one_area()
+    kept, part, again = made[1], made[2][5:9], memoryview(made[3])
+    del made
+    assert (kept == 2).all()
+    assert part.tolist() == [3] * 4
+    assert set(again) == {4}
+
+
+def test_a_process_that_was_forked_off_waits_for_nobody():
+    with pages._lock:
+        pages._forget()
+        assert pages.arrays([((1 << 20,), BYTES)] * 4)[3].shape == (1 << 20,)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The (address, bytes) given back to the system."""
+    found = []
+    real = pages._gives()
+    monkeypatch.setattr(pages, "_gives", lambda: lambda address, nbytes: found.append((address, nbytes)) or real(address, nbytes))
+    pages.give_back()
+    yield found
+    pages.give_back()
+
+
+def test_an_array_that_is_let_go_gives_its_pages_back(monkeypatch, given):
+    monkeypatch.setattr(pages, "_most_kept", lambda: 0)
+    made = in_one_area()
+    address = made[1].ctypes.data
+    del made[1]
+    assert given == [(address, 1 << 20)]
+    view = made[1][:3]
+    del made[1]
+    assert len(given) == 1, "a view holds it"
+    del view
+    assert len(given) == 2
+    del made
+    assert pages.held() == 0
+
+
+def test_an_area_that_nobody_has_is_taken_again(monkeypatch, given):
+    monkeypatch.setattr(pages, "_most_kept", lambda: 5 << 20)
+    made = in_one_area()
+    address = made[0].ctypes.data
+    del made
+    assert pages.held() == 4 << 20
+    assert not given
+    again = pages.arrays([((3 << 20,), BYTES)])
+    assert again[0].ctypes.data == address
+    assert pages.held() == 0
+    more = in_one_area()
+    assert more[0].ctypes.data != address
+    del again
+    assert pages.held() == 4 << 20
+    del more
+    assert pages.held() == 4 << 20, "no more than is allowed"
+    assert pages.give_back()
+    assert not pages.give_back()
+    assert pages.held() == 0
+
+
+def test_of_an_area_that_somebody_has_the_rest_is_given_back_when_the_next_is_made(monkeypatch, given):
+    monkeypatch.setattr(pages, "_most_kept", lambda: 8 << 20)
+    made = in_one_area()
+    kept, addresses = made[2], [x.ctypes.data for x in made]
+    del made
+    assert not given
+    assert pages.held() == 0
+    other = in_one_area()
+    assert sorted(given) == [(address, 1 << 20) for i, address in enumerate(sorted(addresses)) if address != addresses[2]]
+    assert (kept == 3).all()
+    del kept
+    again = pages.arrays([((1 << 20,), BYTES)] * 4)
+    assert [x.ctypes.data for x in again] == addresses
+    again[0][:] = 9
+    assert (other[0] == 1).all()
+
+
+def test_arrays_of_many_threads_keep_what_was_written(monkeypatch):
+    monkeypatch.setattr(pages, "_most_kept", lambda: 8 << 20)
+    wrong = []
+
+    def work(number):
+        held = []
+        for turn in range(60):
+            made = pages.arrays([((1 << 20,), BYTES)] * 3)
+            for i, x in enumerate(made):
+                x[:: pages.PAGE] = number * 20 + i
+            held.append((made.pop(turn % 3), number * 20 + turn % 3))
+            if len(held) > 3:
+                held.pop(0)
+            del made, x
+            wrong.extend(1 for x, mark in held if (x[:: pages.PAGE] != mark).any())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pages.give_back()
+    assert not wrong
+
+
+def test_pages_come_from_a_thread_where_they_are_many(monkeypatch):
+    threads, asked = [], []
+    monkeypatch.setattr(pages, "_cores", lambda: 2)
+    monkeypatch.setattr(pages, "populates", lambda: lambda address, nbytes: (asked.append(nbytes), threads.append(threading.current_thread().name)))
+    few = pages.Touching()
+    few.add(np.empty(3 * pages.PAGE, np.uint8))
+    few.begin()
+    assert asked == [3 * pages.PAGE]
+    assert threads == [threading.current_thread().name]
+    many = pages.Touching()
+    many.add(np.empty(pages.BESIDE_BYTES + 5, np.uint8))
+    many.begin()
+    many.end()
+    many.end()
+    assert sum(asked[1:]) == pages.BESIDE_BYTES + 5
+    assert max(asked) <= pages.HUGE
+
+
+def test_no_more_is_touched_than_is_worth_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pages, "MOST_BYTES", 10 * pages.PAGE)
+    monkeypatch.setattr(pages, "populates", lambda: lambda address, nbytes: asked.append(nbytes))
+    touching = pages.Touching()
+    for _ in range(3):
+        touching.add(np.empty(4 * pages.PAGE, np.uint8))
+    touching.begin()
+    assert sum(asked) == 10 * pages.PAGE
+
+
+def test_where_the_system_gives_no_pages_they_are_written(monkeypatch):
+    monkeypatch.setattr(pages, "populates", lambda: None)
+    raw = np.full(pages.LEAST_BYTES, 7, np.uint8)
+    touching = pages.Touching()
+    touching.add(raw)
+    touching.begin()
+    touching.end()
+    assert (raw[:: pages.PAGE] == 0).all()

@@ -14,7 +14,8 @@ from leftovers import running_threads
 import hetsched as hs
 from hetsched.errors import RunTimeoutError, TaskError
 from hetsched.executors import rounds
-from hetsched.executors.program import Program, Step
+from hetsched.executors.program import Program
+from hetsched.executors.steps import Step
 from hetsched.executors.walk import Arc
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op, Work

@@ -20,8 +20,8 @@ from hetsched.placement.costed.draft import CostedDraft
 from hetsched.placement.costed.interchange import DOT_ENDINGS, FORMAT, document_of
 from hetsched.placement.policies import find
 from hetsched.placement.problem import Choice, FloatArray, IntArray, Pool, Problem
-from hetsched.placement.quiet import no_garbage_collection
 from hetsched.placement.search.improve import Found, improve
+from hetsched.quiet import no_garbage_collection
 
 # The part of the time for planning that is searched whatever the first plan and its bound took.
 LEAST = 0.3

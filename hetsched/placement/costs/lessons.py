@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from operator import itemgetter
 from statistics import median
 from typing import Any
+
+import numpy as np
 
 from hetsched.graph.alike import alike
 from hetsched.placement.costs.history import Lesson
@@ -27,6 +30,8 @@ def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
     kinds = Kinds()
     for owner in _timelines(trace):
+        if owner.loop is None and not owner.attributed and _teach_launches(owner, found, kinds):
+            continue
         like, is_straight, attributed = alike(owner.graph).kind.tolist(), owner.loop is None, owner.attributed
         # (kind of a task in its graph, its lanes, its width), or (value, lanes, 0) -> what spans like it have taught.
         rows: dict[tuple[int, Any, int], list[float]] = {}
@@ -48,6 +53,27 @@ def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
                 known = rows[row] = [] if named is None else found.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1]
             known.append(finish - start)
     return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace, plan)]
+
+
+def _teach_launches(trace: Timeline, found: dict[tuple[str, str, int], tuple[Kind, list[float]]], kinds: Kinds) -> bool:
+    """Add what a straight trace of launches alone teaches, by arrays: 0.4 us a span. False where there is something else in it."""
+    if set(map(type, map(itemgetter(1), trace.spans))) != {Launch}:
+        return False
+    lanes, commands, starts, finishes = zip(*trace.spans, strict=True)
+    sets = {id(on): number for number, on in enumerate(trace.lane_sets)}
+    n = len(commands)
+    like = alike(trace.graph).kind[np.fromiter(map(itemgetter(0), commands), np.int64, n)]
+    row = np.fromiter(map(sets.__getitem__, map(id, lanes)), np.int64, n)
+    width = np.fromiter(map(itemgetter(4), commands), np.int64, n)
+    seconds = np.array(finishes) - np.array(starts)
+    _, one, group = np.unique((like * len(sets) + row) * (int(width.max()) + 1) + width, return_index=True, return_inverse=True)
+    sort = np.argsort(group.reshape(-1), kind="stable")
+    parts = np.split(seconds[sort], np.cumsum(np.bincount(group.reshape(-1)))[:-1])
+    for i, part in sorted(zip(one.tolist(), parts, strict=True), key=itemgetter(0)):
+        named = _named(trace, lanes[i], commands[i], kinds)
+        if named is not None:
+            found.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1].extend(part.tolist())
+    return True
 
 
 def _timelines(trace: Timeline) -> Iterator[Timeline]:
@@ -75,6 +101,8 @@ def _loops(trace: Timeline, plan: Timeline | None) -> Iterator[Lesson]:
     turn to turn, dispatching and all; tasks that run every k turns not counted. Turns of a loop of few overlap, or differ in their batch: what it
     takes beside what was planned for them is taken for its beginning.
     """
+    if not trace.loops:
+        return
     planned = {} if plan is None else {s.command.task: s.finish - s.start for s in plan.spans if isinstance(s.command, Launch)}
     for span in trace.spans:
         body = trace.loops.get(span.command.task) if isinstance(span.command, Launch) else None

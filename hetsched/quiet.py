@@ -1,4 +1,4 @@
-"""Planning without pauses of the cyclic garbage collector."""
+"""Planning, and setting a run up, without pauses of the cyclic garbage collector."""
 
 from __future__ import annotations
 
