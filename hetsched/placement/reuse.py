@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
 
 # The share of the last-level cache that is counted on: kernels have scratch in it, and other threads and programs.
-COUNTED_SHARE = 1 / 4
+COUNTED_SHARE = 3 / 8
 # So many ready tasks are looked at, the most urgent first.
 WINDOW = 64
 # A task is taken for its urgency alone where its longest path takes this share of the seconds that are left.

@@ -13,14 +13,21 @@ from hetsched.locked import read_plan, write_plan
 from hetsched.machine import Device, Machine
 from hetsched.placement import plan_graph
 from hetsched.placement.costs.estimate import Estimate
-from hetsched.placement.reuse import Work, by_reuse, inputs_nbytes, missed_bytes
+from hetsched.placement.reuse import COUNTED_SHARE, Work, by_reuse, inputs_nbytes, missed_bytes
 from hetsched.placement.shared import LEAST_CHANGE
 from hetsched.timeline import Launch
 
 TILE = 64  # elements of a side of a tile
 TILE_NBYTES = 4 * TILE * TILE
-# Of the cache a quarter is counted on: 16 tiles.
-CPU = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, bytes_per_second=1e9, cache_nbytes=64 * TILE_NBYTES)
+CAPACITY = 16 * TILE_NBYTES  # what is counted on of the cache
+
+
+def cache(capacity):
+    """Bytes of a cache of which so many are counted on."""
+    return round(capacity / COUNTED_SHARE)
+
+
+CPU = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, bytes_per_second=1e9, cache_nbytes=cache(CAPACITY))
 WITH, WITHOUT = Machine((CPU,)), Machine((replace(CPU, cache_nbytes=None),))
 
 
@@ -74,8 +81,7 @@ def test_tasks_that_read_the_same_tiles_run_together():
     assert near.keeps_order
     assert not far.keeps_order
     check(near)
-    capacity = CPU.cache_nbytes // 4
-    assert fetched(near, capacity) < 0.8 * fetched(far, capacity)
+    assert fetched(near, CAPACITY) < 0.8 * fetched(far, CAPACITY)
     assert near.makespan < 1.02 * far.makespan
     (note,) = [n for n in near.notes if "run close together" in n]
     told = [int(word.replace(",", "")) for word in note.split() if word.replace(",", "").isdigit()]
@@ -85,8 +91,8 @@ def test_tasks_that_read_the_same_tiles_run_together():
 def test_values_are_the_same_in_either_order():
     graph, rng = updates(5), np.random.default_rng(0)
     given = {name: rng.standard_normal((TILE, TILE)).astype(np.float32) for name in graph.inputs}
-    cache = replace(CPU, cache_nbytes=24 * TILE_NBYTES)
-    near = plan_graph(graph, Machine((cache,)), Costs(), "heft")
+    cpu = replace(CPU, cache_nbytes=cache(6 * TILE_NBYTES))
+    near = plan_graph(graph, Machine((cpu,)), Costs(), "heft")
     assert near.keeps_order
     found, wanted = hs.run(near, given, learn=False), hs.run(plan_graph(graph, WITHOUT, Costs(), "heft"), given, learn=False)
     for name in graph.outputs:
@@ -216,7 +222,6 @@ def test_the_least_change_is_asked_of_both_sides():
     """Time that is lost counts as much as bytes that are spared: where each costs a hundredth, nothing is changed."""
     plan = plan_graph(updates(), WITH, Costs(), "heft")
     bare = plan_graph(updates(), WITHOUT, Costs(), "heft")
-    capacity = CPU.cache_nbytes // 4
-    spared = (fetched(bare, capacity) - fetched(plan, capacity)) / (CPU.bytes_per_second * CPU.lanes)
+    spared = (fetched(bare, CAPACITY) - fetched(plan, CAPACITY)) / (CPU.bytes_per_second * CPU.lanes)
     assert spared - (plan.makespan - bare.makespan) > LEAST_CHANGE * bare.makespan
     assert all(isinstance(s.command, Launch) for s in plan.launches)
