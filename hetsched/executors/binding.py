@@ -534,8 +534,12 @@ class Bindings:
 def _function_of(call: Call) -> Callable[[int], Any]:
     """A call by a thread of this process as a function of the turn."""
     kernel, inputs, outputs, workspace, attributes, _ = call
+
+    def act(turn: int) -> Any:
+        return kernel(np, inputs, outputs, workspace, attributes)
+
     if callable(kernel):
-        return lambda turn: kernel(np, inputs, outputs, workspace, attributes)
+        return act
     if kernel is LATER:
         return lambda turn: inputs(turn, HERE)
     if kernel is MOVE:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 # The functions of the executors that call kernels.
-_LAUNCHERS = frozenset(("follow", "_do", "perform", "perform_timed", "_go", "launch", "_run_all"))
+_LAUNCHERS = frozenset(("follow", "_do", "act", "perform", "perform_timed", "_go", "launch", "_run_all"))
 _HOME = "hetsched.executors."
 
 # The module that `signal` wraps: turning numbers into enumerations and back takes 5 us a call.

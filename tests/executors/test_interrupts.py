@@ -15,6 +15,8 @@ from strikes import HERE, kinds
 
 import hetsched as hs
 from hetsched.executors.interrupts import guarded, heard
+from hetsched.graph.graph import Loop
+from hetsched.machine import HOST, Device, Machine, MemoryNode
 from hetsched.testing.plans import plain_plan
 
 TESTS = Path(__file__).resolve().parent
@@ -152,3 +154,37 @@ def test_the_handlers_of_others_are_theirs_and_other_threads_have_none() -> None
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     assert log == [signal.default_int_handler, signal.SIGINT]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("count", [5, 400])
+def test_ctrl_c_in_a_kernel_of_a_loop_raises_there_and_then(count: int, several: bool) -> None:
+    """In a loop that threads share: alone in its step and beside another, called and as code."""
+    cpu = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, bytes_per_second=1e5, flops_per_second={"float32": 1e5})
+    reached, strikes, struck = [], [False], threading.Event()
+
+    @hs.op(out=lambda x: x)
+    def endless(x: Any) -> Any:
+        if strikes[0] and threading.current_thread() is threading.main_thread():
+            struck.set()
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the line behind")
+        elif strikes[0]:
+            struck.wait(30)
+        return x + 1
+
+    body = hs.Graph.build()
+    for name in ("s", "t"):
+        made = body.op(endless, body.input(name, (3,)))
+        body.output(body.op("nn.relu", made) if several else made, f"{name}2")
+    b = hs.Graph.build()
+    x = b.input("x", (3,))
+    for i, last in enumerate(b.loop(Loop(body.freeze(), count, carried=(("s", "s2"), ("t", "t2"))), x, x)):
+        b.output(last, f"y{i}")
+    plan, given = hs.plan(b.freeze(), Machine((cpu,), (), (MemoryNode(HOST),)), learn=False), {"x": np.zeros(3, np.float32)}
+    assert len(plan.loops[0].lanes) == 2
+    assert (hs.run(plan, given, learn=False)["y1"] == count).all()
+    strikes[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        hs.run(plan, given, learn=False)
+    assert reached == []
