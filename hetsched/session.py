@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import CommandLineError, GraphError
+from hetsched.executors.forks import forgets
 from hetsched.executors.replay import Replay
 from hetsched.executors.result import Result
 from hetsched.graph.graph import Graph
@@ -47,7 +46,7 @@ class Compiled:
         self._single = next(iter(self._plain.values())) if len(self._plain) == len(self._names) == 1 else None
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
-        _all.add(self)
+        forgets(self)
 
     def __call__(self, *arrays: Any, **named: Any) -> Result:
         """Run once. Inputs by position (in the order of `graph.inputs`), by name, or as one mapping by name.
@@ -120,18 +119,6 @@ class Compiled:
 
     def __repr__(self) -> str:
         return f"<Compiled: {', '.join(self._names) or 'no inputs'} -> {', '.join(self.graph.outputs) or 'no outputs'}; {self.buffers} buffer sets>"
-
-
-_all: weakref.WeakSet[Compiled] = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for compiled in list(_all):
-        compiled.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
 
 
 class Session:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 from hetsched.executors.cores import Cores
+from hetsched.executors.forks import forgets
 
 
 class Door:
@@ -41,7 +40,7 @@ class Hands:
         self.idle: list[_Hand] = []
         self.closed = False
         self._lock = threading.Lock()
-        _all.add(self)
+        forgets(self)
 
     def thread(self, target: Callable[..., None], args: tuple[Any, ...] = (), name: str = "hetsched", daemon: bool = True) -> Turn:
         """A call of `target(*args)` on one of the threads, begun by `start()`. All threads here are daemons."""
@@ -67,18 +66,6 @@ class Hands:
     def forget(self) -> None:
         """In a process that was forked off: its threads are those of the parent."""
         self.idle, self._lock = [], threading.Lock()
-
-
-_all: weakref.WeakSet[Hands] = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for hands in list(_all):
-        hands.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
 
 
 class Turn:

@@ -8,7 +8,6 @@ calling thread itself, and once it is hot (`binding.HOT_RUNS`) as straight-line 
 from __future__ import annotations
 
 import contextvars
-import os
 import sys
 import threading
 import weakref
@@ -24,6 +23,7 @@ import numpy as np
 from hetsched.errors import CommandLineError, InternalError
 from hetsched.executors import solo
 from hetsched.executors.cpu import Crew, run_crew
+from hetsched.executors.forks import forgets
 from hetsched.executors.frame import Frame
 from hetsched.executors.hands import Hands
 from hetsched.executors.interrupts import guarded
@@ -208,7 +208,7 @@ class Replay:
         self._gates: deque[Any] = deque()  # of those who wait; who opens one takes it out
         self._closed = False
         self._lock = threading.Lock()
-        _all.add(self)
+        forgets(self)
 
     def run(self, given: Mapping[int, Any]) -> Result:
         """One run, in the first buffer set that is free. `given`: value id -> read-only array or object."""
@@ -346,17 +346,7 @@ class Replay:
         self._seats = weakref.WeakSet(self._idle)
 
 
-_all: weakref.WeakSet[Replay] = weakref.WeakSet()
 _parents: list[Seat] = []  # what is the parent's is not given back here
-
-
-def _forget_all() -> None:
-    for replay in list(_all):
-        replay.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _seats_of_caller() -> Iterator[object]:

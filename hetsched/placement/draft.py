@@ -193,7 +193,7 @@ class GraphDraft(Draft):
         return memo[name]
 
     @cached_property
-    def _reads(self) -> list[list[int]]:
+    def reads(self) -> list[list[int]]:
         """The values that each task reads, each once."""
 
         def make() -> list[list[int]]:
@@ -371,10 +371,10 @@ class GraphDraft(Draft):
         problem = self.problem
         straight = Timeline(self.graph, self.machine, (), loops=dict(problem.loops), notes=(*problem.notes, *self.notes))
         limits = dict(zip(problem.node_names, problem.capacity, strict=True))
-        plan = None
-        for found in (near_run(self, self._copies_in_rows()), self._as_run):
-            if plan is None and found is not None:
-                plan = written(problem, self._commands_of(found), found.told(straight), limits)
+        near = near_run(self, self._copies_in_rows())
+        plan = written(problem, self._commands_of(near), near.told(straight), limits) if near is not None else None
+        if plan is None and self._as_run is not None:
+            plan = written(problem, self._commands_of(self._as_run), straight, limits)
         if plan is None:
             plan = written(problem, self._commands(self._copies_in_rows()), straight, limits)
         if plan is None:
@@ -405,7 +405,7 @@ class GraphDraft(Draft):
 
     def _check_waits(self, task: int) -> None:
         choice_of = self.choice_of
-        for value in self._reads[task]:
+        for value in self.reads[task]:
             if self._producer[value] >= 0 and choice_of[self._producer[value]] < 0:
                 raise self._refuse(task, f"it needs {self.problem.name(self._producer[value])!r}, which is not booked yet")
         for before in self._after.get(task, ()):
@@ -433,7 +433,7 @@ class GraphDraft(Draft):
         for before in self._after.get(task, ()):
             ready = max(ready, self.finish_of[before])
         missing = []
-        for value in self._reads[task]:
+        for value in self.reads[task]:
             at = self._there[value].get(node)
             if at is None:
                 missing.append(value)
@@ -529,7 +529,7 @@ class GraphDraft(Draft):
         device = self.problem.pools[pool].device
         choices = self.problem.choices
         out: dict[tuple[int, int], float] = {}
-        for value in self._reads[task]:
+        for value in self.reads[task]:
             producer = self._producer[value]
             if producer >= 0 and (on := choices[self.choice_of[producer]]).device == device and on.pool >= 0:
                 key = on.pool, self.lane_of[producer]

@@ -80,7 +80,7 @@ def near_run(draft: GraphDraft, copies: Any) -> Shared | None:
     found = run.to_the_end() if run.way.is_plain else None
     if found is None:
         return None
-    work, threads = run.work(), run.way.threads
+    work, threads = run.work(draft.reads), run.way.threads
     per_byte = 1 / (_device_of(draft).bytes_per_second * threads)
     fetched = missed_bytes(work, found.order(), capacity)
     if (fetched - inputs_nbytes(work)) * per_byte < LEAST_CHANGE * found.makespan:
@@ -169,17 +169,16 @@ class _Run:
             for lane in numbers:
                 self._event(self.handover.first(self.way, device, problem.pools[pool].kind, lane), -1 - pool, lane)
 
-    def work(self) -> Work:
-        """The tasks by priority."""
-        graph, n = self.problem.graph, self.n
+    def work(self, reads: list[list[int]]) -> Work:
+        """The tasks by priority. reads: the values that each task reads, each once."""
+        graph = self.problem.graph
         assert graph is not None
-        values, outputs = graph.input_values.tolist(), graph.output_start.tolist()
-        reads = [list(dict.fromkeys(values[a:b])) for a, b in pairwise(graph.input_start.tolist())]
         readers = [0] * len(graph.value_names)
         for row in reads:
             for value in row:
                 readers[value] += 1
-        return Work(self.order, self.seconds, reads, [range(a, b) for a, b in pairwise(outputs)], self.near[:n], graph.value_nbytes.tolist(), readers)
+        writes = [range(a, b) for a, b in pairwise(graph.output_start.tolist())]
+        return Work(self.order, self.seconds, reads, writes, self.near[: self.n], graph.value_nbytes.tolist(), readers)
 
     def _pools_of(self, task: int, is_thread_pool: list[bool]) -> tuple[int, ...]:
         choice, problem = self.choices[task], self.problem

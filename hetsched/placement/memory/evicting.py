@@ -99,7 +99,7 @@ class EvictingDraft(GraphDraft):
         self._results = frozenset(graph.outputs.values())
         self._readers: list[list[tuple[int, int]]] = [[] for _ in self._nbytes]  # value -> (position, node) of its readers, ascending
         for position, (task, choice) in enumerate(sequence):
-            for value in self._reads[task]:
+            for value in self.reads[task]:
                 self._readers[value].append((position, problem.choices[choice].node))
         for value in self._results:
             if self._producer[value] >= 0:
@@ -140,7 +140,7 @@ class EvictingDraft(GraphDraft):
         """The choice on which the task would finish first, moves of memory counted roughly; `planned` where none is better."""
         best, least = planned, inf
         self._now = len(self.booked)
-        self._forget(*self._reads[task])
+        self._forget(*self.reads[task])
         for choice in [planned, *(c for c in self._possible[task] if c != planned and self.fits_group(task, c))]:
             seconds = self._guess(task, choice)
             if seconds < least * (1 - 1e-9):
@@ -151,7 +151,7 @@ class EvictingDraft(GraphDraft):
         """When the task might finish on `choice`: copies in one after another, then the launch; what is evicted counts both ways."""
         node, host = self.problem.choices[choice].node, self.problem.host
         ready, back = 0.0, 0.0
-        for value in self._reads[task]:
+        for value in self.reads[task]:
             at = self._there[value].get(node)
             if at is None:
                 at = min(t + self._latency[src][node] + self._nbytes[value] * self._per_byte[src][node] for src, t in self._there[value].items())
@@ -168,7 +168,7 @@ class EvictingDraft(GraphDraft):
 
     def _make_room(self, task: int, node: int) -> tuple[float, list[Held], dict[int, Held]]:
         """Bring in what the task reads and take bytes for what it writes: (when these are free, its scratch, output -> block it takes over)."""
-        self._forget(*self._reads[task])
+        self._forget(*self.reads[task])
         self._pin(task, node, True)
         ready = 0.0
         scratch: list[Held] = []
@@ -178,10 +178,10 @@ class EvictingDraft(GraphDraft):
             if offsets is None:  # the task's own inputs lie badly: everything goes, and comes in again side by side
                 self._pin(task, node, False)
                 self._now -= 1  # the task still needs them
-                self._forget(*self._reads[task])
+                self._forget(*self.reads[task])
                 self._clear(node)
                 self._now += 1
-                self._forget(*self._reads[task])
+                self._forget(*self.reads[task])
                 self._pin(task, node, True)
                 wants, donors = self._wanted(task, node)
                 offsets = self._room(task, node, wants)
@@ -206,7 +206,7 @@ class EvictingDraft(GraphDraft):
                     scratch.append(held)
                     self.places.workspaces[task] = offset
                 ready = max(ready, free_at)
-            brought += [(v, 0.0) for v in self._reads[task] if node not in self._there[v] and (v, node) not in self._held]
+            brought += [(v, 0.0) for v in self.reads[task] if node not in self._there[v] and (v, node) not in self._held]
             for value, free_at in sorted(brought, key=lambda x: min(self._there[x[0]].values())):
                 self._bring(value, node, free_at)
             for out, into in donors.items():
@@ -226,7 +226,7 @@ class EvictingDraft(GraphDraft):
         """
         graph, name = self.graph, self.problem.node_names[node]
         op = graph.task_ops[task]
-        wants = [(v, self._nbytes[v]) for v in self._reads[task] if node not in self._there[v] and in_arena(graph, v, name, self._results)]
+        wants = [(v, self._nbytes[v]) for v in self.reads[task] if node not in self._there[v] and in_arena(graph, v, name, self._results)]
         donors: dict[int, int] = {}
         if isinstance(op, Loop) or not op.view:
             for position, value in enumerate(graph.writes(task)):
@@ -271,7 +271,7 @@ class EvictingDraft(GraphDraft):
         """Offsets for `wants` in the arena of `node`, what lay there evicted; None where they do not fit beside what must stay."""
         if node not in self._arenas:
             return [0] * len(wants)
-        when = max((self._there[v][node] for v in self._reads[task] if node in self._there[v]), default=0.0)
+        when = max((self._there[v][node] for v in self.reads[task] if node in self._there[v]), default=0.0)
         rows = []
         for value, nbytes in wants:
             soon = when
@@ -323,7 +323,7 @@ class EvictingDraft(GraphDraft):
         choice = self.problem.choices[self.choice_of[task]]
         width = len(lanes) if isinstance(op, Loop) else choice.width
         self._spans.append(Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], finish))
-        for value in (*self._reads[task], *graph.writes(task)):
+        for value in (*self.reads[task], *graph.writes(task)):
             held = self._held.get((value, node))
             if held is not None:
                 held.free_at, held.used, held.pinned = max(held.free_at, finish), position, False
@@ -342,12 +342,12 @@ class EvictingDraft(GraphDraft):
             for value in graph.writes(task):
                 if (value, node) in self._held and not (not isinstance(op, Loop) and op.view):
                     self.places.replicas[self._replica(value, node)] = self._held[value, node].offset
-        for value in self._reads[task]:
+        for value in self.reads[task]:
             uses = self._readers[value]
             while self._next[value] < len(uses) and uses[self._next[value]][0] <= position:
                 self._next[value] += 1
-        self._forget(*self._reads[task], *graph.writes(task))
-        for value in dict.fromkeys((*self._reads[task], *graph.writes(task))):
+        self._forget(*self.reads[task], *graph.writes(task))
+        for value in dict.fromkeys((*self.reads[task], *graph.writes(task))):
             for where in sorted(self._there[value], key=lambda m: m == self.problem.host):
                 self._give_up_dead(value, where)
 
@@ -427,7 +427,7 @@ class EvictingDraft(GraphDraft):
         return held.node == self.problem.host and any(len(self._there[v]) == 1 for v in held.values)
 
     def _pin(self, task: int, node: int, on: bool) -> None:
-        for value in self._reads[task]:
+        for value in self.reads[task]:
             held = self._held.get((value, node))
             if held is not None:
                 held.pinned = on
