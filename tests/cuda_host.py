@@ -1,9 +1,9 @@
 """CUDA C++ compiled by a C++ compiler for processors, with a few definitions in place of CUDA's; its arithmetic is the same."""
 
 import ctypes
+import re
 import shutil
 import subprocess
-import threading
 
 import numpy as np
 
@@ -11,62 +11,69 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 SHIM = """
 #include <cmath>
-#include <pthread.h>
+#include <ucontext.h>
 using std::cos; using std::exp; using std::expm1; using std::log; using std::sin; using std::sqrt;
 #define __device__ static inline
 #define __global__
 #define __shared__ static
-static pthread_barrier_t barrier;
-extern "C" void expect(unsigned int threads) { pthread_barrier_init(&barrier, nullptr, threads); }
-extern "C" void meet() { pthread_barrier_wait(&barrier); }
-#define __syncthreads() meet()
 struct Index { unsigned int x; };
 static thread_local Index blockIdx, threadIdx, blockDim;
 typedef unsigned long long Word;
 static inline Word __umul64hi(Word a, Word b) { return (Word)(((unsigned __int128)a * b) >> 64); }
 extern "C" void place(unsigned int block, unsigned int thread, unsigned int size) { blockIdx.x = block; threadIdx.x = thread; blockDim.x = size; }
+
+// The threads of a block are fibers: each runs until it waits for the others.
+static ucontext_t scheduler, fibers[1024];
+static char stacks[1024 * 32768];
+static bool left[1024];
+static void (*body)(void *);
+static void *given;
+static void fiber() { body(given); left[threadIdx.x] = false; }
+template <typename F> static void call(void *f) { (*(F *)f)(); }
+static void __syncthreads() { const unsigned int t = threadIdx.x; swapcontext(&fibers[t], &scheduler); }
+static void run_block(unsigned int block, unsigned int size) {
+    for (unsigned int t = 0; t < size; t++) {
+        getcontext(&fibers[t]);
+        fibers[t].uc_stack.ss_sp = &stacks[t * 32768]; fibers[t].uc_stack.ss_size = 32768; fibers[t].uc_link = &scheduler;
+        makecontext(&fibers[t], fiber, 0);
+        left[t] = true;
+    }
+    for (bool any = true; any;) {
+        any = false;
+        for (unsigned int t = 0; t < size; t++)
+            if (left[t]) { place(block, t, size); swapcontext(&scheduler, &fibers[t]); any = any || left[t]; }
+    }
+}
+template <typename F> static void run_blocks(unsigned int blocks, unsigned int size, F f) {
+    body = call<F>; given = &f;
+    for (unsigned int b = 0; b < blocks; b++) run_block(b, size);
+}
 """
+
+_KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
+
+
+def _wrapper(found):
+    """A function that runs all blocks of a kernel."""
+    name, parameters = found[1], found[2]
+    names = ", ".join(re.findall(r"\w+", p)[-1] for p in parameters.split(","))
+    head = f'extern "C" void {name}_blocks(unsigned int blocks, unsigned int size, {parameters})'
+    return f"{head} {{ run_blocks(blocks, size, [&] {{ {name}({names}); }}); }}\n"
 
 
 def compiled(source, folder):
     """The library of a source."""
-    (folder / "k.cpp").write_text(SHIM + source)
+    wrappers = "".join(map(_wrapper, _KERNEL.finditer(source)))
+    (folder / "k.cpp").write_text(f"{SHIM}{source}\n{wrappers}")
     subprocess.run(
         [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "k.so", folder / "k.cpp"], check=True, timeout=600
     )
-    library = ctypes.CDLL(str(folder / "k.so"))
-    library.meets = "__syncthreads" in source
-    return library
+    return ctypes.CDLL(str(folder / "k.so"))
 
 
 def run(library, name, grid, block, arguments):
-    """A kernel of one axis: one thread after the other, and at once where they wait for each other."""
-    function = getattr(library, name)
-    given = [_argument(a) for a in arguments]
-    if library.meets:
-        _at_once(library, function, grid, block, given)
-        return
-    for b in range(grid[0]):
-        for t in range(block[0]):
-            library.place(b, t, block[0])
-            function(*given)
-
-
-def _at_once(library, function, grid, block, given):
-    """One block after the other, a thread for each of its threads: what they share is one memory, as in a block."""
-    library.expect(block[0])
-
-    def thread(t):
-        for b in range(grid[0]):
-            library.place(b, t, block[0])
-            function(*given)
-            library.meet()
-
-    threads = [threading.Thread(target=thread, args=(t,)) for t in range(block[0])]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    """A kernel of one axis, one block after the other."""
+    getattr(library, f"{name}_blocks")(ctypes.c_uint32(grid[0]), ctypes.c_uint32(block[0]), *map(_argument, arguments))
 
 
 _NUMBERS = {

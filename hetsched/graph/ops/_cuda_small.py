@@ -165,6 +165,27 @@ extern "C" __global__ void adam(const T *w, const T *g, const T *m, const T *v, 
 """
 
 
+# A kernel that takes longer ways than a product of BLAS would, of the sizes where all of it is latency: a thread for each element of out.
+_PRODUCT = """
+extern "C" __global__ void product(const T *a, const T *b, T *out, u32 n, u32 columns, u32 depth, u32 a_row, u32 a_step, u32 b_step, u32 b_column) {
+    const u32 j = blockIdx.x * blockDim.x + threadIdx.x;
+    if (j >= n) return;
+    const u32 row = j / columns;
+    const T *x = a + row * a_row, *y = b + (j - row * columns) * b_column;
+    T sum = 0;
+    #pragma unroll 8
+    for (u32 k = 0; k < depth; k++) sum += x[k * a_step] * y[k * b_step];
+    out[j] = sum;
+}
+"""
+
+_NEXT_TURN = """
+extern "C" __global__ void next_turn(i64 *counter, i64 *turn) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) turn[0] = counter[0]++;
+}
+"""
+
+
 @cache
 def _function(xp: Any, device: int, source: str, name: str) -> Any:
     return xp.RawModule(code=source, options=("-std=c++17",)).get_function(name)
@@ -244,6 +265,23 @@ def dense(xp: Any, x: Any, w: Any, b: Any, out: Any, relu: bool) -> bool:
         return False
     types = f"{_typedef(T=x.dtype)}#define N {m}\n"
     return _run(xp, "dense", _DENSE, types, n, x, w, _NOTHING if b is None else b, out, np.uint32(x.shape[1]), np.int32(relu))
+
+
+def product(xp: Any, a: Any, b: Any, out: Any) -> bool:
+    """out [n, m] = a [n, k] b [k, m], views of transposed arrays among them; of few columns and little depth."""
+    if not (a.ndim == b.ndim == out.ndim == 2 and out.size and 0 < a.shape[1] <= _THREADS and out.shape[1] <= _NARROW and _float(out)):
+        return False
+    if not a.dtype == b.dtype == out.dtype or max(a.size, b.size, out.size) >= _MOST or min(*a.strides, *b.strides) < 0:
+        return False
+    size = a.itemsize
+    steps = (a.strides[0], a.strides[1], b.strides[0], b.strides[1])
+    numbers = (out.size, out.shape[1], a.shape[1], *(s // size for s in steps))
+    return _run(xp, "product", _PRODUCT, _typedef(T=out.dtype), _blocks(out.size), a, b, out, *map(np.uint32, numbers))
+
+
+def next_turn(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, attributes: Any) -> None:
+    """turn = counter, counter += 1: int64 scalars."""
+    _function(xp, int(xp.cuda.Device().id), _HEAD + _NEXT_TURN, "next_turn")((1,), (1,), (inputs[0], outputs[0]))
 
 
 def bias(xp: Any, out: Any, b: Any, relu: bool) -> bool:

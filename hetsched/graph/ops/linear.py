@@ -73,6 +73,13 @@ def _matmul(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
     _product(xp, a, b, outputs[0])
 
 
+def _cuda_matmul(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    a, b = inputs
+    a, b = a.swapaxes(-1, -2) if attributes["transpose_a"] else a, b.swapaxes(-1, -2) if attributes["transpose_b"] else b
+    if not _cuda_small.product(xp, a, b, outputs[0]):
+        _product(xp, a, b, outputs[0])
+
+
 _BLAS = "fdFD"
 
 
@@ -150,7 +157,7 @@ matmul = Op(
     ("out",),
     _infer_matmul,
     _work_matmul,
-    {"array": _matmul, "opencl": _cl_linear.matmul},
+    {"array": _matmul, "opencl": _cl_linear.matmul, "cuda": _cuda_matmul},
     _matmul_gradient,
     {
         "transpose_a": Attribute(bool, False, "swap the last two axes of a first"),
