@@ -38,7 +38,7 @@ from hetsched.graph.ops import registry
 
 # (model, rows, batch, epochs on CPU). On CUDA there are as many epochs as make up `_CUDA_STEPS` steps: a step takes some tens of microseconds.
 CASES = [("mlp_784", 6400, 32, 3), ("mlp_784", 6400, 128, 8), ("digits_cnn", 1440, 32, 3), ("digits_cnn", 1440, 128, 6)]
-_CUDA_STEPS = 2000
+_CUDA_STEPS = 3000
 _WARM_UP = 3  # steps before a capture, so that nothing is initialized in it
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,7 @@ comes: kernels are built then.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -100,6 +101,8 @@ class Devoted:
         self.counter = stream.turn_counter()
         self.kept = KEPT_TURNS if crew.trace else 0
         self.timed = TIMED_TURNS if crew.trace and getattr(stream, "is_timed", False) else 0
+        self.period = math.lcm(*(self.frame.bindings.period(step) for step in self.order))  # at most the turns
+        self.keys: dict[tuple[int, bool], tuple[int, ...]] = {}
         self.turns: dict[tuple[int, ...], _Turn] = {}
         self.groups: dict[tuple[int, ...], list[Call]] = {}
         self.marks: deque[Any] = deque()
@@ -148,8 +151,14 @@ class Devoted:
     # Turns ----------------------------------------------------------------------------------------------------------------------
 
     def _key(self, turn: int) -> tuple[int, ...]:
-        bound = self.frame.bindings.bound
-        return tuple([id(bound(step, turn)) for step in self.order])
+        """Turns of one key meet the same ring slots, and have the same tasks."""
+        loop = self.frame.loop
+        is_last = loop is not None and loop.is_remainder(turn)
+        key = self.keys.get((turn % self.period, is_last))
+        if key is None:
+            bound = self.frame.bindings.bound
+            key = self.keys[turn % self.period, is_last] = tuple([id(bound(step, turn)) for step in self.order])
+        return key
 
     def _turn(self, turn: int, key: tuple[int, ...]) -> _Turn:
         found = self.turns.get(key)
