@@ -13,10 +13,9 @@ A part that fails prints its error, and the others go on (exit status 1). Peers 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -273,7 +272,7 @@ class Bench:
                     stream.launch(*call[:5])
 
         row["segment"] = self.host_us(partial(together, self.stream), self.wait, len(calls), 50)
-        with environment("HETSCHED_CUDA_GRAPHS", "1"):
+        with _gpu.environment("HETSCHED_CUDA_GRAPHS", "1"):
             capturing = self.live.stream("compute")
         row["graph"] = self.host_us(partial(together, capturing), lambda: capturing.record().wait(), len(calls), 50)
         row["captured"] = capturing._segments[id(calls)].graph is not None
@@ -345,20 +344,6 @@ class Bench:
         row: dict[str, Any] = {"name": f"copies of {nbytes} bytes, GB/s", **speeds}
         print(f"{nbytes / 2**20:8.2f} MiB, GB/s: " + ", ".join(f"{way} {s:.1f}" for way, s in speeds.items()), flush=True)
         return row
-
-
-@contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """The environment variable set within."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def main(argv: list[str] | None = None) -> int:
