@@ -317,7 +317,9 @@ def measure(model: str, callers: int, total: int, rounds: int, systems: list[tup
                 np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4, err_msg=name)
             requests(request, items, callers, 100)
         except Exception as error:
-            rows.append({"model": model, "callers": callers, "system": name, "error": f"{type(error).__name__}: {error}"})
+            rows.append(
+                {"model": model, "callers": callers, "system": name, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            )
             continue
         opened[name] = request, close
     times: dict[str, list[list[float]]] = {name: [] for name in opened}
