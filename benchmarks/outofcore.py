@@ -173,43 +173,53 @@ def compare(name: str, where: hs.Machine, device: str, share: float, repeat: int
     return row
 
 
+MOST_WRONG = 5
+
+
 def limited(device: str, count: int, until: float = float("inf")) -> dict[str, Any]:
-    """Random graphs under random limits: right values, or refused before the run with bytes. until: when no further one begins."""
-    found = {"graphs": 0, "right": 0, "of them with eviction": 0, "refused": 0}
+    """Random graphs under random limits: right values, or refused before the run with bytes; what else happened, at most `MOST_WRONG` times.
+    until: when no further one begins."""
+    found: dict[str, Any] = {"graphs": 0, "right": 0, "of them with eviction": 0, "refused": 0, "wrong": []}
     here = hs.Machine.here()
     for seed in range(count):
-        if time.perf_counter() > until:
+        if time.perf_counter() > until or len(found["wrong"]) >= MOST_WRONG:
             break
         found["graphs"] += 1
-        rng = random.Random(seed)
-        graph, inputs = random_graph(rng, tasks=rng.choice([12, 30, 60]), loops=seed % 4 == 0, discrete=device == "emulated")
-        if device == "emulated":
-            where, only = emulated.emulate(random_machine(rng, memory_limits=False)), None
-            while len(where.memories) < 2:
-                where = emulated.emulate(random_machine(rng, memory_limits=False))
-        else:
-            where, only = here, device
-        policy = rng.choice(["auto", "round_robin"]) if only is None else "auto"
-        costs = RooflineCosts(where)
-        free = hs.plan(graph, where, policy=policy, only=only, costs=costs)
-        limits = {node: max(int(n * rng.uniform(0.1, 1.0)), 1) for node, n in free.arenas.items() if node != HOST or rng.random() < 0.3}
         try:
-            plan = hs.plan(graph, where, policy=policy, only=only, memory=limits, costs=costs)
-        except hs.OutOfMemoryError as error:
-            if error.exit_code != 5 or "bytes" not in str(error):
-                raise
-            found["refused"] += 1
-            continue
-        check(plan)
-        result = hs.run(plan, inputs, timeout=60)
-        wrong = value_problems(result, interpret(graph, inputs)) + (
-            run_problems(plan, result.trace, skew_seconds=50e-6) if device != "emulated" else []
-        )
-        if wrong:
-            raise SystemExit(f"graph {seed} under {limits}: {wrong[:3]}")
-        found["right"] += 1
-        found["of them with eviction"] += any(isinstance(s.command, Copy) and s.command.dst.generation for s in plan.spans)
+            for what in outcome(seed, device, here):
+                found[what] += 1
+        except Exception as error:
+            found["wrong"].append(f"graph {seed}: {type(error).__name__}: {error}")
     return found
+
+
+def outcome(seed: int, device: str, here: hs.Machine) -> list[str]:
+    """What became of random graph `seed` under its limit: keys of what `limited` gives."""
+    rng = random.Random(seed)
+    graph, inputs = random_graph(rng, tasks=rng.choice([12, 30, 60]), loops=seed % 4 == 0, discrete=device == "emulated")
+    if device == "emulated":
+        where, only = emulated.emulate(random_machine(rng, memory_limits=False)), None
+        while len(where.memories) < 2:
+            where = emulated.emulate(random_machine(rng, memory_limits=False))
+    else:
+        where, only = here, device
+    policy = rng.choice(["auto", "round_robin"]) if only is None else "auto"
+    costs = RooflineCosts(where)
+    free = hs.plan(graph, where, policy=policy, only=only, costs=costs)
+    limits = {node: max(int(n * rng.uniform(0.1, 1.0)), 1) for node, n in free.arenas.items() if node != HOST or rng.random() < 0.3}
+    try:
+        plan = hs.plan(graph, where, policy=policy, only=only, memory=limits, costs=costs)
+    except hs.OutOfMemoryError as error:
+        if error.exit_code != 5 or "bytes" not in str(error):
+            raise
+        return ["refused"]
+    check(plan)
+    result = hs.run(plan, inputs, timeout=60)
+    wrong = value_problems(result, interpret(graph, inputs)) + (run_problems(plan, result.trace, skew_seconds=50e-6) if device != "emulated" else [])
+    if wrong:
+        raise ValueError(f"under {limits}: {wrong[:3]}")
+    evicts = any(isinstance(s.command, Copy) and s.command.dst.generation for s in plan.spans)
+    return ["right", "of them with eviction"] if evicts else ["right"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -238,7 +248,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def limits() -> None:
         found.update(limited("emulated" if is_emulated else device, count, parts.begun + parts.most_seconds))
-        print("random limits: " + ", ".join(f"{n} {what}" for what, n in found.items()))
+        print("random limits: " + ", ".join(f"{n} {what}" for what, n in found.items() if what != "wrong"))
+        if found["wrong"]:
+            raise SystemExit("\n".join(found["wrong"]))
 
     parts("limits", limits)
     return parts.end(options.json, device=where.device(device).name, tile=N, limits=found)

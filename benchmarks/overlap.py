@@ -110,7 +110,7 @@ MOST_NBYTES = 64 << 20  # of a batch: 64 of them lie in memory up to five times
 
 
 def cuda_batches(turns: int, n: int, batches: int) -> hs.Graph:
-    op = hs.kernel("bench.work", ARGUMENTS, cuda=WORK, function="work", size=THREADS, group=256, flops="2 * n")
+    op = hs.kernel("bench.work", ARGUMENTS, cuda=WORK, function="work", size=THREADS, group=256, flops="2 * turns * n")
     body = Graph.build()
     body.output(body.op(op, body.input("x", (n,)), turns=turns, where=hs.Where(("cuda:0",))), "y")
     b = Graph.build()
@@ -287,6 +287,7 @@ def cuda_case(name: str, nbytes: int, kernel_seconds: float, options: argparse.N
         f"{name:14s} {batches} x {4 * n / 1e6:.1f} MB: hetsched {middle['hetsched']:.1f} ms ({min(ms['hetsched']):.1f}-{max(ms['hetsched']):.1f}; "
         f"the call {middle['call']:.1f}) = {row['over_bare']['hetsched']:.3f} x bare max(copy, kernel) = {row['over_spans']:.3f} x its spans; "
         + "; ".join(f"{who} {middle[who]:.1f} ms = {row['over_bare'][who]:.3f} x bare" for who in ("torch", "cupy_loop") if who in middle)
+        + (f"; hetsched / torch {middle['hetsched'] / middle['torch']:.3f}" if "torch" in middle else "")
         + f"; hidden {row['hidden']:.1%}, by hand {row['hidden_by_hand']:.1%}",
         flush=True,
     )
