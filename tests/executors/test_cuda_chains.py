@@ -397,10 +397,14 @@ def test_chains_on_a_device_have_the_bits_of_their_launches(dtype):
     """CuPy's own element-wise kernels beside ours. CuPy has all of them built with `-ftz=true`, and which calls then flush a subnormal number to 0 is
     left to the compiler."""
     bench = Bench(cuda)
-    x, y, row = (bench.given(numbers(dtype, n, seed=n)) for n in (N, N, 1))
+    x, y, row = (bench.given(numbers(dtype, n, seed=i)) for i, n in enumerate((N, N, 1)))
+    mask = bench.given(numbers("bool", seed=3))
     made = []
     for op in ARITHMETIC:
-        with_row = [x, row] if len(op.inputs) == 2 and not op.name.endswith("_grad") else [x, y][: len(op.inputs)]
+        if op.name == "tensor.where":
+            with_row = [mask, x, row]
+        else:
+            with_row = [x, row] if len(op.inputs) == 2 and not op.name.endswith("_grad") else [x, y][: len(op.inputs)]
         try:
             made.append(bench.call(op, with_row, **({"factor": 0.3} if op.name == "tensor.scale" else {})))
         except GraphError:

@@ -160,7 +160,10 @@ def _blocks(xp: Any, g: Geometry, padded: Any, columns: Any, products: Any) -> l
 
 
 def _multiply(xp: Any, a: Any, b: Any, out: Any) -> None:
-    """out = a b, stacks of a matrix a group. CuPy copies stacks of transposed matrices, all columns here; a matrix by itself it hands to cuBLAS as it is."""
+    """out = a b, stacks of a matrix a group.
+
+    CuPy copies a stack of transposed matrices, which may be all columns, and hands a matrix by itself to cuBLAS as it is.
+    """
     if xp is not np and len(a) == 1:
         a, b, out = a[0], b[0], out[0]
     xp.matmul(a, b, out=out)
