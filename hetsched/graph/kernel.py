@@ -471,12 +471,12 @@ def complaints_of(error: Exception) -> list[tuple[int, int, str]] | None:
     return found if found or type(error).__name__ == "CompileException" else None
 
 
-_functions: dict[tuple[int, str, str], Any] = {}
+_functions: dict[tuple[Any, int, str, str], Any] = {}
 
 
 def _cuda_function(xp: Any, source: str, function: str) -> Any:
     """The function of a source that is compiled once for a device."""
-    key = (int(xp.cuda.Device().id), source, function)
+    key = (xp, int(xp.cuda.Device().id), source, function)
     found = _functions.get(key)
     if found is None:
         module = xp.RawModule(code=source, options=("-std=c++17",))
