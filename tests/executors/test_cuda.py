@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import threading
 from dataclasses import replace
 
 import fake_cupy
@@ -75,6 +76,15 @@ def test_without_a_device_there_is_a_note_that_says_why():
         assert "pip install 'hetsched[cuda12]'" in REAL.notes[0]
     with pytest.raises(PlacementError, match=r"there is no CUDA device 'cuda:0' here.*no CUDA"):
         cuda.open(replace(hs.Machine.here().device("cpu"), id="cuda:0"), 64)
+
+
+def test_what_stands_in_for_cupy_is_gone_behind_a_test(monkeypatch):
+    """Or a test of a card, in the same process, would run on it."""
+    before = sys.modules.get(fake_cupy.LIVE)
+    with monkeypatch.context() as patch:
+        opened(fake_cupy.install(patch)).close()
+        assert sys.modules[fake_cupy.LIVE].cupy.__version__ == "fake"
+    assert sys.modules.get(fake_cupy.LIVE) is before
 
 
 def test_devices_are_found_with_links_each_way_and_between_them(fake):
@@ -247,6 +257,63 @@ def test_a_large_upload_uses_its_pinned_memory_again(fake):
     stream.download(array, seen)
     stream.record().wait()
     assert np.array_equal(seen, x)
+    device.close()
+
+
+def held_download(device, nbytes):
+    """(stream, what opens it, the event of a download that waits for that, what is to be downloaded, to where)."""
+    stream, gate = device.stream("copy"), threading.Event()
+    x = np.arange(nbytes, dtype=np.uint8)
+    array, seen = device.array(0, x.shape, np.uint8), np.zeros_like(x)
+    stream.upload(x, array)
+    stream.stream.put(gate.wait)
+    stream.download(array, seen)
+    return stream, gate, stream.record(), x, seen
+
+
+def watched(stream):
+    """Wait until the watching thread has done what it was given before."""
+    told = threading.Event()
+    stream.watcher.watch(lambda: None, told.set)
+    assert told.wait(60)
+
+
+def test_large_downloads_land_by_the_watching_thread_and_are_done_when_they_have(fake):
+    device = opened(fake, 8 << 20)
+    stream, gate, event, x, seen = held_download(device, 2 << 20)
+    assert not event.done()
+    gate.set()
+    watched(stream)
+    assert np.array_equal(seen, x)  # nobody has waited for the event
+    assert event.done()
+    event.wait()
+    assert np.array_equal(seen, x)
+    device.close()
+
+
+def test_small_downloads_land_where_they_are_waited_for(fake):
+    device = opened(fake, 8 << 20)
+    stream, gate, event, x, seen = held_download(device, 1000)
+    gate.set()
+    stream.stream.synchronize()
+    watched(stream)
+    assert event.done()
+    assert not seen.any()
+    event.wait()
+    assert np.array_equal(seen, x)
+    device.close()
+
+
+def test_a_large_download_from_a_device_that_is_lost_is_done_and_says_so(fake):
+    device = opened(fake, 8 << 20)
+    stream, gate, event, _, _ = held_download(device, 2 << 20)
+    fake_cupy.Stream.failing = 700
+    gate.set()
+    watched(stream)
+    assert event.done()
+    with pytest.raises(DeviceGoneError):
+        event.wait()
+    fake_cupy.Stream.failing = None
     device.close()
 
 

@@ -63,6 +63,7 @@ class Landing:
 
     def __init__(self, target: Any, pinned: Any, wait: Callable[[], object], release: Callable[[], object] | None = None) -> None:
         self.start, self.end = range_of(target)
+        self.nbytes = int(target.nbytes)
         self.wait = wait
         self._target, self._pinned, self._release = target, pinned, release
         self._lock = threading.Lock()

@@ -4,8 +4,9 @@ Kernels get the module cupy as their first argument, arrays of it, and the strea
 What a kernel makes for itself comes from CuPy's memory pool, which keeps apart what streams have freed; it is not in the plan's arena.
 
 Copies between host and device go through pinned memory. An upload takes the host's bytes while it is handed over, a download puts them to where
-they belong when it is done: when its event is waited for, or by the thread that watches for it. So an upload of what a download is still to bring,
-and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and come back are such).
+they belong when it is done: when its event is waited for, or by the thread that watches for it. Large ones are put there by that thread, beside the
+one that hands over, which copies what goes up meanwhile; their event is done when they are there. So an upload of what a download is still to
+bring, and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and come back are such).
 
 Neighbouring element-wise launches of a step that comes again are one kernel (_cuda_chains.py); `HETSCHED_CUDA_CHAINS=0` leaves them apart.
 One that does not build is launched one by one.
@@ -48,6 +49,7 @@ _CUBLAS_ALLOC_FAILED = 3
 _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_SECONDS = 10e-6
 _CHUNK_NBYTES = 4 << 20  # of a copy through pinned memory: the next is prepared while one is on its way
+_LANDING_NBYTES = 1 << 20  # of downloads before one event: the watching thread puts so many bytes to where they belong, in 0.1 ms and more
 _MOST_CHUNKS = 8  # of an upload at a time; the first is used again when its copy is done
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
@@ -99,13 +101,14 @@ class DeviceArray:
 class Event:
     """The mark that everything handed to a stream before it has been done."""
 
-    __slots__ = ("_anchor", "_first", "landings", "last", "stream")
+    __slots__ = ("_anchor", "_first", "_is_landing", "landings", "last", "stream")
 
     def __init__(self, stream: Stream, first: Any, last: Any, landings: list[Landing], anchor: tuple[Any, float]) -> None:
         self.stream = stream
         self.last = last
         self.landings = landings
         self._first = first
+        self._is_landing = False  # the watching thread is to put what it brings to where it belongs
         self._anchor = anchor  # reached before `first` and `last` were recorded: CUDA measures from an earlier event to a later one
 
     def wait(self) -> None:
@@ -124,8 +127,18 @@ class Event:
         for landing in self.landings:
             landing.land()
 
+    def land_elsewhere(self) -> None:
+        """Let the stream's watching thread put what it brings to where it belongs; it is not done before."""
+        self._is_landing = True
+        self.stream.watcher.watch(self.reach, self._landed)
+
+    def _landed(self) -> None:
+        self._is_landing = False
+
     def done(self) -> bool:
-        """True if it has been reached, or the work has failed."""
+        """True if it has been reached and what it brings is there, or the work has failed."""
+        if self._is_landing:
+            return False
         try:
             # Not `last.done`, which is False for ever once the device is lost: it compares what CUDA answers with success alone.
             return bool(cupy.cuda.runtime.eventQuery(self.last.ptr) != _NOT_READY)
@@ -394,6 +407,8 @@ class Stream:
             raise self.live.gone("it was lost while the run used it")
         anchor = self._anchor or self.live.anchor()
         event = Event(self, self._first, self._event(timing=True), self._landings, anchor)
+        if self._landings and sum(x.nbytes for x in self._landings) >= _LANDING_NBYTES:
+            event.land_elsewhere()
         self._first, self._anchor, self._landings = None, None, []
         if self._holding:
             self._held.append((event.last, self._holding))

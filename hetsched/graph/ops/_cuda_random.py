@@ -120,12 +120,18 @@ def _module(xp: Any, device: int) -> Any:
     return xp.RawModule(code=SOURCE, options=("-std=c++17", "--fmad=false"))
 
 
+@cache
+def _function(xp: Any, device: int, name: str) -> Any:
+    # CuPy makes a new object at every look-up, which costs more than a launch.
+    return _module(xp, device).get_function(name)
+
+
 def _run(xp: Any, function: str, per_thread: int, words: tuple[int, int], turn: Any, n: int, *arguments: Any) -> None:
     blocks = -(-n // (per_thread * _THREADS))
     if blocks:
         # A null pointer where there is no turn.
         first = (np.uint64(0) if turn is None else turn, np.uint64(words[0]), np.uint64(words[1]))
-        _module(xp, int(xp.cuda.Device().id)).get_function(function)((blocks,), (_THREADS,), (*first, *arguments))
+        _function(xp, int(xp.cuda.Device().id), function)((blocks,), (_THREADS,), (*first, *arguments))
 
 
 def _suffix(dtype: Any) -> str:
