@@ -37,17 +37,19 @@ def machine(monkeypatch, tmp_path):
     fake_cupy.Stream.failing = None
 
 
-def training(batch, epochs=EPOCHS, optimizer="adam"):
+def training(batch, epochs=EPOCHS, losses=False):
     """A network that learns: x [44, 7], y [44] -> the model."""
     b = Graph.build()
     x, y = b.input("x", (ROWS, WIDTH)), b.input("y", (ROWS,), np.int64)
     train = registry()["nn.train"]
     assert isinstance(train, Composite)
     layers = [{"dense": {"units": 5, "activation": "relu"}}, {"dense": {"units": CLASSES}}]
-    options = {"model": "net", "loss": "cross_entropy", "optimizer": {optimizer: {"lr": 1e-2}}, "epochs": epochs, "batch": batch, "seed": 7}
+    options = {"model": "net", "loss": "cross_entropy", "optimizer": {"adam": {"lr": 1e-2}}, "epochs": epochs, "batch": batch, "seed": 7}
     with b.scope("train"):
         out = train.expand(b, {"x": x, "y": y}, train.check_attributes(options), Scene({"net": {"input": [WIDTH], "layers": layers}}))
     b.output(out["model"], "model")
+    if losses:
+        b.output(out["losses"], "losses")
     return b.freeze()
 
 
@@ -73,11 +75,11 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("batch", [4, 8])  # 11 turns an epoch; 5 and a smaller one
-@pytest.mark.parametrize("trace", [True, False])
-def test_a_training_has_the_weights_that_it_has_on_the_host(machine, given, loops, monkeypatch, batch, trace):
+@pytest.mark.parametrize(("trace", "losses"), [(True, False), (False, True)])
+def test_a_training_has_the_weights_that_it_has_on_the_host(machine, given, loops, monkeypatch, batch, trace, losses):
     monkeypatch.setattr(devoted, "KEPT_TURNS", 12)
     monkeypatch.setattr(devoted, "MOST_TURNS", 3)
-    graph = training(batch)
+    graph = training(batch, losses=losses)
     plan = hs.plan(graph, machine=machine, only="cuda:0")
     result = hs.run(plan, given, trace=trace, learn=False)
     turns = EPOCHS * -(-ROWS // batch)
@@ -108,9 +110,9 @@ def test_a_second_run_of_a_plan_begins_anew(machine, given, loops):
 
 
 def test_a_session_keeps_the_graphs(machine, given, loops, monkeypatch):
-    plan = hs.plan(training(8, 3), machine=machine, only="cuda:0")
+    plan = hs.plan(training(8, 3, losses=True), machine=machine, only="cuda:0")
     others = {**given, "y": given["y"][::-1].copy()}
-    wanted = [hs.run(hs.plan(training(8, 3), machine=machine, only="cpu"), x, learn=False) for x in (given, others)]
+    wanted = [hs.run(hs.plan(training(8, 3, losses=True), machine=machine, only="cpu"), x, learn=False) for x in (given, others)]
     captured = []
     with hs.Session() as session:
         compiled = session.compile(plan, trace=True)

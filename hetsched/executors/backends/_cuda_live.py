@@ -38,7 +38,7 @@ from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOf
 from hetsched.executors.backends._common import Landing, Landings, Watcher, alike, inside
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
-from hetsched.graph.ops._cuda_small import next_turn
+from hetsched.graph.ops._cuda_small import lay_up, next_turn
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
 # and those of devices that are no more.
@@ -194,6 +194,7 @@ class Stream:
 
     is_timed = True
     count_turn = staticmethod(next_turn)
+    lay_up = staticmethod(lay_up)
 
     def __init__(self, live: LiveDevice, kind: str) -> None:
         self.live = live
@@ -246,11 +247,15 @@ class Stream:
         """True if it is worth its while to do a loop alone, and to count the turns on the device: its turns become graphs."""
         return self._captures
 
-    def turn_counter(self) -> DeviceArray:
-        """An int64 on the device. The kernel `count_turn` writes it to its output, and adds 1 to it."""
+    def scratch(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """An array outside the arena. Kernels for it: `count_turn` writes its input, a counter, to its output, and adds 1 to it; `lay_up` writes its
+
+        input to that row of its first output which its second one counts.
+        """
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         with self.live.device:
-            counter = cupy.ndarray((), np.int64, memptr=cupy.cuda.MemoryPointer(_allocated(256), 0))
-        return DeviceArray(self.live, counter)
+            array = cupy.ndarray(shape, dtype, memptr=cupy.cuda.MemoryPointer(_allocated(max(nbytes, 256)), 0))
+        return DeviceArray(self.live, array)
 
     def segment(self, calls: Sequence[tuple[Any, ...]], known: bool = False) -> bool:
         """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each: neighbouring element-wise ones as one
