@@ -80,6 +80,15 @@ def test_without_a_device_there_is_a_note_that_says_why():
         cuda.open(replace(hs.Machine.here().device("cpu"), id="cuda:0"), 64)
 
 
+def test_what_stands_in_for_cupy_is_gone_behind_a_test(monkeypatch):
+    """Or a test of a card, in the same process, would run on it."""
+    before = sys.modules.get(fake_cupy.LIVE)
+    with monkeypatch.context() as patch:
+        opened(fake_cupy.install(patch)).close()
+        assert sys.modules[fake_cupy.LIVE].cupy.__version__ == "fake"
+    assert sys.modules.get(fake_cupy.LIVE) is before
+
+
 def test_devices_are_found_with_links_each_way_and_between_them(fake):
     found = fake.find()
     assert [d.id for d in found.devices] == ["cuda:0", "cuda:1"]

@@ -38,6 +38,7 @@ from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOf
 from hetsched.executors.backends._common import Copiers, Landing, Landings, Watcher, alike, inside
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
+from hetsched.graph.ops._cuda_small import next_turn
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
 # and those of devices that are no more.
@@ -193,6 +194,7 @@ class Stream:
     """
 
     is_timed = True
+    count_turn = staticmethod(next_turn)
 
     def __init__(self, live: LiveDevice, kind: str) -> None:
         self.live = live
@@ -240,32 +242,46 @@ class Stream:
                 raise self.live.refusal("a launch", error) from error
             raise
 
-    def segment(self, calls: Sequence[tuple[Any, ...]]) -> bool:
+    @property
+    def counts_turns(self) -> bool:
+        """True if it is worth its while to do a loop alone, and to count the turns on the device: its turns become graphs."""
+        return self._captures
+
+    def turn_counter(self) -> DeviceArray:
+        """An int64 on the device, 0 for what is handed over from here on. The kernel `count_turn` writes it to its output, and adds 1 to it."""
+        with self.live.device:
+            counter = cupy.ndarray((), np.int64, memptr=cupy.cuda.MemoryPointer(_allocated(256), 0))
+        out = DeviceArray(self.live, counter)
+        self.upload(np.zeros((), np.int64), out)
+        return out
+
+    def segment(self, calls: Sequence[tuple[Any, ...]], known: bool = False) -> bool:
         """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each: neighbouring element-wise ones as one
         kernel, and by request all of them as one graph.
 
         False for a list that comes for the first time (its kernels are built when they are launched one by one), and for one of which nothing can
-        be put together.
+        be put together. known: its kernels have been launched before, so that it need not come twice.
         """
         if not (self._fuses or self._captures):
             return False
-        known = self._segments.get(id(calls))
-        if known is None:
+        found = self._segments.get(id(calls))
+        if found is None:
             if len(self._segments) >= _MOST_SEGMENTS:
                 self._segments.clear()
-            self._segments[id(calls)] = _Segment(calls)
-            return False
-        if known.pieces is None:
-            known.pieces, known.chained = self._put_together(calls)
-        if self._captures and known.graph is None and not known.refused:
-            known.graph = self._capture(known.pieces)
-            known.refused = known.graph is None
-        if known.graph is not None:
-            self._do("a graph", lambda: known.graph.launch(stream=self.stream))
+            found = self._segments[id(calls)] = _Segment(calls)
+            if not known:
+                return False
+        if found.pieces is None:
+            found.pieces, found.chained = self._put_together(calls)
+        if self._captures and found.graph is None and not found.refused:
+            found.graph = self._capture(found.pieces)
+            found.refused = found.graph is None
+        if found.graph is not None:
+            self._do("a graph", partial(found.graph.launch, stream=self.stream))
             return True
-        if known.chained:
-            self._launch_pieces(known.pieces)
-        return known.chained
+        if found.chained:
+            self._launch_pieces(found.pieces)
+        return found.chained
 
     def _launch_pieces(self, pieces: Sequence[_Piece]) -> None:
         """One after the other; an error's `failed_task` is that of the piece which raised it."""
