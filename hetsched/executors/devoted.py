@@ -17,7 +17,9 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from hetsched.executors import rounds
 from hetsched.executors.active import Active, Item, name_of
@@ -88,6 +90,31 @@ class _Turn:
         return self.has_run and len(self.pieces) == 1 and self.pieces[0][1]
 
 
+class _Pattern:
+    """What a body's frame keeps from run to run, as its arrays lie where they lay: the calls of turns by ring slots, those of several turns together,
+
+    and where turns are counted.
+    """
+
+    def __init__(self, inner: Active, stream: Any) -> None:
+        bindings = inner.frame.bindings
+        self.stream = stream
+        self.counter = stream.turn_counter()
+        self.order = _in_order(inner)
+        self.period = math.lcm(*(bindings.period(step) for step in self.order))
+        self.keys: dict[tuple[int, bool], tuple[int, ...]] = {}
+        self.turns: dict[tuple[int, ...], _Turn] = {}
+        self.groups: dict[tuple[int, ...], list[Call]] = {}
+
+    @staticmethod
+    def of(inner: Active, stream: Any) -> _Pattern:
+        """That of a frame; made where there is none for this stream."""
+        found = inner.frame.pattern
+        if found is None or found.stream is not stream:
+            found = inner.frame.pattern = _Pattern(inner, stream)
+        return cast(_Pattern, found)
+
+
 class Devoted:
     """A loop on `stream`. Nobody else hands anything to that stream meanwhile."""
 
@@ -97,14 +124,12 @@ class Devoted:
         self.crew, self.inner, self.stream = crew, inner, stream
         self.frame = inner.frame
         self.doer = StreamDoer(stream)
-        self.order = _in_order(inner)
-        self.counter = stream.turn_counter()
+        pattern = _Pattern.of(inner, stream)
+        self.order, self.counter, self.period = pattern.order, pattern.counter, pattern.period
+        self.keys, self.turns, self.groups = pattern.keys, pattern.turns, pattern.groups
+        self.doer.move(np.zeros((), np.int64), self.counter)
         self.kept = KEPT_TURNS if crew.trace else 0
         self.timed = TIMED_TURNS if crew.trace and getattr(stream, "is_timed", False) else 0
-        self.period = math.lcm(*(self.frame.bindings.period(step) for step in self.order))  # at most the turns
-        self.keys: dict[tuple[int, bool], tuple[int, ...]] = {}
-        self.turns: dict[tuple[int, ...], _Turn] = {}
-        self.groups: dict[tuple[int, ...], list[Call]] = {}
         self.marks: deque[Any] = deque()
         self.noted: list[tuple[int, list[tuple[int, Any, dict[int, Any]]]]] = []  # turn -> (step or -1, event, task -> event)
         self.busy: list[Any] = []

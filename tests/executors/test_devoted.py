@@ -104,11 +104,21 @@ def test_a_training_has_the_weights_that_it_has_on_the_host(machine, given, loop
 def test_a_second_run_of_a_plan_begins_anew(machine, given, loops):
     plan = hs.plan(training(8, 3), machine=machine, only="cuda:0")
     same(hs.run(plan, given, learn=False), hs.run(plan, given, learn=False))
+    assert len(loops) == 2
+
+
+def test_a_session_keeps_the_graphs(machine, given, loops, monkeypatch):
+    plan = hs.plan(training(8, 3), machine=machine, only="cuda:0")
+    others = {**given, "y": given["y"][::-1].copy()}
+    wanted = [hs.run(hs.plan(training(8, 3), machine=machine, only="cpu"), x, learn=False) for x in (given, others)]
+    captured = []
     with hs.Session() as session:
-        compiled = session.compile(plan)
-        first = compiled(**given)
-        same(first, compiled(**given))
-    assert len(loops) == 4
+        compiled = session.compile(plan, trace=True)
+        for i in range(4):
+            same(compiled(**(others if i % 2 else given)), wanted[i % 2])
+            captured.append(sum(s.graph is not None for s in loops[-1][2]._segments.values()))
+    assert captured[0] > 0
+    assert captured[1] == captured[2] == captured[3]
 
 
 def test_graphs_are_by_request(machine, given, loops, monkeypatch):

@@ -248,12 +248,10 @@ class Stream:
         return self._captures
 
     def turn_counter(self) -> DeviceArray:
-        """An int64 on the device, 0 for what is handed over from here on. The kernel `count_turn` writes it to its output, and adds 1 to it."""
+        """An int64 on the device. The kernel `count_turn` writes it to its output, and adds 1 to it."""
         with self.live.device:
             counter = cupy.ndarray((), np.int64, memptr=cupy.cuda.MemoryPointer(_allocated(256), 0))
-        out = DeviceArray(self.live, counter)
-        self.upload(np.zeros((), np.int64), out)
-        return out
+        return DeviceArray(self.live, counter)
 
     def segment(self, calls: Sequence[tuple[Any, ...]], known: bool = False) -> bool:
         """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each: neighbouring element-wise ones as one
