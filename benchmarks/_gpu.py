@@ -12,6 +12,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 
 def missing() -> str | None:
     """Why nothing can be measured on CUDA here; None where there is a device that hetsched can use."""
@@ -44,6 +46,19 @@ def torch_in_float32() -> Any:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return torch
+
+
+def warm_up(seconds: float = 0.3) -> None:
+    """Keep the first device busy so long: idle cards clock down."""
+    import cupy
+
+    a, b = cupy.ones((1024, 1024), np.float32), cupy.empty((1024, 1024), np.float32)
+    stream, until = cupy.cuda.Stream(non_blocking=True), perf_counter() + seconds
+    while perf_counter() < until:
+        with stream:
+            for _ in range(20):
+                cupy.matmul(a, a, out=b)
+        stream.synchronize()
 
 
 @contextmanager

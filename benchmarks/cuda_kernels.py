@@ -93,6 +93,7 @@ class Bench:
 
     def compare(self, name: str, systems: dict[str, System], off: float, **work: float) -> dict[str, Any]:
         """Seconds a launch of every system, and hetsched's over each. work: flops or nbytes of a launch."""
+        _gpu.warm_up(0.1)  # comparing values has let the card idle
         counts: dict[str, int] = {}
         for who, (action, wait, inside) in systems.items():
             with inside():

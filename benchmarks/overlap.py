@@ -15,7 +15,7 @@ its copies hold the host's part of that. So two ratios are printed: over 64 * ma
 memory* (`bare`: what the card could do), and over the longest of its own spans (`spans`: how well what it does overlaps). `balanced` and the others
 are by the speed of hetsched's own copies. Beside them milliseconds of all, torch's with arrays that lie in pinned memory already. All batches lie in
 memory at once, up to five times over (with 10 MB a batch 3 GB), and what runs let go of is kept for the next (HETSCHED_KEEP_MIB is set to 16384:
-new pages would take longer than the copies). About 20 s. Without a device it says why.
+new pages would take longer than the copies). About 25 s. Without a device it says why.
 """
 
 from __future__ import annotations
@@ -244,6 +244,7 @@ def cuda_case(name: str, nbytes: int, kernel_seconds: float, options: argparse.N
     """One case: batches of `nbytes`, a kernel of so many seconds."""
     n, batches = max(nbytes // 4, 1), options.batches
     alone = Alone(n)
+    _gpu.warm_up()
     turns = alone.turns_for(kernel_seconds)
     bare = {"up": alone.timed(lambda: alone.copy(True)), "kernel": alone.kernel(turns), "down": alone.timed(lambda: alone.copy(False))}
     least = batches * max(bare.values())
@@ -258,18 +259,20 @@ def cuda_case(name: str, nbytes: int, kernel_seconds: float, options: argparse.N
         start = time.perf_counter()
         result = hs.run(plan, {"x": x})
         took = time.perf_counter() - start
-        if not np.array_equal(result["y"], wanted):
+        is_looked_at = tried in (0, options.repeat)  # it takes longer than the run
+        if is_looked_at and not np.array_equal(result["y"], wanted):
             raise SystemExit(f"{name}: hetsched's values differ from those of the CuPy loop by up to {np.abs(result['y'] - wanted).max()}")
         trace = result.trace
         del result  # its memory serves the next run
-        loop, beside = cupy_loop(x, turns, wanted), peer(turns) if peer is not None else 0.0
+        loop, beside = cupy_loop(x, turns, wanted) if tried <= 2 else None, peer(turns) if peer is not None else 0.0
         if not tried:
             continue
         found = spans_of(trace)
         spans.append(found)
         over_spans.append(trace.makespan / max(found))
         for who, value in (("hetsched", trace.makespan), ("call", took), ("cupy_loop", loop), ("torch", beside)):
-            ms[who].append(value * 1e3)
+            if value is not None:
+                ms[who].append(value * 1e3)
         hidden.append(transfers(trace).hidden_fraction or 0.0)
         hand.append(by_hand(trace))
     if peer is None:

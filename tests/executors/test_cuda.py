@@ -1,5 +1,6 @@
 """The CUDA backend: on a device where there is one, and its logic on a CuPy of NumPy (see fake_cupy.py), which is no GPU."""
 
+import importlib
 import importlib.util
 import sys
 import threading
@@ -8,6 +9,7 @@ from dataclasses import replace
 import fake_cupy
 import numpy as np
 import pytest
+from leftovers import running_threads
 
 import hetsched as hs
 from hetsched.errors import DeviceGoneError, OutOfMemoryError, PlacementError
@@ -315,6 +317,28 @@ def test_a_large_download_from_a_device_that_is_lost_is_done_and_says_so(fake):
         event.wait()
     fake_cupy.Stream.failing = None
     device.close()
+
+
+def test_large_copies_are_shared_by_threads_which_end_with_the_device(fake, monkeypatch):
+    module = importlib.import_module("hetsched.executors.backends._cuda_live")  # the one of this fake
+    monkeypatch.setattr(module, "copying_threads", lambda: 3)
+    before = running_threads()
+    device = opened(fake, 32 << 20)
+    stream = device.stream("copy")
+    for shape in ((3 << 20,), (5, 1 << 20, 1), (1001, 999), (7,)):
+        x = np.random.default_rng(0).random(shape, np.float32)
+        array, seen = device.array(0, x.shape, np.float32), np.zeros(shape, np.float32)
+        stream.upload(x, array)
+        stream.download(array, seen)
+        stream.record().wait()
+        assert np.array_equal(seen, x)
+        turned = np.zeros(shape[::-1], np.float32).T  # lies otherwise: nobody shares it
+        stream.download(array, turned)
+        stream.record().wait()
+        assert np.array_equal(turned, x)
+    assert any(t.name.startswith("hetsched-cuda:0-copies") for t in threading.enumerate())
+    device.close()
+    assert not any(t.name.startswith("hetsched-cuda:0-copies") for t in running_threads() - before)
 
 
 def test_copies_from_and_to_pinned_memory_stop_nowhere(fake):

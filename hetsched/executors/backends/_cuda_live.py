@@ -35,7 +35,7 @@ import cupy
 import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
-from hetsched.executors.backends._common import Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._common import Copiers, Landing, Landings, Watcher, alike, inside
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
 from hetsched.graph.ops._cuda_small import lay_up, next_turn
@@ -50,6 +50,7 @@ _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_SECONDS = 10e-6
 _CHUNK_NBYTES = 4 << 20  # of a copy through pinned memory: the next is prepared while one is on its way
 _LANDING_NBYTES = 1 << 20  # of downloads before one event: the watching thread puts so many bytes to where they belong, in 0.1 ms and more
+_MOST_COPIERS = 4
 _MOST_CHUNKS = 8  # of an upload at a time; the first is used again when its copy is done
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
@@ -365,7 +366,7 @@ class Stream:
             else:
                 left, pinned = used.popleft()
                 left.synchronize()
-            np.copyto(pinned[: part.size], part)
+            self.live.copiers.copy(pinned[: part.size], part)
             self._copy(to + start, address(pinned), part.size, cupy.cuda.runtime.memcpyHostToDevice)
             if host.size > _MOST_CHUNKS * _CHUNK_NBYTES:
                 used.append((self._event(timing=False), pinned))
@@ -379,7 +380,7 @@ class Stream:
         self._do("a download", lambda: self._copy(address(pinned), src.pointer, src.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
         self._holding.append(pinned)
         arrived = self._event(timing=False)
-        landing = Landing(dst, pinned.view(src.dtype).reshape(src.shape), arrived.synchronize)
+        landing = Landing(dst, pinned.view(src.dtype).reshape(src.shape), arrived.synchronize, copy=self.live.copiers.copy)
         self._landings.append(landing)
         self.live.on_their_way.expect(landing)
 
@@ -482,6 +483,7 @@ class LiveDevice:
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
         self.on_their_way = Landings()
+        self.copiers = Copiers(f"hetsched-{name}-copies", copying_threads())
         try:
             with self.device:
                 free, total = cupy.cuda.runtime.memGetInfo()
@@ -573,6 +575,7 @@ class LiveDevice:
             stream.close()
         self._streams.clear()
         self.on_their_way.clear()
+        self.copiers.close()
         self.memory = None
 
     def __repr__(self) -> str:
@@ -616,6 +619,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_cudas(error: BaseException) -> bool:
     """True for errors of CUDA's runtime, driver and libraries."""
     return type(error).__module__.startswith(("cupy_backends", "cupy.cuda")) and type(error).__name__ != "CompileException"
+
+
+def copying_threads() -> int:
+    """How many help with copies between pinned memory and the rest: a quarter of the cores, at most 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores // 4, _MOST_COPIERS)
 
 
 def pinned_bytes(nbytes: int) -> Any:
