@@ -12,7 +12,8 @@ One that does not build is launched one by one.
 
 With `HETSCHED_CUDA_GRAPHS=1` launches that follow each other and come again are captured as a CUDA graph the second time, and from then on handed
 over as one. What kernels make for themselves while they are captured comes from a pool of the stream's own: a graph uses that memory whenever it
-runs. A segment that cannot be captured (a kernel that asks the device for a value, say) is launched one by one, as all are by default.
+runs; matrix products are asked of cuBLAS itself (_cuda_blas.py), since CuPy refuses to. A segment that cannot be captured (a kernel that asks the
+device for a value, say) is launched one by one, as all are by default.
 
 Nothing here has been run on a device by those who wrote it: it was tried against a CuPy of NumPy (tests/executors/fake_cupy.py), which has the same
 calls, streams that run behind, and pinned memory, but is no GPU.
@@ -35,6 +36,7 @@ import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._cuda_blas import Capturing, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
 
@@ -190,6 +192,8 @@ class Stream:
         self._captures = os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on")
         self._fuses = os.environ.get(_CHAINS, "").strip().lower() not in ("0", "false", "no", "off")
         self._pool: Any = None
+        self._capturing: Any = None
+        self._products: Products | None = None
         self.stream = _idle_or_new(live.device)
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
@@ -246,7 +250,7 @@ class Stream:
         if known.pieces is None:
             known.pieces, known.chained = self._put_together(calls)
         if self._captures and known.graph is None and not known.refused:
-            known.graph = self._capture(known.pieces)
+            known.graph = self._capture(calls)
             known.refused = known.graph is None
         if known.graph is not None:
             self._do("a graph", lambda: known.graph.launch(stream=self.stream))
@@ -270,15 +274,15 @@ class Stream:
             error.failed_task = task  # type: ignore[attr-defined]
             raise
 
-    def _put_together(self, calls: Sequence[tuple[Any, ...]]) -> tuple[list[_Piece], bool]:
-        """What enqueues `calls`, and whether chains are among it."""
+    def _put_together(self, calls: Sequence[tuple[Any, ...]], xp: Any = cupy) -> tuple[list[_Piece], bool]:
+        """What enqueues `calls`, and whether chains are among it. xp: what kernels get as CuPy."""
         pieces: list[_Piece] = []
         chained = False
         for group, parts in grouped(calls) if self._fuses else [([call], []) for call in calls]:
             chain = chain_of(parts) if parts else None
             kernel = None if chain is None else self._built(chain.source)
             if chain is None or kernel is None:
-                pieces += [(call[5], _as_piece(call)) for call in group]
+                pieces += [(call[5], _as_piece(call, xp)) for call in group]
             else:
                 given = (*(x.array for x in chain.arrays), *chain.scalars)
                 pieces.append((group[0][5], partial(kernel, chain.grid, (THREADS,), given)))
@@ -298,10 +302,20 @@ class Stream:
                 _chains[key] = None  # its launches one by one do the same
         return _chains[key]
 
-    def _capture(self, pieces: Sequence[_Piece]) -> Any:
+    def _library(self) -> Any:
+        """CuPy, with matrix products that can be captured where cuBLAS is here."""
+        if self._capturing is None:
+            self._capturing = cupy
+            with suppress(Exception), self.live.device:
+                self._products = Products(cupy, self.stream, library(cupy))
+                self._capturing = Capturing(cupy, self._products)
+        return self._capturing
+
+    def _capture(self, calls: Sequence[tuple[Any, ...]]) -> Any:
         """The graph of launches, instantiated; None where something in them cannot be captured. Nothing is done on the device."""
         if self._pool is None:
             self._pool = cupy.cuda.MemoryPool()
+        pieces, _ = self._put_together(calls, self._library())
         graph = None
         try:
             with _capturing, self.live.device, self.stream, cupy.cuda.using_allocator(self._pool.malloc):
@@ -400,7 +414,10 @@ class Stream:
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._segments.clear()
-        self._pool = None
+        if self._products is not None:
+            with suppress(Exception):
+                self._products.close()
+        self._pool = self._products = self._capturing = None
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
 
@@ -550,11 +567,11 @@ class LiveDevice:
         return f"<LiveDevice {self.name}: arena of {self.nbytes} bytes, {len(self._streams)} streams>"
 
 
-def _as_piece(call: Sequence[Any]) -> Callable[[], Any]:
+def _as_piece(call: Sequence[Any], xp: Any = cupy) -> Callable[[], Any]:
     """What calls the kernel of a launch with CuPy's arrays."""
     kernel, inputs, outputs, workspace, attributes, *_ = call
     outs = [x if x is None else x.array for x in outputs]
-    return partial(kernel, cupy, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+    return partial(kernel, xp, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
 
 
 def _idle_or_new(device: Any) -> Any:
