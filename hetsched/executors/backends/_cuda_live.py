@@ -13,7 +13,8 @@ One that does not build is launched one by one.
 
 With `HETSCHED_CUDA_GRAPHS=1` launches that follow each other and come again are captured as a CUDA graph the second time, and from then on handed
 over as one. What kernels make for themselves while they are captured comes from a pool of the stream's own: a graph uses that memory whenever it
-runs. A segment that cannot be captured (a kernel that asks the device for a value, say) is launched one by one, as all are by default.
+runs; matrix products are asked of cuBLAS itself (_cuda_blas.py), since CuPy refuses to. A segment that cannot be captured (a kernel that asks the
+device for a value, say) is launched one by one, as all are by default.
 
 Nothing here has been run on a device by those who wrote it: it was tried against a CuPy of NumPy (tests/executors/fake_cupy.py), which has the same
 calls, streams that run behind, and pinned memory, but is no GPU.
@@ -36,6 +37,7 @@ import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Copiers, Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._cuda_blas import Capturing, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
 from hetsched.graph.ops._cuda_small import lay_up, next_turn
@@ -57,6 +59,9 @@ _CHAINS = "HETSCHED_CUDA_CHAINS"
 _MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
+# Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
+# that are no more have.
+_idle: dict[int, list[Any]] = {}
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
 
 
@@ -204,8 +209,9 @@ class Stream:
         self._captures = os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on")
         self._fuses = os.environ.get(_CHAINS, "").strip().lower() not in ("0", "false", "no", "off")
         self._pool: Any = None
-        with live.device:
-            self.stream = cupy.cuda.Stream(non_blocking=True)
+        self._capturing: Any = None
+        self._products: Products | None = None
+        self.stream = _idle_or_new(live.device)
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
         self._anchor: tuple[Any, float] | None = None  # the device's clock, taken before that event
@@ -277,7 +283,7 @@ class Stream:
         if found.pieces is None:
             found.pieces, found.chained = self._put_together(calls)
         if self._captures and found.graph is None and not found.refused:
-            found.graph = self._capture(found.pieces)
+            found.graph = self._capture(calls)
             found.refused = found.graph is None
         if found.graph is not None:
             self._do("a graph", partial(found.graph.launch, stream=self.stream))
@@ -301,15 +307,15 @@ class Stream:
             error.failed_task = task  # type: ignore[attr-defined]
             raise
 
-    def _put_together(self, calls: Sequence[tuple[Any, ...]]) -> tuple[list[_Piece], bool]:
-        """What enqueues `calls`, and whether chains are among it."""
+    def _put_together(self, calls: Sequence[tuple[Any, ...]], xp: Any = cupy) -> tuple[list[_Piece], bool]:
+        """What enqueues `calls`, and whether chains are among it. xp: what kernels get as CuPy."""
         pieces: list[_Piece] = []
         chained = False
         for group, parts in grouped(calls) if self._fuses else [([call], []) for call in calls]:
             chain = chain_of(parts) if parts else None
             kernel = None if chain is None else self._built(chain.source)
             if chain is None or kernel is None:
-                pieces += [(call[5], _as_piece(call)) for call in group]
+                pieces += [(call[5], _as_piece(call, xp)) for call in group]
             else:
                 given = (*(x.array for x in chain.arrays), *chain.scalars)
                 pieces.append((group[0][5], partial(kernel, chain.grid, (THREADS,), given)))
@@ -329,10 +335,25 @@ class Stream:
                 _chains[key] = None  # its launches one by one do the same
         return _chains[key]
 
-    def _capture(self, pieces: Sequence[_Piece]) -> Any:
+    def _library(self) -> Any:
+        """CuPy, with matrix products that can be captured where cuBLAS is here."""
+        if self._capturing is None:
+            self._capturing = cupy
+            with suppress(Exception), self.live.device:
+                self._products = Products(cupy, self.stream, library(cupy))
+                self._capturing = Capturing(cupy, self._products)
+        return self._capturing
+
+    def _capture(self, calls: Sequence[tuple[Any, ...]]) -> Any:
         """The graph of launches, instantiated; None where something in them cannot be captured. Nothing is done on the device."""
         if self._pool is None:
             self._pool = cupy.cuda.MemoryPool()
+        graph = self._captured(calls, cupy) if self._capturing is None else None
+        # Where CuPy alone cannot, it is a product perhaps: cuBLAS takes milliseconds to be there, so it is not asked before.
+        return self._captured(calls, self._library()) if graph is None else graph
+
+    def _captured(self, calls: Sequence[tuple[Any, ...]], xp: Any) -> Any:
+        pieces, _ = self._put_together(calls, xp)
         graph = None
         try:
             with _capturing, self.live.device, self.stream, cupy.cuda.using_allocator(self._pool.malloc):
@@ -423,16 +444,20 @@ class Stream:
         return event
 
     def close(self) -> None:
-        """Wait for what was handed over; end the watching thread."""
+        """Wait for what was handed over; end the watching thread. No more is to be handed over."""
         with suppress(Exception):  # lost work has been told by its events
             self.stream.synchronize()
+            _idle.setdefault(self.live.device.id, []).append(self.stream)
         self.watcher.close()
         for landing in self._landings:
             landing.land()
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._segments.clear()
-        self._pool = None
+        if self._products is not None:
+            with suppress(Exception):
+                self._products.close()
+        self._pool = self._products = self._capturing = None
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
 
@@ -490,7 +515,7 @@ class LiveDevice:
                 if nbytes > total:  # the driver would say no more than "out of memory"
                     raise OutOfMemoryError(_no_room(name, nbytes, free, total))
                 self.memory: Any = _allocated(max(nbytes, 256))
-                self._clock_stream = cupy.cuda.Stream(non_blocking=True)
+                self._clock_stream: Any = _idle_or_new(self.device)
         except OutOfMemoryError:
             raise
         except Exception as error:
@@ -576,17 +601,28 @@ class LiveDevice:
         self._streams.clear()
         self.on_their_way.clear()
         self.copiers.close()
+        if self.memory is not None and not self.lost:
+            _idle.setdefault(self.device.id, []).append(self._clock_stream)
         self.memory = None
 
     def __repr__(self) -> str:
         return f"<LiveDevice {self.name}: arena of {self.nbytes} bytes, {len(self._streams)} streams>"
 
 
-def _as_piece(call: Sequence[Any]) -> Callable[[], Any]:
+def _as_piece(call: Sequence[Any], xp: Any = cupy) -> Callable[[], Any]:
     """What calls the kernel of a launch with CuPy's arrays."""
     kernel, inputs, outputs, workspace, attributes, *_ = call
     outs = [x if x is None else x.array for x in outputs]
-    return partial(kernel, cupy, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+    return partial(kernel, xp, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+
+
+def _idle_or_new(device: Any) -> Any:
+    """A stream of a device that nobody else uses."""
+    try:
+        return _idle[device.id].pop()
+    except (KeyError, IndexError):
+        with device:
+            return cupy.cuda.Stream(non_blocking=True)
 
 
 def _allocated(nbytes: int) -> Any:
