@@ -185,7 +185,7 @@ def test_a_kernel_that_fails_is_named_with_its_turn(machine, given, loops, monke
 def test_a_training_on_a_device_has_the_weights_that_it_has_on_the_host(given, loops, monkeypatch, batch, trace):
     """On a card: nothing of a turn is left to the host, and a second call finds the graphs."""
     monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "1")
-    graph = training(batch, 40, losses=True)
+    graph = training(batch, losses=True)
     wanted = hs.run(hs.plan(graph, only="cpu"), given, learn=False)
     plan = hs.plan(graph, only="cuda:0")
     result = hs.run(plan, given, trace=trace, learn=False)
