@@ -151,6 +151,19 @@ def opened(backend, nbytes=1 << 16):
     return backend.open(backend.find().devices[0], nbytes)
 
 
+def test_streams_are_used_again_but_by_one_at_a_time(fake):
+    """What CuPy's pool keeps for a stream would be lost with it."""
+    device = opened(fake)
+    used = {id(s.stream): s.stream for s in (device.stream("compute"), device.stream("copy"))}
+    device.close()
+    device.close()
+    device = opened(fake)
+    again = [device.stream("compute").stream, device.stream("copy").stream, device._clock_stream, device.stream("copy").stream]
+    assert len(set(map(id, again))) == 4
+    assert set(used) <= set(map(id, again))
+    device.close()
+
+
 def test_an_upload_of_what_a_download_has_yet_to_bring_waits_for_it(fake):
     """Bytes that are put out of a full device and come back."""
     device = opened(fake, 16 << 20)

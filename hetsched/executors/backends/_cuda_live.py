@@ -57,6 +57,9 @@ _CHAINS = "HETSCHED_CUDA_CHAINS"
 _MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
+# Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
+# that are no more have.
+_idle: dict[int, list[Any]] = {}
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
 
 
@@ -203,8 +206,7 @@ class Stream:
         self._captures = os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on")
         self._fuses = os.environ.get(_CHAINS, "").strip().lower() not in ("0", "false", "no", "off")
         self._pool: Any = None
-        with live.device:
-            self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream = _idle_or_new(live.device)
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
         self._anchor: tuple[Any, float] | None = None  # the device's clock, taken before that event
@@ -418,9 +420,10 @@ class Stream:
         return event
 
     def close(self) -> None:
-        """Wait for what was handed over; end the watching thread."""
+        """Wait for what was handed over; end the watching thread. No more is to be handed over."""
         with suppress(Exception):  # lost work has been told by its events
             self.stream.synchronize()
+            _idle.setdefault(self.live.device.id, []).append(self.stream)
         self.watcher.close()
         for landing in self._landings:
             landing.land()
@@ -485,7 +488,7 @@ class LiveDevice:
                 if nbytes > total:  # the driver would say no more than "out of memory"
                     raise OutOfMemoryError(_no_room(name, nbytes, free, total))
                 self.memory: Any = _allocated(max(nbytes, 256))
-                self._clock_stream = cupy.cuda.Stream(non_blocking=True)
+                self._clock_stream: Any = _idle_or_new(self.device)
         except OutOfMemoryError:
             raise
         except Exception as error:
@@ -571,6 +574,8 @@ class LiveDevice:
         self._streams.clear()
         self.on_their_way.clear()
         self.copiers.close()
+        if self.memory is not None and not self.lost:
+            _idle.setdefault(self.device.id, []).append(self._clock_stream)
         self.memory = None
 
     def __repr__(self) -> str:
@@ -582,6 +587,15 @@ def _as_piece(call: Sequence[Any]) -> Callable[[], Any]:
     kernel, inputs, outputs, workspace, attributes, *_ = call
     outs = [x if x is None else x.array for x in outputs]
     return partial(kernel, cupy, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+
+
+def _idle_or_new(device: Any) -> Any:
+    """A stream of a device that nobody else uses."""
+    try:
+        return _idle[device.id].pop()
+    except (KeyError, IndexError):
+        with device:
+            return cupy.cuda.Stream(non_blocking=True)
 
 
 def _allocated(nbytes: int) -> Any:
