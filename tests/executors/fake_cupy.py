@@ -160,19 +160,24 @@ class MemoryPool:
 
 
 class RawModule:
-    """Its kernels are compiled by a C++ compiler. launched: how often which arrays were handed to a kernel."""
+    """Its kernels are compiled by a C++ compiler. launched: how often which arrays were handed to a kernel. kept: source -> its library, if given."""
 
     folder = None  # where to build; None: nothing builds
     launched: list = []  # noqa: RUF012
     built: list = []  # noqa: RUF012
+    kept: dict | None = None
 
     def __init__(self, code, options):
         if RawModule.folder is None:
             raise RuntimeError("no compiler")
-        place = RawModule.folder / str(len(RawModule.built))
-        place.mkdir()
-        RawModule.built.append(code)
-        self.library = cuda_host.compiled(code, place)
+        self.library = (RawModule.kept or {}).get(code)
+        if self.library is None:
+            place = RawModule.folder / str(len(RawModule.built))
+            place.mkdir()
+            RawModule.built.append(code)
+            self.library = cuda_host.compiled(code, place)
+            if RawModule.kept is not None:
+                RawModule.kept[code] = self.library
 
     def get_function(self, name):
         def launch(grid, block, arguments):
