@@ -18,10 +18,10 @@ from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import calibrate, calibrate_rest, work_together
 from hetsched.graph.graph import Graph
 from hetsched.machine import Device, Machine
-from hetsched.machine.calibration import RESUME_SECONDS, Calibration, complaints, load, place, save
+from hetsched.machine.calibration import CROWDED, Calibration, complaints, load, may_be_resumed, place, save
 from hetsched.needs import FIRST_SECONDS, first_need, loops_of
 from hetsched.placement.costs.handover import handovers
-from hetsched.placement.costs.history import CROWDED, Drift, History, Lesson
+from hetsched.placement.costs.history import Drift, History, Lesson
 from hetsched.placement.costs.kinds import device_key, link_key
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
@@ -105,7 +105,7 @@ def calibrate_device(
     """
     begun = perf_counter()
     before = load(device)
-    if before is not None and not fresh and _may_go_on(before):
+    if before is not None and not fresh and may_be_resumed(before):
         return _go_on(device, machine, before, budget, tell)
     with Crowding() as crowding:
         found = calibrate(device, machine, budget, tell)
@@ -120,11 +120,6 @@ def calibrate_device(
     if may_learn():
         History().forget(device_key(device))
     return found, [*found.notes, *complaints(found, before), *crowded_out(crowding.share), *lost]
-
-
-def _may_go_on(before: Calibration) -> bool:
-    """False for what lacks nothing, is old, or was spoilt by other work: that is measured anew."""
-    return before.whole and bool(before.missing) and before.crowded <= CROWDED and time.time() - before.taken_at < RESUME_SECONDS
 
 
 def _go_on(device: Device, machine: Machine, before: Calibration, budget: float, tell: Callable[[str], None] | None) -> tuple[Calibration, list[str]]:

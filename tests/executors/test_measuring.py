@@ -122,6 +122,7 @@ def test_a_second_calibration_goes_on_unless_all_is_measured_or_old_or_spoilt(qu
     assert third.missing == first.missing, "all was measured: it begins anew"
     assert not any("went on" in r for r in remarks)
     for spoilt in (replace(third, taken_at=third.taken_at - 2 * RESUME_SECONDS), replace(third, crowded=0.9), replace(third, whole=False)):
+        assert any("`hetsched calibrate cpu` again measures all anew" in r for r in complaints(spoilt))
         save(device, spoilt)
         assert not any("went on" in r for r in calibrated(0.0)[1])
     assert any("nothing more was measured" in r for r in calibrated(0.0)[1])
