@@ -522,6 +522,20 @@ class Crew:
             if self.outstanding == 0 or self.error is not None:
                 self.wake_all()
 
+    def doubt(self) -> None:
+        """A driver will look later at what a step has made: the run does not end before that."""
+        with self.lock:
+            self.outstanding += 1
+
+    def settle_doubt(self, item: Item, error: Exception | None) -> None:
+        """It has been looked at; the step has failed after all where there is an error."""
+        with self.lock:
+            self.outstanding -= 1
+            if error is not None:
+                self._fail(item, error)
+            if self.outstanding == 0 or self.error is not None:
+                self.wake_all()
+
     def lose(self, driver: str, error: BaseException) -> None:
         """A driver can go on no more: the run ends without what it was at."""
         with self.lock:
