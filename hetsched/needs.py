@@ -51,13 +51,15 @@ def not_worth_building(graph: Graph, costs: KnownCosts, only: str | None) -> dic
     These are devices with programs in OpenCL C that compute on the very cores of the threads, of which nothing measured is known, and a graph that
     threads are done with in no time. Not where the device is asked for (`only`, `where`), or does what threads cannot do.
     """
-    out = {}
+    out: dict[str, float] = {}
+    if only not in (None, "any"):
+        return out
     for device in costs.machine.devices:
         beside = [d for d in costs.machine.devices if d.shares_lanes and set(d.uses) & set(device.uses)]
         calibration = costs.calibrations.get(device.id)
         if device.shares_lanes or "opencl" not in device.languages or not beside or (calibration is not None and calibration.whole):
             continue
-        if (only is not None and only != "any" and device.matches(only)) or _is_asked_for(graph, device):
+        if _is_asked_for(graph, device):
             continue
         if min(seconds_on(graph, d, costs) for d in beside) * MOST_TIMES < BUILD_SECONDS:
             out[device.id] = BUILD_SECONDS

@@ -30,8 +30,6 @@ from hetsched.placement.costs.objective import ObjectiveLike
 from hetsched.placement.draft import Policy
 from hetsched.timeline import Timeline
 
-LEFT_OUT = "{0} was left out: its programs would take longer to build than all this takes; -d {0} uses it, `hetsched calibrate {0}` has plans use it"
-
 EXECUTORS = ("auto", "cpu", "simulated")
 
 
@@ -70,9 +68,7 @@ def plan(
         raise CommandLineError(f"plan() takes a Machine, got {machine!r}; Machine.here() finds one, machine.described reads one")
     if costs is None:
         costs = costs_for(machine, graph, learn=learn, measure=measure, only=only)
-    made = plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
-    left = [name for name in getattr(costs, "building", ()) if name not in made.owners]
-    return replace(made, notes=(*made.notes, *map(LEFT_OUT.format, left))) if left else made
+    return plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
 
 
 def run(

@@ -212,6 +212,7 @@ only_there = hs.kernel(
         (products(64), {}, None, True),
         (products(64), {}, "any", True),
         (products(64), {}, "opencl", False),  # asked for
+        (products(64), {}, "cpu", False),  # nothing to be said of it
         (products(64, hs.Where(("opencl", "cpu"))), {}, None, False),
         (products(64, hs.Where(("any",))), {}, None, True),
         (products(64, op=only_there), {}, None, False),  # threads cannot do it
