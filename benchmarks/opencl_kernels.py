@@ -13,21 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
+from _kernels import Bound, bind, seconds
 
 from hetsched.executors.backends import opencl
 from hetsched.graph.op import Op
 from hetsched.graph.ops import find
 from hetsched.graph.ops._cl_conv import way_of
-from hetsched.graph.spec import Spec, array_form
+from hetsched.graph.spec import Spec
 from hetsched.machine import Device
 
 CONVOLUTIONS = [  # images [n, c, h, w], outputs, options
@@ -43,55 +42,17 @@ CONVOLUTIONS = [  # images [n, c, h, w], outputs, options
 WAYS = ("product", "direct")
 
 
-def seconds(action: Callable[[], object]) -> float:
-    start = perf_counter()
-    action()
-    return perf_counter() - start
-
-
 class Bench:
     def __init__(self, device: str, tries: int) -> None:
         self.live = opencl.open(Device(device, "opencl"), 1 << 28)
         self.stream = self.live.stream("compute")
         self.tries = tries
 
-    def bind(
-        self, op: Op, inputs: list[Any], attributes: dict[str, Any]
-    ) -> tuple[Callable[[], None], Callable[[], None], Callable[[], float], float]:
-        """(launch on the device, launch by NumPy, the largest difference relative to the largest value, flops)."""
-        given = op.check_attributes(attributes)
-        specs = [Spec(x.shape, x.dtype) for x in inputs]
-        outs = [s for s in map(array_form, op.infer(specs, given)) if s is not None]
-        nbytes = op.workspace(specs, outs, given) if op.workspace else 0
-        at, arrays = 0, []
-        for spec in [*specs, *outs, Spec((nbytes,), "uint8")]:
-            arrays.append(self.live.array(at, spec.bounds, spec.dtype))
-            at += -(-spec.nbytes // 64) * 64
-        there, results, workspace = tuple(arrays[: len(specs)]), tuple(arrays[len(specs) : -1]), arrays[-1]
-        for x, y in zip(inputs, there, strict=True):
-            self.stream.upload(x, y)
-        mine, scratch = [np.empty(s.bounds, s.dtype) for s in outs], np.empty(nbytes, np.uint8)
-
-        def device() -> None:
-            self.stream.launch(op.kernels["opencl"], there, results, workspace if nbytes else None, given)
-
-        def host() -> None:
-            op.kernels["array"](np, inputs, mine, scratch if nbytes else None, given)
-
-        def difference() -> float:
-            host()
-            worst = 0.0
-            for there_, here in zip(results, mine, strict=True):
-                found = np.empty_like(here)
-                self.stream.download(there_, found)
-                self.stream.record().wait()
-                worst = max(worst, float(np.abs(found - here).max() / np.abs(here).max()))
-            return worst
-
-        return device, host, difference, op.work(specs, outs, given).flops
+    def bind(self, op: Op, inputs: list[Any], attributes: dict[str, Any]) -> Bound:
+        return bind(self.live, self.stream, ("opencl",), op, inputs, attributes)
 
     def compare(self, name: str, op: Op, inputs: list[Any], attributes: dict[str, Any]) -> dict[str, Any]:
-        device, host, difference, flops = self.bind(op, inputs, attributes)
+        device, host, difference, flops, *_ = self.bind(op, inputs, attributes)
         for _ in range(3):  # built, taped, from the tape
             device()
         off = difference()
@@ -118,7 +79,7 @@ class Bench:
                 forced = replace(forced, workspace=partial(op.workspace, way=way))
             bound[way] = self.bind(forced, inputs, attributes)
         off = {}
-        for way, (device, _, difference, _) in bound.items():
+        for way, (device, _, difference, *_) in bound.items():
             for _ in range(3):
                 device()
             off[way] = difference()
@@ -130,8 +91,8 @@ class Bench:
                 row.append(seconds(lambda device=device: (device(), self.stream.record().wait())))
             rows.append(row)
         mine = [median(column) for column in zip(*rows, strict=True)]
-        numpy = median(seconds(bound["direct"][1]) for _ in range(self.tries))
-        flops = bound["direct"][3]
+        numpy = median(seconds(bound["direct"].host) for _ in range(self.tries))
+        flops = bound["direct"].flops
         speeds = {way: flops / s / 1e9 for way, s in zip(WAYS, mine, strict=True)}
         out = {
             "name": name, "gflops": speeds[taken], "way": taken, "gflops_by_way": speeds, "product_over_direct": mine[1] / mine[0],

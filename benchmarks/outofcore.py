@@ -1,6 +1,6 @@
 """Graphs that need more memory than the device has: planned eviction beside a least-recently-used cache, and beside what no plan can be below.
 
-    python benchmarks/outofcore.py [--device emulated|opencl] [--share 0.25] [--repeat 5] [--limits 200] [--json FILE]
+    python benchmarks/outofcore.py [--device emulated|opencl|cuda] [--share 0.25] [--repeat 5] [--limits 200] [--json FILE]
 
 Three graphs whose peak is four times (--share 0.25) the memory allowed: `layers` (forward, then backward over activations in reverse), `sweeps`
 (the same tiles over and over, the worst case of a cache), `cholesky` (tiled). For each: the planned and the measured time of the plan
@@ -8,20 +8,25 @@ Three graphs whose peak is four times (--share 0.25) the memory allowed: `layers
 least recently, the time without a limit, and the lower bound. Without a limit the values are those of a plain loop, with one they have the same bits.
 
 Then --limits random graphs, each under a random limit between 10 and 100 % of its peak: how many ran with right values, how many were refused
-before they started (which the error must put in bytes). Anything else ends the benchmark with an error.
+before they started (which the error must put in bytes). Anything else is an error (exit status 1; other parts go on).
+
+--device cuda: the same on `cuda:0`, with larger tiles (--tile 1024 there) and 60 random limits: about 25 s on an H100. No part begins after
+--seconds, and no further random graph.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import _gpu
 import numpy as np
 
 import hetsched as hs
@@ -40,7 +45,7 @@ from hetsched.testing.reference import interpret
 from hetsched.testing.runs import run_problems, value_problems
 from hetsched.timeline import Copy, Timeline
 
-N = 192  # a tile is N x N float32
+N = 192  # a tile is N x N float32; --tile
 SECONDS = 1e-3  # modelled: a copy of a tile, a matrix product of two
 
 
@@ -116,23 +121,26 @@ def loads(plan: Timeline, node: str) -> int:
     return sum(isinstance(s.command, Copy) and s.command.dst.node == node for s in plan.spans)
 
 
-def measured(name: str, plans: Mapping[str, Timeline], inputs: dict[str, Any], wanted: Mapping[str, Any], repeat: int) -> dict[str, float]:
-    """Median seconds of each plan, run in turns. The values of the first are those of a plain loop (to rounding: devices add in other orders), and
-    those of the others have the same bits."""
+def measured(
+    name: str, plans: Mapping[str, Timeline], inputs: dict[str, Any], wanted: Mapping[str, Any], repeat: int
+) -> tuple[dict[str, float], list[str]]:
+    """Median seconds of each plan, run in turns, and what is wrong. The values of the first are those of a plain loop (to rounding: devices add in
+    other orders), and those of the others have the same bits."""
+    problems = []
     first = next(iter(plans))
     results = {kind: hs.run(plan, inputs) for kind, plan in plans.items()}  # kernels are built here
     for key, value in wanted.items():
         found = results[first][key]
         if not np.allclose(found, value, rtol=1e-3, atol=1e-4 * float(np.abs(value).max())):
-            raise SystemExit(f"{name}: {key} differs from a plain loop by up to {np.abs(found - value).max()}")
+            problems.append(f"{name}: {key} differs from a plain loop by up to {np.abs(found - value).max()}")
         other = [kind for kind, result in results.items() if not np.array_equal(result[key], found)]
         if other:
-            raise SystemExit(f"{name}: {key} of {', '.join(other)} has other bits than of {first}")
+            problems.append(f"{name}: {key} of {', '.join(other)} has other bits than of {first}")
     times: dict[str, list[float]] = {kind: [] for kind in plans}
     for _ in range(repeat):
         for kind, plan in plans.items():
             times[kind].append(hs.run(plan, inputs).trace.makespan)
-    return {kind: statistics.median(seconds) for kind, seconds in times.items()}
+    return {kind: statistics.median(seconds) for kind, seconds in times.items()}, problems
 
 
 def compare(name: str, where: hs.Machine, device: str, share: float, repeat: int) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def compare(name: str, where: hs.Machine, device: str, share: float, repeat: int
     lru = cached(graph, where, limits, device)
     for plan in (ours, lru):
         check(plan)
-    seconds = measured(name, {"free": free, "ours": ours, "lru": lru}, inputs, wanted, repeat)
+    seconds, problems = measured(name, {"free": free, "ours": ours, "lru": lru}, inputs, wanted, repeat)
     bound = ours.bound.seconds if ours.bound is not None else 0.0
     row = {
         "graph": name, "device": device, "tasks": len(graph), "peak": free.peak[device], "limit": limits[device],
@@ -160,63 +168,92 @@ def compare(name: str, where: hs.Machine, device: str, share: float, repeat: int
         f"copies in: {row['loads']['ours']}, LRU {row['loads']['lru']}, without a limit {row['loads']['free']}",
         flush=True,
     )
+    if problems:
+        raise SystemExit("; ".join(problems[:3]))
     return row
 
 
-def limited(device: str, count: int, first: int = 0) -> dict[str, int]:
-    """Random graphs under random limits: right values, or refused before the run with bytes."""
-    found = {"right": 0, "of them with eviction": 0, "refused": 0}
+MOST_WRONG = 5
+
+
+def limited(device: str, count: int, until: float = float("inf")) -> dict[str, Any]:
+    """Random graphs under random limits: right values, or refused before the run with bytes; what else happened, at most `MOST_WRONG` times.
+    until: when no further one begins."""
+    found: dict[str, Any] = {"graphs": 0, "right": 0, "of them with eviction": 0, "refused": 0, "wrong": []}
     here = hs.Machine.here()
-    for seed in range(first, first + count):
-        rng = random.Random(seed)
-        graph, inputs = random_graph(rng, tasks=rng.choice([12, 30, 60]), loops=seed % 4 == 0, discrete=device == "emulated")
-        if device == "emulated":
-            where, only = emulated.emulate(random_machine(rng, memory_limits=False)), None
-            while len(where.memories) < 2:
-                where = emulated.emulate(random_machine(rng, memory_limits=False))
-        else:
-            where, only = here, device
-        policy = rng.choice(["auto", "round_robin"]) if only is None else "auto"
-        costs = RooflineCosts(where)
-        free = hs.plan(graph, where, policy=policy, only=only, costs=costs)
-        limits = {node: max(int(n * rng.uniform(0.1, 1.0)), 1) for node, n in free.arenas.items() if node != HOST or rng.random() < 0.3}
+    for seed in range(count):
+        if time.perf_counter() > until or len(found["wrong"]) >= MOST_WRONG:
+            break
+        found["graphs"] += 1
         try:
-            plan = hs.plan(graph, where, policy=policy, only=only, memory=limits, costs=costs)
-        except hs.OutOfMemoryError as error:
-            if error.exit_code != 5 or "bytes" not in str(error):
-                raise
-            found["refused"] += 1
-            continue
-        check(plan)
-        result = hs.run(plan, inputs, timeout=60)
-        wrong = value_problems(result, interpret(graph, inputs)) + (
-            run_problems(plan, result.trace, skew_seconds=50e-6) if device != "emulated" else []
-        )
-        if wrong:
-            raise SystemExit(f"graph {seed} under {limits}: {wrong[:3]}")
-        found["right"] += 1
-        found["of them with eviction"] += any(isinstance(s.command, Copy) and s.command.dst.generation for s in plan.spans)
+            for what in outcome(seed, device, here):
+                found[what] += 1
+        except Exception as error:
+            found["wrong"].append(f"graph {seed}: {type(error).__name__}: {error}")
     return found
+
+
+def outcome(seed: int, device: str, here: hs.Machine) -> list[str]:
+    """What became of random graph `seed` under its limit: keys of what `limited` gives."""
+    rng = random.Random(seed)
+    graph, inputs = random_graph(rng, tasks=rng.choice([12, 30, 60]), loops=seed % 4 == 0, discrete=device == "emulated")
+    if device == "emulated":
+        where, only = emulated.emulate(random_machine(rng, memory_limits=False)), None
+        while len(where.memories) < 2:
+            where = emulated.emulate(random_machine(rng, memory_limits=False))
+    else:
+        where, only = here, device
+    policy = rng.choice(["auto", "round_robin"]) if only is None else "auto"
+    costs = RooflineCosts(where)
+    free = hs.plan(graph, where, policy=policy, only=only, costs=costs)
+    limits = {node: max(int(n * rng.uniform(0.1, 1.0)), 1) for node, n in free.arenas.items() if node != HOST or rng.random() < 0.3}
+    try:
+        plan = hs.plan(graph, where, policy=policy, only=only, memory=limits, costs=costs)
+    except hs.OutOfMemoryError as error:
+        if error.exit_code != 5 or "bytes" not in str(error):
+            raise
+        return ["refused"]
+    check(plan)
+    result = hs.run(plan, inputs, timeout=60)
+    wrong = value_problems(result, interpret(graph, inputs)) + (run_problems(plan, result.trace, skew_seconds=50e-6) if device != "emulated" else [])
+    if wrong:
+        raise ValueError(f"under {limits}: {wrong[:3]}")
+    evicts = any(isinstance(s.command, Copy) and s.command.dst.generation for s in plan.spans)
+    return ["right", "of them with eviction"] if evicts else ["right"]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="emulated", choices=["emulated", "opencl"])
+    parser.add_argument("--device", default="emulated", choices=["emulated", "opencl", "cuda"])
     parser.add_argument("--share", type=float, default=0.25, help="of the peak, the memory allowed")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--limits", type=int, default=200, help="random graphs under random limits")
+    parser.add_argument("--limits", type=int, help="random graphs under random limits (200; on CUDA 60)")
+    parser.add_argument("--tile", type=int, help="rows and columns of a tile (192; on CUDA 1024)")
+    parser.add_argument("--seconds", type=float, help="begin nothing further after so long (on CUDA 30)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
-    where, device = (machine(), "gpu:0") if options.device == "emulated" else (hs.Machine.here(), "opencl:0")
+    on_cuda, is_emulated = options.device == "cuda", options.device == "emulated"
+    global N
+    N = options.tile or (1024 if on_cuda else N)
+    where, device = (machine(), "gpu:0") if is_emulated else (hs.Machine.here(), f"{options.device}:0")
     if device not in [d.id for d in where.devices]:
-        print("no OpenCL device here: skipped")
+        print(f"skipped: {_gpu.missing() if on_cuda else 'no OpenCL device here'}")
         return 0
-    rows = [compare(name, where, device, options.share, options.repeat) for name in ("layers", "sweeps", "cholesky")]
-    found = limited(options.device if options.device == "emulated" else device, options.limits)
-    print(f"{options.limits} random limits: " + ", ".join(f"{n} {what}" for what, n in found.items()))
-    if options.json is not None:
-        options.json.write_text(json.dumps({"graphs": rows, "limits": found}, indent=1) + "\n")
-    return 0
+    print(f"{device}: {where.device(device).name or 'modelled'}; tiles of {N} x {N}")
+    parts = _gpu.Parts(options.seconds or (30 if on_cuda else float("inf")))
+    for name in ("layers", "sweeps", "cholesky"):
+        parts(name, partial(compare, name, where, device, options.share, options.repeat))
+    found: dict[str, Any] = {}
+    count = options.limits if options.limits is not None else 60 if on_cuda else 200
+
+    def limits() -> None:
+        found.update(limited("emulated" if is_emulated else device, count, parts.begun + parts.most_seconds))
+        print("random limits: " + ", ".join(f"{n} {what}" for what, n in found.items() if what != "wrong"))
+        if found["wrong"]:
+            raise SystemExit("\n".join(found["wrong"]))
+
+    parts("limits", limits)
+    return parts.end(options.json, device=where.device(device).name, tile=N, limits=found)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ _OPENCL = {
     "float32": 4e10, "float64": 2e10, "bytes": 2e10, "launch": 1.2e-5, "up_latency": 2.4e-5, "up_bytes": 8e9, "down_latency": 2.4e-5,
     "down_bytes": 1e10,
 }  # fmt: skip
+# Slower than any card: a plan that is free to choose leaves it alone, so that tests of the processor hold on a machine with one.
+_CUDA = {
+    "float32": 2e10, "float64": 1e10, "bytes": 1e10, "launch": 3e-5, "up_latency": 5e-5, "up_bytes": 4e9, "down_latency": 5e-5, "down_bytes": 4e9,
+}  # fmt: skip
 
 
 def pytest_configure(config):
@@ -40,10 +44,10 @@ def pytest_configure(config):
     (`HETSCHED_REQUIRE_OPENCL=1`).
     """
     from hetsched.executors import cpu as threads
-    from hetsched.executors.backends import cpu, opencl
+    from hetsched.executors.backends import cpu, cuda, opencl
 
     threads.cores = lambda: 16  # described processors get the threads that they were planned with, however many cores there are
-    for backend, stated in ((cpu, _CPU), (opencl, _OPENCL)):
+    for backend, stated in ((cpu, _CPU), (opencl, _OPENCL), (cuda, _CUDA)):
         backend._speeds = _stated(backend._speeds, stated)
     cpu.CACHES = _KEPT / "no-such-folder"
     if os.environ.get("HETSCHED_REQUIRE_OPENCL"):

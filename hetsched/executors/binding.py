@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from hetsched.errors import PlacementError
-from hetsched.executors.memory import HERE, Doer, shaped
+from hetsched.executors.memory import HERE, Doer, HostMemory, shaped
 from hetsched.executors.segments import Segment, compile_segment
 from hetsched.executors.steps import Step
 from hetsched.graph.guard import read_only, shut
@@ -429,6 +429,9 @@ class Bindings:
                 # Threads of this process run what is written for them, whatever a description says. A view that the caller shall own is copied.
                 spoken = [language for language in THREADS if language in device.languages or op.view]
                 kernel = next((op.kernels[language] for language in spoken if language in op.kernels), None)
+            elif device.memory != HOST and isinstance(frame.memories.get(device.memory), HostMemory):
+                # The memory of a device that is not here (`simulated`): NumPy does what the device's own kernel would.
+                kernel = op.kernels.get("array") or op.kernels.get("host") or kernel
             if kernel is None:
                 name, has = frame.graph.task_names[task], ", ".join(op.kernels) or "none"
                 raise PlacementError(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
-from hetsched.executors import once, relay, rounds
+from hetsched.executors import devoted, once, relay, rounds
 from hetsched.executors.active import Active, Driver, Item, name_of, width_of
 from hetsched.executors.cores import LONG_SECONDS, Cores, cores
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
@@ -578,6 +578,11 @@ class Crew:
         inner.began = start
         if self._goes_round(item, inner):
             self._go_round(inner, kind, lane)
+            return
+        stream = devoted.stream_for(self, item, inner)
+        if stream is not None:
+            if devoted.run(self, inner, stream):
+                self._end_loop(inner)
             return
         with self.lock:
             if item.active.around is None:

@@ -61,6 +61,7 @@ class Frame:
         self._idle: dict[int, list[Frame]] = {}  # loop task -> frames of its body that have run to their end
         self._programs: dict[int, Program] = {}
         self.shape: Any = None  # what `relay` keeps between runs
+        self.pattern: Any = None  # what `devoted` keeps between runs
         self.needed: Mapping[str, int] | None = None  # threads that the plan can keep busy, by kind, once a crew has asked
         self.bodies: Mapping[int, Program] | None = None  # of the outermost frame: id of each body's plan -> its program, made before the first run
         self._find_places()
@@ -137,7 +138,7 @@ class Frame:
 
     def close(self) -> None:
         """Hold no memory any more, without waiting for the collector of cycles. For a frame that will not run again."""
-        self.shape = None
+        self.shape = self.pattern = None
         self.bindings.close()
         for held in (self.borrowed, self.owned, self.cells, self._first, self._arrays, self.memories):
             held.clear()

@@ -488,15 +488,15 @@ def complaints_of(error: Exception) -> list[tuple[int, int, str]] | None:
     return found if found or type(error).__name__ == "CompileException" else None
 
 
-_modules: dict[tuple[int, str], Any] = {}
+_functions: dict[tuple[Any, int, str, str], Any] = {}
 
 
 def _cuda_function(xp: Any, source: str, function: str) -> Any:
     """The function of a source that is compiled once for a device."""
-    key = (int(xp.cuda.Device().id), source)
-    module = _modules.get(key)
-    if module is None:
+    key = (xp, int(xp.cuda.Device().id), source, function)
+    found = _functions.get(key)
+    if found is None:
         module = xp.RawModule(code=source, options=("-std=c++17",))
         module.compile()
-        _modules[key] = module
-    return module.get_function(function)
+        found = _functions[key] = module.get_function(function)
+    return found

@@ -160,19 +160,24 @@ class MemoryPool:
 
 
 class RawModule:
-    """Its kernels are compiled by a C++ compiler. launched: how often which arrays were handed to a kernel."""
+    """Its kernels are compiled by a C++ compiler. launched: how often which arrays were handed to a kernel. kept: source -> its library, if given."""
 
     folder = None  # where to build; None: nothing builds
     launched: list = []  # noqa: RUF012
     built: list = []  # noqa: RUF012
+    kept: dict | None = None
 
     def __init__(self, code, options):
         if RawModule.folder is None:
             raise RuntimeError("no compiler")
-        place = RawModule.folder / str(len(RawModule.built))
-        place.mkdir()
-        RawModule.built.append(code)
-        self.library = cuda_host.compiled(code, place)
+        self.library = (RawModule.kept or {}).get(code)
+        if self.library is None:
+            place = RawModule.folder / str(len(RawModule.built))
+            place.mkdir()
+            RawModule.built.append(code)
+            self.library = cuda_host.compiled(code, place)
+            if RawModule.kept is not None:
+                RawModule.kept[code] = self.library
 
     def get_function(self, name):
         def launch(grid, block, arguments):
@@ -282,12 +287,17 @@ def build(devices=1):
     return module
 
 
+LIVE = "hetsched.executors.backends._cuda_live"
+
+
 def install(monkeypatch, devices=1):
     """Let the CUDA backend find a CuPy of NumPy; gives the backend."""
     from hetsched.executors.backends import cuda
 
     monkeypatch.setitem(sys.modules, "cupy", build(devices))
-    monkeypatch.delitem(sys.modules, "hetsched.executors.backends._cuda_live", raising=False)
+    # Imported anew, with this CuPy; behind the test it is what it was, or is not there, so that no test of a card meets it.
+    monkeypatch.setitem(sys.modules, LIVE, None)
+    del sys.modules[LIVE]
     monkeypatch.setattr(cuda, "_listed", None)
     monkeypatch.setattr(cuda, "_speeds", lambda i, properties: {**dict.fromkeys(cuda._NEEDED, 1e-5), "float32": 1e11, "float64": 1e10, "bytes": 1e10,
                                                                 "up_bytes": 1e9, "down_bytes": 1e9})  # fmt: skip

@@ -1,12 +1,15 @@
 """The CUDA backend: on a device where there is one, and its logic on a CuPy of NumPy (see fake_cupy.py), which is no GPU."""
 
+import importlib
 import importlib.util
 import sys
+import threading
 from dataclasses import replace
 
 import fake_cupy
 import numpy as np
 import pytest
+from leftovers import running_threads
 
 import hetsched as hs
 from hetsched.errors import DeviceGoneError, OutOfMemoryError, PlacementError
@@ -77,6 +80,15 @@ def test_without_a_device_there_is_a_note_that_says_why():
         cuda.open(replace(hs.Machine.here().device("cpu"), id="cuda:0"), 64)
 
 
+def test_what_stands_in_for_cupy_is_gone_behind_a_test(monkeypatch):
+    """Or a test of a card, in the same process, would run on it."""
+    before = sys.modules.get(fake_cupy.LIVE)
+    with monkeypatch.context() as patch:
+        opened(fake_cupy.install(patch)).close()
+        assert sys.modules[fake_cupy.LIVE].cupy.__version__ == "fake"
+    assert sys.modules.get(fake_cupy.LIVE) is before
+
+
 def test_devices_are_found_with_links_each_way_and_between_them(fake):
     found = fake.find()
     assert [d.id for d in found.devices] == ["cuda:0", "cuda:1"]
@@ -137,6 +149,19 @@ def emulate_one(backend):
 
 def opened(backend, nbytes=1 << 16):
     return backend.open(backend.find().devices[0], nbytes)
+
+
+def test_streams_are_used_again_but_by_one_at_a_time(fake):
+    """What CuPy's pool keeps for a stream would be lost with it."""
+    device = opened(fake)
+    used = {id(s.stream): s.stream for s in (device.stream("compute"), device.stream("copy"))}
+    device.close()
+    device.close()
+    device = opened(fake)
+    again = [device.stream("compute").stream, device.stream("copy").stream, device._clock_stream, device.stream("copy").stream]
+    assert len(set(map(id, again))) == 4
+    assert set(used) <= set(map(id, again))
+    device.close()
 
 
 def test_an_upload_of_what_a_download_has_yet_to_bring_waits_for_it(fake):
@@ -248,6 +273,85 @@ def test_a_large_upload_uses_its_pinned_memory_again(fake):
     stream.record().wait()
     assert np.array_equal(seen, x)
     device.close()
+
+
+def held_download(device, nbytes):
+    """(stream, what opens it, the event of a download that waits for that, what is to be downloaded, to where)."""
+    stream, gate = device.stream("copy"), threading.Event()
+    x = np.arange(nbytes, dtype=np.uint8)
+    array, seen = device.array(0, x.shape, np.uint8), np.zeros_like(x)
+    stream.upload(x, array)
+    stream.stream.put(gate.wait)
+    stream.download(array, seen)
+    return stream, gate, stream.record(), x, seen
+
+
+def watched(stream):
+    """Wait until the watching thread has done what it was given before."""
+    told = threading.Event()
+    stream.watcher.watch(lambda: None, told.set)
+    assert told.wait(60)
+
+
+def test_large_downloads_land_by_the_watching_thread_and_are_done_when_they_have(fake):
+    device = opened(fake, 8 << 20)
+    stream, gate, event, x, seen = held_download(device, 2 << 20)
+    assert not event.done()
+    gate.set()
+    watched(stream)
+    assert np.array_equal(seen, x)  # nobody has waited for the event
+    assert event.done()
+    event.wait()
+    assert np.array_equal(seen, x)
+    device.close()
+
+
+def test_small_downloads_land_where_they_are_waited_for(fake):
+    device = opened(fake, 8 << 20)
+    stream, gate, event, x, seen = held_download(device, 1000)
+    gate.set()
+    stream.stream.synchronize()
+    watched(stream)
+    assert event.done()
+    assert not seen.any()
+    event.wait()
+    assert np.array_equal(seen, x)
+    device.close()
+
+
+def test_a_large_download_from_a_device_that_is_lost_is_done_and_says_so(fake):
+    device = opened(fake, 8 << 20)
+    stream, gate, event, _, _ = held_download(device, 2 << 20)
+    fake_cupy.Stream.failing = 700
+    gate.set()
+    watched(stream)
+    assert event.done()
+    with pytest.raises(DeviceGoneError):
+        event.wait()
+    fake_cupy.Stream.failing = None
+    device.close()
+
+
+def test_large_copies_are_shared_by_threads_which_end_with_the_device(fake, monkeypatch):
+    module = importlib.import_module("hetsched.executors.backends._cuda_live")  # the one of this fake
+    monkeypatch.setattr(module, "copying_threads", lambda: 3)
+    before = running_threads()
+    device = opened(fake, 32 << 20)
+    stream = device.stream("copy")
+    for shape in ((3 << 20,), (5, 1 << 20, 1), (1001, 999), (7,)):
+        x = np.random.default_rng(0).random(shape, np.float32)
+        array, seen = device.array(0, x.shape, np.float32), np.zeros(shape, np.float32)
+        stream.upload(x, array)
+        stream.download(array, seen)
+        stream.record().wait()
+        assert np.array_equal(seen, x)
+        turned = np.zeros(shape[::-1], np.float32).T  # lies otherwise: nobody shares it
+        stream.download(array, turned)
+        stream.record().wait()
+        assert np.array_equal(turned, x)
+    assert any(t.name.startswith("hetsched-cuda:0-copies") for t in threading.enumerate())
+    device.close()
+    assert not any(t.name.startswith("hetsched-cuda:0-copies") for t in running_threads() - before)
 
 
 def test_copies_from_and_to_pinned_memory_stop_nowhere(fake):

@@ -8,7 +8,7 @@ import pytest
 import hetsched as hs
 from hetsched.check import problems
 from hetsched.graph.graph import Graph, Loop
-from hetsched.machine import Device, Machine
+from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.timeline import Lane, Timeline
 
 FOUR = Machine(
@@ -56,3 +56,17 @@ def test_a_loop_has_the_lanes_that_its_body_names() -> None:
     plan = hs.plan(apart(3, turns=5), machine=FOUR)
     result = hs.run(plan, {"x": X}, executor="simulated")
     assert lanes_of(result.trace) <= lanes_of(plan)
+
+
+def test_a_device_that_is_not_here_has_the_values_of_numpy_for_ops_with_kernels_of_their_own() -> None:
+    gpu = Device(
+        "cuda:0", "cuda", memory="cuda:0", languages=("cuda", "array"), flops_per_second={"float32": 1e13}, bytes_per_second=1e12, shares_lanes=False
+    )
+    links = (Link(HOST, "cuda:0", 1e-6, 1e10), Link("cuda:0", HOST, 1e-6, 1e10))
+    machine = Machine((*FOUR.devices, gpu), memories=(MemoryNode(HOST), MemoryNode("cuda:0", 1 << 30)), links=links)
+    b = Graph.build()
+    w = b.op("nn.init", name="w", shape=(64, 8), dtype="float32", scheme="he_uniform", seed=1, key="w")
+    b.output(b.op("nn.dense", b.input("x", (64, 64)), w, activation="relu"), "y")
+    graph = b.freeze()
+    found = hs.run(hs.plan(graph, machine, only="cuda:0"), {"x": X}, executor="simulated")["y"]
+    np.testing.assert_allclose(found, hs.run(hs.plan(graph, FOUR), {"x": X})["y"], rtol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.graph.ops import _cuda_random, find
+from hetsched.graph.ops import _cuda_random, _cuda_small, find
 from hetsched.graph.ops.optimizer import CUDA_KERNELS
 from hetsched.graph.ops.random import _words
 from tests.cuda_host import COMPILER, compiled, run
@@ -56,15 +56,23 @@ def both(library, name, inputs, extents, kind, /, **options):
 
 @pytest.mark.parametrize("n", [0, 1, 7, 1000])
 @pytest.mark.parametrize("turn", [None, 3])
-def test_random_numbers_have_the_same_bits(library, n, turn):
+def test_random_numbers_have_the_same_bits(library, monkeypatch, n, turn):
     inputs = [] if turn is None else [np.asarray(turn, np.int64)]
     for dtype in ("float32", "float64"):
         wanted, found = both(library, "random.uniform", inputs, (n,), dtype, shape=[n], dtype=dtype, low=-1.5, high=2.0)
         np.testing.assert_array_equal(found, wanted)
         wanted, found = both(library, "random.normal", inputs, (n,), dtype, shape=[n], dtype=dtype, mean=0.5, std=2.0)
         np.testing.assert_allclose(found, wanted, rtol=1e-6 if dtype == "float32" else 1e-13, atol=1e-14)
-    wanted, found = both(library, "random.permutation", inputs, (n,), np.int64, n=n)
-    np.testing.assert_array_equal(found, wanted)
+    for most in (_cuda_random._MOST_RANKED, 0):  # by comparing all, and by sorting
+        monkeypatch.setattr(_cuda_random, "_MOST_RANKED", most)
+        wanted, found = both(library, "random.permutation", inputs, (n,), np.int64, n=n)
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_equal_words_keep_their_order(library):
+    words, found = np.asarray([3, 1, 3, 0, 1, 3], np.uint64), np.zeros(6, np.int64)
+    _cuda_random._module(library, library.cuda.Device().id).get_function("ranked")((1,), (128,), (words, found, np.int64(6)))
+    np.testing.assert_array_equal(found, np.argsort(words, kind="stable"))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
@@ -134,8 +142,9 @@ class Elementwise:
         ("optim.adamw", 2, True, {"lr": 0.1, "weight_decay": 0.01}),
     ],
 )
-def test_optimizers_in_their_own_memory_and_in_place(tmp_path, name, states, turn, options):
+def test_optimizers_in_their_own_memory_and_in_place(tmp_path, monkeypatch, name, states, turn, options):
     rng = np.random.default_rng(1)
+    monkeypatch.setattr(_cuda_small, "adam", lambda *given: False)  # of half precision, say
     arrays = [rng.normal(size=50).astype(np.float32) for _ in range(2)] + [rng.random(50).astype(np.float32) for _ in range(states)]
     inputs = [*arrays, np.asarray(4, np.int64)] if turn else arrays
     op = find(name)

@@ -86,7 +86,7 @@ BROKEN = {
     "a gradient of another shape": (FLAT_GRADIENT, "the gradient of input 0 is"),
     "work that is no number": (replace(GOOD, work=lambda i, o, a: Work(float("nan"), 0, 0)), "work must be finite"),
     "negative work": (replace(GOOD, work=lambda i, o, a: Work(0, -1, 0)), "work must be finite"),
-    "no kernel for here": (replace(GOOD, kernels={"cuda": kernel(wrong_element)}), r"no kernel of test\.square can run here: it has cuda"),
+    "no kernel for here": (replace(GOOD, kernels={"vulkan": kernel(wrong_element)}), r"no kernel of test\.square can run here: it has vulkan"),
     "a second kernel that disagrees": (replace(GOOD, kernels={**GOOD.kernels, "host": kernel(wrong_element)}), "host kernel, output 0"),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import InternalError
+
+_PART_NBYTES = 512 << 10  # that a thread copies at least: 50 us, as long as handing it over may take
 
 
 def kept_speeds(path: Path, needed: Sequence[str]) -> dict[str, float] | None:
@@ -61,10 +64,14 @@ def inside(offset: int, shape: tuple[int, ...], dtype: Any, arena_nbytes: int) -
 class Landing:
     """Bytes on their way to the host: pinned memory that is copied to `target` once, when `wait` returns. release: what is called after it."""
 
-    def __init__(self, target: Any, pinned: Any, wait: Callable[[], object], release: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, target: Any, pinned: Any, wait: Callable[[], object], release: Callable[[], object] | None = None,
+        copy: Callable[[Any, Any], object] = np.copyto,
+    ) -> None:  # fmt: skip
         self.start, self.end = range_of(target)
+        self.nbytes = int(target.nbytes)
         self.wait = wait
-        self._target, self._pinned, self._release = target, pinned, release
+        self._target, self._pinned, self._release, self._copy = target, pinned, release, copy
         self._lock = threading.Lock()
 
     @property
@@ -76,10 +83,45 @@ class Landing:
         """Put the bytes to where they belong; they have reached the host."""
         with self._lock:
             if self._pinned is not None:
-                np.copyto(self._target, self._pinned)
+                self._copy(self._target, self._pinned)
                 self._target = self._pinned = None
                 if self._release is not None:
                     self._release()
+
+
+class Copiers:
+    """Threads that copy bytes of the host together: one alone moves about 10 GB/s on a server, a fifth of what its link to a device takes.
+
+    workers: how many help whoever copies; 0: nobody. They start with the first copy that is worth it.
+    """
+
+    def __init__(self, name: str, workers: int) -> None:
+        self._name, self._workers = name, workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def copy(self, dst: Any, src: Any) -> None:
+        """Copy an array to another one of its shape and dtype; it is done when this returns."""
+        if src.nbytes < 2 * _PART_NBYTES or not (dst.flags.c_contiguous and src.flags.c_contiguous):
+            np.copyto(dst, src)
+            return
+        to, of = dst.reshape(-1), src.reshape(-1)
+        with self._lock:
+            size = -(-of.size // min(self._workers + 1, src.nbytes // _PART_NBYTES))
+            if self._workers and self._pool is None:
+                self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix=self._name)
+            rest = range(size, of.size, size)
+            helped = [self._pool.submit(np.copyto, to[i : i + size], of[i : i + size]) for i in rest] if self._pool is not None else []
+        np.copyto(to[:size], of[:size])
+        for each in helped:
+            each.result()
+
+    def close(self) -> None:
+        """End the threads; whoever still copies does it alone."""
+        with self._lock:
+            pool, self._pool, self._workers = self._pool, None, 0
+        if pool is not None:
+            pool.shutdown()
 
 
 class Landings:

@@ -4,8 +4,9 @@ Kernels get the module cupy as their first argument, arrays of it, and the strea
 What a kernel makes for itself comes from CuPy's memory pool, which keeps apart what streams have freed; it is not in the plan's arena.
 
 Copies between host and device go through pinned memory. An upload takes the host's bytes while it is handed over, a download puts them to where
-they belong when it is done: when its event is waited for, or by the thread that watches for it. So an upload of what a download is still to bring,
-and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and come back are such).
+they belong when it is done: when its event is waited for, or by the thread that watches for it. Large ones are put there by that thread, beside the
+one that hands over, which copies what goes up meanwhile; their event is done when they are there. So an upload of what a download is still to
+bring, and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and come back are such).
 
 Neighbouring element-wise launches of a step that comes again are one kernel (_cuda_chains.py); `HETSCHED_CUDA_CHAINS=0` leaves them apart.
 One that does not build is launched one by one.
@@ -34,9 +35,10 @@ import cupy
 import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
-from hetsched.executors.backends._common import Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._common import Copiers, Landing, Landings, Watcher, alike, inside
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
+from hetsched.graph.ops._cuda_small import next_turn
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
 # and those of devices that are no more.
@@ -47,12 +49,17 @@ _CUBLAS_ALLOC_FAILED = 3
 _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_SECONDS = 10e-6
 _CHUNK_NBYTES = 4 << 20  # of a copy through pinned memory: the next is prepared while one is on its way
+_LANDING_NBYTES = 1 << 20  # of downloads before one event: the watching thread puts so many bytes to where they belong, in 0.1 ms and more
+_MOST_COPIERS = 4
 _MOST_CHUNKS = 8  # of an upload at a time; the first is used again when its copy is done
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
 _MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
+# Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
+# that are no more have.
+_idle: dict[int, list[Any]] = {}
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
 
 
@@ -98,13 +105,14 @@ class DeviceArray:
 class Event:
     """The mark that everything handed to a stream before it has been done."""
 
-    __slots__ = ("_anchor", "_first", "landings", "last", "stream")
+    __slots__ = ("_anchor", "_first", "_is_landing", "landings", "last", "stream")
 
     def __init__(self, stream: Stream, first: Any, last: Any, landings: list[Landing], anchor: tuple[Any, float]) -> None:
         self.stream = stream
         self.last = last
         self.landings = landings
         self._first = first
+        self._is_landing = False  # the watching thread is to put what it brings to where it belongs
         self._anchor = anchor  # reached before `first` and `last` were recorded: CUDA measures from an earlier event to a later one
 
     def wait(self) -> None:
@@ -123,8 +131,18 @@ class Event:
         for landing in self.landings:
             landing.land()
 
+    def land_elsewhere(self) -> None:
+        """Let the stream's watching thread put what it brings to where it belongs; it is not done before."""
+        self._is_landing = True
+        self.stream.watcher.watch(self.reach, self._landed)
+
+    def _landed(self) -> None:
+        self._is_landing = False
+
     def done(self) -> bool:
-        """True if it has been reached, or the work has failed."""
+        """True if it has been reached and what it brings is there, or the work has failed."""
+        if self._is_landing:
+            return False
         try:
             # Not `last.done`, which is False for ever once the device is lost: it compares what CUDA answers with success alone.
             return bool(cupy.cuda.runtime.eventQuery(self.last.ptr) != _NOT_READY)
@@ -179,6 +197,7 @@ class Stream:
     """
 
     is_timed = True
+    count_turn = staticmethod(next_turn)
 
     def __init__(self, live: LiveDevice, kind: str) -> None:
         self.live = live
@@ -187,8 +206,7 @@ class Stream:
         self._captures = os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on")
         self._fuses = os.environ.get(_CHAINS, "").strip().lower() not in ("0", "false", "no", "off")
         self._pool: Any = None
-        with live.device:
-            self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream = _idle_or_new(live.device)
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
         self._anchor: tuple[Any, float] | None = None  # the device's clock, taken before that event
@@ -226,32 +244,44 @@ class Stream:
                 raise self.live.refusal("a launch", error) from error
             raise
 
-    def segment(self, calls: Sequence[tuple[Any, ...]]) -> bool:
+    @property
+    def counts_turns(self) -> bool:
+        """True if it is worth its while to do a loop alone, and to count the turns on the device: its turns become graphs."""
+        return self._captures
+
+    def turn_counter(self) -> DeviceArray:
+        """An int64 on the device. The kernel `count_turn` writes it to its output, and adds 1 to it."""
+        with self.live.device:
+            counter = cupy.ndarray((), np.int64, memptr=cupy.cuda.MemoryPointer(_allocated(256), 0))
+        return DeviceArray(self.live, counter)
+
+    def segment(self, calls: Sequence[tuple[Any, ...]], known: bool = False) -> bool:
         """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each: neighbouring element-wise ones as one
         kernel, and by request all of them as one graph.
 
         False for a list that comes for the first time (its kernels are built when they are launched one by one), and for one of which nothing can
-        be put together.
+        be put together. known: its kernels have been launched before, so that it need not come twice.
         """
         if not (self._fuses or self._captures):
             return False
-        known = self._segments.get(id(calls))
-        if known is None:
+        found = self._segments.get(id(calls))
+        if found is None:
             if len(self._segments) >= _MOST_SEGMENTS:
                 self._segments.clear()
-            self._segments[id(calls)] = _Segment(calls)
-            return False
-        if known.pieces is None:
-            known.pieces, known.chained = self._put_together(calls)
-        if self._captures and known.graph is None and not known.refused:
-            known.graph = self._capture(known.pieces)
-            known.refused = known.graph is None
-        if known.graph is not None:
-            self._do("a graph", lambda: known.graph.launch(stream=self.stream))
+            found = self._segments[id(calls)] = _Segment(calls)
+            if not known:
+                return False
+        if found.pieces is None:
+            found.pieces, found.chained = self._put_together(calls)
+        if self._captures and found.graph is None and not found.refused:
+            found.graph = self._capture(found.pieces)
+            found.refused = found.graph is None
+        if found.graph is not None:
+            self._do("a graph", partial(found.graph.launch, stream=self.stream))
             return True
-        if known.chained:
-            self._launch_pieces(known.pieces)
-        return known.chained
+        if found.chained:
+            self._launch_pieces(found.pieces)
+        return found.chained
 
     def _launch_pieces(self, pieces: Sequence[_Piece]) -> None:
         """One after the other; an error's `failed_task` is that of the piece which raised it."""
@@ -333,7 +363,7 @@ class Stream:
             else:
                 left, pinned = used.popleft()
                 left.synchronize()
-            np.copyto(pinned[: part.size], part)
+            self.live.copiers.copy(pinned[: part.size], part)
             self._copy(to + start, address(pinned), part.size, cupy.cuda.runtime.memcpyHostToDevice)
             if host.size > _MOST_CHUNKS * _CHUNK_NBYTES:
                 used.append((self._event(timing=False), pinned))
@@ -347,7 +377,7 @@ class Stream:
         self._do("a download", lambda: self._copy(address(pinned), src.pointer, src.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
         self._holding.append(pinned)
         arrived = self._event(timing=False)
-        landing = Landing(dst, pinned.view(src.dtype).reshape(src.shape), arrived.synchronize)
+        landing = Landing(dst, pinned.view(src.dtype).reshape(src.shape), arrived.synchronize, copy=self.live.copiers.copy)
         self._landings.append(landing)
         self.live.on_their_way.expect(landing)
 
@@ -378,6 +408,8 @@ class Stream:
             raise self.live.gone("it was lost while the run used it")
         anchor = self._anchor or self.live.anchor()
         event = Event(self, self._first, self._event(timing=True), self._landings, anchor)
+        if self._landings and sum(x.nbytes for x in self._landings) >= _LANDING_NBYTES:
+            event.land_elsewhere()
         self._first, self._anchor, self._landings = None, None, []
         if self._holding:
             self._held.append((event.last, self._holding))
@@ -388,9 +420,10 @@ class Stream:
         return event
 
     def close(self) -> None:
-        """Wait for what was handed over; end the watching thread."""
+        """Wait for what was handed over; end the watching thread. No more is to be handed over."""
         with suppress(Exception):  # lost work has been told by its events
             self.stream.synchronize()
+            _idle.setdefault(self.live.device.id, []).append(self.stream)
         self.watcher.close()
         for landing in self._landings:
             landing.land()
@@ -448,13 +481,14 @@ class LiveDevice:
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
         self.on_their_way = Landings()
+        self.copiers = Copiers(f"hetsched-{name}-copies", copying_threads())
         try:
             with self.device:
                 free, total = cupy.cuda.runtime.memGetInfo()
                 if nbytes > total:  # the driver would say no more than "out of memory"
                     raise OutOfMemoryError(_no_room(name, nbytes, free, total))
                 self.memory: Any = _allocated(max(nbytes, 256))
-                self._clock_stream = cupy.cuda.Stream(non_blocking=True)
+                self._clock_stream: Any = _idle_or_new(self.device)
         except OutOfMemoryError:
             raise
         except Exception as error:
@@ -539,6 +573,9 @@ class LiveDevice:
             stream.close()
         self._streams.clear()
         self.on_their_way.clear()
+        self.copiers.close()
+        if self.memory is not None and not self.lost:
+            _idle.setdefault(self.device.id, []).append(self._clock_stream)
         self.memory = None
 
     def __repr__(self) -> str:
@@ -550,6 +587,15 @@ def _as_piece(call: Sequence[Any]) -> Callable[[], Any]:
     kernel, inputs, outputs, workspace, attributes, *_ = call
     outs = [x if x is None else x.array for x in outputs]
     return partial(kernel, cupy, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+
+
+def _idle_or_new(device: Any) -> Any:
+    """A stream of a device that nobody else uses."""
+    try:
+        return _idle[device.id].pop()
+    except (KeyError, IndexError):
+        with device:
+            return cupy.cuda.Stream(non_blocking=True)
 
 
 def _allocated(nbytes: int) -> Any:
@@ -582,6 +628,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_cudas(error: BaseException) -> bool:
     """True for errors of CUDA's runtime, driver and libraries."""
     return type(error).__module__.startswith(("cupy_backends", "cupy.cuda")) and type(error).__name__ != "CompileException"
+
+
+def copying_threads() -> int:
+    """How many help with copies between pinned memory and the rest: a quarter of the cores, at most 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores // 4, _MOST_COPIERS)
 
 
 def pinned_bytes(nbytes: int) -> Any:

@@ -23,7 +23,7 @@ from hetsched.executors.backends._common import kept_speeds, least_seconds
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode
 
-_MARK = "1"  # of the way in which speeds are measured
+_MARK = "2"  # of the way in which speeds are measured
 _NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
 # Compute streams of a device, where the environment does not say (HETSCHED_CUDA_STREAMS): two kernels that each fill the device gain nothing by
 # running side by side, and a plan counts on full speed for both.

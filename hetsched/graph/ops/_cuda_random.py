@@ -92,7 +92,26 @@ extern "C" __global__ void raw(const i64 *turn, u64 k0, u64 k1, u64 *out, i64 n)
     philox(block, turn_of(turn), k0, k1, words);
     for (int j = 0; j < 4 && start + j < n; j++) out[start + j] = words[j];
 }
+
+// A block ranks 32 words: each quarter of its 128 threads counts, among a quarter of all words, those that come before.
+extern "C" __global__ void ranked(const u64 *words, i64 *order, i64 n) {
+    __shared__ unsigned int before[128];
+    const unsigned int t = threadIdx.x, lane = t % 32, part = t / 32;
+    const i64 i = (i64)blockIdx.x * 32 + lane, quarter = (n + 3) / 4, end = (part + 1) * quarter < n ? (part + 1) * quarter : n;
+    const u64 mine = i < n ? words[i] : 0ULL;
+    unsigned int count = 0;
+    for (i64 j = part * quarter; j < end; j++) {
+        const u64 other = words[j];
+        count += other < mine || (other == mine && j < i);
+    }
+    before[t] = count;
+    __syncthreads();
+    if (part == 0 && i < n) order[before[lane] + before[32 + lane] + before[64 + lane] + before[96 + lane]] = i;
+}
 """
+
+# Words up to which comparing each with each other takes less time than sorting them: 10-60 us, and nobody waits for it.
+_MOST_RANKED = 1 << 14
 
 
 @cache
@@ -101,12 +120,18 @@ def _module(xp: Any, device: int) -> Any:
     return xp.RawModule(code=SOURCE, options=("-std=c++17", "--fmad=false"))
 
 
+@cache
+def _function(xp: Any, device: int, name: str) -> Any:
+    # CuPy makes a new object at every look-up, which costs more than a launch.
+    return _module(xp, device).get_function(name)
+
+
 def _run(xp: Any, function: str, per_thread: int, words: tuple[int, int], turn: Any, n: int, *arguments: Any) -> None:
     blocks = -(-n // (per_thread * _THREADS))
     if blocks:
         # A null pointer where there is no turn.
         first = (np.uint64(0) if turn is None else turn, np.uint64(words[0]), np.uint64(words[1]))
-        _module(xp, int(xp.cuda.Device().id)).get_function(function)((blocks,), (_THREADS,), (*first, *arguments))
+        _function(xp, int(xp.cuda.Device().id), function)((blocks,), (_THREADS,), (*first, *arguments))
 
 
 def _suffix(dtype: Any) -> str:
@@ -136,7 +161,11 @@ def permutation(xp: Any, words: tuple[int, int], turn: Any, out: Any) -> None:
     if out.size:
         drawn = xp.empty(out.size, np.uint64)
         _run(xp, "raw", 4, words, turn, out.size, drawn, np.int64(out.size))
-        out[...] = xp.argsort(drawn)  # CuPy sorts stably
+        if out.size <= _MOST_RANKED and out.flags.c_contiguous:
+            ranked = _module(xp, int(xp.cuda.Device().id)).get_function("ranked")
+            ranked((-(-out.size // 32),), (_THREADS,), (drawn, out, np.int64(out.size)))
+        else:
+            out[...] = xp.argsort(drawn)  # CuPy sorts stably
 
 
 def is_drawn(dtypes: Sequence[Any]) -> bool:

@@ -159,6 +159,16 @@ def _blocks(xp: Any, g: Geometry, padded: Any, columns: Any, products: Any) -> l
     return found
 
 
+def _multiply(xp: Any, a: Any, b: Any, out: Any) -> None:
+    """out = a b, stacks of a matrix a group.
+
+    CuPy copies a stack of transposed matrices, which may be all columns, and hands a matrix by itself to cuBLAS as it is.
+    """
+    if xp is not np and len(a) == 1:
+        a, b, out = a[0], b[0], out[0]
+    xp.matmul(a, b, out=out)
+
+
 def _forward(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     """0.13 ms for 32 images of 8x8, 8 -> 16 channels, 3x3, float32, one core (the product alone 0.06)."""
     x, w, y = inputs[0], inputs[1], outputs[0]
@@ -173,7 +183,7 @@ def _forward(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
         target = y[block.images]
         xp.copyto(block.inside, x[block.images])
         xp.copyto(block.columns, block.source)
-        xp.matmul(weights, block.matrix, out=block.product)
+        _multiply(xp, weights, block.matrix, block.product)
         if bias is not None:
             xp.add(block.valid, bias, out=target)
             if a["activation"] == "relu":
@@ -286,7 +296,7 @@ def _grad_weight(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspa
         xp.copyto(block.inside, x[block.images])
         xp.copyto(block.columns, block.source)
         xp.copyto(block.valid, dy[block.images])
-        xp.matmul(block.product, block.matrix.transpose(0, 2, 1), out=part if i else total)
+        _multiply(xp, block.product, block.matrix.transpose(0, 2, 1), part if i else total)
         xp.sum(block.product.reshape(g.o, -1), axis=1, out=bias_part if i else db)
         if i:
             xp.add(total, part, out=total)
@@ -310,7 +320,7 @@ def _grad_input(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspac
         if i and block.product.size != products.size and g.grid != g.out:
             products.fill(0)
         xp.copyto(block.valid, dy[block.images])
-        xp.matmul(weights, block.product, out=block.matrix)
+        _multiply(xp, weights, block.product, block.matrix)
         padded.fill(0)
         size = block.matrix.shape[2]
         pictures = None if g.shifts else rows.reshape(g.c, g.images, *g.padded)[:, : block.columns.shape[3]]

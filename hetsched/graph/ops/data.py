@@ -15,7 +15,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.graph import Builder, Value
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
-from hetsched.graph.ops import _cl_data, find
+from hetsched.graph.ops import _cl_data, _cuda_small, find
 from hetsched.graph.ops._rules import arrays, nbytes, per_input
 from hetsched.graph.sequence import Data, LazySequence, apply, batched, is_unknown, materialize, row_count, spec_of_rows, unknown
 from hetsched.graph.spec import AnySpec, Spec, UpTo
@@ -76,13 +76,19 @@ def _batch_rows(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspac
     out[...] = xp.take(x, rows if len(inputs) == 2 else xp.take(inputs[2], rows, axis=0), axis=0)
 
 
+def _cuda_batch_rows(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    order = inputs[2] if len(inputs) > 2 else None
+    if not _cuda_small.batch_rows(xp, inputs[0], inputs[1], order, outputs[0], a["cycle"], a["batch"]):
+        _batch_rows(xp, inputs, outputs, workspace, a)
+
+
 BATCH_ROWS = Op(
     "data.batch_rows",
     ("x", "turn", "order?"),
     ("rows",),
     _infer_batch_rows,
     _copy_work,
-    kernels={"array": _batch_rows, "opencl": _cl_data.batch_rows},
+    kernels={"array": _batch_rows, "opencl": _cl_data.batch_rows, "cuda": _cuda_batch_rows},
     attributes={
         "batch": Attribute(int, doc="rows of a full batch", low=1),
         "count": Attribute(int, doc="rows of this batch: `batch`, or fewer in the last one", low=1),

@@ -13,7 +13,7 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Operand, Work
-from hetsched.graph.ops import _cl_linear
+from hetsched.graph.ops import _cl_linear, _cuda_small
 from hetsched.graph.ops._rules import (
     arrays,
     broadcast,
@@ -71,6 +71,13 @@ def _matmul(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
     if attributes["transpose_b"]:
         b = b.swapaxes(-1, -2)
     _product(xp, a, b, outputs[0])
+
+
+def _cuda_matmul(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    a, b = inputs
+    a, b = a.swapaxes(-1, -2) if attributes["transpose_a"] else a, b.swapaxes(-1, -2) if attributes["transpose_b"] else b
+    if not _cuda_small.product(xp, a, b, outputs[0]):
+        _product(xp, a, b, outputs[0])
 
 
 _BLAS = "fdFD"
@@ -150,7 +157,7 @@ matmul = Op(
     ("out",),
     _infer_matmul,
     _work_matmul,
-    {"array": _matmul, "opencl": _cl_linear.matmul},
+    {"array": _matmul, "opencl": _cl_linear.matmul, "cuda": _cuda_matmul},
     _matmul_gradient,
     {
         "transpose_a": Attribute(bool, False, "swap the last two axes of a first"),
@@ -199,6 +206,21 @@ def _dense(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, a
         xp.add(out, inputs[2], out=out)
     if attributes["activation"] == "relu":
         xp.maximum(out, 0, out=out)
+
+
+def _cuda_dense(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    """One kernel where there are few columns; else a product, and one for bias and activation."""
+    (x, w), out = inputs[:2], outputs[0]
+    b, relu = inputs[2] if len(inputs) == 3 else None, attributes["activation"] == "relu"
+    x, rows = x.reshape(-1, w.shape[0]), out.reshape(-1, w.shape[1])
+    if not rows.size or _cuda_small.dense(xp, x, w, b, rows, relu):
+        return
+    _product(xp, x, w, rows)
+    if (b is not None or relu) and not _cuda_small.bias(xp, rows, b, relu):
+        if b is not None:
+            xp.add(rows, b, out=rows)
+        if relu:
+            xp.maximum(rows, 0, out=rows)
 
 
 def _direct_dense(ins: Sequence[Any], outs: Sequence[Any], workspace: Any, attributes: Attributes) -> list[tuple[Any, ...]] | None:
@@ -267,7 +289,7 @@ dense = Op(
     ("out",),
     _infer_dense,
     _work_dense,
-    {"array": _dense, "opencl": _cl_linear.dense},
+    {"array": _dense, "opencl": _cl_linear.dense, "cuda": _cuda_dense},
     _dense_gradient,
     {"activation": Attribute(("none", "relu"), "none", "applied to the sum, in the same pass over memory")},
     doc="activation(x[..., k] w[k, n] + b[n]) -> [..., n].",

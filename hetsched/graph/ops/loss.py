@@ -13,7 +13,7 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
-from hetsched.graph.ops import _cl_loss
+from hetsched.graph.ops import _cl_loss, _cuda_small
 from hetsched.graph.ops._cl_types import Reduction
 from hetsched.graph.ops._rules import arrays, one_axis, per_input, want_float
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
@@ -242,6 +242,18 @@ def _cross_entropy_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], 
     xp.copyto(dlogits, by_class.T)
 
 
+def _cuda_cross_entropy(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    logits, labels = inputs
+    if not _cuda_small.cross_entropy(xp, logits, labels, outputs[0], _mean_over(len(logits), a["reduction"])):
+        _cross_entropy(xp, inputs, outputs, workspace, a)
+
+
+def _cuda_cross_entropy_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    logits, labels, dloss = inputs
+    if not _cuda_small.cross_entropy_grad(xp, logits, labels, dloss, outputs[0], _mean_over(len(logits), a["reduction"])):
+        _cross_entropy_grad(xp, inputs, outputs, workspace, a)
+
+
 def _check_logits(specs: Sequence[AnySpec]) -> Spec:
     """The logits' spec; raises `GraphError` with everything that is wrong with logits or labels."""
     problems = []
@@ -289,13 +301,14 @@ CROSS_ENTROPY = Op(
     ("loss",),
     _infer_cross_entropy,
     per_input(6),
-    kernels={"array": _cross_entropy, "opencl": _cl_loss.cross_entropy},
+    kernels={"array": _cross_entropy, "opencl": _cl_loss.cross_entropy, "cuda": _cuda_cross_entropy},
     gradient=_cross_entropy_gradient,
     attributes=_REDUCTION,
     workspace=_like_first_or_reduced,
     doc="""-log(softmax(logits))[label] over the rows: logits [n, classes], labels [n] of an integer dtype, loss a scalar of the dtype of logits.
 
-    A label outside 0..classes-1 is an error on NumPy. A device that cannot raise without its host's waiting gives NaN: OpenCL as the loss.""",
+    A label outside 0..classes-1 is an error on NumPy. A device that cannot raise without its host's waiting gives NaN: OpenCL as the loss,
+    CUDA too where there are at most 64 classes.""",
     calls=25,
 )
 
@@ -305,13 +318,13 @@ CROSS_ENTROPY_GRAD = Op(
     ("dlogits",),
     _infer_cross_entropy_grad,
     per_input(7),
-    kernels={"array": _cross_entropy_grad, "opencl": _cl_loss.cross_entropy_grad},
+    kernels={"array": _cross_entropy_grad, "opencl": _cl_loss.cross_entropy_grad, "cuda": _cuda_cross_entropy_grad},
     attributes=_REDUCTION,
     inplace=((0, 0),),
     workspace=_like_first,
     doc="""The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.
 
-    On OpenCL a row whose label is outside 0..classes-1 becomes NaN.""",
+    On OpenCL, and on CUDA with at most 64 classes, a row whose label is outside 0..classes-1 becomes NaN.""",
     calls=30,
 )
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from hetsched.errors import GraphError, did_you_mean
 from hetsched.graph.op import Attribute, Attributes, Infer, Kernel, Op, OpenCL
+from hetsched.graph.ops import _cuda_small
 from hetsched.graph.ops._cl_types import Elementwise, scalar_type
 from hetsched.graph.ops._rules import arrays, per_output, want_float
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
@@ -229,9 +230,11 @@ def _cuda_adam(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace
     """The formula of `_adam`; the turn is read on the device."""
     *arrays, turn = inputs
     lr, beta1, beta2, decay = a["lr"], a["beta1"], a["beta2"], a["weight_decay"]
+    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, 0.0 if decoupled else decay, 1 - lr * decay if decoupled else 1.0)
+    if _cuda_small.adam(xp, arrays, turn, outputs, (lr, a["eps"], _ln(beta1), _ln(beta2)), numbers):
+        return
     step, eps_now = xp.empty(1, arrays[0].dtype), xp.empty(1, arrays[0].dtype)
     _fused(xp, "adam_step")(turn.reshape(1), lr, a["eps"], _ln(beta1), _ln(beta2), step, eps_now)
-    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, 0.0 if decoupled else decay, 1 - lr * decay if decoupled else 1.0)
     _fused(xp, "adam")(*arrays, step, eps_now, *numbers, *outputs)
 
 

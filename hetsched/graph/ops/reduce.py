@@ -11,6 +11,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
 from hetsched.graph.ops import _cl_reduce as opencl
+from hetsched.graph.ops import _cuda_small
 from hetsched.graph.ops._rules import (
     arrays,
     broadcast,
@@ -60,6 +61,12 @@ def _infer_sum(specs: Sequence[AnySpec], attributes: Attributes) -> list[AnySpec
 
 def _sum(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
     add_up(xp, inputs[0], outputs[0], attributes["axes"], attributes["keepdims"])
+
+
+def _cuda_sum(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    x, out = inputs[0], outputs[0]
+    if attributes["axes"] not in ((0,), (-2,)) or not _cuda_small.columns(xp, x, out):
+        add_up(xp, x, out, attributes["axes"], attributes["keepdims"])
 
 
 def add_up(xp: Any, x: Any, out: Any, axes: tuple[int, ...] | None, keepdims: bool) -> None:
@@ -116,7 +123,7 @@ def _mean_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribute
 
 
 sum_ = Op(
-    "tensor.sum", ("x",), ("out",), _infer_sum, per_input(1), {"array": _sum, "opencl": opencl.sum_}, _sum_gradient, _AXES,
+    "tensor.sum", ("x",), ("out",), _infer_sum, per_input(1), {"array": _sum, "opencl": opencl.sum_, "cuda": _cuda_sum}, _sum_gradient, _AXES,
     workspace=_workspace, calls=3, doc="The sum over axes; integers and bools are summed in int64.",
 )  # fmt: skip
 mean = Op(

@@ -16,6 +16,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, OpenCL, anywhere
 from hetsched.graph.ops import _cl_shape as opencl
+from hetsched.graph.ops import _cuda_small
 from hetsched.graph.ops._rules import (
     FLOATS,
     Shape,
@@ -208,6 +209,12 @@ def _concat(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
     xp.concatenate(inputs, axis=attributes["axis"], out=outputs[0])
 
 
+def _cuda_concat(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    # Of many arrays CuPy uploads a table of pointers: one kernel and no copy is less.
+    if outputs[0].size and (attributes["axis"] not in (0, -outputs[0].ndim) or not _cuda_small.concatenated(xp, inputs, outputs[0])):
+        _concat(xp, inputs, outputs, workspace, attributes)
+
+
 @one_output
 def _concat_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attributes: Attributes) -> list[Cotangent]:
     axis = one_axis(attributes["axis"], len(y.shape))
@@ -225,7 +232,8 @@ def _concat_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribu
 
 
 concat = Op(
-    "tensor.concat", ("values*",), ("out",), _infer_concat, per_output(0), {"array": _concat, "opencl": opencl.concat}, _concat_gradient,
+    "tensor.concat", ("values*",), ("out",), _infer_concat, per_output(0),
+    {"array": _concat, "opencl": opencl.concat, "cuda": _cuda_concat}, _concat_gradient,
     {"axis": Attribute(int, 0, "the axis along which to join")}, capable=anywhere, calls=2, doc="Arrays joined along an axis.",
 )  # fmt: skip
 

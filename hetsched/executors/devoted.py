@@ -1,0 +1,359 @@
+"""A loop that one stream of a device does by itself: its turns are handed over one after another, and nothing is asked in between.
+
+So it is where all launches of the body are on one lane of one device, nothing of a turn is wanted on the host before the loop is over, and nothing
+else can be done beside the loop. The walk then has only one order left, that of the stream; the thread that begins the loop hands over the turns
+itself. The number of the turn is counted on the device. So turns differ in their ring slots alone, and a stream that captures graphs gets several
+turns as one (`Stream.segment`): dispatching a turn costs a fraction of a microsecond of the host.
+
+Tasks of every k turns, and calls that only the host can do, are handed over one by one. Each combination of ring slots is, too, the first time it
+comes: kernels are built then.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from hetsched.executors import rounds
+from hetsched.executors.active import Active, Item, name_of
+from hetsched.executors.binding import LATER, MOVE, Call
+from hetsched.executors.tracing import KEPT_TURNS, Note
+from hetsched.machine import HOST
+from hetsched.timeline import Copy, Launch
+
+if TYPE_CHECKING:
+    from hetsched.executors.cpu import Crew
+
+# Fewer turns are not worth it.
+LEAST_TURNS = 16
+# Launches of the first turns are timed one by one, as they are where the walk hands them over.
+TIMED_TURNS = 8
+# A graph holds at most so many turns and launches: what is saved by more is nothing beside what capturing them costs.
+MOST_TURNS = 8
+MOST_LAUNCHES = 192
+# Events that mark how far the stream is: one in so many turns, or in so much time as planned; the host is ahead by so many of them at most.
+MARK_TURNS = 64
+MARK_SECONDS = 5e-3
+AHEAD_MARKS = 4
+# A loop tells of its progress this often.
+TELL_SECONDS = 0.05
+
+
+def stream_for(crew: Crew, item: Item, inner: Active) -> Any:
+    """The stream that does the loop of `inner` by itself; None where several do, or the host has to look at what is made."""
+    frame = inner.frame
+    program, plan = frame.program, frame.plan
+    driver = inner.drivers[0] if inner.drivers else None
+    if driver is None or any(d is not driver for d in inner.drivers) or frame.turns < LEAST_TURNS:
+        return None
+    if crew.keep_going or crew.replanner is not None or program.stop_step >= 0 or item.active.around is not None:
+        return None
+    if any(arc.turns < 0 for arc in program.arcs) or any(frame.gathers(step.index) for step in program.steps):
+        return None
+    for span in plan.spans:
+        command = span.command
+        if isinstance(command, Copy):
+            is_turn = command.value == frame.turn_value and command.src.node == HOST
+            if not is_turn or command.dst.generation or command.dst.node == HOST:
+                return None
+    lanes = {lane for step in program.steps for lane in step.lanes if lane.kind != "copy"}
+    if len(lanes) != 1 or not rounds.is_lonely(item.active.frame.program, item.step.index):
+        return None
+    stream_of: Any = getattr(driver, "stream_of", None)
+    stream = stream_of(lanes.pop()) if stream_of is not None else None
+    return stream if getattr(stream, "counts_turns", False) else None
+
+
+class _Turn:
+    """A turn for one combination of ring slots. pieces: calls that follow each other, and whether a graph may hold them. steps: those that have some.
+
+    has_run: its kernels are built.
+    """
+
+    __slots__ = ("has_run", "pieces", "steps")
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[list[Call], bool]] = []
+        self.steps: set[int] = set()
+        self.has_run = False
+
+    @property
+    def is_plain(self) -> bool:
+        """True if it may be a part of a graph."""
+        return self.has_run and len(self.pieces) == 1 and self.pieces[0][1]
+
+
+class _Pattern:
+    """What a body's frame keeps from run to run, as its arrays lie where they lay: the calls of turns by ring slots, those of several turns together,
+
+    and where turns are counted.
+    """
+
+    def __init__(self, inner: Active, stream: Any) -> None:
+        bindings = inner.frame.bindings
+        self.stream = stream
+        self.counter = stream.turn_counter()
+        self.order = _in_order(inner)
+        self.period = math.lcm(*(bindings.period(step) for step in self.order))
+        self.keys: dict[tuple[int, bool], tuple[int, ...]] = {}
+        self.turns: dict[tuple[int, ...], _Turn] = {}
+        self.groups: dict[tuple[int, ...], list[Call]] = {}
+
+    @staticmethod
+    def of(inner: Active, stream: Any) -> _Pattern:
+        """That of a frame; made where there is none for this stream."""
+        found = inner.frame.pattern
+        if found is None or found.stream is not stream:
+            found = inner.frame.pattern = _Pattern(inner, stream)
+        return cast(_Pattern, found)
+
+
+class Devoted:
+    """A loop on `stream`. Nobody else hands anything to that stream meanwhile."""
+
+    def __init__(self, crew: Crew, inner: Active, stream: Any) -> None:
+        from hetsched.executors.live import StreamDoer
+
+        self.crew, self.inner, self.stream = crew, inner, stream
+        self.frame = inner.frame
+        self.doer = StreamDoer(stream)
+        pattern = _Pattern.of(inner, stream)
+        self.order, self.counter, self.period = pattern.order, pattern.counter, pattern.period
+        self.keys, self.turns, self.groups = pattern.keys, pattern.turns, pattern.groups
+        self.doer.move(np.zeros((), np.int64), self.counter)
+        self.kept = KEPT_TURNS if crew.trace else 0
+        self.timed = TIMED_TURNS if crew.trace and getattr(stream, "is_timed", False) else 0
+        self.marks: deque[Any] = deque()
+        self.noted: list[tuple[int, list[tuple[int, Any, dict[int, Any]]]]] = []  # turn -> (step or -1, event, task -> event)
+        self.busy: list[Any] = []
+        period = self.frame.plan.period or 0.0
+        self.mark_turns = MARK_TURNS if period <= 0 else min(MARK_TURNS, max(1, int(MARK_SECONDS / period)))
+        self.told = 0.0
+
+    def run(self) -> None:
+        """All turns, to the end of the last one."""
+        crew, last, turn, marked = self.crew, self.frame.turns, 0, 0
+        try:
+            while turn < last and crew.error is None:
+                n = 1
+                if turn < self.timed:
+                    self._time(turn)
+                elif turn < self.kept or turn >= last - self.kept:
+                    self._hand_over(turn, 1)
+                    event = self.stream.record()
+                    self.noted.append((turn, [(-1, event, {})]))
+                    self.busy.append(event)
+                else:
+                    n = self._together(turn, last - self.kept)
+                    self._hand_over(turn, n)
+                turn += n
+                if turn - marked >= self.mark_turns:
+                    marked = turn
+                    self._mark(turn)
+            end = self.stream.record()
+            self._wait(end, turn)
+        except BaseException:
+            with suppress(Exception):  # what is on its way uses memory that is given back
+                self.stream.record().wait()
+            raise
+        self.busy.append(end)
+
+    def _wait(self, event: Any, turn: int) -> None:
+        try:
+            event.wait()
+        except Exception as error:
+            plan, steps = self.frame.plan, self.frame.program.steps
+            tasks = [c.task for step in self.order for i in steps[step].spans if isinstance(c := plan.spans[i].command, Launch)]
+            raise self.frame.failure(error, tasks[-1], max(turn - 1, 0)) from error
+
+    # Turns ----------------------------------------------------------------------------------------------------------------------
+
+    def _key(self, turn: int) -> tuple[int, ...]:
+        """Turns of one key meet the same ring slots, and have the same tasks."""
+        loop = self.frame.loop
+        is_last = loop is not None and loop.is_remainder(turn)
+        key = self.keys.get((turn % self.period, is_last))
+        if key is None:
+            bound = self.frame.bindings.bound
+            key = self.keys[turn % self.period, is_last] = tuple([id(bound(step, turn)) for step in self.order])
+        return key
+
+    def _turn(self, turn: int, key: tuple[int, ...]) -> _Turn:
+        found = self.turns.get(key)
+        if found is None:
+            found = self.turns[key] = _Turn()
+            for step in self.order:
+                calls = self._calls(step, turn)
+                if calls:
+                    found.steps.add(step)
+                for call in calls:
+                    may_be_held = callable(call[0]) and call[5] not in self.frame.every
+                    if may_be_held and found.pieces and found.pieces[-1][1]:
+                        found.pieces[-1][0].append(call)
+                    else:
+                        found.pieces.append(([call], may_be_held))
+        return found
+
+    def _calls(self, step: int, turn: int) -> Sequence[Call]:
+        """The calls of a step; the number of the turn is counted instead of copied."""
+        frame = self.frame
+        command = frame.plan.spans[frame.program.steps[step].spans[0]].command
+        if isinstance(command, Copy):
+            target = frame.buffer(command.value, command.dst.node, turn)
+            return [(self.stream.count_turn, (self.counter,), (target,), None, {}, -1)]
+        return frame.bindings.calls(step, turn)
+
+    def _together(self, turn: int, end: int) -> int:
+        """How many turns from `turn` on, before `end`, go into one graph: the most that may, or 1."""
+        first = self._turn(turn, self._key(turn))
+        if not first.is_plain:
+            return 1
+        n = min(MOST_TURNS, MOST_LAUNCHES // len(first.pieces[0][0]))
+        if n < 2 or turn + n > end:
+            return 1
+        return n if all(self._turn(t, self._key(t)).is_plain for t in range(turn + 1, turn + n)) else 1
+
+    def _hand_over(self, turn: int, n: int) -> None:
+        if n == 1:
+            found = self._turn(turn, self._key(turn))
+            for calls, may_be_held in found.pieces:
+                if not (may_be_held and found.has_run and len(calls) > 1 and self._segment(calls, turn)):
+                    self._one_by_one(calls, turn)
+            found.has_run = True
+            return
+        keys = [self._key(t) for t in range(turn, turn + n)]
+        name = tuple([part for key in keys for part in key])
+        calls = self.groups.get(name)  # type: ignore[assignment]
+        if calls is None:
+            calls = self.groups[name] = [call for key in keys for call in self.turns[key].pieces[0][0]]
+        if not self._segment(calls, turn):
+            self._one_by_one(calls, turn)
+
+    def _segment(self, calls: list[Call], turn: int) -> bool:
+        try:
+            return bool(self.stream.segment(calls, True))
+        except Exception as error:
+            raise self.frame.failure(error, getattr(error, "failed_task", calls[0][5]), turn) from error
+
+    def _one_by_one(self, calls: Sequence[Call], turn: int, marks: dict[int, Any] | None = None) -> None:
+        task = -1
+        try:
+            for kernel, inputs, outputs, workspace, attributes, task in calls:
+                if callable(kernel):
+                    self.stream.launch(kernel, inputs, outputs, workspace, attributes)
+                elif kernel is LATER:
+                    inputs(turn, self.doer)
+                elif kernel is MOVE:
+                    self.doer.move(inputs[0], outputs[0])
+                if marks is not None:
+                    marks[task] = self.stream.record()
+        except Exception as error:
+            raise self.frame.failure(error, task, turn) from error
+
+    def _time(self, turn: int) -> None:
+        """A turn with an event behind each launch."""
+        rows: list[tuple[int, Any, dict[int, Any]]] = []
+        for step in self.order:
+            marks: dict[int, Any] = {}
+            self._one_by_one(self._calls(step, turn), turn, marks)
+            self.busy += marks.values()
+            event = next(reversed(marks.values())) if marks else self.stream.record()
+            rows.append((step, event, {task: mark for task, mark in marks.items() if task >= 0}))
+        self._turn(turn, self._key(turn)).has_run = True
+        self.noted.append((turn, rows))
+
+    def _mark(self, turn: int) -> None:
+        """An event behind what has been handed over; waits for one some way back."""
+        crew = self.crew
+        event = self.stream.record()
+        self.busy.append(event)
+        self.marks.append(event)
+        if len(self.marks) > AHEAD_MARKS:
+            self._wait(self.marks.popleft(), turn)
+        now = perf_counter() - crew.zero
+        if crew.deadline is not None and now + crew.zero > crew.deadline:
+            crew.error = crew.error or crew.timed_out()
+        if crew.progress is not None and now - self.told > TELL_SECONDS:
+            self.told = now
+            program = self.frame.program
+            crew.progress(crew.done + turn * _commands(self.inner), crew.total, name_of(program.plan, program.steps[self.order[-1]]))
+
+    # What was measured ----------------------------------------------------------------------------------------------------------
+
+    def seconds(self) -> float:
+        """Seconds that the device was at it."""
+        return float(sum(finish - start for start, finish in (event.span() for event in self.busy)))
+
+    def notes(self) -> list[Note]:
+        """What the trace is written from. Of a turn that was timed as a whole the steps have shares, in proportion to the plan's seconds."""
+        zero, steps, out = self.crew.zero, self.frame.program.steps, []
+        for turn, rows in self.noted:
+            if rows[0][0] >= 0:
+                for step, event, marks in rows:
+                    first = next(iter(marks.values()), event)
+                    start, finish = first.span()[0] - zero, event.span()[1] - zero
+                    ends = {task: max(mark.span()[1] - zero, start) for task, mark in marks.items()}
+                    is_joined = len(steps[step].spans) > 1
+                    out.append(Note(step, turn, steps[step].lanes[0].number, start, max(start, finish), ends if ends and is_joined else None))
+                continue
+            start, finish = (moment - zero for moment in rows[0][1].span())
+            at = self._turn(turn, self._key(turn)).steps
+            whole = sum(steps[step].seconds for step in self.order if step in at) or 1.0
+            begun = start
+            for step in self.order:
+                until = begun + (steps[step].seconds / whole * (finish - start) if step in at else 0.0)
+                out.append(Note(step, turn, steps[step].lanes[0].number, begun, min(until, finish)))
+                begun = min(until, finish)
+        return out
+
+
+def run(crew: Crew, inner: Active, stream: Any) -> bool:
+    """Do the loop of `inner`; False where the run has failed or is to end meanwhile."""
+    loop = Devoted(crew, inner, stream)
+    loop.run()
+    if crew.error is not None:
+        return False
+    if crew.trace:
+        inner.notes += loop.notes()
+    owner = next(lane.owner for step in inner.frame.program.steps for lane in step.lanes if lane.kind != "copy")
+    inner.busy[owner] = inner.busy.get(owner, 0.0) + loop.seconds()
+    with crew.lock:
+        crew.done += inner.frame.turns * _commands(inner)
+    return True
+
+
+def _commands(inner: Active) -> int:
+    return sum(len(step.spans) for step in inner.frame.program.steps)
+
+
+def _in_order(inner: Active) -> list[int]:
+    """The steps of a turn, each behind those of the same turn that it waits for."""
+    program = inner.frame.program
+    steps = program.steps
+    after: list[list[int]] = [[] for _ in steps]
+    waits = [0] * len(steps)
+    for before, later, turns in dict.fromkeys(program.arcs):
+        if turns == 0:
+            after[before].append(later)
+            waits[later] += 1
+    ready = [(steps[s].start, s) for s in range(len(steps)) if not waits[s]]
+    heapq.heapify(ready)
+    out: list[int] = []
+    while ready:
+        _, step = heapq.heappop(ready)
+        out.append(step)
+        for later in after[step]:
+            waits[later] -= 1
+            if not waits[later]:
+                heapq.heappush(ready, (steps[later].start, later))
+    return out
+
+
+__all__ = ["Devoted", "run", "stream_for"]

@@ -1,0 +1,173 @@
+"""Loops that one stream does by itself, on a CuPy of NumPy whose kernels a C++ compiler builds: values, traces, graphs, errors."""
+
+from dataclasses import replace
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import hetsched as hs
+from hetsched.errors import DeviceGoneError, RunTimeoutError
+from hetsched.executors import devoted
+from hetsched.graph.graph import Graph
+from hetsched.graph.op import Composite, Scene
+from hetsched.graph.ops import registry
+from hetsched.machine import HOST
+from hetsched.testing.backend import _machine_of
+from tests.cuda_host import COMPILER
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+
+ROWS, WIDTH, CLASSES, EPOCHS = 44, 7, 3, 12
+
+
+KEPT: dict = {}  # kernels that are built once for all tests here
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "1")
+    backend = fake_cupy.install(monkeypatch)
+    monkeypatch.setattr(fake_cupy.RawModule, "folder", tmp_path)
+    monkeypatch.setattr(fake_cupy.RawModule, "built", [])
+    monkeypatch.setattr(fake_cupy.RawModule, "kept", KEPT)
+    monkeypatch.setattr(fake_cupy.Graph, "launched", 0)
+    found = _machine_of(backend)
+    yield replace(found, devices=tuple(d if d.memory == HOST else replace(d, languages=("cuda", "array")) for d in found.devices))
+    fake_cupy.Stream.failing = None
+
+
+def training(batch, epochs=EPOCHS, optimizer="adam"):
+    """A network that learns: x [44, 7], y [44] -> the model."""
+    b = Graph.build()
+    x, y = b.input("x", (ROWS, WIDTH)), b.input("y", (ROWS,), np.int64)
+    train = registry()["nn.train"]
+    assert isinstance(train, Composite)
+    layers = [{"dense": {"units": 5, "activation": "relu"}}, {"dense": {"units": CLASSES}}]
+    options = {"model": "net", "loss": "cross_entropy", "optimizer": {optimizer: {"lr": 1e-2}}, "epochs": epochs, "batch": batch, "seed": 7}
+    with b.scope("train"):
+        out = train.expand(b, {"x": x, "y": y}, train.check_attributes(options), Scene({"net": {"input": [WIDTH], "layers": layers}}))
+    b.output(out["model"], "model")
+    return b.freeze()
+
+
+@pytest.fixture
+def given():
+    rng = np.random.default_rng(0)
+    return {"x": rng.normal(size=(ROWS, WIDTH)).astype(np.float32), "y": rng.integers(0, CLASSES, ROWS)}
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """The loops that one stream did."""
+    found = []
+    run = devoted.run
+    monkeypatch.setattr(devoted, "run", lambda *given: (found.append(given), run(*given))[1])
+    return found
+
+
+def same(a, b):
+    assert list(a) == list(b)
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [4, 8])  # 11 turns an epoch; 5 and a smaller one
+@pytest.mark.parametrize("trace", [True, False])
+def test_a_training_has_the_weights_that_it_has_on_the_host(machine, given, loops, monkeypatch, batch, trace):
+    monkeypatch.setattr(devoted, "KEPT_TURNS", 12)
+    monkeypatch.setattr(devoted, "MOST_TURNS", 3)
+    graph = training(batch)
+    plan = hs.plan(graph, machine=machine, only="cuda:0")
+    result = hs.run(plan, given, trace=trace, learn=False)
+    turns = EPOCHS * -(-ROWS // batch)
+    assert len(loops) == 1
+    assert fake_cupy.Graph.launched > turns / 8
+    same(result, hs.run(hs.plan(graph, machine=machine, only="cpu"), given, learn=False))
+    if not trace:
+        return
+    body = next(iter(result.trace.loops.values()))
+    assert body.turns == turns
+    kept = {s.command.turn for s in body.spans}
+    assert kept == {*range(12), *range(turns - 12, turns)}
+    planned = next(iter(plan.loops.values()))
+    every = next(iter(loops))[1].frame.every
+    for turn in (0, 5, 11, turns - 1):
+        seen = sorted(s.command.task for s in body.spans if s.command.turn == turn and isinstance(s.command, hs.timeline.Launch))
+        tasks = [s.command.task for s in planned.spans if isinstance(s.command, hs.timeline.Launch)]
+        assert seen == sorted(task for task in tasks if turn % every.get(task, 1) == 0)
+    for s in body.spans:
+        assert s.start <= s.finish
+    assert body.totals["cuda:0"] > 0
+
+
+def test_a_second_run_of_a_plan_begins_anew(machine, given, loops):
+    plan = hs.plan(training(8, 3), machine=machine, only="cuda:0")
+    same(hs.run(plan, given, learn=False), hs.run(plan, given, learn=False))
+    assert len(loops) == 2
+
+
+def test_a_session_keeps_the_graphs(machine, given, loops, monkeypatch):
+    plan = hs.plan(training(8, 3), machine=machine, only="cuda:0")
+    others = {**given, "y": given["y"][::-1].copy()}
+    wanted = [hs.run(hs.plan(training(8, 3), machine=machine, only="cpu"), x, learn=False) for x in (given, others)]
+    captured = []
+    with hs.Session() as session:
+        compiled = session.compile(plan, trace=True)
+        for i in range(4):
+            same(compiled(**(others if i % 2 else given)), wanted[i % 2])
+            captured.append(sum(s.graph is not None for s in loops[-1][2]._segments.values()))
+    assert captured[0] > 0
+    assert captured[1] == captured[2] == captured[3]
+
+
+def test_graphs_are_by_request(machine, given, loops, monkeypatch):
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "0")
+    hs.run(hs.plan(training(8, 3), machine=machine, only="cuda:0"), given, learn=False)
+    assert loops == []
+
+
+def test_a_lost_device_ends_the_loop(machine, given, loops, monkeypatch):
+    plan = hs.plan(training(8), machine=machine, only="cuda:0")
+    mark = devoted.Devoted._mark
+
+    def lose(self, turn):
+        self.stream.live.lose()
+        mark(self, turn)
+
+    monkeypatch.setattr(devoted, "MARK_TURNS", 8)
+    monkeypatch.setattr(devoted.Devoted, "_mark", lose)
+    with pytest.raises(DeviceGoneError):
+        hs.run(plan, given, learn=False)
+
+
+def test_a_loop_ends_at_its_deadline_and_tells_how_far_it_is(machine, given, loops, monkeypatch):
+    monkeypatch.setattr(devoted, "MARK_TURNS", 8)
+    monkeypatch.setattr(devoted, "MARK_SECONDS", 1e9)
+    monkeypatch.setattr(devoted, "TELL_SECONDS", 0.0)
+    told = []
+    plan = hs.plan(training(8), machine=machine, only="cuda:0")
+    hs.run(plan, given, learn=False, progress=lambda done, total, what: told.append((done, total)))
+    assert len(told) > 5
+    assert all(done <= total for done, total in told)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    monkeypatch.setattr(devoted.Devoted, "_hand_over", lambda self, turn, n: setattr(self.crew, "deadline", 0.0))
+    with pytest.raises(RunTimeoutError):
+        hs.run(plan, given, learn=False, timeout=1000)
+
+
+def test_a_kernel_that_fails_is_named_with_its_turn(machine, given, loops, monkeypatch):
+    from hetsched.graph.ops import _cuda_small
+
+    plan = hs.plan(training(8), machine=machine, only="cuda:0")
+    real, calls = _cuda_small.adam, []
+
+    def failing(*given):
+        calls.append(1)
+        if len(calls) == 5:
+            raise ValueError("no")
+        return real(*given)
+
+    monkeypatch.setattr(_cuda_small, "adam", failing)
+    with pytest.raises(hs.TaskError, match="update/small' failed in turn 4: ValueError: no"):
+        hs.run(plan, given, learn=False)
