@@ -19,15 +19,12 @@ import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
-from hetsched.executors.backends._common import kept_speeds, least_seconds
+from hetsched.executors.backends._common import kept_speeds, least_seconds, streams
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode
 
 _MARK = "2"  # of the way in which speeds are measured
 _NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
-# Compute streams of a device, where the environment does not say (HETSCHED_CUDA_STREAMS): two kernels that each fill the device gain nothing by
-# running side by side, and a plan counts on full speed for both.
-_STREAMS, _MOST_STREAMS = 1, 16
 # Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
 _SHARE = 0.9
 
@@ -68,7 +65,8 @@ def _look() -> Found:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # ImportError, or CUDARuntimeError where there is no driver
         return Found(notes=(f"no CUDA: {type(error).__name__}: {' '.join(str(error).split())}",))
-    devices, links, memories, notes = [], [], [], streams()[1]
+    devices, links, memories, notes = [], [], [], streams("cuda")[1]
+    places: dict[str, tuple[str, str]] = {}
     speeds: dict[int, dict[str, float]] = {}
     for i in range(count):
         try:
@@ -82,9 +80,11 @@ def _look() -> Found:
         devices.append(described(i, properties, speeds[i]))
         memories.append(MemoryNode(f"cuda:{i}", int(free * _SHARE)))
         links += links_of(i, speeds[i])
+        if (address := _address(properties)) is not None:
+            places[f"cuda:{i}"] = address, "CUDA"
     for a in speeds:
         links += [between(a, speeds[a], b, speeds[b], _peers(cupy, a, b)) for b in speeds if a != b]
-    return Found(tuple(devices), tuple(memories), tuple(links), (), tuple(notes))
+    return Found(tuple(devices), tuple(memories), tuple(links), (), tuple(notes), places)
 
 
 def _peers(xp: Any, a: int, b: int) -> bool:
@@ -99,14 +99,10 @@ def _peers(xp: Any, a: int, b: int) -> bool:
     return True
 
 
-def streams() -> tuple[int, list[str]]:
-    """Compute streams of each device, and what is wrong with the number that the environment asks for."""
-    asked = os.environ.get("HETSCHED_CUDA_STREAMS", "").strip()
-    if not asked:
-        return _STREAMS, []
-    if asked.isdecimal() and 1 <= int(asked) <= _MOST_STREAMS:
-        return int(asked), []
-    return _STREAMS, [f"HETSCHED_CUDA_STREAMS is {asked!r}; give a number from 1 to {_MOST_STREAMS}. Devices have {_STREAMS} compute stream here"]
+def _address(properties: Any) -> str | None:
+    """Where a device sits on the PCI bus: domain, bus, device."""
+    numbers = [properties.get(key) for key in ("pciDomainID", "pciBusID", "pciDeviceID")]
+    return None if None in numbers else "{:04x}:{:02x}:{:02x}".format(*numbers)
 
 
 def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
@@ -115,7 +111,7 @@ def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
     return Device(
         id=f"cuda:{i}",
         kind="cuda",
-        lanes=streams()[0],
+        lanes=streams("cuda")[0],
         memory=f"cuda:{i}",
         name=name.decode() if isinstance(name, bytes) else str(name),
         hardware="gpu",
