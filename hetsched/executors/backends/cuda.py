@@ -20,6 +20,7 @@ import numpy as np
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
 from hetsched.executors.backends._common import kept_speeds, least_seconds, streams
+from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode
 
@@ -28,15 +29,23 @@ _NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "d
 # Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
 _SHARE = 0.9
 
+_FORKED = (
+    "no CUDA in this process: it was forked from one that had used CUDA, which does not survive that; "
+    "start it anew (multiprocessing.get_context('spawn')), or fork before"
+)
 _lock = threading.Lock()
 _listed: tuple[int, Found] | None = None
+_asked = False  # CUDA has been begun with: forked processes cannot use it
 
 
 def find() -> Found:
     """Every CUDA device, with its memory node and its links; nothing, with a note, where there is no CuPy, no driver or no device."""
     global _listed
+    known = _listed
+    if known is not None and known[0] != os.getpid():  # not by the lock: a thread of the parent may have had it
+        return Found(notes=(_FORKED,)) if _asked else known[1]
     with _lock:
-        if _listed is None or _listed[0] != os.getpid():
+        if _listed is None:
             _listed = (os.getpid(), _look())
         return _listed[1]
 
@@ -57,12 +66,15 @@ def _open(name: str, number: int, nbytes: int) -> Any:
 
 
 def _look() -> Found:
+    global _asked
     if find_spec("cupy") is None:
         return Found(notes=("no CUDA: CuPy is not installed; pip install 'hetsched[cuda12]' (CUDA 12) or 'hetsched[cuda13]' brings it",))
     try:
         import cupy
 
         count = cupy.cuda.runtime.getDeviceCount()
+        _asked = count > 0
+        leaves_alone("cupy", "hetsched.executors.backends._cuda")
     except Exception as error:  # ImportError, or CUDARuntimeError where there is no driver
         return Found(notes=(f"no CUDA: {type(error).__name__}: {' '.join(str(error).split())}",))
     devices, links, memories, notes = [], [], [], streams("cuda")[1]

@@ -31,6 +31,7 @@ from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
 from hetsched.executors.backends._common import kept_speeds, least_seconds, streams
 from hetsched.executors.cores import cores
+from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 
@@ -181,6 +182,7 @@ def _look() -> tuple[list[Usable], list[str]]:
         platforms = cl.get_platforms()
     except cl.Error as error:
         return [], [f"no OpenCL: there is no driver ({error}); pip install 'hetsched[opencl]' brings one for CPUs"]
+    leaves_alone("pyopencl", "hetsched.executors.backends._opencl", __name__)
     found: list[tuple[tuple[str, str, str], Any]] = []
     notes: list[str] = []
     for platform in platforms:
