@@ -408,24 +408,23 @@ def _infer_scatter_add(specs: Sequence[AnySpec], attributes: Attributes) -> list
 
 
 def _scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
-    (indices, updates), out, axis = inputs, outputs[0], attributes["axis"]
+    """CUDA adds up atomically in some dtypes only: int64 wraps around as uint64 does, and narrow integers are added up as int32."""
+    (indices, updates), out = inputs, outputs[0]
+    if xp is np or out.dtype.kind not in "iu" or (out.dtype.itemsize >= 4 and out.dtype.name != "int64"):
+        _add_at(xp, indices, updates, out, attributes["axis"])
+    elif out.dtype.name == "int64":
+        _add_at(xp, indices, updates.view(xp.uint64), out.view(xp.uint64), attributes["axis"])
+    else:
+        total = xp.empty(out.shape, xp.int32)
+        _add_at(xp, indices, updates.astype(xp.int32), total, attributes["axis"])
+        out[...] = total.astype(out.dtype)
+
+
+def _add_at(xp: Any, indices: Any, updates: Any, out: Any, axis: int) -> None:
     out.fill(0)
     if updates.size:
         _check_range(xp, indices, out.shape[axis])
         xp.add.at(out, (slice(None),) * axis + (indices,), updates)
-
-
-def _cuda_scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
-    """CUDA adds up atomically in some dtypes only: int64 wraps around as uint64 does, and narrow integers are added up as int32."""
-    (indices, updates), out = inputs, outputs[0]
-    if out.dtype.name == "int64":
-        _scatter_add(xp, [indices, updates.view(xp.uint64)], [out.view(xp.uint64)], workspace, attributes)
-    elif out.dtype.kind in "iu" and out.dtype.itemsize < 4:
-        total = xp.empty(out.shape, xp.int32)
-        _scatter_add(xp, [indices, updates.astype(xp.int32)], [total], workspace, attributes)
-        out[...] = total.astype(out.dtype)
-    else:
-        _scatter_add(xp, inputs, outputs, workspace, attributes)
 
 
 @one_output
@@ -435,7 +434,7 @@ def _scatter_add_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, at
 
 scatter_add = Op(
     "tensor.scatter_add", ("indices", "updates"), ("out",), _infer_scatter_add, per_output(1),
-    {"array": _scatter_add, "opencl": opencl.scatter_add, "cuda": _cuda_scatter_add}, _scatter_add_gradient,
+    {"array": _scatter_add, "opencl": opencl.scatter_add}, _scatter_add_gradient,
     {"size": Attribute(int, doc="the extent of the axis", low=0), "axis": Attribute(int, 0, "the axis that the indices count", low=0)},
     calls=8, doc="Zeros with updates added where the indices say; equal indices add up. The transpose of tensor.gather.",
 )  # fmt: skip
