@@ -23,6 +23,7 @@ import numpy as np
 from hetsched.errors import InternalError, PlacementError
 from hetsched.executors.active import Active, Item
 from hetsched.executors.binding import Call
+from hetsched.executors.cores import yielding
 from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
 from hetsched.executors.epochs import Outcome, Replanner
 from hetsched.executors.frame import Frame
@@ -80,7 +81,11 @@ class Ranges(Protocol):
 
 
 class LiveDevice(Protocol):
-    """An opened device: an arena and streams. One may have `ranges` (`Ranges`, or None): what is handed to its streams is named then."""
+    """An opened device: an arena and streams. One may have more:
+
+    ranges: `Ranges`, or None: what is handed to its streams is named then. spin_seconds: so long its driving thread asks for events before it sleeps.
+    drive_here(): called by its driving thread. lock_pages(address, nbytes): locks memory of the host so that copies need no staging (`pages.Lock`).
+    """
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> Any: ...
 
@@ -170,6 +175,7 @@ class DeviceDriver:
         self.streams: dict[Lane, Stream] = {}
         self.bridges: dict[int, Stream] = {}
         self.ranges: Ranges | None = getattr(live, "ranges", None)
+        self.spin_seconds: float = getattr(live, "spin_seconds", 0.0)
         # The last event of every step handed over, for the streams beside its own: (frame, step, turn) -> (stream, event).
         self.events: dict[tuple[int, int, int], tuple[Stream, Event]] = {}
         self.under_way: dict[Stream, deque[_Issued]] = {}
@@ -195,6 +201,9 @@ class DeviceDriver:
 
     def _serve(self) -> None:
         try:
+            drive_here = getattr(self.live, "drive_here", None)
+            if drive_here is not None:
+                drive_here()
             self._drive()
         except BaseException as error:  # what a stream or an event should never raise: nobody would tell of the steps on their way any more
             assert self.crew is not None
@@ -206,7 +215,7 @@ class DeviceDriver:
             try:
                 message = inbox.get_nowait()
             except queue.Empty:
-                if self._reap():
+                if self._reap() or (self.spin_seconds and self._is_soon()):
                     continue
                 self._watch()
                 message = inbox.get()
@@ -218,6 +227,19 @@ class DeviceDriver:
                 assert self.crew is not None
                 self._issue(self.crew, message)
             self._reap()
+
+    def _is_soon(self) -> bool:
+        """True if there is something to do before long; nothing is waited for where nothing is on its way."""
+        if not any(self.under_way.values()):
+            return False
+        until = perf_counter() + self.spin_seconds
+        while self.inbox.empty():
+            if self._reap():
+                return True
+            if perf_counter() > until:
+                return False
+            yielding()
+        return True
 
     def stream_of(self, lane: Lane) -> Stream:
         """The stream that serves a lane, made where it is not there yet."""
@@ -407,7 +429,8 @@ class Fleet:
         for lane in sorted(lanes_of(program.plan)):
             if lane.owner in self.drivers:
                 self.drivers[lane.owner].stream_of(lane)
-        frame = Frame(program, inputs, memories=self.memories)
+        lock = next((found for live in self.opened.values() if (found := getattr(live, "lock_pages", None)) is not None), None)
+        frame = Frame(program, inputs, memories=self.memories, lock=lock)
         frame.transfer = _Transfer(self.opened, self.devices)
         return frame
 
