@@ -150,6 +150,8 @@ class Frame:
         """Hold no memory any more, without waiting for the collector of cycles. For a frame that will not run again."""
         self.shape = self.pattern = None
         self.bindings.close()
+        self.gathering.targets.clear()
+        self.gathering.found.clear()
         for held in (self.borrowed, self.owned, self.cells, self._first, self._arrays, self.memories):
             held.clear()
         for frames in self._idle.values():

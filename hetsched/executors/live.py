@@ -388,6 +388,7 @@ def run_plan(
 
     def run_one(plan: Timeline, inputs: Mapping[int, Any]) -> Outcome:
         fleet = Fleet(plan, backends)
+        frame = None
         try:
             crew = Crew(plan, trace, keep_going, timeout, progress, fleet.drivers, replanner=replanner, began=began)
             frame = fleet.frame(program_of(plan, join=not keep_going), inputs)
@@ -395,6 +396,8 @@ def run_plan(
             return end_of(crew, frame)
         finally:
             fleet.close()
+            if frame is not None:
+                frame.close()  # what the caller lets go serves the next run: it is in no cycle
 
     with guarded():
         return in_epochs(run_one, plan, inputs, replanner, began)

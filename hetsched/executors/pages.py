@@ -19,9 +19,6 @@ import ctypes
 import math
 import mmap
 import os
-import platform
-import re
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -137,19 +134,8 @@ class Locked:
 Lock: TypeAlias = Callable[[int, int], Callable[[], object] | None]
 
 
-@cache
-def _may_lock() -> bool:
-    """False where a process that is forked off would take the pages along that a device copies to (Linux before 5.12: the parent gets copies)."""
-    if not sys.platform.startswith("linux"):
-        return True
-    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
-    return numbers is not None and tuple(map(int, numbers.groups())) >= (5, 12)
-
-
 def locked(lock: Lock, address: int, nbytes: int) -> Locked | None:
     """Lock pages with a backend's `lock`; None where that cannot be. They must be unlocked before they are given back."""
-    if not _may_lock():
-        return None
     unlock = lock(address, nbytes)
     return None if unlock is None else Locked(unlock)
 

@@ -293,6 +293,17 @@ def host_unregister(start):
     del locked[start]
 
 
+def pinned_memory(size, flags):
+    """Of cudaHostAlloc: given back with the last array that has it."""
+    if Locking.refuses:
+        raise CUDARuntimeError(2)
+    memory = (ctypes.c_uint8 * size)()
+    start = ctypes.addressof(memory)
+    locked[start] = size
+    weakref.finalize(memory, locked.pop, start, None).atexit = False
+    return memory
+
+
 def pointer_attributes(place):
     Locking.asked += 1
     return SimpleNamespace(type=1 if any(a <= place < a + n for a, n in list(locked.items())) else 0)
@@ -322,7 +333,8 @@ def build(devices=1):
     )  # fmt: skip
     module.cuda = SimpleNamespace(
         Stream=Stream, Event=Event, Device=Device, Memory=Memory, MemoryPointer=MemoryPointer, runtime=runtime, get_elapsed_time=get_elapsed_time,
-        alloc_pinned_memory=pinned, get_current_stream=lambda: None, MemoryPool=MemoryPool, using_allocator=using_allocator,
+        alloc_pinned_memory=pinned, PinnedMemory=pinned_memory, PinnedMemoryPointer=lambda memory, offset: memory,
+        get_current_stream=lambda: None, MemoryPool=MemoryPool, using_allocator=using_allocator,
     )  # fmt: skip
     return module
 

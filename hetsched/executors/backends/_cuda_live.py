@@ -27,12 +27,15 @@ from __future__ import annotations
 
 import math
 import os
+import platform
+import re
+import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -66,6 +69,7 @@ _MOST_PARTS = 4096
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
+_PIN = "HETSCHED_CUDA_PIN"
 _MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
@@ -823,8 +827,26 @@ def _is_locked(place: int, nbytes: int) -> bool:
     return nbytes > 0 and all(runtime.pointerGetAttributes(x).type == runtime.memoryTypeHost for x in (place, place + nbytes - 1))
 
 
+def may_lock() -> bool:
+    """False where memory that hetsched makes is not to be locked: by request, or where a fork would take pages away that a device copies to.
+
+    On Linux before 5.12 a process that writes to its memory after a fork is given another page, and the device goes on with the old one; since then
+    the child is given the copy.
+    """
+    asked = os.environ.get(_PIN, "").strip().lower()
+    return asked in ("1", "true", "yes", "on") or (asked not in ("0", "false", "no", "off") and _forks_well())
+
+
+@cache
+def _forks_well() -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
+    return not sys.platform.startswith("linux") or (numbers is not None and tuple(map(int, numbers.groups())) >= (5, 12))
+
+
 def lock_pages(start: int, nbytes: int) -> Callable[[], object] | None:
     """See `LiveDevice.lock_pages`."""
+    if not may_lock():
+        return None
     try:
         cupy.cuda.runtime.hostRegister(start, nbytes, _PORTABLE)
     except Exception:  # too much, or the system does not allow it

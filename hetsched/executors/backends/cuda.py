@@ -28,6 +28,7 @@ _NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "d
 # Compute streams of a device, where the environment does not say (HETSCHED_CUDA_STREAMS): two kernels that each fill the device gain nothing by
 # running side by side, and a plan counts on full speed for both.
 _STREAMS, _MOST_STREAMS = 1, 16
+_PORTABLE = 1  # cudaHostAllocPortable: page-locked for every device
 # Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
 _SHARE = 0.9
 
@@ -51,6 +52,21 @@ def open(device: Device, arena_nbytes: int) -> Any:
     if device.id not in known:
         raise PlacementError("; ".join([f"there is no CUDA device {device.id!r} here{did_you_mean(device.id, known)}", *found.notes]))
     return _open(device.id, int(device.id.partition(":")[2]), arena_nbytes)
+
+
+def pinned_bytes(nbytes: int) -> Any:
+    """Page-locked bytes of the host, uninitialised, as a NumPy array that keeps them; None where there is no device, or it cannot have them."""
+    if find_spec("cupy") is None:
+        return None
+    try:
+        import cupy
+
+        if not cupy.cuda.runtime.getDeviceCount():
+            return None
+        memory = cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(nbytes, _PORTABLE), 0)
+        return np.frombuffer(memory, np.uint8, nbytes)
+    except Exception:  # no driver, a part of CuPy that does not load, no memory
+        return None
 
 
 def _open(name: str, number: int, nbytes: int) -> Any:
