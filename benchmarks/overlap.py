@@ -172,7 +172,9 @@ class Alone:
             self.copy(False)
             self.stream = mine
             self.copy(True)
-            self.stream.wait_event(other.record())
+            end = self.cupy.cuda.Event()
+            end.record(other)
+            self.stream.wait_event(end)
 
         return self.timed(action)
 
