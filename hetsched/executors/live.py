@@ -497,7 +497,7 @@ class Fleet:
         for a thread. `frame.cold` are the tasks whose first launches are still such.
         """
         plan, over = frame.plan, threading.Event()
-        known = _warmed.setdefault(plan, set())
+        known, multiplies = _warmed.setdefault(plan, (set(), {}))
         cold: set[int] = set()
         for device in self.devices:
             driver = self.drivers[device.id]
@@ -509,7 +509,9 @@ class Fleet:
             rest = {lane: s for lane, s in streams.items() if lane not in known}
             known.update(rest)
             first, bodies = next(iter(streams.values())), frame.bodies
-            products = multiplies_on(plan, device.id)
+            if device.id not in multiplies:
+                multiplies[device.id] = multiplies_on(plan, device.id)
+            products = multiplies[device.id]
 
             def act(
                 first: Any = first, rest: Mapping[Lane, Any] = rest, bodies: Mapping[int, Program] = bodies, products: bool = products
@@ -519,6 +521,8 @@ class Fleet:
 
             with heard(over.set):
                 cold |= driver.ask(act)
+            if over.is_set():
+                known.difference_update(rest)
         frame.cold = frozenset(cold)
 
     def _prepare(self, plan: Timeline) -> None:
@@ -545,8 +549,8 @@ class Fleet:
 
 # The lanes for whose streams the launches of a plan have been prepared: what was made is kept by the backends.
 _prepared: weakref.WeakKeyDictionary[Timeline, set[Lane]] = weakref.WeakKeyDictionary()
-# The same, of lanes whose streams have been warmed for a plan.
-_warmed: weakref.WeakKeyDictionary[Timeline, set[Lane]] = weakref.WeakKeyDictionary()
+# The lanes whose streams have been warmed for a plan, and the devices on which it multiplies matrices or not.
+_warmed: weakref.WeakKeyDictionary[Timeline, tuple[set[Lane], dict[str, bool]]] = weakref.WeakKeyDictionary()
 
 
 def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any]) -> None:

@@ -393,7 +393,8 @@ class UserKernel:
 
     def load_cuda(self, xp: Any) -> bool:
         """Have the CUDA kernel built and loaded on the current device; True if its first launch is then like those that follow."""
-        _cuda_function(xp, self._in_cuda(), self.function)
+        found = _cuda_function(xp, self._in_cuda(), self.function)
+        getattr(found, "num_regs", None)  # CUDA loads a function when something is asked of it
         return self.check is None or "cuda" in self._checked
 
     def _in_cuda(self) -> str:
