@@ -30,8 +30,8 @@ KEPT: dict = {}  # kernels that are built once for all tests here
 def machine(monkeypatch, tmp_path):
     if COMPILER is None:
         pytest.skip("no C++ compiler here")
-    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "1")
     backend = fake_cupy.install(monkeypatch)
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "")
     monkeypatch.setattr(fake_cupy.RawModule, "folder", tmp_path)
     monkeypatch.setattr(fake_cupy.RawModule, "built", [])
     monkeypatch.setattr(fake_cupy.RawModule, "kept", KEPT)
@@ -127,7 +127,7 @@ def test_a_session_keeps_the_graphs(machine, given, loops, monkeypatch):
     assert captured[1] == captured[2] == captured[3]
 
 
-def test_graphs_are_by_request(machine, given, loops, monkeypatch):
+def test_graphs_can_be_turned_off(machine, given, loops, monkeypatch):
     monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "0")
     hs.run(hs.plan(training(8, 3), machine=machine, only="cuda:0"), given, learn=False)
     assert loops == []
@@ -184,7 +184,7 @@ def test_a_kernel_that_fails_is_named_with_its_turn(machine, given, loops, monke
 @pytest.mark.parametrize("trace", [True, False])
 def test_a_training_on_a_device_has_the_weights_that_it_has_on_the_host(given, loops, monkeypatch, batch, trace):
     """On a card: nothing of a turn is left to the host, and a second call finds the graphs."""
-    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "1")
+    monkeypatch.delenv("HETSCHED_CUDA_GRAPHS", raising=False)
     graph = training(batch, losses=True)
     wanted = hs.run(hs.plan(graph, only="cpu"), given, learn=False)
     plan = hs.plan(graph, only="cuda:0")

@@ -11,10 +11,11 @@ bring, and a download to where another has not landed, wait for that on the host
 Neighbouring element-wise launches of a step that comes again are one kernel (_cuda_chains.py); `HETSCHED_CUDA_CHAINS=0` leaves them apart.
 One that does not build is launched one by one.
 
-With `HETSCHED_CUDA_GRAPHS=1` launches that follow each other and come again are captured as a CUDA graph the second time, and from then on handed
+Launches that follow each other and come again are captured as a CUDA graph the second time, and from then on handed
 over as one. What kernels make for themselves while they are captured comes from a pool of the stream's own: a graph uses that memory whenever it
 runs; matrix products are asked of cuBLAS itself (_cuda_blas.py), since CuPy refuses to. A segment that cannot be captured (a kernel that asks the
-device for a value, say) is launched one by one, as all are by default.
+device for a value, say) is launched one by one, as all are with
+`HETSCHED_CUDA_GRAPHS=0`.
 
 Nothing here has been run on a device by those who wrote it: it was tried against a CuPy of NumPy (tests/executors/fake_cupy.py), which has the same
 calls, streams that run behind, and pinned memory, but is no GPU.
@@ -208,7 +209,7 @@ class Stream:
         self.live = live
         self.kind = kind
         self._segments: dict[int, _Segment] = {}
-        self._captures = os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on")
+        self._captures = os.environ.get(_GRAPHS, "").strip().lower() not in ("0", "false", "no", "off")
         self._fuses = os.environ.get(_CHAINS, "").strip().lower() not in ("0", "false", "no", "off")
         self._pool: Any = None
         self._capturing: Any = None
@@ -268,7 +269,7 @@ class Stream:
 
     def segment(self, calls: Sequence[tuple[Any, ...]], known: bool = False) -> bool:
         """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each: neighbouring element-wise ones as one
-        kernel, and by request all of them as one graph.
+        kernel, and all of them as one graph where graphs are not turned off.
 
         False for a list that comes for the first time (its kernels are built when they are launched one by one), and for one of which nothing can
         be put together. known: its kernels have been launched before, so that it need not come twice.
