@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -41,6 +42,30 @@ def least_seconds(action: Callable[[], object], stream: Any, times: int) -> floa
         if n:
             best = min(best, perf_counter() - start)
     return max(best, 1e-9)
+
+
+def row_seconds(action: Callable[[], object], stream: Any, times: int, tries: int = 3) -> float:
+    """Seconds of `action` where so many stand in a row, by the device's own clock: the least of several tries after a first one. Nobody's waiting is
+    in it, as it is in `least_seconds`: on a GPU that takes as long as multiplying matrices of 1000 rows."""
+    action()
+    stream.record().wait()
+    best = math.inf
+    for _ in range(tries):
+        for _ in range(times):
+            action()
+        start, finish = stream.record().span()
+        best = min(best, finish - start)
+    return max(best / times, 1e-9)
+
+
+def lone_seconds(action: Callable[[], object], stream: Any, times: int) -> float:
+    """Seconds of `action` by itself as a run would measure it, from its start on the device to its end: the median of so many, after a first one."""
+    found: list[float] = []
+    for _ in range(1 + times):
+        action()
+        start, finish = stream.record().span()
+        found.append(finish - start)
+    return max(median(found[1:]), 1e-9)
 
 
 def alike(a: Any, b: Any) -> bool:
