@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
 from typing import NamedTuple
@@ -18,10 +18,10 @@ from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import calibrate, calibrate_rest, work_together
 from hetsched.graph.graph import Graph
 from hetsched.machine import Device, Machine
-from hetsched.machine.calibration import RESUME_SECONDS, Calibration, complaints, load, place, save
-from hetsched.needs import FIRST_SECONDS, first_need, loops_of
+from hetsched.machine.calibration import CROWDED, Calibration, complaints, load, may_be_resumed, place, save
+from hetsched.needs import FIRST_SECONDS, first_need, loops_of, not_worth_building
 from hetsched.placement.costs.handover import handovers
-from hetsched.placement.costs.history import CROWDED, Drift, History, Lesson
+from hetsched.placement.costs.history import Drift, History, Lesson
 from hetsched.placement.costs.kinds import device_key, link_key
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
@@ -56,12 +56,23 @@ def costs_for(
         history = History()
         if measure and graph is not None:
             wanted = [d for d in kept if only is None or d.matches(only)] or kept
-            calibrations |= first_need(graph, machine, wanted, calibrations, history, FIRST_SECONDS, only)
-        keys = [*map(device_key, kept), *(link_key(x, machine) for x in machine.links)]
-        costs = KnownCosts(machine, calibrations, history.known(keys), history.factors(keys))
+            building = not_worth_building(graph, _known(machine, graph, calibrations, history), only)
+            calibrations |= first_need(graph, machine, wanted, calibrations, history, FIRST_SECONDS, only, building)
+        costs = _known(machine, graph, calibrations, history)
+        if graph is not None:
+            costs = replace(costs, building=not_worth_building(graph, costs, only))
     if graph is not None:
         for loop in loops_of(graph):
             costs.in_body(loop.body, loop.every)
+    return costs
+
+
+def _known(machine: Machine, graph: Graph | None, calibrations: Mapping[str, Calibration], history: History) -> KnownCosts:
+    """The cost model of what is measured and what runs have taught."""
+    keys = [*(device_key(d) for d in machine.devices if d.fingerprint), *(link_key(x, machine) for x in machine.links)]
+    costs = KnownCosts(machine, calibrations, history.known(keys), history.factors(keys))
+    for loop in loops_of(graph) if graph is not None else ():
+        costs.in_body(loop.body, loop.every)
     return costs
 
 
@@ -105,7 +116,7 @@ def calibrate_device(
     """
     begun = perf_counter()
     before = load(device)
-    if before is not None and not fresh and _may_go_on(before):
+    if before is not None and not fresh and may_be_resumed(before):
         return _go_on(device, machine, before, budget, tell)
     with Crowding() as crowding:
         found = calibrate(device, machine, budget, tell)
@@ -120,11 +131,6 @@ def calibrate_device(
     if may_learn():
         History().forget(device_key(device))
     return found, [*found.notes, *complaints(found, before), *crowded_out(crowding.share), *lost]
-
-
-def _may_go_on(before: Calibration) -> bool:
-    """False for what lacks nothing, is old, or was spoilt by other work: that is measured anew."""
-    return before.whole and bool(before.missing) and before.crowded <= CROWDED and time.time() - before.taken_at < RESUME_SECONDS
 
 
 def _go_on(device: Device, machine: Machine, before: Calibration, budget: float, tell: Callable[[str], None] | None) -> tuple[Calibration, list[str]]:

@@ -5,11 +5,14 @@ What was measured is kept as `alone`: the first run of such a task replaces it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
+
+import numpy as np
 
 from hetsched.dispatching import dispatching
 from hetsched.executors.crowding import Crowding
@@ -19,6 +22,7 @@ from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, save
+from hetsched.placement.costs.estimate import CostModel
 from hetsched.placement.costs.history import ALONE, History, Known, Lesson
 from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, turn_kind
 from hetsched.placement.costs.known import KnownCosts
@@ -33,22 +37,69 @@ LOOKED_AT, AGAIN_SECONDS = 3, 0.3
 # Of the time that is left this share goes to what comes first, where something comes after it: single kernels, the graph, its loops.
 SHARE = 0.6
 
+# A driver's compiler takes about so long for a program (PoCL 0.3 to 0.9 s); a first run waits for several, and no longer than so many times for what
+# the graph takes.
+BUILD_SECONDS, MOST_TIMES = 0.5, 5.0
+
 # (device, kind, width)
 Key = tuple[str, str, int]
 
 
+def not_worth_building(graph: Graph, costs: KnownCosts, only: str | None) -> dict[str, float]:
+    """Devices whose programs would take longer to build than using them could ever spare, and the seconds that a program takes to build.
+
+    These are devices with programs in OpenCL C that compute on the very cores of the threads, of which nothing measured is known, and a graph that
+    threads are done with in no time. Not where the device is asked for (`only`, `where`), or does what threads cannot do.
+    """
+    out: dict[str, float] = {}
+    if only not in (None, "any"):
+        return out
+    for device in costs.machine.devices:
+        beside = [d for d in costs.machine.devices if d.shares_lanes and set(d.uses) & set(device.uses)]
+        calibration = costs.calibrations.get(device.id)
+        if device.shares_lanes or "opencl" not in device.languages or not beside or (calibration is not None and calibration.whole):
+            continue
+        if _is_asked_for(graph, device):
+            continue
+        if min(seconds_on(graph, d, costs) for d in beside) * MOST_TIMES < BUILD_SECONDS:
+            out[device.id] = BUILD_SECONDS
+    return out
+
+
+def _is_asked_for(graph: Graph, device: Device) -> bool:
+    patterns = {p for owner in (graph, *(x.body for x in loops_of(graph))) for w in owner.where.values() for p in w.allow}
+    return any(device.matches(p) for p in patterns - {"any"})
+
+
+def seconds_on(graph: Graph, device: Device, costs: CostModel) -> float:
+    """What the tasks of `graph` take on one lane of `device`, one after the other, all turns of loops; infinity where it cannot run one of them."""
+    found, total = alike(graph), 0.0
+    for first, count in zip(found.first.tolist(), np.bincount(found.kind, minlength=len(found.first)).tolist(), strict=True):
+        op = graph.task_ops[first]
+        if isinstance(op, Loop):
+            total += count * op.turns * seconds_on(op.body, device, costs)
+        elif not can_run(graph, first, device):
+            return math.inf
+        else:
+            total += count * costs.launch(graph, first, device, 1).seconds
+    return total
+
+
 def first_need(
     graph: Graph, machine: Machine, devices: list[Device], calibrations: Mapping[str, Calibration], history: History, budget: float = FIRST_SECONDS,
-    only: str | None = None,
+    only: str | None = None, building: Mapping[str, float] | None = None,
 ) -> dict[str, Calibration]:  # fmt: skip
     """Measure, in about `budget` seconds at most, each kind of task of `graph` that nothing is known of on a device, the most work first.
 
     What is known from a measurement alone, or from a run that other work disturbed, is measured once more when some time has passed; so are a few
     kinds on a device that has become slow and was not seen since. Then the graph is run on invented values, and of loops on threads some turns are
     (`hetsched.rehearsal`): in a run kernels take what they do beside others, not what they do alone. only: the device pattern of the plan, see
-    `plan_graph`. Returns the calibrations that this brought: of a device that was never calibrated the cost of dispatching.
+    `plan_graph`. building: of `not_worth_building`; nothing is measured on those devices. Returns the calibrations that this brought: of a device
+    that was never calibrated the cost of dispatching.
     """
-    survey = _Survey(graph, machine, devices, calibrations, history, only, perf_counter() + budget)
+    building = building or {}
+    devices = [d for d in devices if d.id not in building]
+    survey = _Survey(graph, machine, devices, calibrations, history, only, perf_counter() + budget, building)
     survey.kernels()
     survey.graph_itself()
     survey.loops()
@@ -89,11 +140,12 @@ class _Survey:
 
     def __init__(
         self, graph: Graph, machine: Machine, devices: list[Device], calibrations: Mapping[str, Calibration], history: History, only: str | None,
-        end: float,
+        end: float, building: Mapping[str, float],
     ) -> None:  # fmt: skip
+        self.building = building
         self.graph, self.machine, self.calibrations, self.history, self.only, self.end = graph, machine, calibrations, history, only, end
         self.now = time.time()
-        helpers = [d for d in machine.devices if d.fingerprint and d not in devices]
+        helpers = [d for d in machine.devices if d.fingerprint and d not in devices and d.id not in building]
         keys = [device_key(d) for d in (*devices, *helpers)]
         self.known = history.known(keys, self.now)
         suspects = set(history.suspects(keys, self.now))
@@ -189,7 +241,7 @@ class _Survey:
         """The cost model with what was measured so far."""
         rows = {k: x for k, (x, _) in self.found.items()} | _by_key(taught)
         more = {k: Known(x.op, x.dtype, x.flops, x.nbytes, x.seconds, x.spread, 0, ALONE) for k, x in rows.items() if self._counts(k)}
-        return KnownCosts(self.machine, {**self.calibrations, **self.brought}, {**self.known, **more})
+        return KnownCosts(self.machine, {**self.calibrations, **self.brought}, {**self.known, **more}, building=self.building)
 
     def _single(self, want: _Want, until: float, beside: bool) -> None:
         """What single kernels take, as many as there are until `until` (`perf_counter`)."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from hetsched.errors import CommandLineError, GraphError
 from hetsched.executors.forks import forgets
+from hetsched.executors.interrupts import guarded
 from hetsched.executors.replay import Replay
 from hetsched.executors.result import Result
 from hetsched.graph.graph import Graph
@@ -106,12 +107,22 @@ class Compiled:
         return check_inputs(self.graph, named)
 
     def close(self) -> None:
-        """Wait for the calls that go on and give everything back; closing again does nothing."""
-        self._replay.close()
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown()
+        """Wait for the calls that go on and give everything back; closing again does nothing.
+
+        Ctrl-C ends the wait and raises `KeyboardInterrupt` when all is given back that no call uses; closing again does the rest.
+        """
+        with guarded():
+            self._replay.close()
+            if self.is_closed:
+                with self._lock:
+                    pool, self._pool = self._pool, None
+                if pool is not None:
+                    pool.shutdown()
+
+    @property
+    def is_closed(self) -> bool:
+        """True once everything has been given back."""
+        return self._replay.is_over
 
     def forget(self) -> None:
         """In a process that was forked off: the threads of calls that are awaited are those of the parent."""
@@ -175,12 +186,14 @@ class Session:
         return compiled
 
     def close(self) -> None:
-        """Close all that was compiled here, when its calls have ended; closing again does nothing."""
-        with self._lock:
-            self._closed = True
-            compiled, self._compiled = self._compiled, []
-        for each in compiled:
-            each.close()
+        """Close all that was compiled here, when its calls have ended; closing again does nothing, or what Ctrl-C has left (`Compiled.close`)."""
+        with guarded():
+            with self._lock:
+                self._closed = True
+            for each in list(self._compiled):
+                each.close()
+            with self._lock:
+                self._compiled = [each for each in self._compiled if not each.is_closed]
 
     def __enter__(self) -> Session:
         return self

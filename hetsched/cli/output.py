@@ -6,9 +6,13 @@ import json
 import shutil
 import sys
 import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from time import perf_counter
 from types import TracebackType
 from typing import Any
+
+from hetsched.errors import CommandLineError
 
 # Plain progress is told at most this often over the whole run.
 PLAIN_LINES = 10
@@ -16,6 +20,47 @@ PLAIN_LINES = 10
 PLAIN_SECONDS = 1.0
 # A bar is drawn anew no sooner than this.
 BAR_SECONDS = 0.05
+
+
+# As the name of a file to write: standard output.
+STANDARD = "-"
+
+Put = Callable[[str, str], None]
+
+
+@contextmanager
+def files(paths: Mapping[str, str | None], form: str = "text") -> Iterator[Put]:
+    """What writes a text to a path, whole or not at all; `-` is standard output. paths: of the options (option -> path, None where not given).
+
+    Inside, what is told to people goes to standard error where a file goes to standard output. `CommandLineError` where two things would go there:
+    two files, or a file beside what `--format` (`form`) prints for programs.
+    """
+    taken = [f"{option} -" for option, path in paths.items() if path == STANDARD]
+    if taken and form != "text":
+        taken.append(f"--format {form}")
+    if len(taken) > 1:
+        raise CommandLineError(f"{taken[0]} and {taken[1]} both take standard output; write one of them to a file (one called - is ./-)")
+    standard = sys.stdout
+
+    def put(path: str, text: str) -> None:
+        from hetsched.graph.formats import publishing
+
+        if path != STANDARD:
+            with publishing(path) as stream:
+                stream.write(text.encode("utf-8"))
+            return
+        standard.flush()
+        standard.buffer.write(text.encode("utf-8"))  # whatever the encoding of the terminal
+        standard.buffer.flush()
+
+    with redirect_stdout(sys.stderr) if taken else nullcontext():
+        yield put
+
+
+def folder(path: str | None, option: str) -> None:
+    """`CommandLineError` where `-` is given for a folder: it would be standard output, which is none."""
+    if path == STANDARD:
+        raise CommandLineError(f"{option} - means standard output, and a folder is asked for; one called - is ./-")
 
 
 def write(text: str) -> None:

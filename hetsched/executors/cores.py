@@ -1,4 +1,4 @@
-"""The threads of a run on cores of their own.
+"""The cores of this process, and the threads of a run on cores of their own.
 
 A system may leave a thread that was woken on the core of the one that woke it, where most of the machine is asleep, and move it when it next looks:
 after some milliseconds, in which two threads have shared a core and another had nothing to do (measured on a virtual machine of two cores, after a
@@ -13,9 +13,26 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 # A step that is planned to take this long is worth a look, which takes 0.3 us.
 LONG_SECONDS = 5e-4
+
+
+def cores() -> int:
+    """Cores this process may use: affinity, and a control group's quota where there is one."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(n, _quota() or n), 1)
+
+
+@cache
+def _quota() -> int | None:
+    """Whole cores that a control group allows, at least one; None where it does not say."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
 
 
 @cache

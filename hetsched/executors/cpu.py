@@ -21,7 +21,7 @@ import numpy as np
 from hetsched.errors import InternalError, PlacementError, RunTimeoutError, TaskError
 from hetsched.executors import devoted, once, relay, rounds
 from hetsched.executors.active import Active, Driver, Item, name_of, width_of
-from hetsched.executors.cores import LONG_SECONDS, Cores
+from hetsched.executors.cores import LONG_SECONDS, Cores, cores
 from hetsched.executors.epochs import Outcome, Pause, Replanner, RunOne, Speeds, boundary, paused, run_epochs
 from hetsched.executors.epochs import Progress as EpochProgress
 from hetsched.executors.frame import Frame
@@ -70,7 +70,9 @@ class Crew:
         self.outstanding = 0  # steps given to drivers and not yet done
         self.is_lost = False  # a driver has failed, with what was given to it
         host = next((d for d in plan.machine.devices if d.kind == "cpu"), None)
-        self.lanes = {"compute": host.lanes if host else 1, "io": max(host.io_lanes if host else 0, 1)}
+        # A described machine may have more cores than there are here: threads beside those would wait for each other's.
+        self.lanes = {"compute": min(host.lanes, cores()) if host else 1, "io": max(host.io_lanes if host else 0, 1)}
+        self.planned_lanes = 1
         self.trace = trace
         self.keep_going = keep_going
         self.deadline = None if timeout is None else (perf_counter() if began is None else began) + timeout
@@ -103,7 +105,8 @@ class Crew:
         needed = root.needed
         if needed is None:
             needed = root.needed = lanes_needed(root.plan, self.host)
-        self.cores = Cores.of(min(needed["compute"], self.lanes["compute"]))
+        self.planned_lanes = needed["compute"]
+        self.cores = Cores.of(min(self.planned_lanes, self.lanes["compute"]))
         if not self.keep_going and self.replanner is None and (root.shape is not None or relay.suits(root.program, self.host)):
             active = Active(root, 0.0, None, {}, is_walked=False)
             self._relay(active, needed)
@@ -119,6 +122,19 @@ class Crew:
             stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
             raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
         return active
+
+    def told(self, traced: Callable[[], Timeline]) -> Callable[[], Timeline]:
+        """`traced`, what makes the trace of the run, with what is to be said of it."""
+        here, planned = self.lanes["compute"], self.planned_lanes
+        if here >= planned:
+            return traced
+        note = f"{self.host} was planned with {planned} lanes, and {here} {'cores are' if here > 1 else 'core is'} here: so many threads ran it"
+
+        def noted() -> Timeline:
+            trace = traced()
+            return replace(trace, notes=(*trace.notes, note))
+
+        return noted
 
     def _interrupted(self) -> None:
         """Ctrl-C: start no more. See `interrupts.heard`."""
@@ -433,7 +449,7 @@ class Crew:
             return
         marks = None
         if len(step.lanes) > 1:
-            with wide(len(step.lanes)):
+            with wide(min(len(step.lanes), self.lanes["compute"])):
                 frame.perform(step.index, turn)
         elif timed:
             marks = frame.perform_timed(step.index, turn, self.zero)
@@ -503,6 +519,20 @@ class Crew:
                 self._fail(item, error)
             self._taken_back(item)
             self.wake("")
+            if self.outstanding == 0 or self.error is not None:
+                self.wake_all()
+
+    def doubt(self) -> None:
+        """A driver will look later at what a step has made: the run does not end before that."""
+        with self.lock:
+            self.outstanding += 1
+
+    def settle_doubt(self, item: Item, error: Exception | None) -> None:
+        """It has been looked at; the step has failed after all where there is an error."""
+        with self.lock:
+            self.outstanding -= 1
+            if error is not None:
+                self._fail(item, error)
             if self.outstanding == 0 or self.error is not None:
                 self.wake_all()
 
@@ -700,9 +730,9 @@ def end_of(crew: Crew, frame: Frame) -> Outcome:
             active.loops[task] = inner.noted()._replace(turns=inner.walk.oldest)
             for owner, seconds in inner.busy.items():
                 active.busy[owner] = active.busy.get(owner, 0.0) + seconds
-        return paused(Pause(frame, active.finished, loops, crew.speeds(), active.noted().trace()))
+        return paused(Pause(frame, active.finished, loops, crew.speeds(), crew.told(active.noted().trace)()))
     if crew.failed:
         values = frame.results([name for name, value in plan.graph.outputs.items() if not crew.losses.has(value)])
     else:
         values = frame.results()
-    return Outcome(values, active.noted().trace, dict(crew.failed))
+    return Outcome(values, crew.told(active.noted().trace), dict(crew.failed))

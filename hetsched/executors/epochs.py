@@ -158,8 +158,9 @@ def run_epochs(run_one: RunOne, plan: Timeline, inputs: Mapping[int, Any], repla
         inputs = {plan.graph.inputs[name]: found for name, found in outcome.left.inputs.items()}
         plans.append(plan)
     ordered = {name: outputs[name] for name in graph.outputs if name in outputs}
+    said = dict.fromkeys(note for plan, trace in zip(plans, traces, strict=True) for note in trace.notes if note not in plan.notes)
     why = [p.notes[0] for p in plans[1:] if p.notes]
-    return Result(ordered, merged.trace(why), tuple(plans), 0.0, dict(outcome.failed), tuple(traces))
+    return Result(ordered, merged.trace([*said, *why]), tuple(plans), 0.0, dict(outcome.failed), tuple(traces))
 
 
 def paused(pause: Pause) -> Outcome:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import importlib
 import queue
 import threading
+import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -32,9 +33,11 @@ from hetsched.executors.memory import Memory
 from hetsched.executors.program import Program, describe
 from hetsched.executors.result import Result
 from hetsched.executors.steps import Step
-from hetsched.graph.spec import Spec
+from hetsched.graph.alike import alike
+from hetsched.graph.graph import Loop
+from hetsched.graph.spec import Spec, array_form
 from hetsched.machine import HOST, Device
-from hetsched.timeline import Lane, Timeline
+from hetsched.timeline import Lane, Launch, Timeline
 
 # Launches of a joined step are timed one by one in so many first turns, from which costs are learnt; later ones get shares of the step's time.
 TIMED_TURNS = 8
@@ -153,6 +156,15 @@ class _Issued(NamedTuple):
     marks: Mapping[int, Event]
 
 
+class _Doubt(NamedTuple):
+    """What a launch has made is still to be looked at, when `event` has been reached. `check`: see `OpenCL.doubt`."""
+
+    item: Item
+    event: Event
+    found: Sequence[Any]
+    check: Callable[[Sequence[Any] | None], None]
+
+
 class _Wake(NamedTuple):
     """What was asked to be woken by has been done."""
 
@@ -174,6 +186,7 @@ class DeviceDriver:
         self.events: dict[tuple[int, int, int], tuple[Stream, Event]] = {}
         self.under_way: dict[Stream, deque[_Issued]] = {}
         self.watched: set[Stream] = set()
+        self.doubts: deque[_Doubt] = deque()
         self.thread = threading.Thread(target=self._serve, name=f"hetsched-{device.id}", daemon=True)
 
     def put(self, item: Item) -> None:
@@ -199,6 +212,8 @@ class DeviceDriver:
         except BaseException as error:  # what a stream or an event should never raise: nobody would tell of the steps on their way any more
             assert self.crew is not None
             self.crew.lose(self.name, error)
+            for doubt in self.doubts:
+                doubt.check(None)
 
     def _drive(self) -> None:
         inbox = self.inbox
@@ -207,6 +222,9 @@ class DeviceDriver:
                 message = inbox.get_nowait()
             except queue.Empty:
                 if self._reap():
+                    continue
+                if self.doubts and not any(self.under_way.values()):
+                    self._look_at(self.doubts.popleft())
                     continue
                 self._watch()
                 message = inbox.get()
@@ -244,6 +262,8 @@ class DeviceDriver:
                 known = self.events.get((id(active), before, turn - distance))
                 if known is not None and known[0] is not stream:
                     stream.wait(known[1])
+            if hasattr(stream, "doubts"):  # in an idle moment, where the run can still end then as if the step had failed
+                stream.doubts = None if crew.keep_going or crew.replanner is not None else []
             expect = getattr(stream, "expect", None)
             if expect is not None:
                 expect(step.seconds)
@@ -256,11 +276,16 @@ class DeviceDriver:
                 finally:
                     self.ranges.pop()
         except BaseException as error:
+            with crew.lock:  # what follows on this device is told that it is lost
+                crew.push(active, active.walk.issue(step.index, turn))
             crew.done_by(item, now, now, 0, error)
             return
         if active.is_awaited(step.index):
             self.events[id(active), step.index, turn] = (stream, event)
         self.under_way[stream].append(_Issued(item, event, now, active.tells(step.index), marks))
+        for found, check in getattr(stream, "doubts", None) or ():
+            self.doubts.append(_Doubt(item, event, found, check))
+            crew.doubt()
         with crew.lock:
             crew.push(active, active.walk.issue(step.index, turn))
 
@@ -274,6 +299,21 @@ class DeviceDriver:
         marks: dict[int, Event] = {}
         active.frame.issue(step.index, turn, doer, lambda task: marks.update({task: stream.record()}))
         return (next(reversed(marks.values())) if marks else stream.record()), marks
+
+    def _look_at(self, doubt: _Doubt) -> None:
+        crew, item = self.crew, doubt.item
+        assert crew is not None
+        error: Exception | None = None
+        try:
+            found: Sequence[Any] | None = None
+            try:
+                doubt.event.wait()
+                found = doubt.found if crew.error is None else None
+            finally:
+                doubt.check(found)
+        except Exception as failure:
+            error = item.active.frame.failure(failure, _task(item), item.turn)
+        crew.settle_doubt(item, error)
 
     def _reap(self) -> bool:
         """Tell of the steps that have been done; True if there were any."""
@@ -407,9 +447,18 @@ class Fleet:
         for lane in sorted(lanes_of(program.plan)):
             if lane.owner in self.drivers:
                 self.drivers[lane.owner].stream_of(lane)
+        self._prepare(program.plan)
         frame = Frame(program, inputs, memories=self.memories)
         frame.transfer = _Transfer(self.opened, self.devices)
         return frame
+
+    def _prepare(self, plan: Timeline) -> None:
+        """Let streams make what launches of each kind will ask for (programs, kernel objects), once for a plan and its loops."""
+        lanes = _prepared.setdefault(plan, set())
+        ready = {lane: s for d in self.drivers.values() for lane, s in d.streams.items() if lane not in lanes and hasattr(s, "prepare")}
+        if ready:
+            lanes.update(ready)
+            _prepare_launches(plan, ready)
 
     def serve(self, crew: Crew) -> None:
         """Let the driving threads serve a run."""
@@ -423,6 +472,32 @@ class Fleet:
                 self.drivers[device.id].stop()
         for live in self.opened.values():
             live.close()
+
+
+# The lanes for whose streams the launches of a plan have been prepared: what was made is kept by the backends.
+_prepared: weakref.WeakKeyDictionary[Timeline, set[Lane]] = weakref.WeakKeyDictionary()
+
+
+def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any]) -> None:
+    """Prepare one launch of each kind on each of `streams`, those of the plan's loops too."""
+    graph, kinds = plan.graph, alike(plan.graph).kind
+    seen: set[tuple[int, Lane]] = set()
+    for span in (*plan.prologue, *plan.spans, *plan.epilogue):
+        command = span.command
+        stream = streams.get(span.lanes[0]) if isinstance(command, Launch) and span.lanes else None
+        if stream is None or not isinstance(command, Launch):
+            continue
+        task, op, key = command.task, graph.task_ops[command.task], (int(kinds[command.task]), span.lanes[0])
+        if isinstance(op, Loop) or op.view or key in seen:
+            continue
+        seen.add(key)
+        specs = [graph.spec(v) for v in graph.reads(task)]
+        kernel = op.kernel_for(plan.machine.device(span.lanes[0].owner), specs)
+        reads, writes = ([array_form(s) for s in row] for row in (specs, [graph.spec(v) for v in graph.writes(task)]))
+        if kernel is not None and None not in (*reads, *writes):
+            stream.prepare(kernel, reads, writes, plan.workspaces.get(task, ("", 0, 0))[2], graph.task_attributes[task])
+    for body in plan.loops.values():
+        _prepare_launches(body, streams)
 
 
 def _backend(device: Device) -> Any:

@@ -26,7 +26,7 @@ from hetsched.executors.cpu import Crew, run_crew
 from hetsched.executors.forks import forgets
 from hetsched.executors.frame import Frame
 from hetsched.executors.hands import Hands
-from hetsched.executors.interrupts import guarded
+from hetsched.executors.interrupts import guarded, heard
 from hetsched.executors.kept import program_of
 from hetsched.executors.live import Fleet, drives
 from hetsched.executors.process import free_blas, limit_blas, tuned
@@ -314,28 +314,42 @@ class Replay:
                 self._gates.popleft().release()
 
     def close(self) -> None:
-        """Wait for the runs that go on, then give everything back. Again: nothing."""
+        """Wait for the runs that go on, then give everything back. Again: nothing, or what was left: Ctrl-C ends the wait."""
         self._closed = True
-        while True:
-            gate = self._gate()
-            try:
-                with suppress(IndexError):
-                    while True:
-                        seat = self._idle.pop()
-                        self._seats.discard(seat)
-                        seat.close()
-                if not self._seats and not self._making:
-                    break
-                gate.acquire()
-            finally:
-                with suppress(ValueError):
-                    self._gates.remove(gate)
-        self._tell(len(self._gates))
+        struck: list[bool] = []
+        with guarded():
+            while not struck:
+                gate = self._gate()
+
+                def stop(gate: Any = gate) -> None:
+                    struck.append(True)
+                    with suppress(RuntimeError):  # who ended a run was quicker
+                        gate.release()
+
+                try:
+                    with suppress(IndexError):
+                        while True:
+                            seat = self._idle.pop()
+                            self._seats.discard(seat)
+                            seat.close()
+                    if self.is_over:
+                        break
+                    with heard(stop):
+                        gate.acquire()
+                finally:
+                    with suppress(ValueError):
+                        self._gates.remove(gate)
+            self._tell(len(self._gates))
 
     @property
     def is_closed(self) -> bool:
         """True once `close` has begun."""
         return self._closed
+
+    @property
+    def is_over(self) -> bool:
+        """True once everything has been given back."""
+        return self._closed and not self._seats and not self._making
 
     def forget(self) -> None:
         """In a process that was forked off: threads that wait or run are those of the parent, and so are opened devices."""

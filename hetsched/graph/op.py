@@ -99,6 +99,10 @@ class OpenCL(Protocol):
     def fetch(self, array: Any) -> Any:
         """The values of `array`, brought to the host: waits for all that was enqueued. For checks, not for kernels in a hurry."""
 
+    def doubt(self, arrays: Sequence[Any], check: Callable[[Sequence[Any] | None], None]) -> None:
+        """Bring the values that `arrays` have now to the host, and call `check` with them, now or when there is time for it: a task whose check
+        raises has failed. With None where they will never come."""
+
     def part(self, array: Any, start: int, shape: tuple[int, ...], dtype: Any = None) -> Any:
         """The `shape` elements of `array` from element `start` on (of `dtype`, if given: a workspace is bytes), as an array; nothing is copied."""
 

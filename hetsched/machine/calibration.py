@@ -26,6 +26,8 @@ FORMAT = 2
 STALE_SECONDS = 90 * 86400.0
 # So long a calibration that lacks ops may be gone on with; a later one begins anew.
 RESUME_SECONDS = 86400.0
+# Other work spoils what is measured where threads waited for a core for more than this share of the time.
+CROWDED = 0.15
 # A figure this many times off the last one is told.
 ABSURD = 10.0
 
@@ -138,6 +140,15 @@ def _parsed(data: dict[str, Any], device: Device) -> Calibration | None:
     return found if all(isinstance(x, float) and 0 < x < math.inf for x in positive) else None
 
 
+def may_be_resumed(found: Calibration, now: float | None = None) -> bool:
+    """True where the next calibration measures only what this one lacks; False for what lacks nothing, is old, or was spoilt by other work."""
+    return found.whole and bool(found.missing) and found.crowded <= CROWDED and _age(found, now) < RESUME_SECONDS
+
+
+def _age(found: Calibration, now: float | None) -> float:
+    return (time.time() if now is None else now) - found.taken_at
+
+
 def complaints(found: Calibration, before: Calibration | None = None, now: float | None = None) -> list[str]:
     """What cannot be, or is not likely: a link faster than memory, figures an order of magnitude off the last, figures that are old."""
     out = []
@@ -155,8 +166,9 @@ def complaints(found: Calibration, before: Calibration | None = None, now: float
     if found.missing:
         names = ", ".join(found.missing)
         many = f"{len(found.missing)} ops were" if len(found.missing) > 1 else "1 op was"
-        out.append(f"the time was over before {many} measured: {names}; `hetsched calibrate {found.device}` again goes on with what is missing")
-    age = (time.time() if now is None else now) - found.taken_at
+        way = "again goes on with what is missing" if may_be_resumed(found, now) else "again measures all anew; give it more --time"
+        out.append(f"the time was over before {many} measured: {names}; `hetsched calibrate {found.device}` {way}")
+    age = _age(found, now)
     if age > STALE_SECONDS:
         out.append(f"{found.device} was calibrated {age / 86400:.0f} days ago; `hetsched calibrate {found.device}` measures it anew")
     return out

@@ -36,18 +36,34 @@ def fitting(pipeline: Pipeline) -> Iterator[None]:
     try:
         yield
     except OutOfMemoryError as error:
-        entry = entry_of(pipeline, error.task) if error.task is not None else None
-        if entry is None:
+        if _memory_entry(pipeline, error) is None:
             raise
-        raise _Placed(str(replace(pipeline.places[entry], message=str(error), rule="memory"))) from error
+        raise _Placed(str(at_memory(pipeline, error))) from error
+
+
+def at_memory(pipeline: Pipeline, error: OutOfMemoryError) -> Mistake:
+    """That no plan fits a memory: at the task that it names, else at the file's `tasks:`."""
+    entry = _memory_entry(pipeline, error)
+    if entry is not None:
+        return replace(pipeline.places[entry], message=str(error), rule="memory")
+    return _at_key(pipeline, "tasks", str(error), "memory")
+
+
+def _memory_entry(pipeline: Pipeline, error: OutOfMemoryError) -> str | None:
+    return entry_of(pipeline, error.task) if error.task is not None else None
 
 
 def at_objective(pipeline: Pipeline, message: str) -> Mistake:
     """A mistake that is of no task: at the file's `objective:`, its first line where it has none."""
+    return _at_key(pipeline, "objective", message, "placement")
+
+
+def _at_key(pipeline: Pipeline, key: str, message: str, rule: str) -> Mistake:
+    """A mistake at a key of the file's outermost mapping, at its first line where it lacks that."""
     with open(pipeline.path, encoding="utf-8-sig", errors="replace") as file:
         lines = file.read().splitlines()
-    at = next((i for i, line in enumerate(lines) if line.startswith("objective")), 0)
-    return Mistake(str(pipeline.path), at + 1, 1, message, "placement", lines[at] if lines else "")
+    at = next((i for i, line in enumerate(lines) if line.startswith(key)), 0)
+    return Mistake(str(pipeline.path), at + 1, 1, message, rule, lines[at] if lines else "")
 
 
 def mistakes(pipeline: Pipeline, error: PlacementError) -> list[Mistake]:

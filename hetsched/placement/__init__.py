@@ -25,6 +25,8 @@ from hetsched.placement.tradeoff import Point, Pool, choose, front, is_worth_it
 from hetsched.quiet import no_garbage_collection
 from hetsched.timeline import Bound, Timeline
 
+LEFT_OUT = "{0} was left out: its programs would take longer to build than all this takes; -d {0} uses it, `hetsched calibrate {0}` has plans use it"
+
 
 def plan_graph(
     graph: Graph,
@@ -70,6 +72,9 @@ def plan_graph(
             plan = choose(pool, goal, lower_bound(problem), max(left, 0.0))
         bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
     finished = _finished(plan, machine, limits, policy, goal, bound, started)
+    left_out = [name for name in getattr(costs, "building", ()) if name not in finished.owners]
+    if left_out:
+        finished = replace(finished, notes=(*finished.notes, *map(LEFT_OUT.format, left_out)))
     return remember(finished, Asked(machine, costs, given, goal, plan_seconds, only, limits or None))
 
 

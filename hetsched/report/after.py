@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from hetsched.placement.costs.history import CROWDED, Drift
+from hetsched.machine.calibration import CROWDED
+from hetsched.placement.costs.history import Drift
 from hetsched.report.events import body_of, totals
 from hetsched.report.text import percent_text, plural, seconds_text, table
 from hetsched.timeline import Launch, Timeline

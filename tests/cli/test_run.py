@@ -71,7 +71,8 @@ def test_what_does_not_fit_the_memory_is_told_at_its_place(tmp_path, capsys):
     file.write_text("hetsched: 1\ntasks:\n  a: {op: random.normal, with: {shape: [100000000, 100000000]}}\noutputs: {y: {from: a}}\n")
     for command in ("run", "plan", "check"):
         assert main([command, str(file)]) == 5
-        told = capsys.readouterr().err
+        captured = capsys.readouterr()
+        told = captured.out if command == "check" else captured.err
         assert told.startswith(f"{file}:3:3: error: ")
         assert "'a'" in told
         assert "40000000000" in told
@@ -83,9 +84,26 @@ def test_a_loop_that_does_not_fit_the_memory_is_told_at_its_place(capsys):
     line = next(i for i, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if text == "  train:")
     for command in (["run"], ["plan"], ["check"], ["explain", "train"]):
         assert main([command[0], str(file), *command[1:], "--memory", "20KiB"]) == 5
-        told = capsys.readouterr().err
+        captured = capsys.readouterr()
+        told = captured.out if command[0] == "check" else captured.err
         assert told.startswith(f"{file}:{line}:3: error: loop 'train/steps' needs "), told
-        assert told.endswith(" [memory]\n")
+        assert told.splitlines()[0].endswith(" [memory]")
+
+
+def test_a_file_that_does_not_fit_the_memory_keeps_no_other_from_being_checked(matmul, tmp_path, capsys):
+    huge, nowhere = tmp_path / "huge.yaml", tmp_path / "nowhere.yaml"
+    huge.write_text("hetsched: 1\ntasks:\n  a: {op: random.normal, with: {shape: [100000000, 100000000]}}\noutputs: {y: {from: a}}\n")
+    nowhere.write_text("hetsched: 1\ntasks:\n  a: {op: random.normal, with: {shape: [3]}, device: tpu}\noutputs: {y: {from: a}}\n")
+    assert main(["check", str(huge), str(matmul)]) == 5
+    ok, proved, first, *_, last = capsys.readouterr().out.splitlines()
+    assert ok == f"{matmul}: ok"
+    assert proved.startswith("  memory at most: host ")
+    assert first.startswith(f"{huge}:3:3: error: ")
+    assert last == "1 mistake"
+    assert main(["check", str(huge), str(matmul), str(nowhere)]) == 4, "more is wrong than memory"
+    assert "2 mistakes in 2 files" in capsys.readouterr().out
+    assert main(["check", str(huge), "--format", "json"]) == 5
+    assert [m["rule"] for m in json.loads(capsys.readouterr().out)["mistakes"]] == ["memory"]
 
 
 def test_outputs_go_where_they_are_told(matmul, tmp_path, capsys):
@@ -134,6 +152,56 @@ def test_jsonl_tells_progress_and_ends_with_the_object(matmul, capsys):
     assert lines[-2]["done"] == lines[-2]["total"] == 6
     assert [line["done"] for line in lines[:-1]] == sorted(line["done"] for line in lines[:-1])
     assert lines[-1]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("argv", "key"),
+    [
+        (["run", "FILE", "-d", "cpu", "--gantt", "--trace", "-"], "traceEvents"),
+        (["plan", "FILE", "-d", "cpu", "--trace", "-"], "traceEvents"),
+        (["plan", "FILE", "-d", "cpu", "-o", "-"], "plan"),
+        (["trace", "last", "-o", "-"], "traceEvents"),
+    ],
+    ids=["run", "plan", "locked", "trace"],
+)
+def test_a_dash_is_standard_output_and_what_is_told_goes_to_standard_error(matmul, tmp_path, capsys, monkeypatch, argv, key):
+    monkeypatch.chdir(tmp_path)
+    if argv[0] == "trace":
+        assert main(["run", str(matmul), "-d", "cpu"]) == 0
+        capsys.readouterr()
+    assert main([word.replace("FILE", str(matmul)) for word in argv]) == 0
+    captured = capsys.readouterr()
+    assert key in json.loads(captured.out)
+    assert re.search("makespan|trace of ", captured.err), "what is told is not lost"
+    assert not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["run", "FILE", "--trace", "-", "--format", "json"], "--trace - and --format json both take standard output"),
+        (["plan", "FILE", "--trace", "-", "-o", "-"], "-o - and --trace - both take standard output"),
+        (["run", "FILE", "-o", "-"], "-o - means standard output, and a folder is asked for; one called - is ./-"),
+        (["init", "-"], "DIR - means standard output"),
+    ],
+    ids=["run", "plan", "folder", "init"],
+)
+def test_a_dash_that_cannot_be_standard_output_is_refused(matmul, tmp_path, capsys, monkeypatch, argv, told):
+    monkeypatch.chdir(tmp_path)
+    assert main([word.replace("FILE", str(matmul)) for word in argv]) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert captured.out == ""
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["matmul_conv.yaml"]
+
+
+def test_a_file_called_dash_has_its_folder_before_it(matmul, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["graph", str(matmul), "--format", "dot", "-o", "-"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("digraph")
+    assert main(["graph", str(matmul), "--format", "dot", "-o", "./-"]) == 0
+    assert (tmp_path / "-").read_text() == shown
 
 
 def test_a_parameter_and_the_seed_change_what_is_computed(matmul, tmp_path, capsys):
@@ -204,7 +272,7 @@ def test_check_says_ok(matmul, capsys):
     proved = json.loads(capsys.readouterr().out)["certificates"][str(matmul)]
     assert proved["memory"]["host"]["peak_bytes"] <= proved["memory"]["host"]["limit_bytes"]
     assert main(["check", str(matmul), "--memory", "1KiB"]) == 5
-    assert "Raise the limit of host" in capsys.readouterr().err
+    assert "Raise the limit of host" in capsys.readouterr().out
 
 
 def test_memory_limits_of_devices_evict_and_the_plan_tells_so(matmul, capsys):

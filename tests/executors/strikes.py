@@ -83,7 +83,23 @@ def kinds() -> dict[str, Callable[[], Any]]:
         "session-streams": lambda: session(hs.plan(products(2, on_gpu), BOX, learn=False), BOX),
         "session-short": lambda: session(short()),
         "session-wide": lambda: session(plain_plan(products(2), Machine((one_lane(),), (), (MemoryNode(HOST),)))),
+        "close": lambda: closing(session, straight()),
+        "close-streams": lambda: closing(session, hs.plan(products(2, on_gpu), BOX, learn=False), BOX),
     }
+
+
+def closing(session: Callable[..., Any], plan: Any, machine: Machine = HERE) -> Any:
+    """Calls that open a session, use and close it, the strikes in the closing alone; what is left when they end is left for ever."""
+
+    def call() -> Any:
+        strike, _ = sys.getprofile(), sys.setprofile(None)
+        use, close = session(plan, machine)
+        found = use()
+        sys.setprofile(strike)
+        close()
+        return found
+
+    return call, lambda: None
 
 
 def one_lane() -> Device:

@@ -12,9 +12,11 @@ from threadpoolctl import threadpool_info
 
 import hetsched as hs
 from hetsched.errors import CommandLineError, GraphError, PlacementError, RunTimeoutError, TaskError
+from hetsched.executors import cpu
 from hetsched.graph.graph import Builder, Graph, Loop, Value
 from hetsched.graph.op import Op, Work
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
+from hetsched.report.summary import where_line
 from hetsched.testing.plans import plain_plan
 from hetsched.timeline import Lane, Launch, Replica, Span, Timeline
 
@@ -135,6 +137,36 @@ def test_a_wide_launch_runs_alone_with_blas_at_its_width() -> None:
     assert [float(x) for x in result.values()] == [1, 1, 2, 1]
     assert seen == {"narrow": {1}, "alone": True, "wide": {2}}
     assert {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"} == before
+
+
+@pytest.mark.parametrize(("here", "threads"), [(2, 2), (16, 6)])
+@pytest.mark.parametrize("way", ["run", "keep_going", "session"])
+def test_a_machine_of_more_lanes_than_there_are_cores_is_run_by_as_many_threads_as_cores(
+    monkeypatch: pytest.MonkeyPatch, here: int, threads: int, way: str
+) -> None:
+    monkeypatch.setattr(cpu, "cores", lambda: here)
+    seen: list[tuple[int, set[int]]] = []
+
+    def body(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:
+        alive = sum(t.name.startswith("hetsched-compute") for t in threading.enumerate())
+        seen.append((alive + 1, {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"}))
+        outs[0][...] = 1
+
+    b = Graph.build()
+    graph = outputs_of(b, [b.op(op_of(body)) for _ in range(7)])
+    lanes = [Lane("cpu", i) for i in range(6)]
+    plan = on_lanes(graph, machine(6), [*((lane,) for lane in lanes), tuple(lanes)])
+    if way == "session":
+        with hs.Session(plan.machine) as session:
+            result = session.compile(plan, trace=True)()
+    else:
+        result = hs.run(plan, keep_going=way == "keep_going")
+    assert [float(x) for x in result.values()] == [1] * 7
+    assert {alive for alive, _ in seen} == {threads}
+    assert {n for _, (n,) in seen} == {1, threads}, "the wide launch too"
+    note = "cpu was planned with 6 lanes, and 2 cores are here: so many threads ran it"
+    assert result.trace.notes == ((note,) if here == 2 else ())
+    assert (note in where_line(result.trace)) == (here == 2)
 
 
 def failing(ins: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> None:

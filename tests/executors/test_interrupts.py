@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strikes import HERE, kinds
+from strikes import HERE, kinds, products
 
 import hetsched as hs
 from hetsched.executors.interrupts import guarded, heard
@@ -33,7 +33,7 @@ def own_handler() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", list(kinds()))
 def test_ctrl_c_at_any_point_leaves_nothing_behind(kind: str) -> None:
-    stride = {"walk": "11", "rounds": "11", "streams": "7", "session-streams": "7", "relay": "3", "session": "3"}.get(kind, "2")
+    stride = {"walk": "11", "rounds": "11", "streams": "7", "session-streams": "7", "relay": "3", "session": "3", "close": "1"}.get(kind, "2")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parents[1]), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, str(TESTS / "strikes.py"), kind, stride], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
@@ -75,6 +75,45 @@ def test_ctrl_c_in_a_kernel_raises_there_and_then(kind: str) -> None:
         strikes[0] = False
         assert reached == []
         assert (call()["y0"] == 1).all()
+
+
+def test_ctrl_c_ends_the_wait_of_who_closes_and_closing_again_does_the_rest() -> None:
+    """A kernel that takes for ever, called by another thread, holds nobody who closes its session."""
+    main, entered, may_end = threading.main_thread().ident, threading.Event(), threading.Event()
+
+    @hs.op(out=lambda x: x)
+    def endless(x: Any) -> Any:
+        entered.set()
+        may_end.wait(60)
+        return x
+
+    b = hs.Graph.build()
+    b.output(b.op(endless, b.input("x", (3,))), "y")
+    session = hs.Session(HERE)
+    f, other = session.compile(b.freeze(), buffers=1), session.compile(plain_plan(products(3), HERE, seed=1), buffers=1)
+    other(np.ones((72, 72), np.float32))
+    caller = threading.Thread(target=f, args=(np.ones(3, np.float32),))
+    caller.start()
+    entered.wait(60)
+
+    def strike() -> None:
+        while not f._replay._gates:
+            may_end.wait(0.001)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.close()
+        assert caller.is_alive()
+        assert (f.is_closed, other.is_closed) == (False, True), "what nobody used has been given back"
+    finally:
+        may_end.set()
+        striker.join()
+        caller.join()
+    session.close()
+    assert f.is_closed
 
 
 def test_inside_it_waits_for_the_end_and_listeners_are_told() -> None:

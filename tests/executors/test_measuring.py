@@ -16,13 +16,15 @@ from hetsched.dispatching import dispatching
 from hetsched.errors import PlacementError
 from hetsched.executors import measuring
 from hetsched.executors.measuring import Bench, Case, Measured, calibrate, calibrate_rest, case_of, measure_cases
+from hetsched.graph.graph import Loop
 from hetsched.graph.ops import find
 from hetsched.graph.spec import Spec
-from hetsched.machine import Device, Link, Machine, MemoryNode
-from hetsched.machine.calibration import RESUME_SECONDS, Curve, complaints, load, save
-from hetsched.needs import first_need
+from hetsched.machine import Device, Link, Machine, MemoryNode, Resource
+from hetsched.machine.calibration import RESUME_SECONDS, Calibration, Curve, complaints, load, save
+from hetsched.needs import BUILD_SECONDS, MOST_TIMES, first_need, not_worth_building
 from hetsched.placement.costs.history import History, Lesson
 from hetsched.placement.costs.kinds import device_key, kind_of
+from hetsched.placement.costs.known import KnownCosts
 
 CPU = Device("cpu", "cpu", lanes=1, languages=("host", "array"), flops_per_second={"float32": 1e10}, shares_lanes=True, fingerprint="x")
 GPU = Device("gpu:0", "emulated", memory="gpu:0", languages=("array",), flops_per_second={"float32": 1e11})
@@ -122,6 +124,7 @@ def test_a_second_calibration_goes_on_unless_all_is_measured_or_old_or_spoilt(qu
     assert third.missing == first.missing, "all was measured: it begins anew"
     assert not any("went on" in r for r in remarks)
     for spoilt in (replace(third, taken_at=third.taken_at - 2 * RESUME_SECONDS), replace(third, crowded=0.9), replace(third, whole=False)):
+        assert any("`hetsched calibrate cpu` again measures all anew" in r for r in complaints(spoilt))
         save(device, spoilt)
         assert not any("went on" in r for r in calibrated(0.0)[1])
     assert any("nothing more was measured" in r for r in calibrated(0.0)[1])
@@ -173,6 +176,72 @@ def test_a_first_run_measures_what_it_needs_once(quick):
     sources = {costs_for(machine, graph).launch(graph, t, CPU).source for t in range(len(graph))}
     assert sources == {"a measurement alone"}
     assert {costs_for(machine, graph, learn=False).launch(graph, t, CPU).source for t in range(len(graph))} == {"roofline"}
+
+
+SHARED = replace(CPU, uses={"cores": 1.0})
+OPENCL = Device(
+    "opencl:0", "opencl", memory="opencl:0", languages=("opencl",), flops_per_second={"float32": 1e11}, uses={"cores": 2.0}, fingerprint="y"
+)
+BOTH = Machine(
+    (SHARED, OPENCL), (Link("host", "opencl:0"), Link("opencl:0", "host")), (MemoryNode("host"), MemoryNode("opencl:0", 1 << 30)),
+    (Resource("cores", 2.0),),
+)  # fmt: skip
+
+
+def products(n, where=None, op="tensor.matmul", turns=0):
+    """Of n x n matrices: 2 n**3 operations, on `SHARED` 2e-10 n**3 seconds; in a loop of so many turns."""
+    b = hs.Graph.build()
+    x = b.input("x", (n, n))
+    if not turns:
+        return b.output(b.op(op, x, x, where=where)).freeze()
+    body = hs.Graph.build()
+    s = body.input("s", (n, n))
+    body.output(body.op(op, s, s, where=where), "s2")
+    (last,) = b.loop(Loop(body.freeze(), turns, carried=(("s", "s2"),)), x)
+    return b.output(last).freeze()
+
+
+only_there = hs.kernel(
+    "mine.own", {"x": "in float32[n, n]", "y": "in float32[n, n]", "z": "out float32[n, n]", "n": "value int64 = n"}, opencl="-", size="n"
+)
+
+
+@pytest.mark.parametrize(
+    ("graph", "changes", "only", "is_left_out"),
+    [
+        (products(64), {}, None, True),
+        (products(64), {}, "any", True),
+        (products(64), {}, "opencl", False),  # asked for
+        (products(64), {}, "cpu", False),  # nothing to be said of it
+        (products(64, hs.Where(("opencl", "cpu"))), {}, None, False),
+        (products(64, hs.Where(("any",))), {}, None, True),
+        (products(64, op=only_there), {}, None, False),  # threads cannot do it
+        (products(64), {"uses": {}}, None, False),  # it has hardware of its own
+        (products(64, turns=100), {}, None, True),
+        (products(64, turns=10_000), {}, None, False),  # longer than building takes
+        (products(1000), {}, None, False),
+    ],
+)
+def test_programs_are_not_built_for_what_is_done_sooner_without(graph, changes, only, is_left_out):
+    machine = replace(BOTH, devices=(SHARED, replace(OPENCL, **changes)))
+    assert not_worth_building(graph, KnownCosts(machine), only) == ({"opencl:0": BUILD_SECONDS} if is_left_out else {})
+    calibrated = Calibration("opencl:0", "y", 1e-6, {"float32": 1e11}, 1e10)
+    assert not_worth_building(graph, KnownCosts(machine, {"opencl:0": calibrated}), only) == {}
+
+
+def test_a_device_whose_programs_are_not_worth_building_is_neither_measured_nor_planned_for_and_the_plan_says_so(quick):
+    b = hs.Graph.build()
+    x = b.input("x", (64, 64))
+    graph = b.output(b.op("tensor.reshape", b.op("tensor.matmul", x, x), shape=(4096,))).freeze()
+    assert 2 * 64**3 / 1e10 * MOST_TIMES < BUILD_SECONDS
+    plan = hs.plan(graph, BOTH, measure=True)
+    assert plan.owners == {"cpu"}
+    assert plan.notes[-1].startswith("opencl:0 was left out: its programs would take longer to build than all this takes; -d opencl:0 uses it")
+    assert {row.op for row in History().known([device_key(SHARED)]).values()} >= {"tensor.matmul"}
+    assert not History().known([device_key(OPENCL)])
+    asked = hs.plan(graph, BOTH, only="opencl")
+    assert "opencl:0" in asked.owners
+    assert not any("left out" in note for note in asked.notes)
 
 
 def test_dispatching_is_measured_for_steps_turns_and_loops(quick):

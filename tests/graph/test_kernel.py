@@ -1,5 +1,7 @@
 """Users' own kernels in source: declarations, rules, launches on a real OpenCL device, the check against an op, errors at their places."""
 
+import re
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.graph.kernel import KernelError, Source, complaints_of, parse_argument
+from hetsched.graph.kernel import KernelError, Source, UserKernel, complaints_of, parse_argument
 from hetsched.testing import opencl
 
 SAXPY = """\
@@ -233,3 +235,78 @@ def test_a_function_with_other_parameters_is_told_as_such() -> None:
         hs.TaskError, match=r"k.cl:1:1: error: its arguments are not those of the function 'saxpy' \(x: in float32, .*too few arguments"
     ):
         hs.run(graph_of(op, (4,), (4,)), {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)})
+
+
+def checked(source: str = SAXPY, mark: str = "") -> hs.Op:
+    """A kernel that is to add; `mark` makes a source of its own of it."""
+    return hs.kernel("mine.add", ARGUMENTS, opencl=f"{source} // {mark}", function="saxpy", size="n", check="tensor.add")
+
+
+@on_device
+def test_what_a_kernel_has_made_is_looked_at_while_others_go_on_and_before_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check waits for a task that reads what is checked: inside the launch it would wait for ever."""
+    read, log = threading.Event(), []
+    look = UserKernel._differ
+
+    def patient(self: UserKernel, *args: Any) -> None:
+        log.append(read.wait(60))
+        look(self, *args)
+
+    @hs.op(out=lambda x: x)
+    def reader(x: Any) -> Any:
+        read.set()
+        return x
+
+    monkeypatch.setattr(UserKernel, "_differ", patient)
+    b = hs.Graph.build()
+    x = b.input("x", (100,))
+    b.output(b.op(reader, b.op(checked(), x, x, a=1.0), name="last"), "y")
+    graph, ones = b.freeze(), np.ones(100, np.float32)
+    assert (hs.run(graph, {"x": ones}, learn=False)["y"] == 2).all()
+    assert log == [True]
+
+
+@on_device
+@pytest.mark.parametrize("way", ["run", "keep_going", "session"])
+def test_a_kernel_that_is_found_out_fails_its_task_however_it_is_run(way: str) -> None:
+    op, ones = checked(), np.ones(100, np.float32)
+    b = hs.Graph.build()
+    x = b.input("x", (100,))
+    b.output(b.op("tensor.neg", b.op(op, x, x, name="own"), name="behind"), "y")
+    b.output(b.op("tensor.neg", x, name="beside"), "z")
+    graph = b.freeze()
+    says = r"task 'own' failed: KernelError: kernel 'mine.add' \(opencl\) does not compute what tensor.add does"
+    if way == "keep_going":
+        result = hs.run(graph, {"x": ones}, keep_going=True, learn=False)
+        assert re.match(says, str(result.failed["own"]))
+        assert "y" not in result
+        assert (result["z"] == -1).all()
+        return
+    with hs.Session() as session:
+        f = session.compile(graph) if way == "session" else lambda **given: hs.run(graph, given, learn=False)
+        for _ in range(2):
+            with pytest.raises(hs.TaskError, match=says):
+                f(x=ones)
+
+
+@on_device
+def test_programs_and_kernel_objects_are_there_before_the_clock_of_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hetsched.executors.backends._opencl_live import Stream
+
+    made = []
+    make = Stream._new_kernel
+
+    def seen(self: Stream, *args: Any) -> Any:
+        made.append(self._is_preparing)
+        return make(self, *args)
+
+    monkeypatch.setattr(Stream, "_new_kernel", seen)
+    b = hs.Graph.build()
+    x = b.input("x", (100,))
+    own = b.op(checked(mark="seen for the first time"), x, x, a=1.0)
+    b.output(b.op("tensor.sum", b.op("nn.relu", own)), "y")
+    plan = hs.plan(b.freeze(), only="opencl", learn=False)
+    for _ in range(2):
+        assert hs.run(plan, {"x": np.ones(100, np.float32)}, learn=False)["y"] == 200
+    assert made
+    assert all(made)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
-from hetsched.errors import NotTrustedError, PipelineError, PlacementError
+from hetsched.errors import NotTrustedError, OutOfMemoryError, PipelineError, PlacementError
 
 if TYPE_CHECKING:
     from hetsched.check.certificate import Certificate
@@ -23,10 +23,10 @@ def arguments(parser: Parser) -> None:
 
 
 def execute(args: Any) -> int:
-    """Print every mistake; 3 if there is one, 8 if consent is all that is missing, 4 if all that is wrong is what no device or plan can satisfy.
+    """Print every mistake; 3 if there is one, 8 if consent is all that is missing, 4 if all that is wrong is what no device or plan can satisfy, 5 if
 
-    A file without any is planned, and what is proved of the plan is told: shapes and dtypes, and the most bytes of each memory node; 5 if no plan
-    fits the memory.
+    it is a memory that no plan fits. A file without any is planned, and what is proved of the plan is told: shapes and dtypes, and the most bytes of
+    each memory node.
     """
     from hetsched.pipeline.build import check
     from hetsched.pipeline.mistakes import error_for, render
@@ -61,23 +61,24 @@ def execute(args: Any) -> int:
     if not mistakes:
         return 0
     if is_readable:
-        return PlacementError.exit_code
+        return OutOfMemoryError.exit_code if all(m.rule == "memory" for m in mistakes) else PlacementError.exit_code
     return NotTrustedError.exit_code if isinstance(error_for(mistakes), NotTrustedError) else PipelineError.exit_code
 
 
 def _certificate(file: str, given: dict[str, Any], args: Any) -> tuple[Certificate | None, list[Mistake]]:
     """What is proved of the plan, or what `run` would refuse before anything runs: devices and `same_as` that no device suits, an objective that the
 
-    machine states no figures for, a deadline that no plan keeps. A plan is made; no device is opened.
+    machine states no figures for, a deadline that no plan keeps, a memory that no plan fits. A plan is made; no device is opened.
     """
     from hetsched.check.certificate import certify
     from hetsched.pipeline.build import load
-    from hetsched.pipeline.placing import at_objective, fitting, mistakes
+    from hetsched.pipeline.placing import at_memory, at_objective, mistakes
     from hetsched.run import plan
 
     pipeline = load(file, given, trust=args.trust, machine=machine_of(args.machine))
     try:
-        with fitting(pipeline):
-            return certify(plan(pipeline.graph, **placement_arguments(args, pipeline.goal))), []
+        return certify(plan(pipeline.graph, **placement_arguments(args, pipeline.goal))), []
     except PlacementError as error:
         return None, mistakes(pipeline, error) or [at_objective(pipeline, str(error))]
+    except OutOfMemoryError as error:
+        return None, [at_memory(pipeline, error)]

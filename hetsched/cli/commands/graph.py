@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from hetsched.cli.options import overrides, pipeline_options
-from hetsched.cli.output import write
+from hetsched.cli.output import STANDARD, files, write
 from hetsched.cli.parser import Parser
 from hetsched.errors import CommandLineError, did_you_mean
 
@@ -17,13 +17,13 @@ def arguments(parser: Parser) -> None:
     """The arguments of `hetsched graph`."""
     parser.add_argument("file", metavar="FILE", help="a pipeline")
     pipeline_options(parser)
-    parser.add_argument("-o", "--output", metavar="F", help="write to F; its extension says the form: .txt, .mmd, .dot")
+    parser.add_argument("-o", "--output", metavar="F", help="write to F; its extension says the form: .txt, .mmd, .dot; - is standard output")
     parser.add_argument("--format", choices=FORMS, help="the form (default: as -o says, else txt)")
 
 
 def execute(args: Any) -> int:
     """Print the picture, or write it to a file."""
-    form = args.format or (os.path.splitext(args.output)[1][1:] if args.output else "txt")
+    form = args.format or (os.path.splitext(args.output)[1][1:] if args.output not in (None, "", STANDARD) else "txt")
     if form not in FORMS:
         raise CommandLineError(f"-o {args.output}: no picture of form {form!r}{did_you_mean(form, FORMS)}")
     from hetsched.pipeline.build import load
@@ -34,8 +34,6 @@ def execute(args: Any) -> int:
     if args.output is None:
         write(text.rstrip("\n"))
         return 0
-    from hetsched.graph.formats import publishing
-
-    with publishing(args.output) as stream:
-        stream.write((text.rstrip("\n") + "\n").encode("utf-8"))
+    with files({"-o": args.output}) as put:
+        put(args.output, text.rstrip("\n") + "\n")
     return 0

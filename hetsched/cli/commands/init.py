@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hetsched.cli.output import write
+from hetsched.cli.output import folder, write
 from hetsched.cli.parser import Parser
 from hetsched.errors import CommandLineError, FileError
 
@@ -47,6 +47,7 @@ def arguments(parser: Parser) -> None:
 
 def execute(args: Any) -> int:
     """Write the pipeline; what is there already is left as it is."""
+    folder(args.folder, "DIR")
     path = os.path.join(args.folder, NAME)
     try:
         os.makedirs(args.folder, exist_ok=True)

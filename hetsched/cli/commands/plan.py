@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.options import format_option, machine_of, overrides, pipeline_options, placement_arguments, placement_options, unchanged
-from hetsched.cli.output import is_ascii_only, width, write, write_json
+from hetsched.cli.output import Put, files, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
 from hetsched.errors import CommandLineError, FileError, OutOfMemoryError, PlacementError, did_you_mean
@@ -32,9 +32,11 @@ def arguments(parser: Parser) -> None:
     pipeline_options(parser)
     placement_options(parser)
     parser.add_argument("--pareto", action="store_true", help="print the front of time, energy and price, and the devices each plan of it uses")
-    parser.add_argument("-o", "--output", metavar="PLAN", help="write the plan to this file, to be run by `hetsched run FILE --plan PLAN`")
+    parser.add_argument(
+        "-o", "--output", metavar="PLAN", help="write the plan to this file (-: standard output), for `hetsched run FILE --plan PLAN`"
+    )
     parser.add_argument("--diff", metavar="PLAN", help="tell what differs from this locked plan (FILE may be a locked plan too)")
-    parser.add_argument("--trace", metavar="F", help="write the plan as a Chrome/Perfetto trace, for ui.perfetto.dev")
+    parser.add_argument("--trace", metavar="F", help="write the plan as a Chrome/Perfetto trace, for ui.perfetto.dev; - is standard output")
     format_option(parser)
 
 
@@ -49,12 +51,13 @@ def execute(args: Any) -> int:
         raise CommandLineError("--trace is written of one pipeline's plan; give one .yaml file")
     if args.pareto and (set(kinds) != {"pipeline"} or args.trace is not None or args.objective is not None or args.plan_time is not None):
         raise CommandLineError("--pareto is for pipelines (.yaml), and without --trace, --objective and --plan-time; leave these out")
-    for file, kind in zip(args.files, kinds, strict=True):
-        record, text = _PLANNERS[kind](file, args)
-        if args.format == "text":
-            write(text if len(args.files) == 1 else f"{file}\n{text}\n")
-        else:
-            write_json(record, 2 if args.format == "json" else None)
+    with files({"-o": args.output, "--trace": args.trace}, args.format) as put:
+        for file, kind in zip(args.files, kinds, strict=True):
+            record, text = _pipeline(file, args, put) if kind == "pipeline" else _PLANNERS[kind](file, args)
+            if args.format == "text":
+                write(text if len(args.files) == 1 else f"{file}\n{text}\n")
+            else:
+                write_json(record, 2 if args.format == "json" else None)
     return 0
 
 
@@ -86,7 +89,7 @@ def kind_of(file: str) -> str:
     return kind
 
 
-def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
+def _pipeline(file: str, args: Any, put: Put) -> tuple[dict[str, Any], str]:
     given = overrides(args)
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
@@ -104,17 +107,17 @@ def _pipeline(file: str, args: Any) -> tuple[dict[str, Any], str]:
         planned: Timeline = plan(pipeline.graph, **asked)
     before, why_not = _before(pipeline, args, asked) if args.what_if else (None, "")
     if args.output is not None:
-        from hetsched.locked import write_plan
+        from hetsched.locked import plan_text as locked_text
 
-        write_plan(planned, args.output)
+        put(args.output, locked_text(planned))
     if args.diff is not None:
         from hetsched.locked import document_of
 
         return _differences(args.diff, document_of(planned))
     if args.trace is not None:
-        from hetsched.cli.commands.run import write_trace
+        from hetsched.report.perfetto import perfetto_text
 
-        write_trace(args.trace, planned)
+        put(args.trace, perfetto_text(planned))
     predicted, unverified = predict(planned), _unverified(args)
     if args.format != "text":
         record = plan_record(planned, file, pipeline.name) | {"band": predicted.record(), "unverified": unverified}
@@ -243,4 +246,4 @@ def costed_rows(record: dict[str, Any], most: int) -> tuple[list[tuple[str, list
     return drawn, [f"... and {plural(len(rows) - most, 'more lane', 'more lanes')}"] if len(rows) > most else []
 
 
-_PLANNERS = {"pipeline": _pipeline, COSTED: _costed, BODY: _body, FORMAT: _locked}
+_PLANNERS = {COSTED: _costed, BODY: _body, FORMAT: _locked}

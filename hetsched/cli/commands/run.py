@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.options import format_option, machine_of, options_of, overrides, pipeline_options, placement_arguments, placement_options
-from hetsched.cli.output import Progress, ProgressLines, is_ascii_only, width, write, write_json
+from hetsched.cli.output import STANDARD, Progress, ProgressLines, Put, files, folder, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
 from hetsched.errors import CommandLineError, FileError, PlacementError, TaskError
@@ -38,7 +38,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument(
         "--plan", metavar="PLAN", help="run by this locked plan (`hetsched plan FILE -o PLAN`); refused where FILE or machine have changed"
     )
-    parser.add_argument("--trace", metavar="F", help="write what happened as a Chrome/Perfetto trace, for ui.perfetto.dev")
+    parser.add_argument("--trace", metavar="F", help="write what happened as a Chrome/Perfetto trace, for ui.perfetto.dev; - is standard output")
     parser.add_argument("--gantt", action="store_true", help="draw what happened as a chart (with --format text)")
     parser.add_argument("--keep-going", action="store_true", help="a task that fails stops only what needs it")
     parser.add_argument("--timeout", metavar="D", help="give up after this long: 30s, 2min")
@@ -48,8 +48,14 @@ def arguments(parser: Parser) -> None:
 
 def execute(args: Any) -> int:
     """Run the file. With json or jsonl a run that fails prints an object as well, with `status` "failed"."""
+    folder(args.output, "-o")
+    with files({"--trace": args.trace}, args.format) as put:
+        return _run_or_tell(args, put)
+
+
+def _run_or_tell(args: Any, put: Put) -> int:
     try:
-        return _run(args)
+        return _run(args, put)
     except _Told:
         raise
     except Exception as error:
@@ -60,7 +66,7 @@ def execute(args: Any) -> int:
         raise
 
 
-def _run(args: Any) -> int:
+def _run(args: Any, put: Put) -> int:
     timeout = duration(args.timeout) if args.timeout is not None else None
     for option in ("keep_going", "deterministic"):
         if args.replan and getattr(args, option):
@@ -74,7 +80,7 @@ def _run(args: Any) -> int:
 
     pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
     refuse_unwritable(pipeline, args.output)
-    if args.trace is not None and (problem := unwritable(args.trace)) is not None:
+    if args.trace not in (None, STANDARD) and (problem := unwritable(args.trace)) is not None:
         raise FileError(f"{args.trace}: the trace cannot be written: {problem}")
     given = placement_arguments(args, pipeline.goal)
     if args.plan is not None:
@@ -100,7 +106,9 @@ def _run(args: Any) -> int:
             raise PlacementError(f"{absent}; {way_out}") from absent
     written = _publish(pipeline, result, args.output)
     if args.trace is not None:
-        write_trace(args.trace, result.trace)
+        from hetsched.report.perfetto import perfetto_text
+
+        put(args.trace, perfetto_text(result.trace))
     if args.gantt and args.format == "text":
         from hetsched.report.gantt import gantt
 
@@ -188,15 +196,6 @@ def _from_here(path: str) -> str:
         near = os.path.relpath(path)
         return path if near.startswith(os.pardir) else near
     return path
-
-
-def write_trace(path: str, timeline: Timeline) -> None:
-    """Write a timeline for ui.perfetto.dev; the file appears complete or not at all."""
-    from hetsched.graph.formats import publishing
-    from hetsched.report.perfetto import perfetto_text
-
-    with publishing(path) as stream:
-        stream.write(perfetto_text(timeline).encode("utf-8"))
 
 
 def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], energy: Energy, drifts: tuple[Drift, ...] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hetsched.cli.output import write
+from hetsched.cli.output import files, write
 from hetsched.cli.parser import Parser
 
 
@@ -14,17 +14,18 @@ def arguments(parser: Parser) -> None:
     parser.add_argument(
         "run", metavar="RUN", nargs="?", default="last", help="an id of `hetsched runs`, its beginning, last, or last~1 (default: last)"
     )
-    parser.add_argument("-o", "--output", metavar="F", help="the file (default: RUN.trace.json here); `run --trace F` keeps every turn")
+    parser.add_argument(
+        "-o", "--output", metavar="F", help="the file; - is standard output (default: RUN.trace.json here); `run --trace F` keeps all turns"
+    )
 
 
 def execute(args: Any) -> int:
     """Write the file; open it in ui.perfetto.dev."""
-    from hetsched.graph.formats import publishing
     from hetsched.report.runs import Runs, chrome_trace
 
     record = Runs().load(args.run)
     path = args.output or f"{record['id']}.trace.json"
-    with publishing(path) as stream:
-        stream.write(json.dumps(chrome_trace(record)).encode())
-    write(f"trace of {record['id']} -> {path}")
+    with files({"-o": path}) as put:
+        put(path, json.dumps(chrome_trace(record)))
+        write(f"trace of {record['id']} -> {path}")
     return 0

@@ -27,6 +27,7 @@ from hetsched.executors.backends._opencl_staging import CHUNK_NBYTES, MOST_CHUNK
 from hetsched.executors.memory import had
 from hetsched.executors.pages import area
 from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows
+from hetsched.graph.spec import Spec
 
 _QUEUED, _START, _END = cl.profiling_info.QUEUED, cl.profiling_info.START, cl.profiling_info.END
 _OUT_OF_MEMORY = {
@@ -84,11 +85,14 @@ class DeviceArray:
 
 
 class Event:
-    """The mark that everything handed to a stream before it has been done."""
+    """The mark that everything handed to a stream before it has been done. ends: the last command that counts in its span, where it is not `last`."""
 
-    __slots__ = ("_asked", "_before", "_first", "_first_live", "_landings", "last", "stream")
+    __slots__ = ("_asked", "_before", "_ends", "_first", "_first_live", "_landings", "last", "stream")
 
-    def __init__(self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, before: Any = None, landings: Sequence[Landing] = ()) -> None:
+    def __init__(
+        self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, before: Any = None, landings: Sequence[Landing] = (), ends: Any = None
+    ) -> None:
+        self._ends = last if ends is None else ends
         self._landings = landings
         self._asked = perf_counter()
         self.stream = stream
@@ -117,7 +121,7 @@ class Event:
         """
         self.wait()
         try:
-            finish = _stamp(self.last, _END) * 1e-9 + self.stream.live.clock()
+            finish = _stamp(self._ends, _END) * 1e-9 + self.stream.live.clock()
             if self._first is None:
                 return (max(finish, self._asked),) * 2
             start = _stamp(self._first, _START) * 1e-9 + self._first_live.clock()
@@ -185,6 +189,10 @@ class Stream:
         self._segments: dict[int, _Segment] = {}
         self._tape: list[Callable[..., Any]] | None = None
         self._parts: list[Part] = []  # element-wise launches that are being taped
+        self._is_preparing = False
+        # What came behind launches that are doubted, and who looks at it; None: it is looked at on the spot.
+        self.doubts: list[tuple[list[Any], Callable[[Sequence[Any] | None], None]]] | None = None
+        self._doubted: tuple[Any, Any] = (None, self)  # the last command before what was brought for that, and the last of it
         self._ends = False
         self._waits: list[Any] = []  # events that the next command waits for
         self._first: tuple[Any, LiveDevice] | None = None  # of the commands since the last record
@@ -225,6 +233,22 @@ class Stream:
             return self._record(known)
         self._play(known.tape)
         return None
+
+    def prepare(self, kernel: Any, inputs: Sequence[Spec], outputs: Sequence[Spec], workspace_nbytes: int, attributes: Mapping[str, Any]) -> None:
+        """Make the programs and kernel objects that a launch on such arrays will ask for, and enqueue nothing. What cannot be made is left to the
+        launch, which tells of it."""
+
+        def handle(spec: Spec) -> DeviceArray:
+            return DeviceArray(self.live, self.live.arena, 0, spec.bounds, spec.dtype)
+
+        workspace = handle(Spec((workspace_nbytes,), np.uint8)) if workspace_nbytes else None
+        self._is_preparing = True
+        try:
+            kernel(self, [handle(s) for s in inputs], [handle(s) for s in outputs], workspace, attributes)
+        except Exception:  # of a build, or for the values that a kernel wants to see
+            pass
+        finally:
+            self._is_preparing = False
 
     def _record(self, launch: _Launch) -> Any:
         """Launch, and tape it."""
@@ -405,7 +429,8 @@ class Stream:
         if self._last is None or self._waits:
             self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
         first, live = self._first or (None, self.live)
-        event = Event(self, first, live, self._last, None if live is self.live else self._recorded, self._landings)
+        ends = self._doubted[0] if self._last is self._doubted[1] else None
+        event = Event(self, first, live, self._last, None if live is self.live else self._recorded, self._landings, ends)
         self._first, self._landings = None, []
         self._recorded = self._last
         self.queue.flush()
@@ -436,6 +461,7 @@ class Stream:
         self._launches.clear()
         self._segments.clear()
         self._first = self._last = self._recorded = None
+        self._doubted = (None, self)
 
     # What a kernel asks of a queue ----------------------------------------------------------------------------------------------
 
@@ -464,6 +490,8 @@ class Stream:
             types = _types(function, args)
             kernel = self.live.programs.take(source, function, types) or self._new_kernel(source, function, types, args)
             self._kernels[source, function] = self._mine[source, function, types] = kernel
+        if self._is_preparing:
+            return
         waits = self._waits
         try:
             event = kernel(self.queue, global_size, local_size, *flat, wait_for=waits or None)
@@ -483,11 +511,27 @@ class Stream:
 
     def fetch(self, array: DeviceArray) -> Any:
         """See `hetsched.graph.op.OpenCL.fetch`."""
+        if self._is_preparing:
+            raise InternalError("no values are there before a run")
         out = np.empty(array.shape, array.dtype)
         if array.nbytes:
             self._download(array, out)
             Event(self, self._last, self.live, self._last).wait()
         return out
+
+    def doubt(self, arrays: Sequence[DeviceArray], check: Callable[[Sequence[Any] | None], None]) -> None:
+        """See `hetsched.graph.op.OpenCL.doubt`: on the spot, or when who drives the stream has time for it (`doubts`)."""
+        if self._is_preparing:
+            check(None)
+        elif self.doubts is None:
+            check([self.fetch(x) for x in arrays])
+        else:
+            found, before = [np.empty(x.shape, x.dtype) for x in arrays], self._last
+            for array, out in zip(arrays, found, strict=True):
+                if array.nbytes:
+                    self._download(array, out)
+            self.doubts.append((found, check))
+            self._doubted = before, self._last
 
     def part(self, array: DeviceArray, start: int, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
         """See `DeviceArray.part`."""
@@ -535,6 +579,8 @@ class Stream:
         self._command(what, lambda waits: enqueue(wait_for=waits))
 
     def _command(self, what: str, enqueue: Callable[[Any], Any], holds: bool = False) -> None:
+        if self._is_preparing:
+            return
         try:
             event = enqueue(self._waits or None)
         except (cl.Error, ValueError) as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import queue
 import threading
@@ -21,6 +20,7 @@ import numpy as np
 
 from hetsched.executors.backends import Found
 from hetsched.executors.backends._common import kept_speeds
+from hetsched.executors.cores import cores
 from hetsched.executors.memory import HostMemory
 from hetsched.executors.process import tuned
 from hetsched.folders import cache_folder, write_whole
@@ -32,18 +32,6 @@ IO_LANES = 4
 # Where Linux tells of the caches of a core.
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _NEEDED = ("float32", "float64", "bytes", "launch", "crossing")
-
-
-def cores() -> int:
-    """Cores this process may use: affinity, and a control group's quota where there is one."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            n = min(n, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(n, 1)
 
 
 class HostDevice:

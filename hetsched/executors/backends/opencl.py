@@ -30,7 +30,7 @@ import numpy as np
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
 from hetsched.executors.backends._common import kept_speeds, least_seconds
-from hetsched.executors.backends.cpu import cores
+from hetsched.executors.cores import cores
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 

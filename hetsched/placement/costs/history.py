@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hetsched.folders import cache_folder
+from hetsched.machine.calibration import CROWDED
 from hetsched.placement.costs.kinds import GAP
 
 VERSION = 2
 BUSY_SECONDS = 0.25
-# A run whose threads waited this share of it for a core was disturbed.
-CROWDED = 0.15
 # Kinds kept; the ones longest not seen go first.
 MOST_ROWS = 20_000
 # Runs that are remembered of each kind. The middle two of them are averaged where they differ by less than this factor.

@@ -38,13 +38,15 @@ class KnownCosts:
     """Costs on `machine` by the best source there is for each kind of task.
 
     calibrations: device id -> what was measured. known: what runs have taught (`History.known`), empty where it shall not count.
-    factors: device key -> how much slower than calibrated it is (`History.factors`).
+    factors: device key -> how much slower than calibrated it is (`History.factors`). building: device id -> the seconds that a driver takes to build
+    the program of a kind of task of which nothing is known there; such a task is taken to need that.
     """
 
     machine: Machine
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     known: Mapping[tuple[str, str, int], Known] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
+    building: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._roofline = RooflineCosts(self.machine)
@@ -57,6 +59,7 @@ class KnownCosts:
         self._losses: dict[tuple[str, int], float] = {}
         self._waiting = {name for name, op in registry().items() if isinstance(op, Op) and op.waits} if self.known else set()
         self._shares: dict[tuple[int, str], float | None] = {}
+        self._met = {device for device, _, _ in self.known}
         for (device, _, width), row in self.known.items():
             if width == 1:
                 self._rows.setdefault((device, row.op, row.dtype), []).append(row)
@@ -67,7 +70,9 @@ class KnownCosts:
             return self._wide(graph, task, device, width)
         op = graph.task_ops[task]
         if isinstance(op, Loop) or op.view:
-            return self._roofline.launch(graph, task, device, width)
+            free = self._roofline.launch(graph, task, device, width)
+            is_strange = isinstance(op, Op) and device.id in self.building and device_key(device) not in self._met
+            return free._replace(seconds=free.seconds + self.building[device.id]) if is_strange else free  # not to be opened for views alone
         found = self._kernel(graph, task, op, device, width)
         share = self._share(graph, device)
         if share is None:
@@ -130,7 +135,11 @@ class KnownCosts:
                 return curved._replace(seconds=curved.seconds * factor, spread=curved.spread * factor)
         found_at_last = self._roofline.launch(graph, task, device, width)
         factor = (self.factors.get(key, 1.0) if key else 1.0) * (1.0 if op.waits else self._optimism(device))
-        return found_at_last._replace(seconds=found_at_last.seconds * factor, spread=found_at_last.spread * factor)
+        found_at_last = found_at_last._replace(seconds=found_at_last.seconds * factor, spread=found_at_last.spread * factor)
+        if device.id in self.building:
+            more = self.building[device.id]
+            return found_at_last._replace(seconds=found_at_last.seconds + more, source=f"{found_at_last.source}, and a program to be built")
+        return found_at_last
 
     def _optimism(self, device: Device) -> float:
         """How many times longer than the roofline what is known of a device took, on the median; where little is, what the others took; else 1.
