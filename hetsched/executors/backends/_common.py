@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +19,21 @@ import numpy as np
 
 from hetsched.errors import InternalError
 
+# Compute streams of a device, where the environment does not say: two kernels that each fill the device gain nothing by running side by side, a plan
+# counts on full speed for both, and what lies on one stream can be handed over as one.
+_STREAMS, _MOST_STREAMS = 1, 16
 _PART_NBYTES = 512 << 10  # that a thread copies at least: 50 us, as long as handing it over may take
+
+
+def streams(kind: str) -> tuple[int, list[str]]:
+    """Compute streams of each device of a kind (`HETSCHED_CUDA_STREAMS`, ...), and what is wrong with the number that the environment asks for."""
+    variable = f"HETSCHED_{kind.upper()}_STREAMS"
+    asked = os.environ.get(variable, "").strip()
+    if not asked:
+        return _STREAMS, []
+    if asked.isdecimal() and 1 <= int(asked) <= _MOST_STREAMS:
+        return int(asked), []
+    return _STREAMS, [f"{variable} is {asked!r}; give a number from 1 to {_MOST_STREAMS}. Devices have {_STREAMS} compute stream here"]
 
 
 def kept_speeds(path: Path, needed: Sequence[str]) -> dict[str, float] | None:

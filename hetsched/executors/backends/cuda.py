@@ -19,15 +19,13 @@ import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
-from hetsched.executors.backends._common import kept_speeds, least_seconds, lone_seconds, row_seconds
+from hetsched.executors.backends._common import kept_speeds, least_seconds, lone_seconds, row_seconds, streams
+from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode
 
 _MARK = "3"  # of the way in which speeds are measured
 _NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
-# Compute streams of a device, where the environment does not say (HETSCHED_CUDA_STREAMS): two kernels that each fill the device gain nothing by
-# running side by side, and a plan counts on full speed for both.
-_STREAMS, _MOST_STREAMS = 1, 16
 _PORTABLE = 1  # cudaHostAllocPortable: page-locked for every device
 # Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
 _SHARE = 0.9
@@ -37,15 +35,23 @@ _LEAST_N, _LEAST_NBYTES = 1024, 32 << 20
 _LINK_NBYTES = 32 << 20
 _PRODUCT_SECONDS = 0.03
 
+_FORKED = (
+    "no CUDA in this process: it was forked from one that had used CUDA, which does not survive that; "
+    "start it anew (multiprocessing.get_context('spawn')), or fork before"
+)
 _lock = threading.Lock()
 _listed: tuple[int, Found] | None = None
+_asked = False  # CUDA has been begun with: forked processes cannot use it
 
 
 def find() -> Found:
     """Every CUDA device, with its memory node and its links; nothing, with a note, where there is no CuPy, no driver or no device."""
     global _listed
+    known = _listed
+    if known is not None and known[0] != os.getpid():  # not by the lock: a thread of the parent may have had it
+        return Found(notes=(_FORKED,)) if _asked else known[1]
     with _lock:
-        if _listed is None or _listed[0] != os.getpid():
+        if _listed is None:
             _listed = (os.getpid(), _look())
         return _listed[1]
 
@@ -81,15 +87,19 @@ def _open(name: str, number: int, nbytes: int) -> Any:
 
 
 def _look() -> Found:
+    global _asked
     if find_spec("cupy") is None:
         return Found(notes=("no CUDA: CuPy is not installed; pip install 'hetsched[cuda12]' (CUDA 12) or 'hetsched[cuda13]' brings it",))
     try:
         import cupy
 
         count = cupy.cuda.runtime.getDeviceCount()
+        _asked = count > 0
+        leaves_alone("cupy", "hetsched.executors.backends._cuda")
     except Exception as error:  # ImportError, or CUDARuntimeError where there is no driver
         return Found(notes=(f"no CUDA: {type(error).__name__}: {' '.join(str(error).split())}",))
-    devices, links, memories, notes = [], [], [], streams()[1]
+    devices, links, memories, notes = [], [], [], streams("cuda")[1]
+    places: dict[str, tuple[str, str]] = {}
     speeds: dict[int, dict[str, float]] = {}
     for i in range(count):
         try:
@@ -103,9 +113,11 @@ def _look() -> Found:
         devices.append(described(i, properties, speeds[i]))
         memories.append(MemoryNode(f"cuda:{i}", int(free * _SHARE)))
         links += links_of(i, speeds[i])
+        if (address := _address(properties)) is not None:
+            places[f"cuda:{i}"] = address, "CUDA"
     for a in speeds:
         links += [between(a, speeds[a], b, speeds[b], _peers(cupy, a, b)) for b in speeds if a != b]
-    return Found(tuple(devices), tuple(memories), tuple(links), (), tuple(notes))
+    return Found(tuple(devices), tuple(memories), tuple(links), (), tuple(notes), places)
 
 
 def _peers(xp: Any, a: int, b: int) -> bool:
@@ -120,14 +132,10 @@ def _peers(xp: Any, a: int, b: int) -> bool:
     return True
 
 
-def streams() -> tuple[int, list[str]]:
-    """Compute streams of each device, and what is wrong with the number that the environment asks for."""
-    asked = os.environ.get("HETSCHED_CUDA_STREAMS", "").strip()
-    if not asked:
-        return _STREAMS, []
-    if asked.isdecimal() and 1 <= int(asked) <= _MOST_STREAMS:
-        return int(asked), []
-    return _STREAMS, [f"HETSCHED_CUDA_STREAMS is {asked!r}; give a number from 1 to {_MOST_STREAMS}. Devices have {_STREAMS} compute stream here"]
+def _address(properties: Any) -> str | None:
+    """Where a device sits on the PCI bus: domain, bus, device."""
+    numbers = [properties.get(key) for key in ("pciDomainID", "pciBusID", "pciDeviceID")]
+    return None if None in numbers else "{:04x}:{:02x}:{:02x}".format(*numbers)
 
 
 def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
@@ -136,7 +144,7 @@ def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
     return Device(
         id=f"cuda:{i}",
         kind="cuda",
-        lanes=streams()[0],
+        lanes=streams("cuda")[0],
         memory=f"cuda:{i}",
         name=name.decode() if isinstance(name, bytes) else str(name),
         hardware="gpu",

@@ -29,8 +29,10 @@ import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
-from hetsched.executors.backends._common import kept_speeds, least_seconds, row_seconds
+from hetsched.executors.backends._common import kept_speeds, least_seconds, row_seconds, streams
+from hetsched.executors.forks import leaves_alone
 from hetsched.executors.cores import cores
+from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 
@@ -82,10 +84,11 @@ def find() -> Found:
         links = [link for i, u in enumerate(usable) for link in _links(i, u.speeds)]
         links += [_between(i, a.speeds, j, b.speeds) for i, a in enumerate(usable) for j, b in enumerate(usable) if i != j]
         memories = tuple(MemoryNode(f"opencl:{i}", _capacity(u.device)) for i, u in enumerate(usable))
+        places = {f"opencl:{i}": (address, _driver(u.device)) for i, u in enumerate(usable) if (address := _address(u.device)) is not None}
     except Exception as error:  # a driver that is half installed must not keep hetsched from the devices that work
         return Found(notes=(f"OpenCL cannot be used: {type(error).__name__}: {error}",))
     shared = (Resource("cores", float(n)),) if any(d.uses for d in devices) else ()
-    return Found(devices, memories, tuple(links), shared, tuple(notes))
+    return Found(devices, memories, tuple(links), shared, (*notes, *streams("opencl")[1]), places)
 
 
 def open(device: Device, arena_nbytes: int) -> Any:
@@ -180,6 +183,7 @@ def _look() -> tuple[list[Usable], list[str]]:
         platforms = cl.get_platforms()
     except cl.Error as error:
         return [], [f"no OpenCL: there is no driver ({error}); pip install 'hetsched[opencl]' brings one for CPUs"]
+    leaves_alone("pyopencl", "hetsched.executors.backends._opencl", __name__)
     found: list[tuple[tuple[str, str, str], Any]] = []
     notes: list[str] = []
     for platform in platforms:
@@ -239,7 +243,26 @@ def _way_out(device: Any) -> str:
 
 
 def _full_name(device: Any) -> str:
-    return f"{device.name.strip()} ({device.platform.name.strip()}, {device.platform.version.split('  ')[0].strip()})"
+    return f"{device.name.strip()} ({_driver(device)})"
+
+
+def _driver(device: Any) -> str:
+    return f"{device.platform.name.strip()}, {device.platform.version.split('  ')[0].strip()}"
+
+
+def _address(device: Any) -> str | None:
+    """Where a device sits on the PCI bus (domain, bus, device), if its driver tells: the extension cl_nv_device_attribute_query."""
+    import pyopencl as cl
+
+    known = cl.device_info
+    try:
+        bus, slot = (int(device.get_info(key)) for key in (known.PCI_BUS_ID_NV, known.PCI_SLOT_ID_NV))
+    except (cl.Error, AttributeError):
+        return None
+    domain = 0
+    with suppress(cl.Error, AttributeError):  # newer drivers
+        domain = int(device.get_info(known.PCI_DOMAIN_ID_NV))
+    return f"{domain:04x}:{bus:02x}:{slot >> 3:02x}"
 
 
 def _capacity(device: Any) -> int:
@@ -259,7 +282,7 @@ def _described(i: int, usable: Usable, cores_here: int) -> Device:
     return Device(
         id=f"opencl:{i}",
         kind="opencl",
-        lanes=2 if hardware == "gpu" else 1,
+        lanes=streams("opencl")[0] if hardware == "gpu" else 1,
         memory=f"opencl:{i}",
         name=_full_name(device),
         hardware=hardware,
