@@ -53,7 +53,7 @@ class Caches:
         self.work, self.capacity, self.count = work, capacity, count
         self.held: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(count)]
         self.used = [0] * count
-        self.copies: dict[int, int] = {}  # value -> how many caches hold it
+        self.near: dict[int, int] = {}  # value -> its bytes in all caches that hold it
         self.left = list(work.readers)
         self.turn = 0  # the cache of the next task
 
@@ -77,27 +77,30 @@ class Caches:
         while self.used[at] > self.capacity:
             value, gone = held.popitem(last=False)
             self.used[at] -= gone
-            self.copies[value] -= 1
+            if self.near[value] > gone:
+                self.near[value] -= gone
+            else:
+                del self.near[value]
         return missed
 
     def _hold(self, value: int, at: int) -> None:
-        self.held[at][value] = self.work.nbytes[value]
-        self.used[at] += self.work.nbytes[value]
-        self.copies[value] = self.copies.get(value, 0) + 1
+        nbytes = self.held[at][value] = self.work.nbytes[value]
+        self.used[at] += nbytes
+        self.near[value] = self.near.get(value, 0) + nbytes
 
     def _drop(self, value: int) -> None:
-        if self.copies.pop(value, 0):
+        if value in self.near:
+            del self.near[value]
             for at, held in enumerate(self.held):
                 self.used[at] -= held.pop(value, 0)
 
     def worth(self, task: int) -> float:
-        """Bytes of its inputs that are there, whichever cache it meets: on the average over them."""
-        copies, nbytes, left, total = self.copies, self.work.nbytes, self.left, 0.0
+        """Bytes of its inputs that are there, added up over the caches: it may meet any of them."""
+        near, left, total = self.near, self.left, 0.0
         for value in self.work.reads[task]:
-            found = copies.get(value, 0)
-            if found:
-                total += found * nbytes[value] * (1.0 if left[value] > 1 else LAST_READ)
-        return total / self.count
+            if value in near:
+                total += near[value] if left[value] > 1 else near[value] * LAST_READ
+        return total
 
 
 def missed_bytes(work: Work, order: Sequence[int], capacity: int, caches: int = 1) -> int:
