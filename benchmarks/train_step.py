@@ -172,6 +172,7 @@ def torch_graph_step(model: str, x: np.ndarray, y: np.ndarray, batch: int, epoch
         torch.cuda.synchronize()
         return (time.perf_counter() - start) / steps
 
+    run.held = (net, xs, ys, adam)  # type: ignore[attr-defined]  # a graph reads their memory and does not keep it
     return run
 
 

@@ -2,8 +2,9 @@
 
 So it is where all launches of the body are on one lane of one device, nothing of a turn is wanted on the host before the loop is over, and nothing
 else can be done beside the loop. The walk then has only one order left, that of the stream; the thread that begins the loop hands over the turns
-itself. The number of the turn is counted on the device. So turns differ in their ring slots alone, and a stream that captures graphs gets several
-turns as one (`Stream.segment`): dispatching a turn costs a fraction of a microsecond of the host.
+itself. The number of the turn is counted on the device, and what turns bring to the host (losses, say) is laid up there to the end. So turns differ
+in their ring slots alone, and a stream that captures graphs gets several turns as one (`Stream.segment`): dispatching a turn costs a fraction of a
+microsecond of the host.
 
 Tasks of every k turns, and calls that only the host can do, are handed over one by one. Each combination of ring slots is, too, the first time it
 comes: kernels are built then.
@@ -25,6 +26,7 @@ from hetsched.executors import rounds
 from hetsched.executors.active import Active, Item, name_of
 from hetsched.executors.binding import LATER, MOVE, Call
 from hetsched.executors.tracing import KEPT_TURNS, Note
+from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Launch
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 # Fewer turns are not worth it.
 LEAST_TURNS = 16
+# What is brought to the host from each turn is laid up on the device if it has at most so many elements a turn, and so many bytes in all.
+MOST_LAID_UP = 4096
+MOST_LAID_UP_NBYTES = 32 << 20
 # Launches of the first turns are timed one by one, as they are where the walk hands them over.
 TIMED_TURNS = 8
 # A graph holds at most so many turns and launches: what is saved by more is nothing beside what capturing them costs.
@@ -60,8 +65,8 @@ def stream_for(crew: Crew, item: Item, inner: Active) -> Any:
     for span in plan.spans:
         command = span.command
         if isinstance(command, Copy):
-            is_turn = command.value == frame.turn_value and command.src.node == HOST
-            if not is_turn or command.dst.generation or command.dst.node == HOST:
+            is_turn = command.value == frame.turn_value and command.src.node == HOST and command.dst.node != HOST
+            if command.src.generation or command.dst.generation or not (is_turn or _is_laid_up(inner, command)):
                 return None
     lanes = {lane for step in program.steps for lane in step.lanes if lane.kind != "copy"}
     if len(lanes) != 1 or not rounds.is_lonely(item.active.frame.program, item.step.index):
@@ -69,6 +74,16 @@ def stream_for(crew: Crew, item: Item, inner: Active) -> Any:
     stream_of: Any = getattr(driver, "stream_of", None)
     stream = stream_of(lanes.pop()) if stream_of is not None else None
     return stream if getattr(stream, "counts_turns", False) else None
+
+
+def _is_laid_up(inner: Active, command: Copy) -> bool:
+    """True for a copy of something small to its place in a sequence."""
+    frame, value = inner.frame, command.value
+    form = array_form(frame.graph.spec(value))
+    if command.dst.node != HOST or command.src.node == HOST or form is None or form.is_bounded:
+        return False
+    is_small = 0 < form.size <= MOST_LAID_UP and form.nbytes * frame.turns <= MOST_LAID_UP_NBYTES
+    return is_small and frame.gathering.is_straight(value) and value not in frame.gathering.by_rows
 
 
 class _Turn:
@@ -99,7 +114,14 @@ class _Pattern:
     def __init__(self, inner: Active, stream: Any) -> None:
         bindings = inner.frame.bindings
         self.stream = stream
-        self.counter = stream.turn_counter()
+        self.counter = stream.scratch((), np.int64)
+        # Value -> where its elements are laid up, and how many are there.
+        self.laid_up: dict[int, tuple[Any, Any]] = {}
+        for span in inner.frame.plan.spans:
+            if isinstance(c := span.command, Copy) and c.dst.node == HOST:
+                form = array_form(inner.frame.graph.spec(c.value))
+                assert form is not None
+                self.laid_up[c.value] = (stream.scratch((inner.frame.turns, *form.bounds), form.dtype), stream.scratch((), np.int64))
         self.order = _in_order(inner)
         self.period = math.lcm(*(bindings.period(step) for step in self.order))
         self.keys: dict[tuple[int, bool], tuple[int, ...]] = {}
@@ -127,7 +149,9 @@ class Devoted:
         pattern = _Pattern.of(inner, stream)
         self.order, self.counter, self.period = pattern.order, pattern.counter, pattern.period
         self.keys, self.turns, self.groups = pattern.keys, pattern.turns, pattern.groups
-        self.doer.move(np.zeros((), np.int64), self.counter)
+        self.laid_up = pattern.laid_up
+        for counter in (self.counter, *(counter for _, counter in self.laid_up.values())):
+            self.doer.move(np.zeros((), np.int64), counter)
         self.kept = KEPT_TURNS if crew.trace else 0
         self.timed = TIMED_TURNS if crew.trace and getattr(stream, "is_timed", False) else 0
         self.marks: deque[Any] = deque()
@@ -157,6 +181,9 @@ class Devoted:
                 if turn - marked >= self.mark_turns:
                     marked = turn
                     self._mark(turn)
+            if crew.error is None:
+                for value, (rows, _) in self.laid_up.items():
+                    self.doer.move(rows, self.frame.gathering.targets[value][:last])
             end = self.stream.record()
             self._wait(end, turn)
         except BaseException:
@@ -205,6 +232,9 @@ class Devoted:
         """The calls of a step; the number of the turn is counted instead of copied."""
         frame = self.frame
         command = frame.plan.spans[frame.program.steps[step].spans[0]].command
+        if isinstance(command, Copy) and command.dst.node == HOST:
+            rows, counter = self.laid_up[command.value]
+            return [(self.stream.lay_up, (frame.locate(command.value, command.src.node, turn),), (rows, counter), None, {}, -1)]
         if isinstance(command, Copy):
             target = frame.buffer(command.value, command.dst.node, turn)
             return [(self.stream.count_turn, (self.counter,), (target,), None, {}, -1)]

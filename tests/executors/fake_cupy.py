@@ -295,6 +295,8 @@ def install(monkeypatch, devices=1):
     from hetsched.executors.backends import cuda
 
     monkeypatch.setitem(sys.modules, "cupy", build(devices))
+    # Kernels of NumPy run when they are captured, and not when their graph is launched.
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "0")
     # Imported anew, with this CuPy; behind the test it is what it was, or is not there, so that no test of a card meets it.
     monkeypatch.setitem(sys.modules, LIVE, None)
     del sys.modules[LIVE]

@@ -401,8 +401,8 @@ def run_segment(stream, calls):
             stream.launch(*call[:5])
 
 
-@pytest.mark.parametrize("graphs", ["", "1"])
-def test_launches_that_come_again_are_one_graph_by_request(fake, monkeypatch, graphs):
+@pytest.mark.parametrize("graphs", ["", "1", "0"])
+def test_launches_that_come_again_are_one_graph_unless_that_is_turned_off(fake, monkeypatch, graphs):
     monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", graphs)
     device = opened(fake)
     stream = device.stream("compute")
@@ -418,7 +418,7 @@ def test_launches_that_come_again_are_one_graph_by_request(fake, monkeypatch, gr
         start, finish = event.span()
         assert start <= finish
         assert (out == turn).all()
-    if graphs:
+    if graphs != "0":
         assert fake_cupy.Graph.launched == 3
         assert allocators[:2] == [None, None]
         assert allocators[2:] == [stream._pool.malloc] * 2  # once, while they were captured

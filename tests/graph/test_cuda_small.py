@@ -113,6 +113,15 @@ def test_dense(xp, activation, shape, kernels):
     check(xp, "nn.dense", [x.reshape(1, n, k), w, b], kernels, activation=activation)
 
 
+def test_a_dense_layer_of_no_inputs_is_its_bias(xp):
+    op = find("nn.dense")
+    for lead in ((5,), (0,), (2, 3), ()):
+        out = seen_by_cuda(np.full((*lead, 2), 9, np.float32))
+        inputs = [np.empty((*lead, 0), np.float32), np.empty((0, 2), np.float32), np.asarray([1, -2], np.float32)]
+        op.kernels["cuda"](xp, [seen_by_cuda(x) for x in inputs], [out], None, op.check_attributes({}))
+        assert (out == [1, -2]).all()
+
+
 def test_relu_keeps_nan(xp):
     x, w = np.asarray([[np.nan, 1], [-1, 1]], np.float32), np.asarray([[1.0], [0.5]], np.float32)
     out = seen_by_cuda(np.zeros((2, 1), np.float32))

@@ -11,9 +11,11 @@ bring, and a download to where another has not landed, wait for that on the host
 Neighbouring element-wise launches of a step that comes again are one kernel (_cuda_chains.py); `HETSCHED_CUDA_CHAINS=0` leaves them apart.
 One that does not build is launched one by one.
 
-With `HETSCHED_CUDA_GRAPHS=1` launches that follow each other and come again are captured as a CUDA graph the second time, and from then on handed
+Launches that follow each other and come again are captured as a CUDA graph the second time, and from then on handed
 over as one. What kernels make for themselves while they are captured comes from a pool of the stream's own: a graph uses that memory whenever it
-runs. A segment that cannot be captured (a kernel that asks the device for a value, say) is launched one by one, as all are by default.
+runs; matrix products are asked of cuBLAS itself (_cuda_blas.py), since CuPy refuses to. A segment that cannot be captured (a kernel that asks the
+device for a value, say) is launched one by one, as all are with
+`HETSCHED_CUDA_GRAPHS=0`.
 
 Nothing here has been run on a device by those who wrote it: it was tried against a CuPy of NumPy (tests/executors/fake_cupy.py), which has the same
 calls, streams that run behind, and pinned memory, but is no GPU.
@@ -36,9 +38,10 @@ import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Copiers, Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._cuda_blas import Capturing, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
-from hetsched.graph.ops._cuda_small import next_turn
+from hetsched.graph.ops._cuda_small import lay_up, next_turn
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
 # and those of devices that are no more.
@@ -198,14 +201,17 @@ class Stream:
 
     is_timed = True
     count_turn = staticmethod(next_turn)
+    lay_up = staticmethod(lay_up)
 
     def __init__(self, live: LiveDevice, kind: str) -> None:
         self.live = live
         self.kind = kind
         self._segments: dict[int, _Segment] = {}
-        self._captures = os.environ.get(_GRAPHS, "").strip().lower() in ("1", "true", "yes", "on")
+        self._captures = os.environ.get(_GRAPHS, "").strip().lower() not in ("0", "false", "no", "off")
         self._fuses = os.environ.get(_CHAINS, "").strip().lower() not in ("0", "false", "no", "off")
         self._pool: Any = None
+        self._capturing: Any = None
+        self._products: Products | None = None
         self.stream = _idle_or_new(live.device)
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
@@ -249,15 +255,19 @@ class Stream:
         """True if it is worth its while to do a loop alone, and to count the turns on the device: its turns become graphs."""
         return self._captures
 
-    def turn_counter(self) -> DeviceArray:
-        """An int64 on the device. The kernel `count_turn` writes it to its output, and adds 1 to it."""
+    def scratch(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """An array outside the arena. Kernels for it: `count_turn` writes its input, a counter, to its output, and adds 1 to it; `lay_up` writes its
+
+        input to that row of its first output which its second one counts.
+        """
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         with self.live.device:
-            counter = cupy.ndarray((), np.int64, memptr=cupy.cuda.MemoryPointer(_allocated(256), 0))
-        return DeviceArray(self.live, counter)
+            array = cupy.ndarray(shape, dtype, memptr=cupy.cuda.MemoryPointer(_allocated(max(nbytes, 256)), 0))
+        return DeviceArray(self.live, array)
 
     def segment(self, calls: Sequence[tuple[Any, ...]], known: bool = False) -> bool:
         """Enqueue launches that follow each other, (kernel, inputs, outputs, workspace, attributes, ...) each: neighbouring element-wise ones as one
-        kernel, and by request all of them as one graph.
+        kernel, and all of them as one graph where graphs are not turned off.
 
         False for a list that comes for the first time (its kernels are built when they are launched one by one), and for one of which nothing can
         be put together. known: its kernels have been launched before, so that it need not come twice.
@@ -274,7 +284,7 @@ class Stream:
         if found.pieces is None:
             found.pieces, found.chained = self._put_together(calls)
         if self._captures and found.graph is None and not found.refused:
-            found.graph = self._capture(found.pieces)
+            found.graph = self._capture(calls)
             found.refused = found.graph is None
         if found.graph is not None:
             self._do("a graph", partial(found.graph.launch, stream=self.stream))
@@ -298,15 +308,15 @@ class Stream:
             error.failed_task = task  # type: ignore[attr-defined]
             raise
 
-    def _put_together(self, calls: Sequence[tuple[Any, ...]]) -> tuple[list[_Piece], bool]:
-        """What enqueues `calls`, and whether chains are among it."""
+    def _put_together(self, calls: Sequence[tuple[Any, ...]], xp: Any = cupy) -> tuple[list[_Piece], bool]:
+        """What enqueues `calls`, and whether chains are among it. xp: what kernels get as CuPy."""
         pieces: list[_Piece] = []
         chained = False
         for group, parts in grouped(calls) if self._fuses else [([call], []) for call in calls]:
             chain = chain_of(parts) if parts else None
             kernel = None if chain is None else self._built(chain.source)
             if chain is None or kernel is None:
-                pieces += [(call[5], _as_piece(call)) for call in group]
+                pieces += [(call[5], _as_piece(call, xp)) for call in group]
             else:
                 given = (*(x.array for x in chain.arrays), *chain.scalars)
                 pieces.append((group[0][5], partial(kernel, chain.grid, (THREADS,), given)))
@@ -326,10 +336,25 @@ class Stream:
                 _chains[key] = None  # its launches one by one do the same
         return _chains[key]
 
-    def _capture(self, pieces: Sequence[_Piece]) -> Any:
+    def _library(self) -> Any:
+        """CuPy, with matrix products that can be captured where cuBLAS is here."""
+        if self._capturing is None:
+            self._capturing = cupy
+            with suppress(Exception), self.live.device:
+                self._products = Products(cupy, self.stream, library(cupy))
+                self._capturing = Capturing(cupy, self._products)
+        return self._capturing
+
+    def _capture(self, calls: Sequence[tuple[Any, ...]]) -> Any:
         """The graph of launches, instantiated; None where something in them cannot be captured. Nothing is done on the device."""
         if self._pool is None:
             self._pool = cupy.cuda.MemoryPool()
+        graph = self._captured(calls, cupy) if self._capturing is None else None
+        # Where CuPy alone cannot, it is a product perhaps: cuBLAS takes milliseconds to be there, so it is not asked before.
+        return self._captured(calls, self._library()) if graph is None else graph
+
+    def _captured(self, calls: Sequence[tuple[Any, ...]], xp: Any) -> Any:
+        pieces, _ = self._put_together(calls, xp)
         graph = None
         try:
             with _capturing, self.live.device, self.stream, cupy.cuda.using_allocator(self._pool.malloc):
@@ -430,7 +455,10 @@ class Stream:
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._segments.clear()
-        self._pool = None
+        if self._products is not None:
+            with suppress(Exception):
+                self._products.close()
+        self._pool = self._products = self._capturing = None
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
 
@@ -582,11 +610,11 @@ class LiveDevice:
         return f"<LiveDevice {self.name}: arena of {self.nbytes} bytes, {len(self._streams)} streams>"
 
 
-def _as_piece(call: Sequence[Any]) -> Callable[[], Any]:
+def _as_piece(call: Sequence[Any], xp: Any = cupy) -> Callable[[], Any]:
     """What calls the kernel of a launch with CuPy's arrays."""
     kernel, inputs, outputs, workspace, attributes, *_ = call
     outs = [x if x is None else x.array for x in outputs]
-    return partial(kernel, cupy, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+    return partial(kernel, xp, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
 
 
 def _idle_or_new(device: Any) -> Any:

@@ -185,6 +185,15 @@ extern "C" __global__ void next_turn(i64 *counter, i64 *turn) {
 }
 """
 
+_LAY_UP = """
+extern "C" __global__ void lay_up(const W *x, W *rows, i64 *counter, u32 n) {
+    const i64 row = counter[0];
+    for (u32 j = threadIdx.x; j < n; j += blockDim.x) rows[row * n + j] = x[j];
+    __syncthreads();
+    if (threadIdx.x == 0) counter[0] = row + 1;
+}
+"""
+
 
 @cache
 def _function(xp: Any, device: int, source: str, name: str) -> Any:
@@ -282,6 +291,13 @@ def product(xp: Any, a: Any, b: Any, out: Any) -> bool:
 def next_turn(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, attributes: Any) -> None:
     """turn = counter, counter += 1: int64 scalars."""
     _function(xp, int(xp.cuda.Device().id), _HEAD + _NEXT_TURN, "next_turn")((1,), (1,), (inputs[0], outputs[0]))
+
+
+def lay_up(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, attributes: Any) -> None:
+    """rows[counter] = x, counter += 1; x is contiguous, and has the shape of a row."""
+    (x,), (rows, counter) = inputs, outputs
+    word = _word(x.nbytes, x, rows)
+    _run(xp, "lay_up", _LAY_UP, _typedef(W=_WORDS[word]), 1, x, rows, counter, np.uint32(x.nbytes // word))
 
 
 def bias(xp: Any, out: Any, b: Any, relu: bool) -> bool:

@@ -212,7 +212,8 @@ def _cuda_dense(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: A
     """One kernel where there are few columns; else a product, and one for bias and activation."""
     (x, w), out = inputs[:2], outputs[0]
     b, relu = inputs[2] if len(inputs) == 3 else None, attributes["activation"] == "relu"
-    x, rows = x.reshape(-1, w.shape[0]), out.reshape(-1, w.shape[1])
+    count = math.prod(x.shape[:-1])  # -1 would not do where there are no columns
+    x, rows = x.reshape(count, w.shape[0]), out.reshape(count, w.shape[1])
     if not rows.size or _cuda_small.dense(xp, x, w, b, rows, relu):
         return
     _product(xp, x, w, rows)
