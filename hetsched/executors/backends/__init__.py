@@ -16,7 +16,6 @@ from hetsched.machine.calibration import applied, load
 from hetsched.machine.machine import HERE
 from hetsched.machine.watts import of_environment
 
-
 _TWINS = "HETSCHED_OPENCL_TWINS"
 _GENERAL = ("any", "gpu")  # patterns that name no kind of device
 

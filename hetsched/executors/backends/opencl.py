@@ -30,7 +30,6 @@ import numpy as np
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
 from hetsched.executors.backends._common import kept_speeds, least_seconds, row_seconds, streams
-from hetsched.executors.forks import leaves_alone
 from hetsched.executors.cores import cores
 from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
