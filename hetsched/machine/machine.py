@@ -32,7 +32,7 @@ class Device:
     lanes: launches at a time (CPU threads, streams). io_lanes: launches that wait without computing (`Op.waits`), at a time.
     memory: its memory node. languages: what it runs, best first (see `Op.kernel_for`).
     flops_per_second: dtype name -> peak of ONE lane. bytes_per_second: memory bandwidth of one lane.
-    cache_nbytes: of the last cache, which its lanes share; None: not known.
+    cache_nbytes: of the last cache, which its lanes share, or of each of `caches` equal ones, over which they are spread; None: not known.
     launch_seconds: the fixed cost of a launch. crossing_seconds: the cost of handing work from one lane to another.
     shares_lanes: True where lanes are threads that share the device's tasks (the plan fixes device and priority, not the thread);
     False where a lane is a stream, walked in plan order. widths: launch widths (lanes taken at once) the device offers.
@@ -63,6 +63,7 @@ class Device:
     unified: bool = False
     always_on: bool = True
     cache_nbytes: int | None = None
+    caches: int = 1
     fingerprint: str = ""
     stands_for: str = ""
 
