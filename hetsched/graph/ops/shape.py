@@ -16,7 +16,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, OpenCL, anywhere
 from hetsched.graph.ops import _cl_shape as opencl
-from hetsched.graph.ops import _cuda_small
+from hetsched.graph.ops import _cuda_scatter, _cuda_small
 from hetsched.graph.ops._rules import (
     FLOATS,
     Shape,
@@ -416,8 +416,10 @@ def _scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: 
 
 
 def _cuda_scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
-    """CUDA adds up atomically in some dtypes only: int64 wraps around as uint64 does, and narrow integers are added up as int32."""
+    """Many rows are added up atomically, in dtypes that CUDA does it in: int64 wraps around as uint64 does, narrow integers are added up as int32."""
     (indices, updates), out = inputs, outputs[0]
+    if _cuda_scatter.scatter_add(xp, indices, updates, out, attributes["axis"]):
+        return
     if out.dtype.name == "int64":
         _scatter_add(xp, [indices, updates.view(xp.uint64)], [out.view(xp.uint64)], workspace, attributes)
     elif out.dtype.kind in "iu" and out.dtype.itemsize < 4:
