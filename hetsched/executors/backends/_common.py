@@ -17,6 +17,7 @@ import numpy as np
 
 from hetsched.errors import InternalError
 
+_MOST_EXPECTED = 32  # downloads on their way before those that have landed are forgotten
 _PART_NBYTES = 512 << 10  # that a thread copies at least: 50 us, as long as handing it over may take
 
 
@@ -155,11 +156,27 @@ class Landings:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._expected: list[Landing | Arrival] = []
+        self._low, self._high = 0, 0  # all that is expected lies between these
+        self._most = _MOST_EXPECTED
+
+    @property
+    def is_any(self) -> bool:
+        """False where nothing is on its way."""
+        return bool(self._expected)
 
     def expect(self, landing: Landing | Arrival) -> None:
         """Note what a download is to bring."""
         with self._lock:
             self._expected.append(landing)
+            first = len(self._expected) == 1
+            self._low, self._high = (landing.start, landing.end) if first else (min(self._low, landing.start), max(self._high, landing.end))
+            if len(self._expected) > self._most:
+                self._keep([x for x in self._expected if not x.has_landed])
+                self._most = max(_MOST_EXPECTED, 2 * len(self._expected))
+
+    def _keep(self, left: list[Landing | Arrival]) -> None:
+        self._expected = left
+        self._low, self._high = min((x.start for x in left), default=0), max((x.end for x in left), default=0)
 
     def settle(self, host: Any, by_device: bool = False) -> None:
         """Wait for downloads that are to land in the bytes of a host array, and forget those that have landed.
@@ -169,9 +186,12 @@ class Landings:
         if not self._expected:
             return
         start, end = range_of(host)
+        if end <= self._low or start >= self._high:
+            return
         with self._lock:
-            waiting = [x for x in self._expected if x.start < end and start < x.end and not (by_device and isinstance(x, Arrival))]
-            self._expected = [x for x in self._expected if x not in waiting and not x.has_landed]
+            left = [x for x in self._expected if not x.has_landed]
+            waiting = [x for x in left if x.start < end and start < x.end and not (by_device and isinstance(x, Arrival))]
+            self._keep([x for x in left if x not in waiting] if waiting else left)
         for landing in waiting:
             landing.wait()
             landing.land()
