@@ -146,8 +146,10 @@ class Event:
             self.pass_by(spin_seconds)
         except Exception as error:
             raise self.stream.live.refusal("a command failed", error) from error
-        for landing in self.landings:
-            landing.land()
+        if self.landings:
+            for landing in self.landings:
+                landing.land()
+            self.stream.live.on_their_way.forget(self.landings)
         self.release()
 
     def pass_by(self, spin_seconds: float = 0.0) -> None:
