@@ -196,7 +196,7 @@ class Crew:
                 f"the run came to a stop before its end, {sum(len(log.times) for log in runner.logs) // 3} of {self.total} steps done"
             )
         active.logs = runner.noted()
-        active.busy[self.host] = sum(log.seconds for log in runner.logs)
+        active.busy[self.host] = runner.seconds
         if self.progress is not None:
             self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
 
@@ -614,7 +614,7 @@ class Crew:
                 return
         program = inner.frame.program
         inner.logs = shared.noted()
-        inner.busy[self.host] = inner.busy.get(self.host, 0.0) + sum(log.seconds for log in shared.logs)
+        inner.busy[self.host] = inner.busy.get(self.host, 0.0) + shared.seconds
         self.done += shared.turns * sum(len(step.spans) for step in program.steps)
         self._end_loop(inner)
 

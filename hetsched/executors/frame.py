@@ -69,6 +69,7 @@ class Frame:
         self._programs: dict[int, Program] = {}
         self.shape: Any = None  # what `relay` keeps between runs
         self.pattern: Any = None  # what `devoted` keeps between runs
+        self.cold: frozenset[int] = frozenset()  # tasks whose launches in this run do what a process does once (`warming`)
         self.needed: Mapping[str, int] | None = None  # threads that the plan can keep busy, by kind, once a crew has asked
         self.bodies: Mapping[int, Program] | None = None  # of the outermost frame: id of each body's plan -> its program, made before the first run
         self._find_places()
@@ -134,6 +135,7 @@ class Frame:
         """Hold nothing of the run that has ended: inputs and outputs are the caller's."""
         self.cells.clear()
         self._first.clear()
+        self.cold = frozenset()
         given = [v for v, x in self.borrowed.items() if x is not None]
         self.bindings.forget([*given, *self.owned])
         self.borrowed.update(dict.fromkeys(given))

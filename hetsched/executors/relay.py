@@ -21,9 +21,9 @@ from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, Sharing, is_atomic, is_plain
 from hetsched.executors.straight import Straight, pairs_of
-from hetsched.executors.tracing import Log, Logs
+from hetsched.executors.tracing import Log
 from hetsched.quiet import no_garbage_collection
-from hetsched.timeline import STAY_SHARE, STAY_STEPS, Launch
+from hetsched.timeline import STAY_SHARE, STAY_STEPS
 
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
@@ -105,8 +105,7 @@ class Relay(Sharing):
     """One run of a frame's steps. A ready step is its rank."""
 
     def __init__(self, crew: Crew, frame: Frame, new_thread: Callable[..., Any] = threading.Thread) -> None:
-        super().__init__(crew, new_thread)
-        self.frame = frame
+        super().__init__(crew, frame, new_thread)
         n = len(frame.program.steps)
         if frame.shape is None:
             with no_garbage_collection():
@@ -124,17 +123,20 @@ class Relay(Sharing):
         self.stay = 0 if frame.plan.keeps_order else max(STAY_STEPS, int(STAY_SHARE * n))
         self.is_done = self.halted = not n
         self.counted = count(1)
-        self.logs: list[Log] = []
 
-    def new_log(self, lane: int) -> Log:
-        """See `Sharing.new_log`."""
-        log = Log(lane, [], {})
-        self.logs.append(log)
-        return log
+    @property
+    def places(self) -> int:
+        """See `Sharing.places`: the code of a step is its rank."""
+        return len(self.order)
 
-    def noted(self) -> Logs:
-        """What the threads noted of the run, which is over; nothing else of it is held."""
-        return Logs(self.logs, self.order, self.crew.zero)
+    @property
+    def seconds(self) -> float:
+        """See `Sharing.seconds`: of what was noted, which is all where there is a trace."""
+        return float(sum(sum(log.times[2::3]) - sum(log.times[1::3]) for log in self.logs))
+
+    def so_far(self) -> int:
+        """See `Sharing.so_far`."""
+        return next(self.counted)
 
     def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is a rank."""
@@ -183,7 +185,7 @@ class Relay(Sharing):
                 self.is_done = True
                 self.halt()
                 return
-            if self.halted or (is_asked and self._asked(rank, finish)):
+            if self.halted or (is_asked and self._asked(self.order[rank], finish)):
                 return
             if best >= 0 and not (heap and heap[0] < best - stay):
                 rank = best
@@ -220,21 +222,3 @@ class Relay(Sharing):
         except Exception as error:
             raise self.frame.failure(error, task, 0) from error
         return marks
-
-    def _asked(self, rank: int, now: float) -> bool:
-        """Tell how far the run is; True if it is to stop."""
-        crew = self.crew
-        if crew.deadline is not None and now > crew.deadline:
-            self._stop(True)
-        elif crew.progress is not None:
-            try:
-                self._tell(self.order[rank])
-            except BaseException as error:  # whoever listens has gone away, perhaps
-                self._fail(error)
-        return self.halted
-
-    def _tell(self, step: int) -> None:
-        crew, command = self.crew, self.frame.plan.spans[self.frame.program.steps[step].spans[-1]].command
-        assert crew.progress is not None
-        assert isinstance(command, Launch)
-        crew.progress(next(self.counted), crew.total, self.frame.graph.task_names[command.task])

@@ -18,17 +18,16 @@ both more than the wait. So between two steps there are a few lookups in flat li
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush, heappushpop
 from itertools import cycle
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS, Sharing, is_atomic, is_plain
-from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note
-from hetsched.timeline import Launch
+from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Log
 
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
@@ -152,50 +151,14 @@ class Pattern:
         return tokens, ready
 
 
-class Log:
-    """What one thread did: of the first and last turns the code, start and finish of each step, one after another; and how long it was at steps in
-
-    all. marks: code -> (task -> when it ended), of steps of several tasks.
-    """
-
-    __slots__ = ("done", "lane", "marks", "seconds", "times")
-
-    def __init__(self, lane: int) -> None:
-        self.lane = lane
-        self.times: list[Any] = []
-        self.marks: dict[int, Mapping[int, float]] = {}
-        self.seconds = 0.0
-        self.done = 0  # tasks; counted where somebody asks
-
-    def notes(self, order: Sequence[int], zero: float) -> Iterator[Note]:
-        """The same as notes, of a run that began at `zero`; `order` holds the steps by place."""
-        times, places = self.times, len(order) + 1
-        for code, start, finish in zip(times[::3], times[1::3], times[2::3], strict=True):
-            turn, at = divmod(code, places)
-            yield Note(order[at], turn, self.lane, start - zero, finish - zero, self.marks.get(code))
-
-
-class Turns(NamedTuple):
-    """The logs of all threads, of a run that began at `zero`. order: the steps by place."""
-
-    logs: Sequence[Log]
-    order: Sequence[int]
-    zero: float
-
-    def notes(self) -> list[Note]:
-        """The same as notes."""
-        return [note for log in self.logs for note in log.notes(self.order, self.zero)]
-
-
 class Rounds(Sharing):
     """One run of a loop's body. A ready step is its code (see `Pattern`)."""
 
     def __init__(self, crew: Crew, frame: Frame) -> None:
-        super().__init__(crew)
-        self.frame = frame
+        super().__init__(crew, frame)
         program = frame.program
         self.pattern = pattern = Pattern(program)
-        self.turns, self.places, self.lag = frame.turns, pattern.places, pattern.lag
+        self.turns, self.order, self.lag = frame.turns, pattern.order, pattern.lag
         # Where another thread has nothing to do, what is owed is settled behind a step once it is so many.
         self.least = [self.lag // 4 if is_serial else 1 for is_serial in pattern.is_serial]
         self.end = self.turns * self.places
@@ -207,7 +170,6 @@ class Rounds(Sharing):
         self.acts: list[list[Act | None]] = [[None] * frame.bindings.period(step) for step in pattern.order]
         self.sizes = [len(program.steps[step].spans) for step in pattern.order]
         self.careful = self._find_careful()
-        self.logs: list[Log] = []
         self.told = 0.0
         self.halted = not self.turns
         for code in ready:
@@ -228,15 +190,19 @@ class Rounds(Sharing):
             found |= {turn * places + at for turn in TIMED_TURNS for at in several}
         return frozenset(found)
 
-    def noted(self) -> Turns:
-        """What was noted of the run, which is over, and nothing else of it."""
-        return Turns(self.logs, self.pattern.order, self.crew.zero)
+    @property
+    def places(self) -> int:
+        """See `Sharing.places`: the steps, and the end of the turn."""
+        return self.pattern.places
 
-    def new_log(self, lane: int) -> Log:
-        """See `Sharing.new_log`."""
-        log = Log(lane)
-        self.logs.append(log)
-        return log
+    @property
+    def seconds(self) -> float:
+        """See `Sharing.seconds`."""
+        return sum(log.seconds for log in self.logs)
+
+    def so_far(self) -> int:
+        """See `Sharing.so_far`."""
+        return self.crew.done + sum(log.done for log in self.logs)
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:
         """Wake one of the idle, unless what waits takes less than waking costs."""
@@ -247,6 +213,7 @@ class Rounds(Sharing):
     def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """See `Sharing.follow`; `first` is a code."""
         crew, pattern, mine, places, tokens, end, owed = self.crew, self.pattern, kind == "io", self.places, self.tokens, self.end, self.owed
+        order = self.order
         near, far, later, acts, lag, least, span = pattern.near, pattern.far, pattern.later, self.acts, self.lag, self.least, len(tokens)
         take, clock, careful, note, looked = next, perf_counter, self.careful, log.times.extend, perf_counter()
         kept, late = (KEPT_TURNS * places, end - KEPT_TURNS * places) if crew.trace else (0, end)
@@ -284,7 +251,7 @@ class Rounds(Sharing):
                 owed.append(code)
                 if len(owed) >= lag or (idle and len(owed) >= least[at]):
                     self._settle(mine)
-            if self.halted or (is_asked and self._asked(at, finish, log)):
+            if self.halted or (is_asked and self._is_due(at, finish, log) and self._asked(order[at], finish)):
                 return
             code = heappushpop(heap, best) if best >= 0 else self._next(heap, mine)
             if code < 0:
@@ -345,23 +312,11 @@ class Rounds(Sharing):
             if code == self.end - 1:
                 self.halt()
 
-    def _asked(self, at: int, now: float, log: Log) -> bool:
-        """Tell how far the loop is; True if it is to stop."""
-        crew = self.crew
+    def _is_due(self, at: int, now: float, log: Log) -> bool:
+        """Count a step; True where it is time to tell of it, or too late."""
         log.done += self.sizes[at]
-        if crew.deadline is not None and now > crew.deadline:
-            self._stop(True)
-        elif crew.progress is not None and now - self.told > TELL_SECONDS:
+        deadline = self.crew.deadline
+        if now - self.told > TELL_SECONDS or (deadline is not None and now > deadline):
             self.told = now
-            try:
-                self._tell(self.pattern.order[at])
-            except BaseException as error:  # whoever listens has gone away, perhaps
-                self._fail(error)
-        return self.halted
-
-    def _tell(self, step: int) -> None:
-        crew, program = self.crew, self.frame.program
-        assert crew.progress is not None
-        command = program.plan.spans[program.steps[step].spans[-1]].command
-        assert isinstance(command, Launch)
-        crew.progress(crew.done + sum(log.done for log in self.logs), crew.total, self.frame.graph.task_names[command.task])
+            return True
+        return False

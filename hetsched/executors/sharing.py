@@ -25,11 +25,13 @@ import numpy as np
 from hetsched.executors.hands import Door
 from hetsched.executors.interrupts import heard
 from hetsched.executors.program import Program
+from hetsched.executors.tracing import Log, Logs
 from hetsched.graph.graph import Loop
 from hetsched.timeline import Launch
 
 if TYPE_CHECKING:
     from hetsched.executors.cpu import Crew
+    from hetsched.executors.frame import Frame
 
 KINDS = ("compute", "io")
 
@@ -58,10 +60,17 @@ def is_plain(program: Program, host: str) -> bool:
 
 
 class Sharing(ABC):
-    """Steps that several threads share. `ready`: for each kind of thread a heap of whole numbers, the lowest goes first; the subclass says which."""
+    """The steps of a frame that several threads share. `ready`: for each kind of thread a heap of codes (see `tracing.Logs`), the lowest goes first.
 
-    def __init__(self, crew: Crew, new_thread: Callable[..., Any] = threading.Thread) -> None:
+    order: the steps by place.
+    """
+
+    order: Sequence[int]
+
+    def __init__(self, crew: Crew, frame: Frame, new_thread: Callable[..., Any] = threading.Thread) -> None:
         self.crew = crew
+        self.frame = frame
+        self.logs: list[Log] = []
         self.new_thread = new_thread
         self.ready: dict[str, list[int]] = {kind: [] for kind in KINDS}
         self.idle: dict[str, list[Any]] = {kind: [] for kind in KINDS}
@@ -137,13 +146,47 @@ class Sharing(ABC):
                     self.offer(heap, idle)
                 self.follow(first, kind, lane, heap, idle, log)
 
-    @abstractmethod
-    def new_log(self, lane: int) -> Any:
+    def new_log(self, lane: int) -> Log:
         """What a thread notes down, kept for the end."""
+        log = Log(lane)
+        self.logs.append(log)
+        return log
+
+    def noted(self) -> Logs:
+        """What the threads noted of the run, which is over; nothing else of it is held."""
+        return Logs(self.logs, self.order, self.crew.zero, self.places)
+
+    @property
+    @abstractmethod
+    def places(self) -> int:
+        """Codes of a turn."""
+
+    @property
+    @abstractmethod
+    def seconds(self) -> float:
+        """How long the threads were at steps, in all."""
 
     @abstractmethod
-    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Any) -> None:
+    def follow(self, first: int, kind: str, lane: int, heap: list[int], idle: list[Any], log: Log) -> None:
         """Do step `first`, then whatever it leads to, until nothing is ready."""
+
+    @abstractmethod
+    def so_far(self) -> int:
+        """Launches done, as progress counts them. Called for each step of which it may be told."""
+
+    def _asked(self, step: int, now: float) -> bool:
+        """Tell how far the run is, behind a step; True if it is to stop."""
+        crew = self.crew
+        if crew.deadline is not None and now > crew.deadline:
+            self._stop(True)
+        elif crew.progress is not None:
+            command = self.frame.plan.spans[self.frame.program.steps[step].spans[-1]].command
+            assert isinstance(command, Launch)
+            try:
+                crew.progress(self.so_far(), crew.total, self.frame.graph.task_names[command.task])
+            except BaseException as error:  # whoever listens has gone away, perhaps
+                self._fail(error)
+        return self.halted
 
     def offer(self, heap: list[int], idle: list[Any]) -> None:
         """Wake one of the idle for what waits in the heap."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,53 +37,54 @@ class Note(NamedTuple):
     marks: Mapping[int, float] | None = None
 
 
-class Log(NamedTuple):
-    """What a thread that shares steps with others did, in the order in which it did it. times: step, start and finish of each, one after another, on
+class Log:
+    """What a thread that shares steps with others did, in the order in which it did it. times: code (see `Logs`), start and finish of each step, one
 
-    the clock of the threads; no object for each, of which there are thousands. marks: step -> (task -> when it ended), of steps of several tasks.
+    after another, on the clock of the threads; no object for each, of which there are thousands; of a loop the first and last turns. marks: code ->
+    (task -> when it ended), of steps of several tasks. seconds, done: at steps in all, and tasks; counted where somebody asks.
     """
 
-    lane: int
-    times: list[Any]
-    marks: dict[int, Mapping[int, float]]
+    __slots__ = ("done", "lane", "marks", "seconds", "times")
 
-    @property
-    def seconds(self) -> float:
-        """All that time."""
-        return float(sum(self.times[2::3]) - sum(self.times[1::3]))
+    def __init__(self, lane: int, times: list[Any] | None = None, marks: dict[int, Mapping[int, float]] | None = None) -> None:
+        self.lane = lane
+        self.times: list[Any] = [] if times is None else times
+        self.marks: dict[int, Mapping[int, float]] = {} if marks is None else marks
+        self.seconds = 0.0
+        self.done = 0
 
 
 class Logs(NamedTuple):
-    """The logs of all threads, of a run that began at `zero`. order: what the numbers of steps in the logs stand for."""
+    """The logs of all threads, of a run that began at `zero`. order: the steps by place; a step of a turn has the code turn * places + place."""
 
     logs: Sequence[Log]
     order: Sequence[int]
     zero: float
+    places: int
 
     def notes(self) -> list[Note]:
         """The same as notes."""
-        order, zero, out = self.order, self.zero, []
-        for lane, times, marks in self.logs:
-            for number, start, finish in zip(times[::3], times[1::3], times[2::3], strict=True):
-                out.append(Note(order[number], 0, lane, start - zero, finish - zero, marks.get(number)))
+        order, zero, places, out = self.order, self.zero, self.places, []
+        for log in self.logs:
+            times, lane, marks = log.times, log.lane, log.marks
+            for code, start, finish in zip(times[::3], times[1::3], times[2::3], strict=True):
+                turn, at = divmod(code, places)
+                out.append(Note(order[at], turn, lane, start - zero, finish - zero, marks.get(code)))
         return out
 
 
-class Logged(Protocol):
-    """What threads kept in another form than notes."""
-
-    def notes(self) -> list[Note]:
-        """The same as notes."""
-
-
 class Noted(NamedTuple):
-    """What one frame noted of itself: enough to write its trace once the run is over. loops: loop task -> what its body noted."""
+    """What one frame noted of itself: enough to write its trace once the run is over. loops: loop task -> what its body noted.
+
+    cold: tasks whose launches are no measure of others (see `Frame.cold`).
+    """
 
     program: Program
-    notes: list[Note] | Logged
+    notes: list[Note] | Logs
     busy: Mapping[str, float]
     turns: int
     loops: Mapping[int, Noted]
+    cold: frozenset[int] = frozenset()
 
     def trace(self) -> Timeline:
         """The measured timeline, bodies of loops included."""
@@ -91,19 +92,21 @@ class Noted(NamedTuple):
             return self._trace()
 
     def _trace(self) -> Timeline:
-        if isinstance(self.notes, Logs):
+        if isinstance(self.notes, Logs) and self.program.plan.loop is None:
             plain = self.program.straight
             if plain is not None and plain.is_io is None:
                 spans, attributed = _by_arrays(plain, self.notes)
                 return _measured(self.program.plan, spans, self.busy, self.turns, attributed=frozenset(attributed))
         notes = self.notes if isinstance(self.notes, list) else self.notes.notes()
-        return trace_of(self.program, notes, self.busy, self.turns, {task: inner.trace() for task, inner in self.loops.items()})
+        return trace_of(self.program, notes, self.busy, self.turns, {task: inner.trace() for task, inner in self.loops.items()}, self.cold)
 
 
-def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float], turns: int, loops: Mapping[int, Timeline]) -> Timeline:
-    """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so.
+def trace_of(
+    program: Program, notes: Sequence[Note], busy: Mapping[str, float], turns: int, loops: Mapping[int, Timeline], cold: frozenset[int] = frozenset()
+) -> Timeline:
+    """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so, as
 
-    About 1 us a span.
+    launches of `cold` tasks are: nothing is learned from either. About 1 us a span.
     """
     plan = program.plan
     spans: list[Span] = []
@@ -130,6 +133,8 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
             if not program.every:
                 whole[note.step] = known
         _add(spans, attributed, known, lanes, note)
+    if cold:
+        attributed += [i for i, s in enumerate(spans) if type(s.command) is Launch and s.command.task in cold]
     period = None
     if plan.loop is not None:
         ends: dict[int, float] = {}

@@ -237,6 +237,15 @@ class _DeviceModel(Sourced):
     unified: bool = False
     always_on: bool = True
     cache_nbytes: Bytes | None = None
+    caches: Annotated[int, Field(ge=1)] = 1
+
+    @field_validator("caches")
+    @classmethod
+    def _has_lanes_for_them(cls, caches: int, info: ValidationInfo) -> int:
+        lanes = info.data.get("lanes", 1)
+        if caches > lanes:
+            raise ValueError(f"{caches} last caches for {lanes} lanes: a cache has at least one lane; correct one of them")
+        return caches
 
     @field_validator("idle_watts")
     @classmethod

@@ -32,7 +32,7 @@ class Device:
     lanes: launches at a time (CPU threads, streams). io_lanes: launches that wait without computing (`Op.waits`), at a time.
     memory: its memory node. languages: what it runs, best first (see `Op.kernel_for`).
     flops_per_second: dtype name -> peak of ONE lane. bytes_per_second: memory bandwidth of one lane.
-    cache_nbytes: of the last cache, which its lanes share; None: not known.
+    cache_nbytes: of the last cache, which its lanes share, or of each of `caches` equal ones, over which they are spread; None: not known.
     launch_seconds: the fixed cost of a launch. crossing_seconds: the cost of handing work from one lane to another.
     shares_lanes: True where lanes are threads that share the device's tasks (the plan fixes device and priority, not the thread);
     False where a lane is a stream, walked in plan order. widths: launch widths (lanes taken at once) the device offers.
@@ -63,6 +63,7 @@ class Device:
     unified: bool = False
     always_on: bool = True
     cache_nbytes: int | None = None
+    caches: int = 1
     fingerprint: str = ""
     stands_for: str = ""
 
@@ -171,7 +172,7 @@ class Machine:
     name: str = "machine"
     price_per_hour: float | None = None
 
-    discover: ClassVar[Callable[[], Machine] | None] = None
+    discover: ClassVar[Callable[..., Machine] | None] = None
 
     def __post_init__(self) -> None:
         found = faults(self.devices, self.links, self.memories, self.resources)
@@ -179,11 +180,15 @@ class Machine:
             raise MachineError([fault.text for fault in found])
 
     @staticmethod
-    def here() -> Machine:
-        """The machine this runs on, found by the backends (set by `hetsched.executors.backends` when it is imported)."""
+    def here(*named: str) -> Machine:
+        """The machine this runs on, found by the backends (set by `hetsched.executors.backends` when it is imported).
+
+        A card that CUDA and OpenCL offer is there once, as `cuda:0`. named: device patterns that are asked for; `opencl` or `opencl:0` brings its
+        twin.
+        """
         if Machine.discover is None:
             raise MachineError("no backend is loaded; take hetsched.Machine, or import hetsched.executors.backends, before Machine.here()")
-        return Machine.discover()
+        return Machine.discover(*named)
 
     def device(self, device_id: str) -> Device:
         """The device called `device_id`."""

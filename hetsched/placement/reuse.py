@@ -5,6 +5,9 @@ tile comes from memory again and again (tiled Cholesky of 5,120 x 5,120 float32 
 in which the algorithm is written). The cache is looked on as a memory that holds what was touched last. A thread takes, of the most urgent tasks that
 are ready, the one with most of its inputs there, unless the longest path to the end has become as long as all that is left.
 
+A processor may have several last caches (sockets, core complexes), each for some of its cores. Which thread takes a task is settled while it runs, so
+it is not known which cache a task will meet: tasks are dealt to the caches in turn, and a value counts by the share of caches that hold it.
+
 Locality by work stealing and by data-aware queues is known from runtimes (Acar, Blelloch, Blumofe: The data locality of work stealing, SPAA 2000);
 here it is planned, and the plan is taken only where the bytes that need not be fetched are worth more than the makespan that they cost.
 """
@@ -43,51 +46,67 @@ class Work:
     readers: Sequence[int]
 
 
-class Cache:
-    """What was touched last, up to `capacity` bytes. Values that nobody will read again have left it."""
+class Caches:
+    """What was touched last, up to `capacity` bytes in each of `count` caches. Values that nobody will read again have left them."""
 
-    def __init__(self, work: Work, capacity: int) -> None:
-        self.work, self.capacity = work, capacity
-        self.held: OrderedDict[int, int] = OrderedDict()
-        self.used = 0
+    def __init__(self, work: Work, capacity: int, count: int = 1) -> None:
+        self.work, self.capacity, self.count = work, capacity, count
+        self.held: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(count)]
+        self.used = [0] * count
+        self.near: dict[int, int] = {}  # value -> its bytes in all caches that hold it
         self.left = list(work.readers)
+        self.turn = 0  # the cache of the next task
 
     def touch(self, task: int) -> int:
         """Run a task. Bytes of its inputs that were not there."""
-        held, left, nbytes, missed = self.held, self.left, self.work.nbytes, 0
+        at = self.turn
+        self.turn = (at + 1) % self.count
+        held, left, nbytes, missed = self.held[at], self.left, self.work.nbytes, 0
         for value in self.work.reads[task]:
             if value in held:
                 held.move_to_end(value)
             else:
                 missed += nbytes[value]
-                self._hold(value)
+                self._hold(value, at)
             left[value] -= 1
         for value in self.work.reads[task]:
             if not left[value]:
-                self.used -= held.pop(value)
+                self._drop(value)
         for value in self.work.writes[task]:
-            self._hold(value)
-        while self.used > self.capacity:
-            self.used -= held.popitem(last=False)[1]
+            self._hold(value, at)
+        while self.used[at] > self.capacity:
+            value, gone = held.popitem(last=False)
+            self.used[at] -= gone
+            if self.near[value] > gone:
+                self.near[value] -= gone
+            else:
+                del self.near[value]
         return missed
 
-    def _hold(self, value: int) -> None:
-        self.held[value] = self.work.nbytes[value]
-        self.used += self.held[value]
+    def _hold(self, value: int, at: int) -> None:
+        nbytes = self.held[at][value] = self.work.nbytes[value]
+        self.used[at] += nbytes
+        self.near[value] = self.near.get(value, 0) + nbytes
+
+    def _drop(self, value: int) -> None:
+        if value in self.near:
+            del self.near[value]
+            for at, held in enumerate(self.held):
+                self.used[at] -= held.pop(value, 0)
 
     def worth(self, task: int) -> float:
-        """Bytes of its inputs that are there."""
-        held, left, total = self.held, self.left, 0.0
+        """Bytes of its inputs that are there, added up over the caches: it may meet any of them."""
+        near, left, total = self.near, self.left, 0.0
         for value in self.work.reads[task]:
-            if value in held:
-                total += held[value] if left[value] > 1 else held[value] * LAST_READ
+            if value in near:
+                total += near[value] if left[value] > 1 else near[value] * LAST_READ
         return total
 
 
-def missed_bytes(work: Work, order: Sequence[int], capacity: int) -> int:
-    """Bytes that come from memory when the tasks run in this order with a cache of `capacity` bytes."""
-    cache = Cache(work, capacity)
-    return sum(map(cache.touch, order))
+def missed_bytes(work: Work, order: Sequence[int], capacity: int, caches: int = 1) -> int:
+    """Bytes that come from memory when the tasks run in this order, dealt in turn to so many caches of `capacity` bytes."""
+    found = Caches(work, capacity, caches)
+    return sum(map(found.touch, order))
 
 
 def inputs_nbytes(work: Work) -> int:
@@ -96,8 +115,8 @@ def inputs_nbytes(work: Work) -> int:
     return sum(nbytes for value, (nbytes, readers) in enumerate(zip(work.nbytes, work.readers, strict=True)) if readers and value not in made)
 
 
-def by_reuse(work: Work, threads: int, capacity: int) -> list[int]:
-    """The tasks in the order in which `threads` threads would start them."""
+def by_reuse(work: Work, threads: int, capacity: int, caches: int = 1) -> list[int]:
+    """The tasks in the order in which `threads` threads, spread over so many caches of `capacity` bytes, would start them."""
     n = len(work.order)
     place = [0] * n
     for i, task in enumerate(work.order):
@@ -107,7 +126,7 @@ def by_reuse(work: Work, threads: int, capacity: int) -> list[int]:
         path[task] = work.seconds[task] + max((path[after] for after in work.later[task]), default=0.0)
         for after in work.later[task]:
             waits[after] += 1
-    cache, left, out = Cache(work, capacity), sum(work.seconds) / threads, []
+    cache, left, out = Caches(work, capacity, caches), sum(work.seconds) / threads, []
     ready = [i for i, task in enumerate(work.order) if not waits[task]]  # places, in order
     free = [0.0] * threads  # when each thread is
     ends: list[tuple[float, int]] = []  # (end, task) of what runs

@@ -80,22 +80,22 @@ def near_run(draft: GraphDraft, copies: Any) -> Shared | None:
     found = run.to_the_end() if run.way.is_plain else None
     if found is None:
         return None
-    work, threads = run.work(draft.reads), run.way.threads
+    work, threads, caches = run.work(draft.reads), run.way.threads, min(_device_of(draft).caches, run.way.threads)
     per_byte = 1 / (_device_of(draft).bytes_per_second * threads)
-    fetched = missed_bytes(work, found.order(), capacity)
+    fetched = missed_bytes(work, found.order(), capacity, caches)
     if (fetched - inputs_nbytes(work)) * per_byte < LEAST_CHANGE * found.makespan:
         return None  # no order spares that much
-    near = _Run(draft, copies, by_reuse(work, threads, capacity)).to_the_end()
+    near = _Run(draft, copies, by_reuse(work, threads, capacity, caches)).to_the_end()
     if near is None:
         return None
-    now = missed_bytes(work, near.order(), capacity)
+    now = missed_bytes(work, near.order(), capacity, caches)
     if near.makespan + now * per_byte > (found.makespan + fetched * per_byte) * (1 - LEAST_CHANGE):
         return None
     return replace(near, fetched=(now, fetched))
 
 
 def _cache_nbytes(draft: GraphDraft) -> int:
-    """Bytes of cache to count on where the threads of one device do everything, on one lane each, and the values are more than that; else 0."""
+    """Bytes of each cache to count on where the threads of one device do everything, on one lane each, and the values are more than that; else 0."""
     used = {draft.problem.choices[c] for c in set(draft.choice_of)}
     if len(used) > 1 or any(choice.pool < 0 or choice.width > 1 for choice in used):
         return 0

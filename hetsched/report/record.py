@@ -170,6 +170,7 @@ def device_record(device: Device) -> dict[str, Any]:
         "flops_per_second": dict(device.flops_per_second),
         "bytes_per_second": device.bytes_per_second,
         "cache_bytes": device.cache_nbytes,
+        "caches": device.caches,
         "launch_seconds": device.launch_seconds,
         "unified": device.unified,
         "busy_watts": device.busy_watts,

@@ -262,6 +262,10 @@ def memcpy_async(dst, src, size, kind, stream):
     Stream.known[stream].put(copy)
 
 
+def memset_async(ptr, value, size, stream):
+    Stream.known[stream].put(lambda: ctypes.memset(ptr, value, size))
+
+
 def memcpy_peer_async(dst, dst_device, src, src_device, size, stream):
     memcpy_async(dst, src, size, 3, stream)
 
@@ -326,10 +330,10 @@ def build(devices=1):
     module.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
     runtime = SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: devices, memGetInfo=lambda: (TOTAL, TOTAL), memcpyAsync=memcpy_async,
+        memsetAsync=memset_async, getDeviceProperties=lambda i: {"name": b"Fake GPU", "integrated": 0},
         memcpyPeerAsync=memcpy_peer_async, memcpyHostToDevice=1, memcpyDeviceToHost=2, memcpyDeviceToDevice=3, driverGetVersion=lambda: 0,
         runtimeGetVersion=lambda: 0, deviceCanAccessPeer=lambda a, b: 1, deviceEnablePeerAccess=lambda a: None, eventQuery=event_query,
         pointerGetAttributes=pointer_attributes, memoryTypeHost=1, hostRegister=host_register, hostUnregister=host_unregister,
-        getDeviceProperties=lambda i: {"name": b"Fake GPU", "integrated": 0},
     )  # fmt: skip
     module.cuda = SimpleNamespace(
         Stream=Stream, Event=Event, Device=Device, Memory=Memory, MemoryPointer=MemoryPointer, runtime=runtime, get_elapsed_time=get_elapsed_time,

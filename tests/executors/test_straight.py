@@ -90,7 +90,7 @@ def test_a_trace_by_arrays_is_the_one_by_notes():
                 ends = np.linspace(at, finish, len(step.spans) + 1)[1:].tolist()
                 log.marks[step.index] = {made.plan.spans[i].command.task: end - 100.0 for i, end in zip(step.spans, ends, strict=True)}
             at += float(rng.integers(0, 2))
-        noted = Logs(logs, range(len(made.steps)), 100.0)
+        noted = Logs(logs, range(len(made.steps)), 100.0, len(made.steps))
         found = Noted(made, noted, {"cpu": 1.0}, 1, {}).trace()
         wanted = Noted(made, noted.notes(), {"cpu": 1.0}, 1, {}).trace()
         assert found.spans == wanted.spans

@@ -8,9 +8,12 @@ import pytest
 
 import hetsched as hs
 from hetsched.check import check
-from hetsched.executors.backends.cpu import last_cache
+from hetsched.errors import MachineError
+from hetsched.executors.backends import cpu as backend
+from hetsched.executors.backends.cpu import last_caches
 from hetsched.locked import read_plan, write_plan
 from hetsched.machine import Device, Machine
+from hetsched.machine.described import read_machine
 from hetsched.placement import plan_graph
 from hetsched.placement.costs.estimate import Estimate
 from hetsched.placement.reuse import COUNTED_SHARE, Work, by_reuse, inputs_nbytes, missed_bytes
@@ -171,6 +174,10 @@ def test_orders_of_random_work(seed):
         assert all(place[task] < place[after] for task, row in enumerate(work.later) for after in row)
         assert missed_bytes(work, order, 10**9) == inputs_nbytes(work)
         assert inputs_nbytes(work) <= missed_bytes(work, order, capacity) <= missed_bytes(work, order, 0)
+        for caches in (2, 3):
+            order = by_reuse(work, threads, capacity, caches)
+            assert sorted(order) == list(range(len(work.order)))
+            assert missed_bytes(work, order, 10**9) <= missed_bytes(work, order, capacity, caches) <= missed_bytes(work, order, 0)
 
 
 def test_bytes_are_counted_by_hand():
@@ -200,22 +207,95 @@ def test_what_is_urgent_goes_first():
     assert order.index(chain - 1) >= n - 2, "the chain and the rest end together"
 
 
+def made_up(folder, cores, levels, sharing):
+    """Caches as Linux tells of them. levels: (level, kind, size); sharing: the lists of cores that share one of the last level."""
+    for core in cores:
+        for number, (level, kind, size) in enumerate(levels):
+            at = folder / f"cpu{core}" / "cache" / f"index{number}"
+            at.mkdir(parents=True)
+            mine = next((text for text in sharing if core in backend._numbers(text)), str(core)) if number == len(levels) - 1 else str(core)
+            for name, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", mine)):
+                (at / name).write_text(text + "\n")
+
+
+LEVELS = [("1", "Data", "32K"), ("1", "Instruction", "64K"), ("2", "Unified", "1024K"), ("3", "Unified", "32M")]
+
+
 @pytest.mark.parametrize(
-    ("levels", "wanted"),
+    ("levels", "sharing", "allowed", "wanted"),
     [
-        ({0: ("1", "Data", "32K"), 1: ("1", "Instruction", "64K"), 2: ("2", "Unified", "1024K"), 3: ("3", "Unified", "32M")}, 32 << 20),
-        ({0: ("1", "Data", "32K"), 1: ("2", "Instruction", "64K")}, 32 << 10),
-        ({0: ("1", "Data", "many")}, None),
-        ({}, None),
+        (LEVELS, ["0-7"], range(8), (32 << 20, 1)),
+        (LEVELS, ["0-1,4-5", "2-3,6-7"], range(8), (32 << 20, 2)),  # core complexes of two cores with two threads each
+        (LEVELS, ["0-1,4-5", "2-3,6-7"], [1, 4, 5], (32 << 20, 1)),  # the process may use one of them
+        (LEVELS[:3], [], range(8), (1 << 20, 8)),  # each core has its own
+        ([("1", "Data", "32K"), ("2", "Instruction", "64K")], [], range(2), (32 << 10, 2)),
+        ([("1", "Data", "many")], [], range(2), (None, 1)),
+        ([], [], range(2), (None, 1)),
+        (LEVELS, ["0-7"], [], (None, 1)),
     ],
 )
-def test_the_last_cache_of_a_core(tmp_path, levels, wanted):
-    for number, (level, kind, size) in levels.items():
-        folder = tmp_path / f"index{number}"
-        folder.mkdir()
-        for name, text in (("level", level), ("type", kind), ("size", size)):
-            (folder / name).write_text(text + "\n")
-    assert last_cache(tmp_path) == wanted
+def test_the_last_caches_of_the_cores_of_a_process(tmp_path, levels, sharing, allowed, wanted):
+    made_up(tmp_path, range(8), levels, sharing)
+    assert last_caches(tmp_path, allowed) == wanted
+
+
+def test_of_unequal_caches_the_least_counts(tmp_path):
+    made_up(tmp_path, range(4), LEVELS, ["0-3"])
+    made_up(tmp_path, range(4, 8), [*LEVELS[:3], ("3", "Unified", "96M")], ["4-7"])
+    assert last_caches(tmp_path, range(8)) == (32 << 20, 2)
+
+
+def test_the_processor_found_here_has_as_many_caches_as_linux_tells_and_no_more_than_lanes(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "CACHES", tmp_path)
+    monkeypatch.setattr(backend, "cores", lambda: 3)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    made_up(tmp_path, range(8), LEVELS[:3], [])
+    (found,) = backend.find().devices
+    assert (found.lanes, found.cache_nbytes, found.caches) == (3, 1 << 20, 3)
+
+
+def test_a_described_device_has_no_more_caches_than_lanes(tmp_path):
+    file = tmp_path / "m.yaml"
+    text = "hetsched_machine: 1\ndevices:\n  - {id: cpu, kind: cpu, lanes: 2, shares_lanes: true, cache_nbytes: 32 MiB, caches: CACHES}\n"
+    file.write_text(text.replace("CACHES", "2"))
+    assert read_machine(file).device("cpu").caches == 2
+    file.write_text(text.replace("CACHES", "3"))
+    with pytest.raises(MachineError, match=r"m.yaml:3:\d+: .*3 last caches for 2 lanes"):
+        read_machine(file)
+
+
+def test_tasks_are_dealt_to_several_caches():
+    # Both inputs of 10 bytes are read by all four tasks: each of two caches fetches each of them.
+    work = Work([0, 1, 2, 3], [1.0] * 4, [[0], [0], [0, 1], [0, 1]], [[2], [3], [4], [5]], [[], [], [], []], [10] * 6, [4, 2, 0, 0, 0, 0])
+    assert [missed_bytes(work, [0, 1, 2, 3], 1000, caches) for caches in (1, 2, 4)] == [20, 40, 60]
+    # 0 makes what 1 reads, in the other cache; by then 0 is in both, and a value that nobody reads again has left both.
+    work = Work([0, 1, 2], [1.0] * 3, [[0], [1], [0]], [[1], [2], [3]], [[1], [], []], [10] * 4, [2, 1, 0, 0])
+    assert [missed_bytes(work, [0, 1, 2], 1000, caches) for caches in (1, 2)] == [10, 20]
+
+
+def test_an_order_for_two_caches_spares_what_each_of_them_fetches():
+    graph, four = updates(), replace(CPU, lanes=4)
+    bare = plan_graph(graph, Machine((replace(four, cache_nbytes=None),)), Costs(), "heft")
+    two = plan_graph(graph, Machine((replace(four, caches=2),)), Costs(), "heft")
+    assert two.keeps_order
+    check(two)
+    assert dealt(two, CAPACITY, 2) < 0.9 * dealt(bare, CAPACITY, 2)
+    # As one cache that holds what both do they would be taken to fetch less than they can.
+    (note,) = [n for n in two.notes if "run close together" in n]
+    one = plan_graph(graph, Machine((replace(four, cache_nbytes=cache(2 * CAPACITY)),)), Costs(), "heft")
+    (other,) = [n for n in one.notes if "run close together" in n]
+    assert mebibytes(note) > mebibytes(other)
+
+
+def mebibytes(note):
+    """What the note says to come from memory, with the order and without."""
+    return [int(word.replace(",", "")) for word in note.split() if word.replace(",", "").isdigit()]
+
+
+def dealt(plan, capacity, caches):
+    """`fetched`, each cache by itself: of the launches in the order of their starts, dealt in turn."""
+    order = sorted(plan.launches, key=lambda s: (s.start, s.finish))
+    return sum(fetched(replace(plan, spans=tuple(order[k::caches]), prologue=(), epilogue=()), capacity) for k in range(caches))
 
 
 def test_the_least_change_is_asked_of_both_sides():

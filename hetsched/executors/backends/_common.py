@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -17,8 +19,22 @@ import numpy as np
 
 from hetsched.errors import InternalError
 
+# Compute streams of a device, where the environment does not say: two kernels that each fill the device gain nothing by running side by side, a plan
+# counts on full speed for both, and what lies on one stream can be handed over as one.
+_STREAMS, _MOST_STREAMS = 1, 16
 _MOST_EXPECTED = 32  # downloads on their way before those that have landed are forgotten
 _PART_NBYTES = 512 << 10  # that a thread copies at least: 50 us, as long as handing it over may take
+
+
+def streams(kind: str) -> tuple[int, list[str]]:
+    """Compute streams of each device of a kind (`HETSCHED_CUDA_STREAMS`, ...), and what is wrong with the number that the environment asks for."""
+    variable = f"HETSCHED_{kind.upper()}_STREAMS"
+    asked = os.environ.get(variable, "").strip()
+    if not asked:
+        return _STREAMS, []
+    if asked.isdecimal() and 1 <= int(asked) <= _MOST_STREAMS:
+        return int(asked), []
+    return _STREAMS, [f"{variable} is {asked!r}; give a number from 1 to {_MOST_STREAMS}. Devices have {_STREAMS} compute stream here"]
 
 
 def kept_speeds(path: Path, needed: Sequence[str]) -> dict[str, float] | None:
@@ -42,6 +58,30 @@ def least_seconds(action: Callable[[], object], stream: Any, times: int) -> floa
         if n:
             best = min(best, perf_counter() - start)
     return max(best, 1e-9)
+
+
+def row_seconds(action: Callable[[], object], stream: Any, times: int, tries: int = 3) -> float:
+    """Seconds of `action` where so many stand in a row, by the device's own clock: the least of several tries after a first one. Nobody's waiting is
+    in it, as it is in `least_seconds`: on a GPU that takes as long as multiplying matrices of 1000 rows."""
+    action()
+    stream.record().wait()
+    best = math.inf
+    for _ in range(tries):
+        for _ in range(times):
+            action()
+        start, finish = stream.record().span()
+        best = min(best, finish - start)
+    return max(best / times, 1e-9)
+
+
+def lone_seconds(action: Callable[[], object], stream: Any, times: int) -> float:
+    """Seconds of `action` by itself as a run would measure it, from its start on the device to its end: the median of so many, after a first one."""
+    found: list[float] = []
+    for _ in range(1 + times):
+        action()
+        start, finish = stream.record().span()
+        found.append(finish - start)
+    return max(median(found[1:]), 1e-9)
 
 
 def alike(a: Any, b: Any) -> bool:

@@ -43,7 +43,7 @@ import numpy as np
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside
 from hetsched.executors.backends._cuda_blas import Capturing, Products, library
-from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
+from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
 from hetsched.executors.backends._cuda_pins import Pins, address, lock_pages, pinned_bytes
 from hetsched.executors.backends._nvtx import find as find_ranges
 from hetsched.executors.cores import yielding
@@ -73,6 +73,8 @@ _capturing = threading.Lock()
 # Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
 # that are no more have.
 _idle: dict[int, list[Any]] = {}
+_MOST_WARM = 4096
+_warm: set[Any] = set()  # launches whose like this process has done, see `_mark`, and sources of chains
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
 
 
@@ -360,6 +362,79 @@ class Stream:
         if found.chained:
             self._launch_pieces(found.pieces)
         return found.chained
+
+    def attend(self, products: bool) -> None:
+        """The calling thread will hand over launches: CuPy keeps a handle of cuBLAS in each thread that multiplies matrices."""
+        if products:
+            with suppress(Exception), _capturing, self.live.device:
+                cupy.cuda.device.get_cublas_handle()
+                if self._captures:
+                    self._library()
+
+    def warm(self, calls: Sequence[tuple[Any, ...]], tries: Sequence[bool], together: bool) -> list[bool]:
+        """Do what the process does at the first of launches, before anything lies in the arena. See `hetsched.executors.warming.Warms`.
+
+        What fails is told by the run. Kernels that were launched once before are known, until there are too many of them.
+        """
+        if len(_warm) > _MOST_WARM:
+            _warm.clear()
+        out = []
+        for call, is_tried in zip(calls, tries, strict=True):
+            mark = _mark(self.live.device.id, call)
+            if mark in _warm:
+                out.append(True)
+                continue
+            arrays = [x for x in (*call[1], *call[2], call[3]) if x is not None]
+            out.append(self._tried(_as_piece(call), arrays) if is_tried else self._loaded(call[0]))
+            _warm.add(mark)  # if not now, then after the run that follows
+        if self._captures:
+            self._warm_counting()
+        if together and self._fuses and len(calls) > 1:
+            may = {id(call) for call, is_tried in zip(calls, tries, strict=True) if is_tried}
+            for group, parts in grouped(calls):
+                if parts and may.issuperset(map(id, group)):
+                    self._warm_chain(chain_of(parts))
+        return out
+
+    def _warm_counting(self) -> None:
+        mark = (self.live.device.id, next_turn)
+        if mark not in _warm:
+            _warm.add(mark)
+            with suppress(Exception):
+                counters = [self.scratch((), np.int64) for _ in range(2)]
+                self._tried(_as_piece((next_turn, counters[:1], counters[1:], None, {})), counters)
+
+    def _warm_chain(self, chain: Chain) -> None:
+        mark = (self.live.device.id, chain.source)
+        if mark not in _warm:
+            _warm.add(mark)
+            with suppress(Exception):
+                kernel = self._built(chain.source)
+                if kernel is not None:
+                    self._tried(partial(kernel, chain.grid, (THREADS,), (*(x.array for x in chain.arrays), *chain.scalars)), chain.arrays)
+
+    def _tried(self, enqueue: Callable[[], object], arrays: Sequence[DeviceArray]) -> bool:
+        """Launch on zeros; False where that fails."""
+        try:
+            with _capturing, self.live.device:
+                for x in arrays:
+                    if x.nbytes:
+                        cupy.cuda.runtime.memsetAsync(x.pointer, 0, x.nbytes, self.stream.ptr)
+                with self.stream:
+                    enqueue()
+                self.stream.synchronize()
+        except Exception:
+            return False
+        return True
+
+    def _loaded(self, kernel: Any) -> bool:
+        """Build and load a kernel that has something for that; True if its launches do nothing else at first."""
+        load = getattr(getattr(kernel, "__self__", None), "load_cuda", None)
+        try:
+            with _capturing, self.live.device:
+                return bool(load(cupy)) if load is not None else False
+        except Exception:
+            return False
 
     def _launch_pieces(self, pieces: Sequence[_Piece]) -> None:
         """One after the other; an error's `failed_task` is that of the piece which raised it."""
@@ -764,6 +839,13 @@ def _as_piece(call: Sequence[Any], xp: Any = cupy) -> Callable[[], Any]:
     kernel, inputs, outputs, workspace, attributes, *_ = call
     outs = [x if x is None else x.array for x in outputs]
     return partial(kernel, xp, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+
+
+def _mark(device: int, call: Sequence[Any]) -> tuple[Any, ...]:
+    """What launches that take the same ways have in common. `key` and `seed` of random ops are numbers to it."""
+    kernel, inputs, outputs, workspace, attributes, *_ = call
+    arrays = tuple(None if x is None else (x.shape, x.dtype.str) for x in (*inputs, *outputs, workspace))
+    return (device, kernel, arrays, repr([x for x in attributes.items() if x[0] not in ("key", "seed")]))
 
 
 def _idle_or_new(device: Any) -> Any:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -29,8 +30,8 @@ from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, MemoryNode, Resource
 
 IO_LANES = 4
-# Where Linux tells of the caches of a core.
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+# Where Linux tells of the caches of each core.
+CACHES = Path("/sys/devices/system/cpu")
 _NEEDED = ("float32", "float64", "bytes", "launch", "crossing")
 
 
@@ -107,6 +108,7 @@ def find() -> Found:
 
     n = cores()
     speeds = _speeds()
+    nbytes, caches = last_caches(CACHES, os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
     device = Device(
         id="cpu",
         kind="cpu",
@@ -123,7 +125,8 @@ def find() -> Found:
         shares_lanes=True,
         widths=(1, n) if n > 1 else (1,),
         uses={"cores": 1.0},
-        cache_nbytes=last_cache(CACHES),
+        cache_nbytes=nbytes,
+        caches=min(caches, n),
         fingerprint=fingerprint(),
     )
     memory = MemoryNode(HOST, int(psutil.virtual_memory().available))
@@ -140,17 +143,44 @@ def _name() -> str:
     return platform.processor() or platform.machine()
 
 
-def last_cache(folder: Path) -> int | None:
-    """Bytes of the cache of the highest level in `folder`, as Linux tells them of a core; None where it does not."""
-    sizes: dict[int, int] = {}
+def last_caches(folder: Path, allowed: Iterable[int]) -> tuple[int | None, int]:
+    """(bytes of a cache of the highest level, how many of them the cores numbered `allowed` have), as Linux tells in `folder`; of unequal ones the
+
+    least counts. (None, 1) where it does not tell.
+    """
+    left, sizes = set(allowed), []
+    while left:
+        core = min(left)
+        found = _last_cache(folder / f"cpu{core}" / "cache")
+        if found is None:
+            return None, 1
+        nbytes, sharing = found
+        sizes.append(nbytes)
+        left -= {core, *sharing}
+    return (min(sizes), len(sizes)) if sizes else (None, 1)
+
+
+def _last_cache(folder: Path) -> tuple[int, set[int]] | None:
+    """(bytes of a core's cache of the highest level, the cores that share it)."""
+    levels: dict[int, tuple[int, set[int]]] = {}
     try:
         for at in folder.glob("index*"):
             if at.joinpath("type").read_text().strip() != "Instruction":
                 text = at.joinpath("size").read_text().strip()  # 32768K
-                sizes[int(at.joinpath("level").read_text())] = int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
+                nbytes = int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
+                levels[int(at.joinpath("level").read_text())] = nbytes, _numbers(at.joinpath("shared_cpu_list").read_text())
     except (OSError, ValueError):
         return None
-    return sizes[max(sizes)] if sizes else None
+    return levels[max(levels)] if levels else None
+
+
+def _numbers(text: str) -> set[int]:
+    """The numbers of a list as the kernel writes it: `0-7,64-71`."""
+    out: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        out.update(range(int(first), int(last or first) + 1))
+    return out
 
 
 def _cache() -> Path:
