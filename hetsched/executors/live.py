@@ -397,10 +397,11 @@ class DeviceDriver:
         start = finish = perf_counter() - crew.zero
         marks: dict[int, float] | None = None
         try:
-            first = next(iter(issued.marks.values()), issued.event)
-            (start, finish), (_, ended) = first.span(), issued.event.span()
+            start, finish = issued.event.span()
+            if issued.marks:
+                start = next(iter(issued.marks.values())).span()[0]
             # A step of views alone gives its stream nothing to do: it was done when it was handed over, not when the stream last did something.
-            start, finish = max(start - crew.zero, issued.issued), max(finish - crew.zero, ended - crew.zero, issued.issued)
+            start, finish = max(start - crew.zero, issued.issued), max(finish - crew.zero, issued.issued)
             if issued.marks:
                 marks = {task: max(event.span()[1] - crew.zero, start) for task, event in issued.marks.items()}
         except Exception as failure:  # the device refused or lost the work

@@ -29,17 +29,13 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import re
-import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from functools import cache, partial
+from contextlib import suppress
+from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import cupy
 import numpy as np
@@ -48,6 +44,7 @@ from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOf
 from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside
 from hetsched.executors.backends._cuda_blas import Capturing, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
+from hetsched.executors.backends._cuda_pins import Pins, address, lock_pages, pinned_bytes
 from hetsched.executors.backends._nvtx import find as find_ranges
 from hetsched.executors.cores import yielding
 from hetsched.graph.ops._cuda_small import lay_up, next_turn
@@ -68,11 +65,8 @@ _SMALL_NBYTES = 32 << 10  # of a copy that goes through a stream's own pinned me
 _SCRATCH_NBYTES = 128 << 10
 _MOST_HELD = 16  # events that hold something before they are asked whether it is needed any more
 SPIN_SECONDS = 60e-6  # asking whether an event is done, before sleeping until it is: a sleep and its end take 20 and more
-_MOST_PARTS = 4096
-_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
-_PIN = "HETSCHED_CUDA_PIN"
 _MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
@@ -87,20 +81,16 @@ _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None f
 class DeviceArray:
     """An array in the arena of an opened device; only kernels look inside `array`, an array of CuPy."""
 
-    __slots__ = ("array", "dtype", "live", "nbytes", "shape", "size")
+    __slots__ = ("array", "dtype", "live", "nbytes", "pointer", "shape", "size")
 
     def __init__(self, live: LiveDevice, array: Any) -> None:
         self.live = live
         self.array = array
+        self.pointer = int(array.data.ptr)  # of the first element
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.size = math.prod(self.shape)
         self.nbytes = self.size * self.dtype.itemsize
-
-    @property
-    def pointer(self) -> int:
-        """The address of the first element."""
-        return int(self.array.data.ptr)
 
     @property
     def buffer(self) -> Any:
@@ -158,8 +148,10 @@ class Event:
             self.pass_by(spin_seconds)
         except Exception as error:
             raise self.stream.live.refusal("a command failed", error) from error
-        for landing in self.landings:
-            landing.land()
+        if self.landings:
+            for landing in self.landings:
+                landing.land()
+            self.stream.live.on_their_way.forget(self.landings)
         self.release()
 
     def pass_by(self, spin_seconds: float = 0.0) -> None:
@@ -175,9 +167,10 @@ class Event:
     def release(self) -> None:
         """Hold nothing any more: it has been reached, and all has landed."""
         self.holding, self.landings = None, []
-        with suppress(IndexError):  # another thread may do the same
-            while self.scratch:
-                self.stream.take_back(self.scratch.pop())
+        if self.scratch:
+            with suppress(IndexError):  # another thread may do the same
+                while self.scratch:
+                    self.stream.take_back(self.scratch.pop())
 
     def land_elsewhere(self) -> None:
         """Let the stream's watching thread put what it brings to where it belongs; it is not done before."""
@@ -525,19 +518,18 @@ class Stream:
         if not alike(src, dst):
             return
         nbytes, is_whole = src.nbytes, src.flags.c_contiguous
-        if nbytes > _SMALL_NBYTES and is_whole and self.live.is_page_locked(src):
+        if nbytes > _SMALL_NBYTES and is_whole and self.live.pins.has(src):
             self._settle(src, by_device=True)
-            self._do("an upload", partial(self._copy, dst.pointer, address(src), nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+            self._do("an upload", self._copy, dst.pointer, address(src), nbytes, cupy.cuda.runtime.memcpyHostToDevice)
             self._holding.append(src)
             return
         self._settle(src)
         if nbytes <= _SMALL_NBYTES:
             scratch, at = self._room(nbytes)
             np.copyto(np.ndarray(src.shape, src.dtype, scratch.raw, at), src)
-            self._do("an upload", partial(self._copy, dst.pointer, scratch.place + at, nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+            self._do("an upload", self._copy, dst.pointer, scratch.place + at, nbytes, cupy.cuda.runtime.memcpyHostToDevice)
             return
-        host = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
-        self._do("an upload", lambda: self._upload(host, dst.pointer))
+        self._do("an upload", self._upload, np.ascontiguousarray(src).reshape(-1).view(np.uint8), dst.pointer)
 
     def _upload(self, host: Any, to: int) -> None:
         used: deque[tuple[Any, Any]] = deque()
@@ -559,7 +551,7 @@ class Stream:
         if not alike(src, dst):
             return
         nbytes = src.nbytes
-        if nbytes > _SMALL_NBYTES and dst.flags.c_contiguous and self.live.is_page_locked(dst):
+        if nbytes > _SMALL_NBYTES and dst.flags.c_contiguous and self.live.pins.has(dst):
             self._settle(dst, by_device=True)
             self._bring(src, address(dst), nbytes)
             self._holding.append(dst)
@@ -580,7 +572,7 @@ class Stream:
         self.live.on_their_way.expect(arrival)
 
     def _bring(self, src: DeviceArray, to: int, nbytes: int) -> None:
-        self._do("a download", partial(self._copy, to, src.pointer, nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
+        self._do("a download", self._copy, to, src.pointer, nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
 
     def _room(self, nbytes: int) -> tuple[_Scratch, int]:
         """Pinned memory for a small copy: where, and the byte where it begins."""
@@ -602,11 +594,11 @@ class Stream:
 
     def upload_pinned(self, src: Any, dst: DeviceArray) -> None:
         """Enqueue a copy from what `LiveDevice.pinned_array` gave; it must not be written until the copy is done."""
-        self._do("an upload", lambda: self._copy(dst.pointer, address(src), src.nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+        self._do("an upload", self._copy, dst.pointer, address(src), src.nbytes, cupy.cuda.runtime.memcpyHostToDevice)
 
     def download_pinned(self, src: DeviceArray, dst: Any) -> None:
         """Enqueue a copy into what `LiveDevice.pinned_array` gave; its bytes are there when an event behind it has been waited for."""
-        self._do("a download", lambda: self._copy(address(dst), src.pointer, dst.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
+        self._do("a download", self._copy, address(dst), src.pointer, dst.nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
 
     def copy(self, src: DeviceArray, dst: DeviceArray) -> None:
         """Enqueue: the bytes of `src` to `dst`, of the same number of bytes; between devices by the peer path, where they have one."""
@@ -617,9 +609,9 @@ class Stream:
             return
         runtime = cupy.cuda.runtime
         if a == b:
-            self._do("a copy", lambda: self._copy(dst.pointer, src.pointer, src.nbytes, runtime.memcpyDeviceToDevice))
+            self._do("a copy", self._copy, dst.pointer, src.pointer, src.nbytes, runtime.memcpyDeviceToDevice)
         else:
-            self._do("a copy between devices", lambda: runtime.memcpyPeerAsync(dst.pointer, b, src.pointer, a, src.nbytes, self.stream.ptr))
+            self._do("a copy between devices", runtime.memcpyPeerAsync, dst.pointer, b, src.pointer, a, src.nbytes, self.stream.ptr)
 
     def record(self) -> Event:
         """An event behind everything handed over so far."""
@@ -663,6 +655,8 @@ class Stream:
     # Inside ---------------------------------------------------------------------------------------------------------------------
 
     def _settle(self, host: Any, by_device: bool = False) -> None:
+        if not self.live.on_their_way.is_any:
+            return
         try:
             self.live.on_their_way.settle(host, by_device)
         except Exception as error:
@@ -676,23 +670,28 @@ class Stream:
 
     def _event(self, timing: bool) -> Any:
         try:
-            if timing and (marks := self.live.marks):
-                with suppress(IndexError):  # another thread was quicker
-                    event = marks.pop()
-                    event.record(self.stream)
-                    return event
-            with self.live.on_device():
-                event = cupy.cuda.Event(block=True, disable_timing=not timing)
-                event.record(self.stream)
+            try:
+                event = self.live.marks.pop() if timing else None
+            except IndexError:
+                event = None
+            if event is None:
+                with self.live.device:
+                    event = cupy.cuda.Event(block=True, disable_timing=not timing)
+            event.record(self.stream)
             return event
         except Exception as error:
             raise self.live.refusal("an event", error) from error
 
-    def _do(self, what: str, enqueue: Callable[[], object]) -> None:
+    def _do(self, what: str, enqueue: Callable[..., object], *given: Any) -> None:
         try:
-            with self.live.on_device():
-                self._begin()
-                enqueue()
+            if self.live.is_driven_here():
+                if self._first is None:
+                    self._begin()
+                enqueue(*given)
+            else:
+                with self.live.device:
+                    self._begin()
+                    enqueue(*given)
         except HetschedError:
             raise
         except Exception as error:
@@ -718,7 +717,7 @@ class LiveDevice:
         self.copiers = Copiers(f"hetsched-{name}-copies", copying_threads())
         self.marks: list[Any] = []  # CUDA events with times that nobody uses
         self._driver: int | None = None
-        self._known: dict[int, _Known] = {}  # see `is_page_locked`
+        self.pins = Pins()
         try:
             with self.device:
                 free, total = cupy.cuda.runtime.memGetInfo()
@@ -746,26 +745,6 @@ class LiveDevice:
         """Page-locked bytes on the host, which the device copies without a stop in between."""
         return pinned_bytes(nbytes)
 
-    def is_page_locked(self, array: Any) -> bool:
-        """True if the device can copy a contiguous array of the host by itself. CUDA is asked once for the array whose memory it is, or the part."""
-        owner = array
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
-        key = id(owner)
-        known = self._known.get(key)
-        if known is None or known.owner() is not owner:
-            is_whole = owner.flags.c_contiguous and _is_locked(address(owner), owner.nbytes)
-            known = self._known[key] = _Known(weakref.ref(owner, lambda _: self._known.pop(key, None)), is_whole, {})
-        if known.is_whole or owner is array:
-            return known.is_whole
-        place = address(array)
-        answer = known.parts.get((place, array.nbytes))
-        if answer is None:
-            if len(known.parts) >= _MOST_PARTS:
-                known.parts.clear()
-            answer = known.parts[place, array.nbytes] = _is_locked(place, array.nbytes)
-        return answer
-
     def lock_pages(self, start: int, nbytes: int) -> Callable[[], object] | None:
         """Lock pages of the host in memory, so that copies from and to there need no staging; what unlocks them, or None where CUDA refuses."""
         return lock_pages(start, nbytes)
@@ -778,10 +757,6 @@ class LiveDevice:
     def is_driven_here(self) -> bool:
         """True in the thread that said so."""
         return self._driver == threading.get_ident()
-
-    def on_device(self) -> Any:
-        """A context in which the device is the current one."""
-        return _HERE if self._driver == threading.get_ident() else self.device
 
     def stream(self, kind: str) -> Stream:
         """A new stream; `kind` is `compute` or `copy`."""
@@ -848,7 +823,7 @@ class LiveDevice:
         self._streams.clear()
         self.on_their_way.clear()
         self.marks = []
-        self._known.clear()
+        self.pins.clear()
         self._driver = None
         self.copiers.close()
         if self.memory is not None and not self.lost:
@@ -918,57 +893,3 @@ def copying_threads() -> int:
     """How many help with copies between pinned memory and the rest: a quarter of the cores, at most 4."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores // 4, _MOST_COPIERS)
-
-
-_HERE = nullcontext()
-
-
-class _Known(NamedTuple):
-    """What CUDA has said about the memory of an array: whether all of it is page-locked, and which parts are."""
-
-    owner: weakref.ref[Any]
-    is_whole: bool
-    parts: dict[tuple[int, int], bool]
-
-
-def _is_locked(place: int, nbytes: int) -> bool:
-    """True if the host's memory is page-locked at both ends: what an array has lies in one allocation."""
-    runtime = cupy.cuda.runtime
-    return nbytes > 0 and all(runtime.pointerGetAttributes(x).type == runtime.memoryTypeHost for x in (place, place + nbytes - 1))
-
-
-def may_lock() -> bool:
-    """False where memory that hetsched makes is not to be locked: by request, or where a fork would take pages away that a device copies to.
-
-    On Linux before 5.12 a process that writes to its memory after a fork is given another page, and the device goes on with the old one; since then
-    the child is given the copy.
-    """
-    asked = os.environ.get(_PIN, "").strip().lower()
-    return asked in ("1", "true", "yes", "on") or (asked not in ("0", "false", "no", "off") and _forks_well())
-
-
-@cache
-def _forks_well() -> bool:
-    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
-    return not sys.platform.startswith("linux") or (numbers is not None and tuple(map(int, numbers.groups())) >= (5, 12))
-
-
-def lock_pages(start: int, nbytes: int) -> Callable[[], object] | None:
-    """See `LiveDevice.lock_pages`."""
-    if not may_lock():
-        return None
-    try:
-        cupy.cuda.runtime.hostRegister(start, nbytes, _PORTABLE)
-    except Exception:  # too much, or the system does not allow it
-        return None
-    return partial(cupy.cuda.runtime.hostUnregister, start)
-
-
-def pinned_bytes(nbytes: int) -> Any:
-    """Page-locked bytes from CuPy's pool as a NumPy array, which keeps them."""
-    return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8, nbytes)
-
-
-def address(array: Any) -> int:
-    """The address of a NumPy array's first byte."""
-    return int(array.__array_interface__["data"][0])
