@@ -210,3 +210,41 @@ def test_a_users_cuda_kernel_is_built_and_not_launched():
     assert kernel.kernels["cuda"].__self__.load_cuda(xp)
     assert done == ["module", "built", "twice"]
     assert not checked.kernels["cuda"].__self__.load_cuda(xp)  # its first launch is checked
+
+
+@pytest.mark.parametrize("graphs", ["0", "1"])
+def test_products_have_a_handle_of_the_stream_which_the_next_device_takes_over(card, monkeypatch, graphs):
+    """Where launches are captured; else the driving thread makes one of CuPy's before the clock."""
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", graphs)
+    made, used, handles = [], [], []
+
+    class Products:
+        def __init__(self, xp, stream, blas):
+            made.append(stream)
+
+        def matmul(self, a, b, out):
+            used.append(out.shape)
+            return np.matmul(a, b, out=out)
+
+        def close(self):
+            made.clear()
+
+    card.backend.open(card.machine.device("cuda:0"), 64).close()
+    module = sys.modules[fake_cupy.LIVE]
+    monkeypatch.setattr(module, "library", lambda xp: None)
+    monkeypatch.setattr(module, "Products", Products)
+    thread = threading.current_thread
+    monkeypatch.setattr(sys.modules["cupy"].cuda, "device", SimpleNamespace(get_cublas_handle=lambda: handles.append(thread().name)), raising=False)
+    b = Graph.build()
+    x, s = b.input("x", (32, 32)), b.input("s", (5, 32, 32))
+    b.output(b.op("tensor.matmul", x, x, where=ON_GPU), "y")
+    b.output(b.op("tensor.matmul", s, s, where=ON_GPU), "t")
+    graph = b.freeze()
+    given = {"x": np.eye(32, dtype=np.float32) * 2, "s": np.stack([np.eye(32, dtype=np.float32)] * 5)}
+    for _ in range(2):
+        result = hs.run(hs.plan(graph, card.machine), given, learn=False)
+        assert np.array_equal(result["y"], given["x"] * 2)
+        assert np.array_equal(result["t"], given["s"])
+    assert len(made) == (graphs == "1")
+    assert used == [(32, 32)] * 3 * (graphs == "1")  # warmed once, and in two runs; a stack of five is CuPy's
+    assert handles == ["hetsched-cuda:0"] * 2 * (graphs == "0")

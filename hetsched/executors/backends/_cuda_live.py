@@ -79,6 +79,9 @@ _capturing = threading.Lock()
 # Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
 # that are no more have.
 _idle: dict[int, list[Any]] = {}
+_SHORT_STACK = 4  # matrices that are multiplied one by one
+# What multiplies matrices on such a stream, by its number: a handle takes milliseconds.
+_products: dict[int, Products] = {}
 _MOST_WARM = 4096
 _warm: set[Any] = set()  # launches whose like this process has done, see `_mark`, and sources of chains
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
@@ -281,7 +284,8 @@ class Stream:
         self._pool: Any = None
         self._capturing: Any = None
         self._products: Products | None = None
-        self.stream = _idle_or_new(live.device)
+        self._xp: Any = cupy  # what kernels get as CuPy
+        self.stream = _idle_or_new(live.device, kind == "compute")
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
         self._anchor: tuple[Any, float] | None = None  # the device's clock, taken before that event
@@ -308,7 +312,7 @@ class Stream:
 
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch: `kernel(cupy, inputs, outputs, workspace, attributes)`, this stream being the current one."""
-        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes)))
+        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes), self._xp))
 
     def _launch(self, enqueue: Callable[[], Any]) -> Any:
         try:
@@ -359,7 +363,7 @@ class Stream:
             if not known:
                 return False
         if found.pieces is None:
-            found.pieces, found.chained = self._put_together(calls)
+            found.pieces, found.chained = self._put_together(calls, self._xp)
         if self._captures and found.graph is None and not found.refused:
             found.graph = self._capture(calls)
             found.refused = found.graph is None
@@ -371,12 +375,15 @@ class Stream:
         return found.chained
 
     def attend(self, products: bool) -> None:
-        """The calling thread will hand over launches: CuPy keeps a handle of cuBLAS in each thread that multiplies matrices."""
+        """The calling thread will hand over launches. CuPy makes a handle of cuBLAS in each thread that multiplies matrices, and multiplies in no
+        capture: where launches are captured, the stream's own handle serves all of them."""
         if products:
             with suppress(Exception), _capturing, self.live.device:
-                cupy.cuda.device.get_cublas_handle()
-                if self._captures:
-                    self._library()
+                if self._captures and self._library() is not cupy and self._products is not None:
+                    self._xp = Capturing(cupy, self._products)
+                    self._xp.matmul = partial(_multiply, self._products)
+                else:
+                    cupy.cuda.device.get_cublas_handle()
 
     def warm(self, calls: Sequence[tuple[Any, ...]], tries: Sequence[bool], together: bool) -> list[bool]:
         """Do what the process does at the first of launches, before anything lies in the arena. See `hetsched.executors.warming.Warms`.
@@ -392,7 +399,7 @@ class Stream:
                 out.append(True)
                 continue
             arrays = [x for x in (*call[1], *call[2], call[3]) if x is not None]
-            out.append(self._tried(_as_piece(call), arrays) if is_tried else self._loaded(call[0]))
+            out.append(self._tried(_as_piece(call, self._xp), arrays) if is_tried else self._loaded(call[0]))
             _warm.add(mark)  # if not now, then after the run that follows
         if self._captures:
             self._warm_counting()
@@ -491,7 +498,7 @@ class Stream:
         if self._capturing is None:
             self._capturing = cupy
             with suppress(Exception), self.live.device:
-                self._products = Products(cupy, self.stream, library(cupy))
+                self._products = _products.pop(self.stream.ptr, None) or Products(cupy, self.stream, library(cupy))
                 self._capturing = Capturing(cupy, self._products)
         return self._capturing
 
@@ -647,6 +654,8 @@ class Stream:
         """Wait for what was handed over; end the watching thread. No more is to be handed over."""
         with suppress(Exception):  # lost work has been told by its events
             self.stream.synchronize()
+            if self._products is not None:
+                _products[self.stream.ptr] = self._products
             _idle.setdefault(self.live.device.id, []).append(self.stream)
         self.watcher.close()
         for landing in self._landings:
@@ -655,9 +664,7 @@ class Stream:
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._scratch, self._full, self._empty = None, [], []
         self._segments.clear()
-        if self._products is not None:
-            with suppress(Exception):
-                self._products.close()
+        self._xp = cupy
         self._pool = self._products = self._capturing = None
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
@@ -866,6 +873,11 @@ def _as_piece(call: Sequence[Any], xp: Any = cupy) -> Callable[[], Any]:
     return partial(kernel, xp, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
 
 
+def _multiply(products: Products, a: Any, b: Any, out: Any) -> Any:
+    """out = a b; long stacks as CuPy does them, in one call."""
+    return products.matmul(a, b, out) if out.ndim == 2 or len(out) <= _SHORT_STACK else cupy.matmul(a, b, out=out)
+
+
 def _mark(device: int, call: Sequence[Any]) -> tuple[Any, ...]:
     """What launches that take the same ways have in common. `key` and `seed` of random ops are numbers to it."""
     kernel, inputs, outputs, workspace, attributes, *_ = call
@@ -873,11 +885,16 @@ def _mark(device: int, call: Sequence[Any]) -> tuple[Any, ...]:
     return (device, kernel, arrays, repr([x for x in attributes.items() if x[0] not in ("key", "seed")]))
 
 
-def _idle_or_new(device: Any) -> Any:
-    """A stream of a device that nobody else uses."""
+def _idle_or_new(device: Any, multiplies: bool = False) -> Any:
+    """A stream of a device that nobody else uses; one that has what multiplies matrices for who does, if there is one."""
+    idle = _idle.get(device.id, [])
+    for i in reversed(range(len(idle))):
+        with suppress(IndexError):  # another thread has taken some
+            if (idle[i].ptr in _products) == multiplies:
+                return idle.pop(i)
     try:
-        return _idle[device.id].pop()
-    except (KeyError, IndexError):
+        return idle.pop()
+    except IndexError:
         with device:
             return cupy.cuda.Stream(non_blocking=True)
 
@@ -890,6 +907,9 @@ def _allocated(nbytes: int) -> Any:
         if not is_out_of_memory(error):
             raise
         cupy.get_default_memory_pool().free_all_blocks()
+        while _products:
+            with suppress(Exception):
+                _products.popitem()[1].close()
         return cupy.cuda.Memory(nbytes)
 
 
