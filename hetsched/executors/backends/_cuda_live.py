@@ -46,7 +46,7 @@ import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside
-from hetsched.executors.backends._cuda_blas import Capturing, Products, library
+from hetsched.executors.backends._cuda_blas import Capturing, Doubting, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
 from hetsched.executors.cores import yielding
@@ -130,16 +130,17 @@ class Event:
     """The mark that everything handed to a stream before it has been done.
 
     landings: what it brings to the host. holding: what copies read and write until then; None once that is over. scratch: pinned memory for small
-    copies that no later command uses.
+    copies that no later command uses. ends: the last mark that counts in its span, where that is not `last`.
     """
 
-    __slots__ = ("__weakref__", "_anchor", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
+    __slots__ = ("__weakref__", "_anchor", "_ends", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
 
     def __init__(
         self, stream: Stream, first: Any, last: Any, anchor: tuple[Any, float],
-        landings: list[Landing | Arrival], holding: list[Any], scratch: list[_Scratch],
+        landings: list[Landing | Arrival], holding: list[Any], scratch: list[_Scratch], ends: Any = None,
     ) -> None:  # fmt: skip
         self.stream = stream
+        self._ends = last if ends is None else ends
         self.last = last
         self.landings = landings
         self.holding: list[Any] | None = holding
@@ -205,7 +206,7 @@ class Event:
         self.wait()
         mark, at = self._anchor
         try:
-            finish = at + cupy.cuda.get_elapsed_time(mark, self.last) * 1e-3
+            finish = at + cupy.cuda.get_elapsed_time(mark, self._ends) * 1e-3
             start = finish if self._first is None else at + cupy.cuda.get_elapsed_time(mark, self._first) * 1e-3
         except Exception as error:
             raise self.stream.live.refusal("an event has no time", error) from error
@@ -285,6 +286,9 @@ class Stream:
         self._capturing: Any = None
         self._products: Products | None = None
         self._xp: Any = cupy  # what kernels get as CuPy
+        # What came behind launches that are doubted, and who looks at it; None: it is looked at on the spot.
+        self.doubts: list[tuple[list[Any], Callable[[Sequence[Any] | None], None]]] | None = None
+        self._ends: Any = None  # the mark before what was brought for that
         self.stream = _idle_or_new(live.device, kind == "compute")
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
@@ -312,7 +316,22 @@ class Stream:
 
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch: `kernel(cupy, inputs, outputs, workspace, attributes)`, this stream being the current one."""
-        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes), self._xp))
+        xp = self._xp if getattr(kernel, "__self__", None) is None else Doubting(self._xp, self.doubt)
+        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes), xp))
+
+    def doubt(self, arrays: Sequence[Any], check: Callable[[Sequence[Any] | None], None]) -> None:
+        """See `hetsched.graph.op.OpenCL.doubt`: on the spot, or when who drives the stream has time for it (`doubts`)."""
+        if self.doubts is None or not all(x.flags.c_contiguous for x in arrays):
+            check([cupy.asnumpy(x) for x in arrays])
+            return
+        ends, found = self._event(timing=True), []
+        for x in arrays:
+            pinned = pinned_bytes(int(x.nbytes))
+            self._copy(address(pinned), int(x.data.ptr), int(x.nbytes), cupy.cuda.runtime.memcpyDeviceToHost)
+            self._holding.append(pinned)
+            found.append(pinned.view(x.dtype).reshape(x.shape))
+        self.doubts.append((found, check))
+        self._ends = ends
 
     def _launch(self, enqueue: Callable[[], Any]) -> Any:
         try:
@@ -634,8 +653,8 @@ class Stream:
             raise self.live.gone("it was lost while the run used it")
         anchor = self._anchor or self.live.anchor()
         landings, holding = self._landings, self._holding
-        event = Event(self, self._first, self._event(timing=True), anchor, landings, holding, self._full)
-        self._first, self._anchor, self._landings, self._holding, self._full = None, None, [], [], []
+        event = Event(self, self._first, self._event(timing=True), anchor, landings, holding, self._full, self._ends)
+        self._first, self._anchor, self._landings, self._holding, self._full, self._ends = None, None, [], [], [], None
         if landings:
             staged = 0
             for landing in landings:
@@ -663,6 +682,7 @@ class Stream:
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._scratch, self._full, self._empty = None, [], []
+        self._ends = self.doubts = None
         self._segments.clear()
         self._xp = cupy
         self._pool = self._products = self._capturing = None
@@ -677,6 +697,7 @@ class Stream:
 
     def _begin(self) -> None:
         """Mark the start of what the next record's span covers: behind what the stream waits for."""
+        self._ends = None
         if self._first is None:
             self._anchor = self.live.anchor()
             self._first = self._event(timing=True)
