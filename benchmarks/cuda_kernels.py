@@ -2,10 +2,11 @@
 
     python benchmarks/cuda_kernels.py [--device cuda:0] [--tries 5] [--only NAMES] [--seconds 40] [--json FILE]
 
-Matrix products, convolutions, Adam, an element-wise chain, softmax and cross-entropy: seconds a launch when many are handed over one after the
-other and waited for together, so that whichever is slower counts, the card or the host that hands over. Each figure is the median of `--tries` tries;
-in each the systems take turns; ratios are hetsched's time over that of the peer (below 1: hetsched is faster). All is float32 without TF32. Results
-are compared with NumPy's. Launches: microseconds of the host's time. Copies: GB/s from handing over until done, through pinned chunks as runs do it.
+Matrix products, convolutions and their gradients, Adam, an element-wise chain, softmax, cross-entropy, reductions, pooling: seconds a launch when
+many are handed over one after the other and waited for together, so that whichever is slower counts, the card or the host that hands over. Each
+figure is the median of `--tries` tries; in each the systems take turns; ratios are hetsched's time over that of the peer (below 1: hetsched is
+faster). All is float32 without TF32. Results are compared with NumPy's. Launches: microseconds of the host's time. Copies: GB/s from handing over
+until done, through pinned chunks as runs do it.
 
 A part that fails prints its error, and the others go on (exit status 1). Peers that are not installed are named and left out. About 30 s on an H100.
 """
@@ -233,6 +234,67 @@ class Bench:
         systems = {"hetsched": self.ours(bound.device), **self.by_torch(by_torch)}
         return self.compare(f"cross-entropy [{rows}, {columns}]", systems, bound.difference(), nbytes=float(x.nbytes))
 
+    def one(self, title: str, op: str, inputs: list[Any], options: dict[str, Any], by_torch: Callable[[Any, list[Any]], Callable[[], object]] | None,
+            flops: bool = False) -> dict[str, Any]:  # fmt: skip
+        """A launch of an op beside what torch has for it; by_torch: given torch and the inputs on the card."""
+        bound = self.bind(find(op), inputs, options)
+        bound.device()
+        peers = self.by_torch(lambda torch: by_torch(torch, self.there(*inputs))) if by_torch is not None else {}
+        work = {"flops": bound.flops} if flops else {"nbytes": bound.nbytes}
+        return self.compare(title, {"hetsched": self.ours(bound.device), **peers}, bound.difference(), **work)
+
+    def conv2d_gradients(self, shape: tuple[int, ...], outputs: int) -> list[dict[str, Any]]:
+        x, w, dy = self.draw(*shape), self.draw(outputs, shape[1], 3, 3), self.draw(shape[0], outputs, *shape[2:])
+
+        def by_torch(wanted: list[bool]) -> Callable[[Any, list[Any]], Callable[[], object]]:
+            def make(torch: Any, _: list[Any]) -> Callable[[], object]:
+                p, q, r = self.there(x, w, dy)
+                backward = torch.ops.aten.convolution_backward
+                return partial(backward, r, p, q, [outputs], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted)
+
+            return make
+
+        what = f"{list(shape)} -> {outputs}"
+        return [
+            self.one(f"... of x {what}", "nn.conv2d_grad_input", [w, dy], {"padding": 1, "image": shape[2:]}, by_torch([True, False, False]), True),
+            self.one(f"... of w {what}", "nn.conv2d_grad_weight", [x, dy], {"padding": 1, "kernel": [3, 3]}, by_torch([False, True, True]), True),
+        ]
+
+    def rows(self, rows: int, columns: int) -> list[dict[str, Any]]:
+        """What goes along rows, columns, or all of an array."""
+        x, dy, labels = self.draw(rows, columns), self.draw(rows, columns), self.rng.integers(0, columns, rows)
+        y = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+        what, size = f"[{rows}, {columns}]", x.size
+        found = [
+            self.one(f"softmax's gradient {what}", "nn.softmax_grad", [y, dy], {},
+                     lambda torch, a: partial(torch._softmax_backward_data, a[1], a[0], 1, torch.float32)),
+            self.one(f"cross-entropy's gradient {what}", "nn.cross_entropy_grad", [x, labels, np.ones((), np.float32)], {}, None),
+            self.one(f"correct {what}", "nn.correct", [x, labels], {}, lambda torch, a: lambda: (a[0].argmax(1) == a[1]).sum()),
+            self.one(f"argmax {what}", "tensor.argmax", [x], {}, lambda torch, a: partial(torch.argmax, a[0], 1)),
+        ]  # fmt: skip
+        for title, axes in (("rows", [1]), ("columns", [0]), (f"all {size:,}", None)):
+            found.append(self.one(f"sum of {title} {what}", "tensor.sum", [x], {"axes": axes}, lambda torch, a, d=axes: partial(torch.sum, a[0], d)))
+            if axes is not None:
+                by_torch = lambda torch, a, d=axes: partial(torch.amax, a[0], d)  # noqa: E731
+                found.append(self.one(f"max of {title} {what}", "tensor.max", [x], {"axes": axes}, by_torch))
+        return found
+
+    def pooling(self, *shape: int) -> list[dict[str, Any]]:
+        n, c, h, w = shape
+        x, dy = self.draw(*shape), self.draw(n, c, h // 2, w // 2)
+        y = x.reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+
+        def gradient(torch: Any, a: list[Any]) -> Callable[[], object]:
+            _, at = torch.nn.functional.max_pool2d(a[0], 2, return_indices=True)
+            return partial(torch.ops.aten.max_pool2d_with_indices_backward, a[2], a[0], [2, 2], [2, 2], [0, 0], [1, 1], False, at)
+
+        what, size = list(shape), {"size": [2]}
+        return [
+            self.one(f"max_pool2d 2x2 {what}", "nn.max_pool2d", [x], size, lambda torch, a: partial(torch.nn.functional.max_pool2d, a[0], 2)),
+            self.one(f"its gradient {what}", "nn.max_pool2d_grad", [x, y, dy], size, gradient),
+            self.one(f"avg_pool2d 2x2 {what}", "nn.avg_pool2d", [x], size, lambda torch, a: partial(torch.nn.functional.avg_pool2d, a[0], 2)),
+        ]
+
     # Launches and copies --------------------------------------------------------------------------------------------------------
 
     def host_us(self, action: Callable[[], object], wait: Callable[[], object], launches: int, count: int = 200) -> tuple[float, float]:
@@ -372,6 +434,8 @@ def main(argv: list[str] | None = None) -> int:
     work += [(f"conv2d {shape}", partial(bench.conv2d, (shape[0] // k, *shape[1:]), outputs)) for shape, outputs in CONVOLUTIONS]
     work += [(f"adam {n}", partial(bench.adam, n // k)) for n in (1 << 16, 1 << 22)]
     work += [(f"chain {n}", partial(bench.chain, n // k)) for n in (1 << 16, 1 << 24)]
+    work += [(f"gradients {shape}", partial(bench.conv2d_gradients, (shape[0] // k, *shape[1:]), outputs)) for shape, outputs in CONVOLUTIONS]
+    work += [("rows", partial(bench.rows, 4096 // k, 1000)), ("pooling", partial(bench.pooling, 32 // k, 64, 56, 56))]
     work += [("softmax", partial(bench.softmax, 4096 // k, 1000)), ("cross-entropy", partial(bench.cross_entropy, 4096 // k, 1000))]
     for name, part in work:
         if not options.only or name.startswith(tuple(options.only.split(","))):

@@ -7,15 +7,16 @@ Three cases: balanced, copy-bound (copies take three times the kernel), compute-
 64 * max(copy in, kernel, copy out), the same for a synchronous loop (copy, kernel, copy, each waited for), and the share of copy time hidden
 behind the kernel beside what the events give by hand. Nothing here says how fast a real device is.
 
-    python benchmarks/overlap.py --cuda [--repeat 5] [--milliseconds 1] [--batches 64] [--json FILE]
+    python benchmarks/overlap.py --cuda [--repeat 5] [--megabytes 16] [--batches 64] [--json FILE]
 
 does the same on a real CUDA device, with a kernel whose time is set by a loop, beside a naive CuPy loop and PyTorch with pinned memory and a stream
-each for copies in, kernels and copies out. hetsched is given pageable arrays and gives such: its copies go through pinned chunks, and the spans of
-its copies hold the host's part of that. So two ratios are printed: over 64 * max(copy in, kernel, copy out) of what these take alone *from pinned
-memory* (`bare`: what the card could do), and over the longest of its own spans (`spans`: how well what it does overlaps). `balanced` and the others
-are by the speed of hetsched's own copies. Beside them milliseconds of all, torch's with arrays that lie in pinned memory already. All batches lie in
-memory at once, up to five times over (with 10 MB a batch 3 GB), and what runs let go of is kept for the next (HETSCHED_KEEP_MIB is set to 16384:
-new pages would take longer than the copies). About 25 s. Without a device it says why.
+each for copies in, kernels and copies out. hetsched is given its input in pinned memory (`hs.pinned_empty`), as torch is, and then, as `pageable`, an
+ordinary array, which goes through pinned chunks; what it gives lies in memory that it has locked itself when that came a second time. Two ratios
+are printed: over 64 * max(copy in, kernel, copy out) of what these take alone, each by itself, from pinned memory (`bare`: what the card could do),
+and over the longest of its own spans (`spans`: how well what it does overlaps). The kernel takes as long as a copy from pinned memory (`balanced`),
+a third of that, and three times that; with pageable arrays as a copy of hetsched's own. Beside them milliseconds of all. All batches lie in memory at
+once, up to five times over (5 GB), and what runs let go of is kept for the next (HETSCHED_KEEP_MIB is set to 16384: new pages would take longer
+than the copies). About 30 s. Without a device it says why.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import statistics
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,6 @@ extern "C" __global__ void work(const float *x, float *y, const int turns, const
 """
 ARGUMENTS = {"x": "in float32[n]", "y": "out float32[n]", "turns": "option int32", "n": "value int64 = n"}
 THREADS = 1 << 16
-MOST_NBYTES = 64 << 20  # of a batch: 64 of them lie in memory up to five times
 
 
 def cuda_batches(turns: int, n: int, batches: int) -> hs.Graph:
@@ -161,6 +162,21 @@ class Alone:
             runtime.memcpyAsync(there, host, self.nbytes, runtime.memcpyHostToDevice, self.stream.ptr)
         else:
             runtime.memcpyAsync(host, there, self.nbytes, runtime.memcpyDeviceToHost, self.stream.ptr)
+
+    def both(self) -> float:
+        """Seconds of a copy each way at once."""
+        other = self.cupy.cuda.Stream(non_blocking=True)
+
+        def action() -> None:
+            mine, self.stream = self.stream, other
+            self.copy(False)
+            self.stream = mine
+            self.copy(True)
+            end = self.cupy.cuda.Event()
+            end.record(other)
+            self.stream.wait_event(end)
+
+        return self.timed(action)
 
     def kernel(self, turns: int) -> float:
         return self.timed(lambda: work(self.a, self.b, turns))
@@ -240,18 +256,36 @@ def spans_of(trace: hs.Timeline) -> tuple[float, float, float]:
     return into, sum(s.finish - s.start for s in body.launches), back
 
 
-def cuda_case(name: str, nbytes: int, kernel_seconds: float, options: argparse.Namespace, where: hs.Machine, torch: bool) -> dict[str, Any]:
-    """One case: batches of `nbytes`, a kernel of so many seconds."""
-    n, batches = max(nbytes // 4, 1), options.batches
+@dataclass
+class Given:
+    """What all cases share: the batches, pinned and not, and torch's own."""
+
+    n: int
+    batches: int
+    pinned: Any
+    pageable: Any
+    wanted: Any
+    torch: TorchLoop | None
+
+
+def given(n: int, batches: int, torch: bool) -> Given:
+    """Batches of `n` floats."""
+    pinned = hs.pinned_empty((batches, n), np.float32)
+    np.add(np.random.default_rng(0).random(n, np.float32)[None], np.arange(batches, dtype=np.float32)[:, None], out=pinned)
+    return Given(n, batches, pinned, pinned.copy(), np.empty_like(pinned), TorchLoop(pinned) if torch else None)
+
+
+def cuda_case(name: str, share: float, what: Given, options: argparse.Namespace, where: hs.Machine, speed: float | None) -> dict[str, Any]:
+    """One case: a kernel that takes `share` of a copy. speed: bytes per second of hetsched's own copies of pageable memory; None: pinned memory."""
+    n, batches, x, peer, wanted = what.n, what.batches, what.pinned if speed is None else what.pageable, what.torch, what.wanted
     alone = Alone(n)
     _gpu.warm_up()
-    turns = alone.turns_for(kernel_seconds)
-    bare = {"up": alone.timed(lambda: alone.copy(True)), "kernel": alone.kernel(turns), "down": alone.timed(lambda: alone.copy(False))}
+    bare = {"up": alone.timed(lambda: alone.copy(True)), "down": alone.timed(lambda: alone.copy(False))}
+    both = alone.both()
+    turns = alone.turns_for(share * (max(bare.values()) if speed is None else 4 * n / speed))
+    bare = {"up": bare["up"], "kernel": alone.kernel(turns), "down": bare["down"]}
     least = batches * max(bare.values())
-    x = np.random.default_rng(0).random(n, np.float32)[None] + np.arange(batches, dtype=np.float32)[:, None]
     plan = hs.plan(cuda_batches(turns, n, batches), where)
-    peer = TorchLoop(x) if torch else None
-    wanted = np.empty_like(x)
     cupy_loop(x, turns, wanted)
     ms: dict[str, list[float]] = {"hetsched": [], "call": [], "cupy_loop": [], "torch": []}
     over_spans, spans, hidden, hand = [], [], [], []
@@ -282,12 +316,13 @@ def cuda_case(name: str, nbytes: int, kernel_seconds: float, options: argparse.N
     middle = {who: statistics.median(times) for who, times in ms.items()}
     row: dict[str, Any] = {
         "case": name, "nbytes": 4 * n, "batches": batches, "turns": turns, "bare_ms": {k: batches * s * 1e3 for k, s in bare.items()},
+        "both_ms": batches * both * 1e3, "pinned": speed is None,
         "spans_ms": dict(zip(("up", "kernel", "down"), (statistics.median(s) * 1e3 for s in zip(*spans, strict=True)), strict=True)),
         "ms": middle, "over_bare": {who: t / least / 1e3 for who, t in middle.items()}, "over_spans": statistics.median(over_spans),
         "hidden": statistics.median(hidden), "hidden_by_hand": statistics.median(hand),
     }  # fmt: skip
     print(
-        f"{name:14s} {batches} x {4 * n / 1e6:.1f} MB: hetsched {middle['hetsched']:.1f} ms ({min(ms['hetsched']):.1f}-{max(ms['hetsched']):.1f}; "
+        f"{name:23s} {batches} x {4 * n / 1e6:.1f} MB: hetsched {middle['hetsched']:.1f} ms ({min(ms['hetsched']):.1f}-{max(ms['hetsched']):.1f}; "
         f"the call {middle['call']:.1f}) = {row['over_bare']['hetsched']:.3f} x bare max(copy, kernel) = {row['over_spans']:.3f} x its spans; "
         + "; ".join(f"{who} {middle[who]:.1f} ms = {row['over_bare'][who]:.3f} x bare" for who in ("torch", "cupy_loop") if who in middle)
         + (f"; hetsched / torch {middle['hetsched'] / middle['torch']:.3f}" if "torch" in middle else "")
@@ -295,7 +330,8 @@ def cuda_case(name: str, nbytes: int, kernel_seconds: float, options: argparse.N
         flush=True,
     )
     for kind in ("bare_ms", "spans_ms"):
-        print(f"{'':14s} {kind}: in, kernel, out {', '.join(f'{row[kind][part]:.1f}' for part in ('up', 'kernel', 'down'))}", flush=True)
+        ways = f"; in and out at once {row['both_ms']:.1f}" if kind == "bare_ms" else ""
+        print(f"{'':14s} {kind}: in, kernel, out {', '.join(f'{row[kind][part]:.1f}' for part in ('up', 'kernel', 'down'))}{ways}", flush=True)
     return row
 
 
@@ -309,21 +345,21 @@ def on_cuda(options: argparse.Namespace) -> int:
     print(f"{_gpu.device_name()}; peers: CuPy loop{'' if beside else ', torch'}{f' ({beside})' if beside else ''}")
     os.environ["HETSCHED_KEEP_MIB"] = "16384"
     where = hs.Machine.here()
-    seconds = (options.milliseconds or 1.0) / 1e3
     speed = min(where.link(HOST, "cuda:0").bytes_per_second, where.link("cuda:0", HOST).bytes_per_second)
-    nbytes = min(int(speed * seconds), MOST_NBYTES)
-    print(f"hetsched's own copies: {speed / 1e9:.1f} GB/s; batches of {nbytes / 1e6:.1f} MB take {nbytes / speed * 1e3:.2f} ms")
+    what = given(max(int(options.megabytes * 1e6) // 4, 1), options.batches, beside is None)
+    print(f"hetsched's own copies of pageable memory: {speed / 1e9:.1f} GB/s; batches of {options.megabytes:g} MB")
     parts = _gpu.Parts(options.seconds)
-    for name, copy_share, kernel_share in [("balanced", 1.0, 1.0), ("copy-bound", 1.0, 1 / 3), ("compute-bound", 1 / 3, 1.0)]:
-        case = partial(cuda_case, name, int(nbytes * copy_share), nbytes / speed * kernel_share, options, where, beside is None)
-        parts(name, case)
+    for memory, own in (("", None), (" pageable", speed)):
+        for name, share in [("balanced", 1.0), ("copy-bound", 1 / 3), ("compute-bound", 3.0)]:
+            parts(name + memory, partial(cuda_case, name + memory, share, what, options, where, own))
     return parts.end(options.json, device=_gpu.device_name())
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--milliseconds", type=float, help="the longest of the three, per batch (4; with --cuda 1)")
+    parser.add_argument("--milliseconds", type=float, default=4.0, help="the longest of the three, per batch; without --cuda")
+    parser.add_argument("--megabytes", type=float, default=16.0, help="with --cuda: of a batch")
     parser.add_argument("--batches", type=int, default=TURNS, help="with --cuda")
     parser.add_argument("--seconds", type=float, default=45, help="with --cuda: begin no further case after so long")
     parser.add_argument("--json", type=Path)
@@ -331,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.cuda:
         return on_cuda(options)
-    most = (options.milliseconds or 4.0) / 1e3
+    most = options.milliseconds / 1e3
     x = np.random.default_rng(0).normal(size=(TURNS, N)).astype(np.float32)
     rows: list[dict[str, Any]] = []
     for name, copy_seconds, kernel_seconds in [("balanced", most, most), ("copy-bound", most, most / 3), ("compute-bound", most / 3, most)]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hetsched.check import check
     from hetsched.errors import DeviceGoneError, GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
+    from hetsched.executors.pinned import pinned_empty
     from hetsched.executors.result import Result
     from hetsched.graph.array_op import array_op
     from hetsched.graph.function import op
@@ -68,6 +69,7 @@ _HOME = {
     "check": "hetsched.check",
     "gradient": "hetsched.graph.gradient",
     "op": "hetsched.graph.function",
+    "pinned_empty": "hetsched.executors.pinned",
     "plan": "hetsched.run",
     "read_plan": "hetsched.run",
     "run": "hetsched.run",
@@ -136,6 +138,7 @@ __all__ = [
     "gradient",
     "kernel",
     "op",
+    "pinned_empty",
     "plan",
     "read_plan",
     "run",

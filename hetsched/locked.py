@@ -101,11 +101,16 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
     return document
 
 
-def read_plan(path: str | os.PathLike[str], graph: Graph, machine: Machine) -> Timeline:
-    """The plan in a file, for `graph` on `machine`: checked, ready to run. See the head of this module for what is refused, and how."""
+def read_plan(path: str | os.PathLike[str], graph: Graph, machine: Machine | None) -> Timeline:
+    """The plan in a file, for `graph` on `machine` (the one found here, where None): checked, ready to run. See the head of this module for what is
+
+    refused, and how.
+    """
     name = os.fspath(path)
     document = read_document(path)
     try:
+        if machine is None:
+            machine = Machine.here(*document["machine"]["devices"])
         _refuse_other_graph(name, document, graph)
         changes = machine_changes(document["machine"], machine_shape(machine))
         if changes:

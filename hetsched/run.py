@@ -63,7 +63,7 @@ def plan(
     if not isinstance(graph, Graph):
         raise CommandLineError(f"plan() takes a graph, got {type(graph).__name__}; finish a builder with freeze()")
     if machine is None:
-        machine = Machine.here()
+        machine = Machine.here(*graph.patterns(), *([] if only is None else [only]))
     elif not isinstance(machine, Machine):
         raise CommandLineError(f"plan() takes a Machine, got {machine!r}; Machine.here() finds one, machine.described reads one")
     if costs is None:
@@ -211,7 +211,7 @@ def read_plan(path: str | os.PathLike[str], graph: Graph, machine: Machine | Non
     Raises `FileError` for a file that is no plan, was changed, or breaks a rule; `GraphError` or `PlacementError` where it was made for another graph
     or machine, with what differs; `OutOfMemoryError` where the machine's memory is too small for it now.
     """
-    return locked.read_plan(path, graph, machine if machine is not None else Machine.here())
+    return locked.read_plan(path, graph, machine)
 
 
 async def run_async(what: Timeline | Graph, inputs: Mapping[str, Any] | None = None, **options: Any) -> Result:

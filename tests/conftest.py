@@ -17,6 +17,7 @@ _KEPT = Path(__file__).resolve().parents[1] / ".pytest_cache" / "hetsched"
 os.environ["XDG_CACHE_HOME"] = str(_KEPT / "cache")
 os.environ["XDG_STATE_HOME"] = str(_KEPT / "state")
 os.environ["HETSCHED_LEARN"] = "0"
+os.environ["HETSCHED_OPENCL_TWINS"] = "1"  # a card that is there twice is tested twice
 shutil.rmtree(_KEPT / "cache" / "hetsched" / "calibration", ignore_errors=True)  # what is measured of this machine is of no account here
 
 # The same examples in every run, however long one takes: a machine that stands still for a moment is no counter-example.

@@ -16,6 +16,7 @@ using std::cos; using std::exp; using std::expm1; using std::log; using std::sin
 #define __device__ static inline
 #define __global__
 #define __shared__ static
+#define __launch_bounds__(n)
 struct Index { unsigned int x; };
 static thread_local Index blockIdx, threadIdx, blockDim;
 typedef unsigned long long Word;
@@ -31,6 +32,16 @@ static void *given;
 static void fiber() { body(given); left[threadIdx.x] = false; }
 template <typename F> static void call(void *f) { (*(F *)f)(); }
 static void __syncthreads() { const unsigned int t = threadIdx.x; swapcontext(&fibers[t], &scheduler); }
+// Threads of a warp shuffle together: what they hold is laid out, then read.
+template <typename V> static V __shfl_xor_sync(unsigned int, V v, int mask) {
+    static V slots[1024];
+    slots[threadIdx.x] = v;
+    __syncthreads();
+    const V other = slots[threadIdx.x ^ mask];
+    __syncthreads();
+    return other;
+}
+static Word atomicAdd(Word *to, Word more) { const Word before = *to; *to += more; return before; }
 static void run_block(unsigned int block, unsigned int size) {
     for (unsigned int t = 0; t < size; t++) {
         getcontext(&fibers[t]);
@@ -50,7 +61,7 @@ template <typename F> static void run_blocks(unsigned int blocks, unsigned int s
 }
 """
 
-_KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(([^)]*)\)')
 
 
 def _wrapper(found):

@@ -104,7 +104,7 @@ class Active:
 
     def noted(self) -> Noted:
         """What was measured: the trace, when somebody writes it."""
-        return Noted(self.frame.program, self.logs or self.notes, self.busy, self.walk.turns, self.loops)
+        return Noted(self.frame.program, self.logs or self.notes, self.busy, self.walk.turns, self.loops, self.frame.cold)
 
 
 def width_of(item: Item) -> int:

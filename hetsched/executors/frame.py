@@ -19,8 +19,9 @@ import numpy as np
 from hetsched.errors import HetschedError, InternalError, TaskError
 from hetsched.executors.binding import Bindings
 from hetsched.executors.gathering import Gathering
+from hetsched.executors.locking import LEAST_TIMES, moved
 from hetsched.executors.memory import HERE, HostMemory, Memory, alias, fresh, shaped, stride_of
-from hetsched.executors.pages import Touching
+from hetsched.executors.pages import LEAST_BYTES, Lock, Touching, lock_in
 from hetsched.executors.program import Program, compile_plan
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op
@@ -34,12 +35,14 @@ class Frame:
     """One run of `program`.
 
     borrowed: value -> array or object on the host, for inputs. memories: memory node -> arena (made on the host where absent).
+    lock: locks pages of the host, for devices that copy from and to there.
     dynamic: values whose arrays cannot be bound ahead; `cells`: where they are, by (value, node, slot).
     """
 
     def __init__(
-        self, program: Program, borrowed: Mapping[int, Any], outputs: Mapping[int, Any] | None = None, memories: Mapping[str, Memory] | None = None
-    ) -> None:
+        self, program: Program, borrowed: Mapping[int, Any], outputs: Mapping[int, Any] | None = None, memories: Mapping[str, Memory] | None = None,
+        lock: Lock | None = None,
+    ) -> None:  # fmt: skip
         self.program = program
         self.plan: Timeline = program.plan
         self.graph: Graph = program.plan.graph
@@ -50,8 +53,12 @@ class Frame:
         given = memories or {}
         self._touching = Touching()
         self.memories: dict[str, Memory] = {
-            node: given[node] if node in given else HostMemory.of(nbytes, self._touching) for node, nbytes in self.plan.arenas.items()
+            node: given[node] if node in given else HostMemory.of(nbytes, self._touching, lock is not None)
+            for node, nbytes in self.plan.arenas.items()
         }
+        self.lock = lock
+        self._runs = 1
+        self._moved = moved(self.plan) if lock is not None else {}
         # How bytes get from one memory node to another before the first turn and after the last: now, and waiting for it.
         self.transfer: Callable[[Any, Any], None] = HERE.move
         self.stopped_at: int | None = None
@@ -62,6 +69,7 @@ class Frame:
         self._programs: dict[int, Program] = {}
         self.shape: Any = None  # what `relay` keeps between runs
         self.pattern: Any = None  # what `devoted` keeps between runs
+        self.cold: frozenset[int] = frozenset()  # tasks whose launches in this run do what a process does once (`warming`)
         self.needed: Mapping[str, int] | None = None  # threads that the plan can keep busy, by kind, once a crew has asked
         self.bodies: Mapping[int, Program] | None = None  # of the outermost frame: id of each body's plan -> its program, made before the first run
         self._find_places()
@@ -77,6 +85,7 @@ class Frame:
         self.bindings = Bindings(self)
         self.perform, self.issue, self.gather = self.bindings.perform, self.bindings.issue, self.bindings.gather
         self.perform_timed = self.bindings.perform_timed
+        self._lock_ranges()
 
     def _find_places(self) -> None:
         self.copied: set[tuple[int, str]] = set()
@@ -115,6 +124,8 @@ class Frame:
         self.cells.clear()
         self.stopped_at = None
         self.bindings.forget(changed)
+        self._runs += 1
+        self._lock_ranges()
 
     def ready(self) -> None:
         """Wait until the pages of what is fresh are there: a run begins, and its tasks shall not wait for them."""
@@ -124,6 +135,7 @@ class Frame:
         """Hold nothing of the run that has ended: inputs and outputs are the caller's."""
         self.cells.clear()
         self._first.clear()
+        self.cold = frozenset()
         given = [v for v, x in self.borrowed.items() if x is not None]
         self.bindings.forget([*given, *self.owned])
         self.borrowed.update(dict.fromkeys(given))
@@ -140,6 +152,8 @@ class Frame:
         """Hold no memory any more, without waiting for the collector of cycles. For a frame that will not run again."""
         self.shape = self.pattern = None
         self.bindings.close()
+        self.gathering.targets.clear()
+        self.gathering.found.clear()
         for held in (self.borrowed, self.owned, self.cells, self._first, self._arrays, self.memories):
             held.clear()
         for frames in self._idle.values():
@@ -157,7 +171,27 @@ class Frame:
             spec = array_form(self.graph.spec(value))
             if spec is not None and value not in out and int(self.graph.value_task[value]) >= 0:
                 kinds[value] = spec.bounds, spec.dtype
-        return out | dict(zip(kinds, fresh(list(kinds.values()), self._touching), strict=True))
+        copied = [number for number, value in enumerate(kinds) if self._moved and self.graph.base(value) in self._moved]
+        lock = self.lock if copied else None
+        return out | dict(zip(kinds, fresh(list(kinds.values()), self._touching, lock, copied), strict=True))
+
+    def _lock_ranges(self) -> None:
+        """Lock pages of the host's arena that devices copy from or to often enough, once that pays."""
+        arena = self.memories.get(HOST)
+        if self.lock is None or not isinstance(arena, HostMemory):
+            return
+        ranges: list[tuple[int, int]] = []
+        for value, nbytes in list(self._moved.items()):
+            place = self.offset.get((value, HOST))
+            form = array_form(self.graph.spec(value))
+            if place is None or form is None or value in self.owned or value in self.gathering.straight:
+                continue
+            size = stride_of(form.nbytes) * place[1]
+            if size >= LEAST_BYTES and nbytes * self._runs >= LEAST_TIMES * size:
+                ranges.append((place[0], size))
+                del self._moved[value]
+        if ranges:
+            lock_in(arena.buffer, ranges, self.lock)
 
     def _find_dynamic(self) -> set[int]:
         """Values whose arrays cannot be bound ahead."""
@@ -358,7 +392,7 @@ class Frame:
             places = self.plan.bodies.get(task, {})
             needed = program.plan.arenas
             room = {node: self.memories[node].inside(start, needed[node]) for node, start in places.items() if node in needed}
-            frame = Frame(program, borrowed, memories=room)
+            frame = Frame(program, borrowed, memories=room, lock=self.lock)
             frame.transfer = self.transfer
             frame.rows_of = rows
         else:

@@ -17,27 +17,32 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from hetsched.errors import InternalError, PlacementError
 from hetsched.executors.active import Active, Item
 from hetsched.executors.binding import Call
+from hetsched.executors.cores import yielding
 from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
 from hetsched.executors.epochs import Outcome, Replanner
 from hetsched.executors.frame import Frame
-from hetsched.executors.interrupts import guarded
+from hetsched.executors.interrupts import guarded, heard
 from hetsched.executors.kept import program_of
 from hetsched.executors.memory import Memory
+from hetsched.executors.outline import programs_of
 from hetsched.executors.program import Program, describe
 from hetsched.executors.result import Result
 from hetsched.executors.steps import Step
+from hetsched.executors.warming import multiplies_on, warm
 from hetsched.graph.alike import alike
 from hetsched.graph.graph import Loop
 from hetsched.graph.spec import Spec, array_form
 from hetsched.machine import HOST, Device
 from hetsched.timeline import Lane, Launch, Timeline
+
+T = TypeVar("T")
 
 # Launches of a joined step are timed one by one in so many first turns, from which costs are learnt; later ones get shares of the step's time.
 TIMED_TURNS = 8
@@ -83,7 +88,11 @@ class Ranges(Protocol):
 
 
 class LiveDevice(Protocol):
-    """An opened device: an arena and streams. One may have `ranges` (`Ranges`, or None): what is handed to its streams is named then."""
+    """An opened device: an arena and streams. One may have more:
+
+    ranges: `Ranges`, or None: what is handed to its streams is named then. spin_seconds: so long its driving thread asks for events before it sleeps.
+    drive_here(): called by its driving thread. lock_pages(address, nbytes): locks memory of the host so that copies need no staging (`pages.Lock`).
+    """
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> Any: ...
 
@@ -171,6 +180,12 @@ class _Wake(NamedTuple):
     stream: Stream
 
 
+class _Errand(NamedTuple):
+    """Something that the driving thread shall do before a run."""
+
+    act: Callable[[], object]
+
+
 class DeviceDriver:
     """One thread that drives the lanes of one device and of the links that end there."""
 
@@ -178,10 +193,11 @@ class DeviceDriver:
         self.name = device.id
         self.live = live
         self.crew: Crew | None = None
-        self.inbox: queue.SimpleQueue[Item | _Wake | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Item | _Wake | _Errand | None] = queue.SimpleQueue()
         self.streams: dict[Lane, Stream] = {}
         self.bridges: dict[int, Stream] = {}
         self.ranges: Ranges | None = getattr(live, "ranges", None)
+        self.spin_seconds: float = getattr(live, "spin_seconds", 0.0)
         # The last event of every step handed over, for the streams beside its own: (frame, step, turn) -> (stream, event).
         self.events: dict[tuple[int, int, int], tuple[Stream, Event]] = {}
         self.under_way: dict[Stream, deque[_Issued]] = {}
@@ -200,6 +216,29 @@ class DeviceDriver:
         if self.thread.ident is None:
             self.thread.start()
 
+    def ask(self, act: Callable[[], T]) -> T:
+        """What `act` gives, called by the driving thread, which serves no run yet; what it raises is raised here."""
+        gate = threading.Lock()
+        gate.acquire()
+        found: list[T] = []
+        failed: list[BaseException] = []
+
+        def errand() -> None:
+            try:
+                found.append(act())
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                gate.release()
+
+        self.inbox.put(_Errand(errand))
+        if self.thread.ident is None:
+            self.thread.start()
+        gate.acquire()
+        if failed:
+            raise failed[0]
+        return found[0]
+
     def stop(self) -> None:
         """End the thread; all steps given to it are done."""
         self.inbox.put(None)
@@ -208,6 +247,9 @@ class DeviceDriver:
 
     def _serve(self) -> None:
         try:
+            drive_here = getattr(self.live, "drive_here", None)
+            if drive_here is not None:
+                drive_here()
             self._drive()
         except BaseException as error:  # what a stream or an event should never raise: nobody would tell of the steps on their way any more
             assert self.crew is not None
@@ -221,7 +263,7 @@ class DeviceDriver:
             try:
                 message = inbox.get_nowait()
             except queue.Empty:
-                if self._reap():
+                if self._reap() or (self.spin_seconds and self._is_soon()):
                     continue
                 if self.doubts and not any(self.under_way.values()):
                     self._look_at(self.doubts.popleft())
@@ -232,10 +274,25 @@ class DeviceDriver:
                 return
             if isinstance(message, _Wake):
                 self.watched.discard(message.stream)
+            elif isinstance(message, _Errand):
+                message.act()
             else:
                 assert self.crew is not None
                 self._issue(self.crew, message)
             self._reap()
+
+    def _is_soon(self) -> bool:
+        """True if there is something to do before long; nothing is waited for where nothing is on its way."""
+        if not any(self.under_way.values()):
+            return False
+        until = perf_counter() + self.spin_seconds
+        while self.inbox.empty():
+            if self._reap():
+                return True
+            if perf_counter() > until:
+                return False
+            yielding()
+        return True
 
     def stream_of(self, lane: Lane) -> Stream:
         """The stream that serves a lane, made where it is not there yet."""
@@ -406,6 +463,7 @@ def run_plan(
 
     def run_one(plan: Timeline, inputs: Mapping[int, Any]) -> Outcome:
         fleet = Fleet(plan, backends)
+        frame = None
         try:
             crew = Crew(plan, trace, keep_going, timeout, progress, fleet.drivers, replanner=replanner, began=began)
             frame = fleet.frame(program_of(plan, join=not keep_going), inputs)
@@ -413,6 +471,8 @@ def run_plan(
             return end_of(crew, frame)
         finally:
             fleet.close()
+            if frame is not None:
+                frame.close()  # what the caller lets go serves the next run: it is in no cycle
 
     with guarded():
         return in_epochs(run_one, plan, inputs, replanner, began)
@@ -442,15 +502,54 @@ class Fleet:
             if driver is not None:
                 self.drivers[link.id] = driver
 
-    def frame(self, program: Program, inputs: Mapping[int, Any]) -> Frame:
-        """A frame of the plan in the arenas of these devices, before they serve it. Streams are made here, before the clock of the run starts."""
+    def frame(self, program: Program, inputs: Mapping[int, Any], again: bool = False) -> Frame:
+        """A frame of the plan in the arenas of these devices, before they serve it. Streams are made here, before the clock of the run starts.
+
+        again: it will run again and again.
+        """
         for lane in sorted(lanes_of(program.plan)):
             if lane.owner in self.drivers:
                 self.drivers[lane.owner].stream_of(lane)
         self._prepare(program.plan)
-        frame = Frame(program, inputs, memories=self.memories)
+        lock = next((found for live in self.opened.values() if (found := getattr(live, "lock_pages", None)) is not None), None)
+        frame = Frame(program, inputs, memories=self.memories, lock=lock)
         frame.transfer = _Transfer(self.opened, self.devices)
+        self._warm(frame, again)
         return frame
+
+    def _warm(self, frame: Frame, again: bool) -> None:
+        """Let driving threads do what the first launches of the plan would, on streams that want it: once for a plan. What is each thread's own, once
+
+        for a thread. `frame.cold` are the tasks whose first launches are still such.
+        """
+        plan, over = frame.plan, threading.Event()
+        known, multiplies = _warmed.setdefault(plan, (set(), {}))
+        cold: set[int] = set()
+        for device in self.devices:
+            driver = self.drivers[device.id]
+            streams: dict[Lane, Any] = {lane: s for lane, s in driver.streams.items() if hasattr(s, "warm") and lane.kind != "copy"}
+            if not streams:
+                continue
+            if frame.bodies is None:
+                frame.bodies = programs_of(plan)
+            rest = {lane: s for lane, s in streams.items() if lane not in known}
+            known.update(rest)
+            first, bodies = next(iter(streams.values())), frame.bodies
+            if device.id not in multiplies:
+                multiplies[device.id] = multiplies_on(plan, device.id)
+            products = multiplies[device.id]
+
+            def act(
+                first: Any = first, rest: Mapping[Lane, Any] = rest, bodies: Mapping[int, Program] = bodies, products: bool = products
+            ) -> frozenset[int]:
+                first.attend(products)
+                return warm(frame, rest, again, over.is_set, bodies) if rest else frozenset()
+
+            with heard(over.set):
+                cold |= driver.ask(act)
+            if over.is_set():
+                known.difference_update(rest)
+        frame.cold = frozenset(cold)
 
     def _prepare(self, plan: Timeline) -> None:
         """Let streams make what launches of each kind will ask for (programs, kernel objects), once for a plan and its loops."""
@@ -476,6 +575,8 @@ class Fleet:
 
 # The lanes for whose streams the launches of a plan have been prepared: what was made is kept by the backends.
 _prepared: weakref.WeakKeyDictionary[Timeline, set[Lane]] = weakref.WeakKeyDictionary()
+# The lanes whose streams have been warmed for a plan, and the devices on which it multiplies matrices or not.
+_warmed: weakref.WeakKeyDictionary[Timeline, tuple[set[Lane], dict[str, bool]]] = weakref.WeakKeyDictionary()
 
 
 def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any]) -> None:

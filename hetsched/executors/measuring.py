@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hetsched.errors import PlacementError
+from hetsched.executors.backends._common import lone_seconds
 from hetsched.executors.backends.cpu import crossing_seconds
 from hetsched.executors.memory import stride_of
 from hetsched.executors.process import tuned, wide
@@ -165,6 +167,8 @@ class Bench:
 # One device ---------------------------------------------------------------------------------------------------------------------
 
 _MATMUL, _BIG = 512, 1 << 23
+# Small products do not fill a GPU, and small copies stay in its cache: the largest are taken that take about so long.
+_PRODUCT_SECONDS = 5e-3
 
 
 def calibrate(device: Device, machine: Machine, budget: float = 40.0, tell: Callable[[str], None] | None = None) -> Calibration:
@@ -237,6 +241,10 @@ def _with_families(curves: dict[str, dict[str, Curve]]) -> dict[str, dict[str, C
     return curves | {kin: curves[name] for kin, name in FAMILIES.items() if name in curves}
 
 
+def _is_gpu(device: Device) -> bool:
+    return device.hardware == "gpu" and device.memory != HOST
+
+
 def _capacity(machine: Machine, device: Device) -> int:
     limit = machine.memory(device.memory).nbytes
     return MOST_BYTES if limit is None else max(limit // 4, 1 << 20)
@@ -252,7 +260,8 @@ def _flops(bench: Bench, device: Device) -> tuple[dict[str, float], list[str]]:
     """Operations a second by dtype, by the largest matrix product that takes little time; what the backend stated where it has no kernel."""
     out, notes = dict(device.flops_per_second), []
     for dtype in [d for d in ("float32", "float64", "float16") if d in out]:
-        for n in (_MATMUL, _MATMUL // 4):
+        larger = [n for n in (8 * _MATMUL, 4 * _MATMUL, 2 * _MATMUL) if 2 * n**3 / out[dtype] < _PRODUCT_SECONDS] if _is_gpu(device) else []
+        for n in (*larger, _MATMUL, _MATMUL // 4):
             case = Case(find("tensor.matmul"), (Spec((n, n), dtype), Spec((n, n), dtype)), find("tensor.matmul").check_attributes({}))
             found = bench.launches(case, 0.5)
             if found is not None:
@@ -265,7 +274,8 @@ def _flops(bench: Bench, device: Device) -> tuple[dict[str, float], list[str]]:
 
 def _memory(bench: Bench, device: Device) -> float:
     """Bytes a second read and written by a copy within the device's memory, of what no cache holds."""
-    n = min(_BIG, bench.nbytes // 16)
+    most = bench.nbytes // 8 - 1024
+    n = most if _is_gpu(device) and 8 * most / device.bytes_per_second < _PRODUCT_SECONDS else min(_BIG, bench.nbytes // 16)
     src, dst = bench.live.array(0, (n,), np.float32), bench.live.array(stride_of(4 * n), (n,), np.float32)
     bench.stream.upload(np.ones(n, np.float32), src)
     found = bench.timed(lambda: bench.stream.copy(src, dst), 0.3)
@@ -302,7 +312,10 @@ def _links(bench: Bench, machine: Machine, device: Device) -> dict[str, LinkFigu
                 back.upload(more, other)
             back.record().wait()
 
-        latency = bench.timed(lambda: copy(few, small), 0.1, batch=0.0).seconds
+        if getattr(bench.stream, "is_timed", False) and _is_gpu(device):  # the host would wait for longer than a small copy takes
+            latency = lone_seconds(partial(copy, few, small), bench.stream, 20)
+        else:
+            latency = bench.timed(lambda: copy(few, small), 0.1, batch=0.0).seconds
         rate = n / max(bench.timed(lambda: copy(many, large), 0.4).seconds - latency, 1e-9)
         locked = n / max(bench.timed(locked_copy, 0.4).seconds - latency, 1e-9) if pinned is not None else None
         at_once = n / max(bench.timed(both, 0.4, batch=0.0).seconds - latency, 1e-9)

@@ -6,12 +6,12 @@ and `part(first element, shape)`. A frame never looks inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from hetsched.executors.pages import Bytes, Touching, area, arrays
+from hetsched.executors.pages import Bytes, Lock, Touching, area, arrays
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import AnySpec, Spec
@@ -29,12 +29,14 @@ def when_short(relief: Callable[[], bool]) -> None:
     _reliefs.append(relief)
 
 
-def fresh(kinds: Sequence[tuple[tuple[int, ...], Any]], touching: Touching | None = None) -> list[Any]:
+def fresh(
+    kinds: Sequence[tuple[tuple[int, ...], Any]], touching: Touching | None = None, lock: Lock | None = None, copied: Collection[int] = (),
+) -> list[Any]:  # fmt: skip
     """New, uninitialised arrays of the host, of (shape, dtype) (see `pages.arrays`). Raises `MemoryError` where there is no room, and nobody has
 
     given any back.
     """
-    return had(lambda: arrays(kinds, touching))
+    return had(lambda: arrays(kinds, touching, lock, copied))
 
 
 def had(make: Callable[[], T]) -> T:
@@ -75,9 +77,9 @@ class HostMemory:
         self.buffer = buffer
 
     @staticmethod
-    def of(nbytes: int, touching: Touching | None = None) -> HostMemory:
+    def of(nbytes: int, touching: Touching | None = None, lockable: bool = False) -> HostMemory:
         """A fresh, uninitialised arena whose address is a multiple of 64 (JAX then takes arrays in it without a copy). See `pages.area`."""
-        raw: Bytes = had(lambda: area(nbytes + ALIGNMENT, touching))
+        raw: Bytes = had(lambda: area(nbytes + ALIGNMENT, touching, lockable))
         start = -raw.ctypes.data % ALIGNMENT
         return HostMemory(raw[start : start + nbytes])
 

@@ -5,6 +5,9 @@ machines that is dear (measured: 1.1 ms for 2 MiB in pages of 4 KiB, 0.2 in a hu
 asked for in huge pages, which are there when a run begins: it is faster by what its tasks do not wait for, and takes what it is planned to take. A
 thread sees to much of them beside what is bound meanwhile (`Touching`).
 
+What devices copy from and to again and again is locked in memory, so that they copy it by themselves (`Lock`, which a backend gives): arrays of an
+area that comes again, and rings of loops. It is unlocked before its pages are given back.
+
 Arrays of one area (`arrays`) are each the caller's own for all that. An area whose arrays have all been let go is kept for the next run's, pages and
 all, as long as such areas take no more than `keep_at_most` says; of one of which some are still held the others' bytes are given back when the next
 one is asked for.
@@ -18,7 +21,7 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from itertools import repeat
 from typing import Any, TypeAlias, TypeVar
@@ -105,9 +108,42 @@ def populates() -> Callable[[int, int], None] | None:
     return populate
 
 
+class Locked:
+    """Pages that are locked in memory, for as long as this lives. See `locked`."""
+
+    def __init__(self, unlock: Callable[[], object]) -> None:
+        self._unlock: Callable[[], object] | None = unlock
+        self._process = os.getpid()
+
+    def release(self) -> bool:
+        """Unlock them; False where that failed, and they are still a device's. Again: nothing."""
+        unlock, self._unlock = self._unlock, None
+        if unlock is None or self._process != os.getpid():  # in a process that was forked off they are not locked
+            return True
+        try:
+            unlock()
+        except Exception:  # the device is lost, or the process ends
+            return False
+        return True
+
+    def __del__(self) -> None:
+        self.release()
+
+
+# Locks pages from an address on, so many bytes; what unlocks them, or None where that cannot be.
+Lock: TypeAlias = Callable[[int, int], Callable[[], object] | None]
+
+
+def locked(lock: Lock, address: int, nbytes: int) -> Locked | None:
+    """Lock pages with a backend's `lock`; None where that cannot be. They must be unlocked before they are given back."""
+    unlock = lock(address, nbytes)
+    return None if unlock is None else Locked(unlock)
+
+
 class _Area(mmap.mmap):
     """Anonymous memory. start, first: its address, and the first byte in it at the begin of a huge page; nbytes: from there on.
 
+    locks: pages of it that are locked, by (address, bytes); they go before it does. uses: how often arrays of it were a device's to copy.
     shares: weak references to the arrays that have it in shares; dead: those whose arrays are gone, and whose pages are still there; left: a 1 for
     each of them but one. has_holes: not all pages are there. is_kept: it may be, when no array is left.
     """
@@ -115,6 +151,8 @@ class _Area(mmap.mmap):
     start: int
     first: int
     nbytes: int
+    locks: dict[tuple[int, int], Locked]
+    uses: int
     shares: list[_Share]
     dead: list[_Share]
     left: Iterator[int]
@@ -187,7 +225,7 @@ def _let_go(share: _Share) -> None:
         return
     area = share.area
     if not area.is_kept:
-        if (gives := _gives()) is not None:
+        if (gives := _gives()) is not None and _unlock(share):
             gives(share.address, share.nbytes)
     else:
         if not area.dead:
@@ -197,6 +235,12 @@ def _let_go(share: _Share) -> None:
         area.shares, area.dead = [], []  # they hold the area
         if area.is_kept and held() + area.nbytes <= _most_kept():
             _idle.append(area)
+
+
+def _unlock(share: _Share) -> bool:
+    """False where the pages of a share stay locked: they are not to be given back."""
+    held = share.area.locks.pop((share.address, share.nbytes), None)
+    return held is None or held.release()
 
 
 def _tidy() -> None:
@@ -209,8 +253,9 @@ def _tidy() -> None:
         dead = area.dead
         while dead:
             share = dead.pop()
-            gives(share.address, share.nbytes)
-            area.has_holes = True
+            if _unlock(share):
+                gives(share.address, share.nbytes)
+                area.has_holes = True
 
 
 def _address(area: mmap.mmap) -> int:
@@ -229,23 +274,40 @@ def _mapped(nbytes: int) -> _Area | None:
         return None
     area.start = _address(area)
     area.first, area.nbytes, area.has_holes = -area.start % HUGE, nbytes, True
+    area.locks, area.uses = {}, 0
     return area
 
 
-def _for_arrays(nbytes: int) -> _Area | None:
-    """An area that nobody has: one that was kept, with all its pages or not, or a new one."""
+def _for_arrays(nbytes: int, wants_locks: bool) -> _Area | None:
+    """An area that nobody has: one that was kept, with all its pages or not, or a new one. wants_locks: rather one that devices have copied to."""
     with _lock:
         _tidy()
-        for number, area in enumerate(list(_idle)):
-            if nbytes <= area.nbytes <= 2 * nbytes:
-                del _idle[number]
-                return area
+        fitting = [(number, area) for number, area in enumerate(list(_idle)) if nbytes <= area.nbytes <= 2 * nbytes]
+        if fitting:
+            number, chosen = next((row for row in fitting if bool(row[1].uses) == wants_locks), fitting[0])
+            del _idle[number]  # others only append
+            return chosen
     return _mapped(nbytes)
 
 
-def area(nbytes: int, touching: Touching | None = None) -> Bytes:
-    """Uninitialised bytes, whatever their address is a multiple of, in pages that are there when `touching` ends (None: when this returns)."""
-    mapped = _mapped(nbytes) if nbytes >= HUGE else None
+def _lock_shares(area: _Area, wanted: Sequence[tuple[int, int]], lock: Lock) -> None:
+    """Lock what a device copies, by (address, bytes), in an area that comes again: it pays from the second time on (docs/cuda.md)."""
+    area.uses += 1
+    for place in [place for place in area.locks if place not in wanted]:
+        if not area.locks.pop(place).release():
+            return
+    if area.uses > 1 and area.is_kept:
+        for place in wanted:
+            if place not in area.locks and (held := locked(lock, *place)) is not None:
+                area.locks[place] = held
+
+
+def area(nbytes: int, touching: Touching | None = None, lockable: bool = False) -> Bytes:
+    """Uninitialised bytes, whatever their address is a multiple of, in pages that are there when `touching` ends (None: when this returns).
+
+    lockable: `lock_in` shall be able to lock pages of it.
+    """
+    mapped = _mapped(nbytes) if nbytes >= (LEAST_BYTES if lockable else HUGE) else None
     if mapped is None:
         return touched(np.empty(nbytes, np.uint8))
     raw = np.frombuffer(mapped, np.uint8)[mapped.first : mapped.first + nbytes]
@@ -253,15 +315,18 @@ def area(nbytes: int, touching: Touching | None = None) -> Bytes:
     return raw
 
 
-def arrays(kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], touching: Touching | None = None) -> list[NDArray[Any]]:
+def arrays(
+    kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], touching: Touching | None = None, lock: Lock | None = None, copied: Collection[int] = (),
+) -> list[NDArray[Any]]:  # fmt: skip
     """Uninitialised arrays of (shape, dtype), each with a life of its own, in pages that are there when `touching` ends (None: when this returns).
 
     Those of `LEAST_BYTES` and more lie side by side in one area, where they make up a huge page. Raises `MemoryError`.
+    copied: the numbers of those that a device copies from or to; from the second use of their area on their pages are locked by `lock`.
     """
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
     together = [-(-size // PAGE) * PAGE if size >= LEAST_BYTES and not dtype.hasobject else 0 for size, (_, dtype) in zip(sizes, kinds, strict=True)]
     total = sum(together)
-    area = _for_arrays(total) if total >= HUGE and _gives() is not None else None
+    area = _for_arrays(total, lock is not None) if total >= HUGE and _gives() is not None else None
     if area is None:
         return [touched(np.empty(shape, dtype)) for shape, dtype in kinds]
     at = area.first
@@ -269,7 +334,8 @@ def arrays(kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], touching: Tou
         _touch(np.frombuffer(area, np.uint8)[at : at + total], touching)
     out: list[NDArray[Any]] = []
     shares: list[_Share] = []
-    for (shape, dtype), nbytes in zip(kinds, together, strict=True):
+    wanted: list[tuple[int, int]] = []
+    for number, ((shape, dtype), nbytes) in enumerate(zip(kinds, together, strict=True)):
         if not nbytes:
             out.append(np.empty(shape, dtype))
             continue
@@ -277,11 +343,36 @@ def arrays(kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], touching: Tou
         share = _Share(made, _let_go)
         share.address, share.area, share.nbytes = area.start + at, area, nbytes
         shares.append(share)
+        if number in copied:
+            wanted.append((share.address, nbytes))
         out.append(made)
         at += nbytes
     area.shares, area.dead, area.left = shares, [], repeat(1, len(shares) - 1)
     area.has_holes, area.is_kept = total < area.nbytes and area.has_holes, area.nbytes <= _most_kept()
+    if lock is not None:
+        _lock_shares(area, wanted, lock)
     return out
+
+
+def lock_in(raw: Bytes, ranges: Sequence[tuple[int, int]], lock: Lock) -> None:
+    """Lock the pages of ranges (first byte, bytes) of `raw`, which is of an `area`, for as long as that lives; nothing where it is not lockable."""
+    base: Any = raw
+    while isinstance(base, np.ndarray):
+        base = base.base
+    owner = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(owner, _Area):
+        return
+    start = raw.__array_interface__["data"][0]
+    wanted: list[list[int]] = []  # pages, from and to; those of neighbours are one
+    for first, nbytes in sorted(ranges):
+        low, high = (start + first) & -PAGE, -(-(start + first + nbytes) // PAGE) * PAGE
+        if wanted and low <= wanted[-1][1]:
+            wanted[-1][1] = max(wanted[-1][1], high)
+        else:
+            wanted.append([low, high])
+    for low, high in wanted:
+        if not any(low < a + n and a < high for a, n in owner.locks) and (held := locked(lock, low, high - low)) is not None:
+            owner.locks[low, high - low] = held
 
 
 def _touch(raw: Bytes, touching: Touching | None) -> None:

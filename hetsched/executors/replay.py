@@ -71,7 +71,7 @@ class Seat:
     def _run(self, given: Mapping[int, Any], began: float) -> Result:
         frame = self.frame
         if frame is None or not frame.takes(given):
-            frame = self.frame = self.fleet.frame(self.program, given) if self.fleet is not None else Frame(self.program, given)
+            frame = self.frame = self.fleet.frame(self.program, given, again=True) if self.fleet is not None else Frame(self.program, given)
         else:
             frame.renew(given)
         try:

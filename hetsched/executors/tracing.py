@@ -74,13 +74,17 @@ class Logs(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """What one frame noted of itself: enough to write its trace once the run is over. loops: loop task -> what its body noted."""
+    """What one frame noted of itself: enough to write its trace once the run is over. loops: loop task -> what its body noted.
+
+    cold: tasks whose launches are no measure of others (see `Frame.cold`).
+    """
 
     program: Program
     notes: list[Note] | Logs
     busy: Mapping[str, float]
     turns: int
     loops: Mapping[int, Noted]
+    cold: frozenset[int] = frozenset()
 
     def trace(self) -> Timeline:
         """The measured timeline, bodies of loops included."""
@@ -94,13 +98,15 @@ class Noted(NamedTuple):
                 spans, attributed = _by_arrays(plain, self.notes)
                 return _measured(self.program.plan, spans, self.busy, self.turns, attributed=frozenset(attributed))
         notes = self.notes if isinstance(self.notes, list) else self.notes.notes()
-        return trace_of(self.program, notes, self.busy, self.turns, {task: inner.trace() for task, inner in self.loops.items()})
+        return trace_of(self.program, notes, self.busy, self.turns, {task: inner.trace() for task, inner in self.loops.items()}, self.cold)
 
 
-def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float], turns: int, loops: Mapping[int, Timeline]) -> Timeline:
-    """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so.
+def trace_of(
+    program: Program, notes: Sequence[Note], busy: Mapping[str, float], turns: int, loops: Mapping[int, Timeline], cold: frozenset[int] = frozenset()
+) -> Timeline:
+    """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so, as
 
-    About 1 us a span.
+    launches of `cold` tasks are: nothing is learned from either. About 1 us a span.
     """
     plan = program.plan
     spans: list[Span] = []
@@ -127,6 +133,8 @@ def trace_of(program: Program, notes: Sequence[Note], busy: Mapping[str, float],
             if not program.every:
                 whole[note.step] = known
         _add(spans, attributed, known, lanes, note)
+    if cold:
+        attributed += [i for i, s in enumerate(spans) if type(s.command) is Launch and s.command.task in cold]
     period = None
     if plan.loop is not None:
         ends: dict[int, float] = {}

@@ -391,6 +391,12 @@ class UserKernel:
                 raise explained from error
         self._compare("cuda", inputs, outputs, attributes, lambda arrays, check: check([xp.asnumpy(x) for x in arrays]))
 
+    def load_cuda(self, xp: Any) -> bool:
+        """Have the CUDA kernel built and loaded on the current device; True if its first launch is then like those that follow."""
+        found = _cuda_function(xp, self._in_cuda(), self.function)
+        getattr(found, "num_regs", None)  # CUDA loads a function when something is asked of it
+        return self.check is None or "cuda" in self._checked
+
     def _in_cuda(self) -> str:
         text = self.sources["cuda"].text
         # Names of C, not of C++. On the same line, so that lines keep their numbers.

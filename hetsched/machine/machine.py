@@ -172,7 +172,7 @@ class Machine:
     name: str = "machine"
     price_per_hour: float | None = None
 
-    discover: ClassVar[Callable[[], Machine] | None] = None
+    discover: ClassVar[Callable[..., Machine] | None] = None
 
     def __post_init__(self) -> None:
         found = faults(self.devices, self.links, self.memories, self.resources)
@@ -180,11 +180,15 @@ class Machine:
             raise MachineError([fault.text for fault in found])
 
     @staticmethod
-    def here() -> Machine:
-        """The machine this runs on, found by the backends (set by `hetsched.executors.backends` when it is imported)."""
+    def here(*named: str) -> Machine:
+        """The machine this runs on, found by the backends (set by `hetsched.executors.backends` when it is imported).
+
+        A card that CUDA and OpenCL offer is there once, as `cuda:0`. named: device patterns that are asked for; `opencl` or `opencl:0` brings its
+        twin.
+        """
         if Machine.discover is None:
             raise MachineError("no backend is loaded; take hetsched.Machine, or import hetsched.executors.backends, before Machine.here()")
-        return Machine.discover()
+        return Machine.discover(*named)
 
     def device(self, device_id: str) -> Device:
         """The device called `device_id`."""

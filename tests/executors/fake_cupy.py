@@ -70,6 +70,9 @@ class Device:
     def __exit__(self, *error):
         return None
 
+    def use(self):
+        pass
+
 
 current = threading.local()
 
@@ -100,6 +103,9 @@ class Stream:
 
     def __exit__(self, *error):
         current.stream = None
+
+    def use(self):
+        self.__enter__()
 
     def __del__(self):
         self.commands.put(None)
@@ -216,7 +222,7 @@ class Event:
         self.time = None
 
     def record(self, stream):
-        reached = self.reached
+        reached = self.reached = threading.Event()  # it may have been recorded before
 
         def reach():
             self.time = perf_counter()
@@ -249,7 +255,15 @@ def get_elapsed_time(start, end):
 
 
 def memcpy_async(dst, src, size, kind, stream):
-    Stream.known[stream].put(lambda: ctypes.memmove(dst, src, size))
+    def copy():
+        copied.append((src, dst, size, kind))
+        ctypes.memmove(dst, src, size)
+
+    Stream.known[stream].put(copy)
+
+
+def memset_async(ptr, value, size, stream):
+    Stream.known[stream].put(lambda: ctypes.memset(ptr, value, size))
 
 
 def memcpy_peer_async(dst, dst_device, src, src_device, size, stream):
@@ -264,6 +278,46 @@ def pinned(size):
     return np.empty(size, np.uint8)
 
 
+locked = {}  # address -> bytes of registered memory
+copied = []  # (source, destination, bytes, kind) of copies as they are done
+
+
+def host_register(start, nbytes, flags):
+    assert flags == 1
+    if Locking.refuses:
+        raise CUDARuntimeError(2)
+    if any(start < a + n and a < start + nbytes for a, n in locked.items()):
+        raise CUDARuntimeError(712)  # cudaErrorHostMemoryAlreadyRegistered
+    locked[start] = nbytes
+
+
+def host_unregister(start):
+    if start not in locked:
+        raise CUDARuntimeError(713)  # cudaErrorHostMemoryNotRegistered
+    del locked[start]
+
+
+def pinned_memory(size, flags):
+    """Of cudaHostAlloc: given back with the last array that has it."""
+    if Locking.refuses:
+        raise CUDARuntimeError(2)
+    memory = (ctypes.c_uint8 * size)()
+    start = ctypes.addressof(memory)
+    locked[start] = size
+    weakref.finalize(memory, locked.pop, start, None).atexit = False
+    return memory
+
+
+def pointer_attributes(place):
+    Locking.asked += 1
+    return SimpleNamespace(type=1 if any(a <= place < a + n for a, n in list(locked.items())) else 0)
+
+
+class Locking:
+    refuses = False
+    asked = 0
+
+
 def build(devices=1):
     """The module."""
     module = types.ModuleType("cupy")
@@ -276,13 +330,15 @@ def build(devices=1):
     module.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
     runtime = SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: devices, memGetInfo=lambda: (TOTAL, TOTAL), memcpyAsync=memcpy_async,
+        memsetAsync=memset_async, getDeviceProperties=lambda i: {"name": b"Fake GPU", "integrated": 0},
         memcpyPeerAsync=memcpy_peer_async, memcpyHostToDevice=1, memcpyDeviceToHost=2, memcpyDeviceToDevice=3, driverGetVersion=lambda: 0,
         runtimeGetVersion=lambda: 0, deviceCanAccessPeer=lambda a, b: 1, deviceEnablePeerAccess=lambda a: None, eventQuery=event_query,
-        getDeviceProperties=lambda i: {"name": b"Fake GPU", "integrated": 0},
+        pointerGetAttributes=pointer_attributes, memoryTypeHost=1, hostRegister=host_register, hostUnregister=host_unregister,
     )  # fmt: skip
     module.cuda = SimpleNamespace(
         Stream=Stream, Event=Event, Device=Device, Memory=Memory, MemoryPointer=MemoryPointer, runtime=runtime, get_elapsed_time=get_elapsed_time,
-        alloc_pinned_memory=pinned, MemoryPool=MemoryPool, using_allocator=using_allocator,
+        alloc_pinned_memory=pinned, PinnedMemory=pinned_memory, PinnedMemoryPointer=lambda memory, offset: memory,
+        get_current_stream=lambda: None, MemoryPool=MemoryPool, using_allocator=using_allocator,
     )  # fmt: skip
     return module
 

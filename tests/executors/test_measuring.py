@@ -15,6 +15,7 @@ from hetsched.costing import calibrate_device, costs_for
 from hetsched.dispatching import dispatching
 from hetsched.errors import PlacementError
 from hetsched.executors import measuring
+from hetsched.executors.backends._common import lone_seconds, row_seconds
 from hetsched.executors.measuring import Bench, Case, Measured, calibrate, calibrate_rest, case_of, measure_cases
 from hetsched.graph.graph import Loop
 from hetsched.graph.ops import find
@@ -294,3 +295,26 @@ def test_a_calibration_beside_other_work_is_told(quick, monkeypatch):
     assert "other work had the cores for 40 % of the time, so these figures are too slow; calibrate again when the machine is idle" in remarks
     monkeypatch.setattr(Crowded, "share", 0.01)
     assert not any("other work" in remark for remark in calibrate_device(CPU, machine, budget=0.1)[1])
+
+
+class Clocked:
+    """A stream on a virtual clock: what is handed to it takes `seconds` each, and the host needs a second to see that it is done."""
+
+    def __init__(self, seconds):
+        self.seconds, self.device, self.begun, self.waited = seconds, 0.0, 0.0, 0
+
+    def do(self):
+        self.device += self.seconds
+
+    def record(self):
+        self.waited += 1
+        span, self.begun = (self.begun, self.device), self.device
+        return SimpleNamespace(wait=lambda: None, span=lambda: span)
+
+
+def test_what_the_host_waits_for_is_no_part_of_a_row_on_a_device():
+    stream = Clocked(0.25)
+    assert row_seconds(stream.do, stream, 8, tries=2) == 0.25
+    assert stream.device == (1 + 2 * 8) * 0.25
+    assert lone_seconds(stream.do, stream, 5) == 0.25
+    assert stream.waited == 1 + 2 + 6

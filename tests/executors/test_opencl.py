@@ -280,6 +280,27 @@ def test_a_span_covers_what_was_handed_over_since_the_record_before(live):
     unspoilt(ran, in_their_order)
 
 
+def test_what_waits_starts_when_what_it_waited_for_has_ended(live, monkeypatch):
+    """Whatever the driver says: NVIDIA's stamps the start of copies and markers when the device looks at them, which then wait."""
+    from hetsched.executors.backends import _opencl_live
+
+    stamp, early = _opencl_live._stamp, {_opencl_live._START: _opencl_live._QUEUED}
+    monkeypatch.setattr(_opencl_live, "_stamp", lambda event, what: stamp(event, early.get(what, what)))
+    gate, up, compute = Gate(live), live.stream("copy"), live.stream("compute")
+    x, y = live.array(0, (64,), np.float32), live.array(4096, (64,), np.float32)
+    up.wait(gate.event)
+    up.fill(x, 1)
+    copied = up.record()
+    compute.wait(copied)
+    view = compute.record()
+    compute.copy(x, y)
+    behind = compute.record()
+    gate.open()
+    spans = [event.span() for event in (behind, copied, view)]  # in whatever order they are asked
+    assert spans[1][1] <= spans[2][0] <= spans[2][1] <= spans[0][0] <= spans[0][1]
+    assert compute.record().span()[0] >= spans[0][1]
+
+
 def skew(stream, y, tries):
     """Between what the device's clock, put on the host's, can be off: (least, most) seconds, from commands that the host knows to lie in a window.
 

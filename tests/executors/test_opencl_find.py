@@ -13,11 +13,11 @@ import pytest
 from hetsched.executors.backends import opencl
 from hetsched.machine import HOST, Device, Machine, MemoryNode
 
-pytest.importorskip("pyopencl")
+cl = pytest.importorskip("pyopencl")
 if not opencl.find().devices:
     pytest.skip("no OpenCL device works here", allow_module_level=True)
 
-from hetsched.executors.backends._opencl_programs import DeviceError, Programs, complaints
+from hetsched.executors.backends._opencl_programs import DeviceError, Programs, complaints, found_in  # noqa: E402
 
 SOURCE = "__kernel void one(OUT(float, y)) { LET_OUT(float, y) y[get_global_id(0)] = 1; }\n"
 
@@ -221,14 +221,33 @@ def test_a_program_is_built_once_and_then_read(fresh):
 
 
 def test_a_binary_in_which_nothing_is_found_is_ignored_and_written_anew(fresh):
+    """Such as a driver may give of a program that has kernels; one without is not written, since NVIDIA's driver ends the process over its binary."""
     first, second, third = fresh(), fresh(), fresh()
-    empty = "// no kernel\n"
-    first.get(empty)
-    second.path(SOURCE).write_bytes(first.path(empty).read_bytes())
+    empty = first.get("// no kernel\n")
+    assert not first.path("// no kernel\n").exists()
+    if "PoCL" not in second.device.platform.version:
+        pytest.skip("only PoCL is sure to outlive it")
+    binary = empty.get_info(cl.program_info.BINARIES)[0]
+    path = second.path(SOURCE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(second.head(SOURCE, binary) + binary)
     second.kernel(SOURCE, "one")
     assert (second.built, second.loaded) == (1, 0)
     third.kernel(SOURCE, "one")
     assert (third.built, third.loaded) == (0, 1)
+
+
+def test_the_binary_of_another_program_does_not_reach_the_driver(fresh, monkeypatch):
+    first, second = fresh(), fresh()
+    other = SOURCE.replace("one", "two")
+    first.get(other)
+    second.path(SOURCE).write_bytes(first.path(other).read_bytes())
+    given = []
+    program = cl._cl._Program
+    monkeypatch.setattr(cl._cl, "_Program", lambda *args: given.append(len(args)) or program(*args))
+    second.kernel(SOURCE, "one")
+    assert (second.built, second.loaded) == (1, 0)
+    assert given == [2], "the source, not a device and a binary"
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:], lambda b: b"", lambda b: b"rubbish" * 100])
@@ -278,6 +297,10 @@ def test_build_logs_for_people():
     for log in ("k.cl:3:1: error: unknown type", "error: /tmp/x.cl:3:1: unknown type\nDevice x failed", "<kernel>:3:1: fatal error: unknown type"):
         assert complaints(log, source) == "line 3, column 1: unknown type\n    floot b;\n    ^"
     assert complaints("k.cl:1:1: warning: unused\nlinker failed", source) == "k.cl:1:1: warning: unused\nlinker failed"
+    # NVIDIA's compiler counts what stands in front.
+    log = "<kernel>:11:1: error: unknown type name 'floot'\nfloot b;\n^\n"
+    assert complaints(log, source, 8) == "line 3, column 1: unknown type name 'floot'\n    floot b;\n    ^"
+    assert found_in(log, 8) == [(3, 1, "unknown type name 'floot'")]
     many = "\n".join(f"k.cl:1:{i}: error: e{i}" for i in range(1, 9))
     assert complaints(many, source).endswith("and 3 more")
 

@@ -38,7 +38,7 @@ def execute(args: Any) -> int:
     from hetsched.executors.backends import here
     from hetsched.machine.calibration import complaints, load
 
-    machine = here()
+    machine = here(args.device or "any")
     devices = [d for d in machine.devices if args.device is None or d.matches(args.device)]
     if not devices:
         known = ", ".join(d.id for d in machine.devices)

@@ -164,7 +164,7 @@ def _front(file: str, pipeline: Pipeline, args: Any) -> tuple[dict[str, Any], st
     from hetsched.report.record import front_record
 
     given = placement_arguments(args)
-    machine = given["machine"] if given["machine"] is not None else Machine.here()
+    machine = given["machine"] if given["machine"] is not None else Machine.here(*pipeline.graph.patterns(), given["only"] or "any")
     with placing(pipeline):
         costs = costs_for(machine, pipeline.graph, learn=given["learn"])
         points = plan_front(pipeline.graph, machine, costs, policy=given["policy"], only=given["only"], memory=given["memory"])

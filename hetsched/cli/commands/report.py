@@ -53,7 +53,7 @@ def _regret(record: dict[str, Any], args: Any) -> list[str]:
         if machine is None:
             import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
 
-            machine = Machine.here()
+            machine = Machine.here(*pipeline.graph.patterns(), options.get("only") or "any")
         where: dict[str, set[str]] = {}
         for row in compared_of(record):
             where.setdefault(row.name, set()).add(row.device)

@@ -132,17 +132,16 @@ def _run(args: Any, put: Put) -> int:
 def _locked(args: Any, pipeline: Pipeline, machine: Machine | None) -> Timeline:
     """The locked plan of `--plan`, for the file and the machine of the command line."""
     from hetsched.locked import OtherMachineError, read_plan
-    from hetsched.machine import Machine
+    from hetsched.machine.machine import HERE
 
     given = [("--policy", args.policy != "auto"), ("--objective", args.objective), ("-d", args.device), ("--plan-time", args.plan_time)]
     for option, value in [*given, ("--memory", args.memory)]:
         if value:
             raise CommandLineError(f"{option} is for planning, and --plan {args.plan} is a plan already; leave one out")
-    here = Machine.here() if machine is None else machine
     try:
-        return read_plan(args.plan, pipeline.graph, here)
+        return read_plan(args.plan, pipeline.graph, machine)
     except OtherMachineError as error:
-        if error.made_for == here.name:
+        if error.made_for == (HERE if machine is None else machine.name):
             raise
         options = " ".join(options_of(error.made_for)) or "neither --machine nor --what-if"
         software = "" if args.emulate or options.startswith("neither") else ", and --emulate, which runs it in software, where it is not here"

@@ -6,25 +6,33 @@ A backend whose library or driver is absent finds nothing; it never makes an imp
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.machine.calibration import applied, load
 from hetsched.machine.machine import HERE
 from hetsched.machine.watts import of_environment
 
+_TWINS = "HETSCHED_OPENCL_TWINS"
+_GENERAL = ("any", "gpu")  # patterns that name no kind of device
+
 
 @dataclass(frozen=True)
 class Found:
-    """What a backend found: devices, the memory nodes and links they bring, the resources they share; notes on what is there but cannot be used."""
+    """What a backend found: devices, the memory nodes and links they bring, the resources they share; notes on what is there but cannot be used.
+
+    places: device -> (its address on the machine's bus, the driver), where that is known: a device that two drivers offer is at one address.
+    """
 
     devices: tuple[Device, ...] = ()
     memories: tuple[MemoryNode, ...] = ()
     links: tuple[Link, ...] = ()
     resources: tuple[Resource, ...] = ()
     notes: tuple[str, ...] = ()
+    places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:
@@ -33,20 +41,44 @@ def kinds() -> list[str]:
     return sorted(names, key=lambda name: name != "cpu")
 
 
-def here() -> Machine:
+def _look() -> list[Found]:
+    """What each backend finds."""
+    return [importlib.import_module(f"{__name__}.{kind}").find() for kind in kinds()]
+
+
+def twins(looked: Iterable[Found]) -> dict[str, str]:
+    """Devices that are others by another driver (a card that CUDA and OpenCL offer) -> which they are: the one found first."""
+    first: dict[str, tuple[str, str]] = {}
+    out: dict[str, str] = {}
+    for found in looked:
+        for device, (address, driver) in found.places.items():
+            known, by = first.setdefault(address, (device, driver))
+            if by != driver:  # parts of one device have its address too
+                out[device] = known
+    return out
+
+
+def _takes_twins() -> bool:
+    return os.environ.get(_TWINS, "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def here(*named: str) -> Machine:
     """The machine this runs on: what every backend finds, with the figures of devices that were calibrated (`hetsched calibrate`), and the watts of
 
-    `HETSCHED_WATTS`.
+    `HETSCHED_WATTS`. A device that two drivers offer is there once: two would be given work and memory twice. named: patterns that somebody asks
+    for; one that means such a twin (`opencl`, `opencl:0`) brings it, as `HETSCHED_OPENCL_TWINS=1` does.
     """
     devices: dict[str, Device] = {}
     memories: dict[str, MemoryNode] = {}
     links: dict[tuple[str, str], Link] = {}
     resources: dict[str, Resource] = {}
-    for kind in kinds():
-        found: Found = importlib.import_module(f"{__name__}.{kind}").find()
-        devices.update((d.id, d) for d in found.devices)
-        memories.update((m.name, m) for m in found.memories)
-        links.update(((x.src, x.dst), x) for x in found.links)
+    looked = _look()
+    known = {} if _takes_twins() else twins(looked)
+    for found in looked:
+        out = {d.memory for d in found.devices if d.id in known and not any(d.matches(p) for p in named if p not in _GENERAL)}
+        devices.update((d.id, d) for d in found.devices if d.memory not in out)
+        memories.update((m.name, m) for m in found.memories if m.name not in out)
+        links.update(((x.src, x.dst), x) for x in found.links if x.src not in out and x.dst not in out)
         resources.update((r.name, r) for r in found.resources)
     memories.setdefault(HOST, MemoryNode(HOST))
     links.update(((x.src, x.dst), x) for x in through_host(links.values(), memories))
@@ -55,8 +87,12 @@ def here() -> Machine:
 
 
 def notes() -> list[str]:
-    """What backends have to say of devices that cannot be used, with the way out."""
-    return [note for kind in kinds() for note in importlib.import_module(f"{__name__}.{kind}").find().notes]
+    """What backends have to say of devices that cannot be used, with the way out, and which are left out since they are others by another driver."""
+    looked = _look()
+    names = {d.id: d.name for found in looked for d in found.devices}
+    way = f"plans use both as two ({_TWINS} is set)" if _takes_twins() else f"plans leave it out; -d {{}} takes it, and {_TWINS}=1 counts it as another"
+    told = [f"{twin} ({names[twin]}) is {device} by another driver: {way.format(twin)}" for twin, device in twins(looked).items()]
+    return [*(note for found in looked for note in found.notes), *told]
 
 
 def through_host(links: Iterable[Link], nodes: Iterable[str]) -> list[Link]:

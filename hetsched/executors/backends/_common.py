@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -17,7 +19,21 @@ import numpy as np
 
 from hetsched.errors import InternalError
 
+# Compute streams of a device, where the environment does not say: two kernels that each fill the device gain nothing by running side by side, a plan
+# counts on full speed for both, and what lies on one stream can be handed over as one.
+_STREAMS, _MOST_STREAMS = 1, 16
 _PART_NBYTES = 512 << 10  # that a thread copies at least: 50 us, as long as handing it over may take
+
+
+def streams(kind: str) -> tuple[int, list[str]]:
+    """Compute streams of each device of a kind (`HETSCHED_CUDA_STREAMS`, ...), and what is wrong with the number that the environment asks for."""
+    variable = f"HETSCHED_{kind.upper()}_STREAMS"
+    asked = os.environ.get(variable, "").strip()
+    if not asked:
+        return _STREAMS, []
+    if asked.isdecimal() and 1 <= int(asked) <= _MOST_STREAMS:
+        return int(asked), []
+    return _STREAMS, [f"{variable} is {asked!r}; give a number from 1 to {_MOST_STREAMS}. Devices have {_STREAMS} compute stream here"]
 
 
 def kept_speeds(path: Path, needed: Sequence[str]) -> dict[str, float] | None:
@@ -41,6 +57,30 @@ def least_seconds(action: Callable[[], object], stream: Any, times: int) -> floa
         if n:
             best = min(best, perf_counter() - start)
     return max(best, 1e-9)
+
+
+def row_seconds(action: Callable[[], object], stream: Any, times: int, tries: int = 3) -> float:
+    """Seconds of `action` where so many stand in a row, by the device's own clock: the least of several tries after a first one. Nobody's waiting is
+    in it, as it is in `least_seconds`: on a GPU that takes as long as multiplying matrices of 1000 rows."""
+    action()
+    stream.record().wait()
+    best = math.inf
+    for _ in range(tries):
+        for _ in range(times):
+            action()
+        start, finish = stream.record().span()
+        best = min(best, finish - start)
+    return max(best / times, 1e-9)
+
+
+def lone_seconds(action: Callable[[], object], stream: Any, times: int) -> float:
+    """Seconds of `action` by itself as a run would measure it, from its start on the device to its end: the median of so many, after a first one."""
+    found: list[float] = []
+    for _ in range(1 + times):
+        action()
+        start, finish = stream.record().span()
+        found.append(finish - start)
+    return max(median(found[1:]), 1e-9)
 
 
 def alike(a: Any, b: Any) -> bool:
@@ -79,14 +119,39 @@ class Landing:
         """True once the bytes are where they belong."""
         return self._pinned is None
 
+    @property
+    def staged_nbytes(self) -> int:
+        """What is to be copied."""
+        return self.nbytes
+
     def land(self) -> None:
         """Put the bytes to where they belong; they have reached the host."""
         with self._lock:
             if self._pinned is not None:
                 self._copy(self._target, self._pinned)
                 self._target = self._pinned = None
+                self.wait = _nothing
                 if self._release is not None:
                     self._release()
+
+
+class Arrival:
+    """Bytes that a device itself puts to where they belong on the host: they are there when `wait` returns."""
+
+    staged_nbytes = 0
+
+    def __init__(self, target: Any, wait: Callable[[], object]) -> None:
+        self.start, self.end = range_of(target)
+        self.wait = wait
+        self.has_landed = False
+
+    def land(self) -> None:
+        """They have reached the host."""
+        self.has_landed, self.wait = True, _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 class Copiers:
@@ -129,20 +194,23 @@ class Landings:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._expected: list[Landing] = []
+        self._expected: list[Landing | Arrival] = []
 
-    def expect(self, landing: Landing) -> None:
+    def expect(self, landing: Landing | Arrival) -> None:
         """Note what a download is to bring."""
         with self._lock:
             self._expected.append(landing)
 
-    def settle(self, host: Any) -> None:
-        """Wait for downloads that are to land in the bytes of a host array, and forget those that have landed."""
+    def settle(self, host: Any, by_device: bool = False) -> None:
+        """Wait for downloads that are to land in the bytes of a host array, and forget those that have landed.
+
+        by_device: those bytes are read or written by the device itself, and not before what it puts there itself is there.
+        """
         if not self._expected:
             return
         start, end = range_of(host)
         with self._lock:
-            waiting = [x for x in self._expected if x.start < end and start < x.end]
+            waiting = [x for x in self._expected if x.start < end and start < x.end and not (by_device and isinstance(x, Arrival))]
             self._expected = [x for x in self._expected if x not in waiting and not x.has_landed]
         for landing in waiting:
             landing.wait()
@@ -156,6 +224,9 @@ class Landings:
 
 def range_of(array: Any) -> tuple[int, int]:
     """Addresses from the first byte of a host array to behind its last."""
+    if array.flags.c_contiguous:
+        start = int(array.__array_interface__["data"][0])
+        return start, start + int(array.nbytes)
     low, high = np.lib.array_utils.byte_bounds(array) if hasattr(np.lib, "array_utils") else np.byte_bounds(array)  # type: ignore[attr-defined]
     return int(low), int(high)
 

@@ -3,10 +3,14 @@
 Kernels get the module cupy as their first argument, arrays of it, and the stream as the current one: those in the array API and those in CUDA C++.
 What a kernel makes for itself comes from CuPy's memory pool, which keeps apart what streams have freed; it is not in the plan's arena.
 
-Copies between host and device go through pinned memory. An upload takes the host's bytes while it is handed over, a download puts them to where
-they belong when it is done: when its event is waited for, or by the thread that watches for it. Large ones are put there by that thread, beside the
-one that hands over, which copies what goes up meanwhile; their event is done when they are there. So an upload of what a download is still to
-bring, and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and come back are such).
+Copies from and to page-locked memory of the host are done by the device alone, behind the host's back: such bytes are the copy's until the event
+behind it is done, which plans see to. Others go through pinned memory. An upload takes the host's bytes while it is handed over, a download puts
+them to where they belong when it is done: when its event is waited for, or by the thread that watches for it. Large ones are put there by that
+thread, beside the one that hands over, which copies what goes up meanwhile; their event is done when they are there. So an upload of what a
+download is still to bring, and a download to where another has not landed, wait for that on the host (bytes that were put out of a full device and
+come back are such). What is small goes through pinned memory that is each stream's own and is used again.
+
+Whoever waits for an event asks for a moment whether it is done, and sleeps then: to be woken takes longer than a small kernel.
 
 Neighbouring element-wise launches of a step that comes again are one kernel (_cuda_chains.py); `HETSCHED_CUDA_CHAINS=0` leaves them apart.
 One that does not build is launched one by one.
@@ -25,22 +29,27 @@ from __future__ import annotations
 
 import math
 import os
+import platform
+import re
+import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from contextlib import nullcontext, suppress
+from functools import cache, partial
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import cupy
 import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
-from hetsched.executors.backends._common import Copiers, Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside
 from hetsched.executors.backends._cuda_blas import Capturing, Products, library
-from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, chain_of, grouped
+from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
 from hetsched.executors.backends._nvtx import find as find_ranges
+from hetsched.executors.cores import yielding
 from hetsched.graph.ops._cuda_small import lay_up, next_turn
 
 # Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
@@ -55,14 +64,23 @@ _CHUNK_NBYTES = 4 << 20  # of a copy through pinned memory: the next is prepared
 _LANDING_NBYTES = 1 << 20  # of downloads before one event: the watching thread puts so many bytes to where they belong, in 0.1 ms and more
 _MOST_COPIERS = 4
 _MOST_CHUNKS = 8  # of an upload at a time; the first is used again when its copy is done
+_SMALL_NBYTES = 32 << 10  # of a copy that goes through a stream's own pinned memory: the host takes 2 us for it, asking where it lies takes as long
+_SCRATCH_NBYTES = 128 << 10
+_MOST_HELD = 16  # events that hold something before they are asked whether it is needed any more
+SPIN_SECONDS = 60e-6  # asking whether an event is done, before sleeping until it is: a sleep and its end take 20 and more
+_MOST_PARTS = 4096
+_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
+_PIN = "HETSCHED_CUDA_PIN"
 _MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
 # Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
 # that are no more have.
 _idle: dict[int, list[Any]] = {}
+_MOST_WARM = 4096
+_warm: set[Any] = set()  # launches whose like this process has done, see `_mark`, and sources of chains
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
 
 
@@ -106,33 +124,60 @@ class DeviceArray:
 
 
 class Event:
-    """The mark that everything handed to a stream before it has been done."""
+    """The mark that everything handed to a stream before it has been done.
 
-    __slots__ = ("_anchor", "_first", "_is_landing", "landings", "last", "stream")
+    landings: what it brings to the host. holding: what copies read and write until then; None once that is over. scratch: pinned memory for small
+    copies that no later command uses.
+    """
 
-    def __init__(self, stream: Stream, first: Any, last: Any, landings: list[Landing], anchor: tuple[Any, float]) -> None:
+    __slots__ = ("__weakref__", "_anchor", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
+
+    def __init__(
+        self, stream: Stream, first: Any, last: Any, anchor: tuple[Any, float],
+        landings: list[Landing | Arrival], holding: list[Any], scratch: list[_Scratch],
+    ) -> None:  # fmt: skip
         self.stream = stream
         self.last = last
         self.landings = landings
+        self.holding: list[Any] | None = holding
+        self.scratch = scratch
         self._first = first
         self._is_landing = False  # the watching thread is to put what it brings to where it belongs
         self._anchor = anchor  # reached before `first` and `last` were recorded: CUDA measures from an earlier event to a later one
 
     def wait(self) -> None:
         """Wait for it on the host; raises where the work failed."""
-        self.reach()
+        self.reach(SPIN_SECONDS)
         live = self.stream.live
         if live.lost:
             raise live.gone("it was lost while the run used it")
 
-    def reach(self) -> None:
-        """Wait, and put what it brings to the host to where it belongs."""
+    def reach(self, spin_seconds: float = 0.0) -> None:
+        """Wait, and put what it brings to the host to where it belongs. spin_seconds: ask so long before sleeping."""
         try:
-            self.last.synchronize()
+            self.pass_by(spin_seconds)
         except Exception as error:
             raise self.stream.live.refusal("a command failed", error) from error
         for landing in self.landings:
             landing.land()
+        self.release()
+
+    def pass_by(self, spin_seconds: float = 0.0) -> None:
+        """Wait until everything before it has been done; what it brings may still lie in pinned memory."""
+        if spin_seconds:
+            query, mark, until = cupy.cuda.runtime.eventQuery, self.last.ptr, perf_counter() + spin_seconds
+            while (status := query(mark)) == _NOT_READY and perf_counter() < until:
+                yielding()
+            if not status:
+                return
+        self.last.synchronize()
+
+    def release(self) -> None:
+        """Hold nothing any more: it has been reached, and all has landed."""
+        self.holding, self.landings = None, []
+        with suppress(IndexError):  # another thread may do the same
+            while self.scratch:
+                self.stream.take_back(self.scratch.pop())
 
     def land_elsewhere(self) -> None:
         """Let the stream's watching thread put what it brings to where it belongs; it is not done before."""
@@ -163,6 +208,13 @@ class Event:
             raise self.stream.live.refusal("an event has no time", error) from error
         return start, max(start, finish)
 
+    def is_over(self) -> bool:
+        """True if nothing that it holds is needed any more; nobody may have waited for it."""
+        if self._is_landing or cupy.cuda.runtime.eventQuery(self.last.ptr) == _NOT_READY or not all(x.has_landed for x in self.landings):
+            return False
+        self.release()
+        return True
+
     def on_done(self, callback: Callable[[], object]) -> None:
         """Call `callback()` once when it has been done or has failed: at once, or from another thread, which it must not hold up."""
         if self.done():
@@ -171,6 +223,23 @@ class Event:
             callback()
         else:
             self.stream.watcher.watch(self.reach, callback)
+
+    def __del__(self) -> None:
+        # Nobody waits for its CUDA events any more: they are recorded again. (One that is still to be reached is no obstacle: who waits for it on a
+        # device waits for what it stood for when it was told to.)
+        self.stream.live.marks += (self.last,) if self._first is None else (self.last, self._first)
+
+
+class _Scratch:
+    """Pinned memory for small copies of one stream, filled from its begin. landings: what is still to be taken out of it."""
+
+    __slots__ = ("landings", "place", "raw", "used")
+
+    def __init__(self) -> None:
+        self.raw = pinned_bytes(_SCRATCH_NBYTES)
+        self.place = address(self.raw)
+        self.used = 0
+        self.landings: list[Landing] = []
 
 
 _Piece: TypeAlias = tuple[int, Callable[[], object]]
@@ -216,10 +285,13 @@ class Stream:
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
         self._anchor: tuple[Any, float] | None = None  # the device's clock, taken before that event
-        self._landings: list[Landing] = []
-        # Pinned memory that copies on their way use, and the event behind them. CuPy's pool would hand it out again at once.
-        self._held: deque[tuple[Any, Any]] = deque()
+        self._landings: list[Landing | Arrival] = []
+        # What copies on their way use: arrays, and pinned memory, which CuPy's pool would hand out again at once. Events hold it, and these them.
+        self._held: deque[Event] = deque()
         self._holding: list[Any] = []
+        self._scratch: _Scratch | None = None
+        self._full: list[_Scratch] = []  # used by commands since the last record, and not by those that follow
+        self._empty: list[_Scratch] = []
 
     def wait(self, event: Any) -> None:
         """What follows waits for an event of another stream, on this device or another one."""
@@ -240,6 +312,11 @@ class Stream:
 
     def _launch(self, enqueue: Callable[[], Any]) -> Any:
         try:
+            if self.live.is_driven_here():  # this thread hands over to nobody else: its current stream need not be put back
+                if cupy.cuda.get_current_stream() is not self.stream:
+                    self.stream.use()
+                self._begin()
+                return enqueue()
             with self.live.device, self.stream:
                 self._begin()
                 return enqueue()
@@ -292,6 +369,79 @@ class Stream:
         if found.chained:
             self._launch_pieces(found.pieces)
         return found.chained
+
+    def attend(self, products: bool) -> None:
+        """The calling thread will hand over launches: CuPy keeps a handle of cuBLAS in each thread that multiplies matrices."""
+        if products:
+            with suppress(Exception), _capturing, self.live.device:
+                cupy.cuda.device.get_cublas_handle()
+                if self._captures:
+                    self._library()
+
+    def warm(self, calls: Sequence[tuple[Any, ...]], tries: Sequence[bool], together: bool) -> list[bool]:
+        """Do what the process does at the first of launches, before anything lies in the arena. See `hetsched.executors.warming.Warms`.
+
+        What fails is told by the run. Kernels that were launched once before are known, until there are too many of them.
+        """
+        if len(_warm) > _MOST_WARM:
+            _warm.clear()
+        out = []
+        for call, is_tried in zip(calls, tries, strict=True):
+            mark = _mark(self.live.device.id, call)
+            if mark in _warm:
+                out.append(True)
+                continue
+            arrays = [x for x in (*call[1], *call[2], call[3]) if x is not None]
+            out.append(self._tried(_as_piece(call), arrays) if is_tried else self._loaded(call[0]))
+            _warm.add(mark)  # if not now, then after the run that follows
+        if self._captures:
+            self._warm_counting()
+        if together and self._fuses and len(calls) > 1:
+            may = {id(call) for call, is_tried in zip(calls, tries, strict=True) if is_tried}
+            for group, parts in grouped(calls):
+                if parts and may.issuperset(map(id, group)):
+                    self._warm_chain(chain_of(parts))
+        return out
+
+    def _warm_counting(self) -> None:
+        mark = (self.live.device.id, next_turn)
+        if mark not in _warm:
+            _warm.add(mark)
+            with suppress(Exception):
+                counters = [self.scratch((), np.int64) for _ in range(2)]
+                self._tried(_as_piece((next_turn, counters[:1], counters[1:], None, {})), counters)
+
+    def _warm_chain(self, chain: Chain) -> None:
+        mark = (self.live.device.id, chain.source)
+        if mark not in _warm:
+            _warm.add(mark)
+            with suppress(Exception):
+                kernel = self._built(chain.source)
+                if kernel is not None:
+                    self._tried(partial(kernel, chain.grid, (THREADS,), (*(x.array for x in chain.arrays), *chain.scalars)), chain.arrays)
+
+    def _tried(self, enqueue: Callable[[], object], arrays: Sequence[DeviceArray]) -> bool:
+        """Launch on zeros; False where that fails."""
+        try:
+            with _capturing, self.live.device:
+                for x in arrays:
+                    if x.nbytes:
+                        cupy.cuda.runtime.memsetAsync(x.pointer, 0, x.nbytes, self.stream.ptr)
+                with self.stream:
+                    enqueue()
+                self.stream.synchronize()
+        except Exception:
+            return False
+        return True
+
+    def _loaded(self, kernel: Any) -> bool:
+        """Build and load a kernel that has something for that; True if its launches do nothing else at first."""
+        load = getattr(getattr(kernel, "__self__", None), "load_cuda", None)
+        try:
+            with _capturing, self.live.device:
+                return bool(load(cupy)) if load is not None else False
+        except Exception:
+            return False
 
     def _launch_pieces(self, pieces: Sequence[_Piece]) -> None:
         """One after the other; an error's `failed_task` is that of the piece which raised it."""
@@ -371,10 +521,21 @@ class Stream:
         return graph
 
     def upload(self, src: Any, dst: DeviceArray) -> None:
-        """Enqueue a copy from the host. `src` has been read when this returns."""
+        """Enqueue a copy from the host. `src` has been read when this returns; from page-locked memory, when an event behind it is done."""
         if not alike(src, dst):
             return
+        nbytes, is_whole = src.nbytes, src.flags.c_contiguous
+        if nbytes > _SMALL_NBYTES and is_whole and self.live.is_page_locked(src):
+            self._settle(src, by_device=True)
+            self._do("an upload", partial(self._copy, dst.pointer, address(src), nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+            self._holding.append(src)
+            return
         self._settle(src)
+        if nbytes <= _SMALL_NBYTES:
+            scratch, at = self._room(nbytes)
+            np.copyto(np.ndarray(src.shape, src.dtype, scratch.raw, at), src)
+            self._do("an upload", partial(self._copy, dst.pointer, scratch.place + at, nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+            return
         host = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
         self._do("an upload", lambda: self._upload(host, dst.pointer))
 
@@ -397,14 +558,47 @@ class Stream:
         """Enqueue a copy to the host. Its bytes are in `dst` when an event behind it has been waited for."""
         if not alike(src, dst):
             return
-        self._settle(dst)
-        pinned = pinned_bytes(src.nbytes)
-        self._do("a download", lambda: self._copy(address(pinned), src.pointer, src.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
-        self._holding.append(pinned)
-        arrived = self._event(timing=False)
-        landing = Landing(dst, pinned.view(src.dtype).reshape(src.shape), arrived.synchronize, copy=self.live.copiers.copy)
-        self._landings.append(landing)
-        self.live.on_their_way.expect(landing)
+        nbytes = src.nbytes
+        if nbytes > _SMALL_NBYTES and dst.flags.c_contiguous and self.live.is_page_locked(dst):
+            self._settle(dst, by_device=True)
+            self._bring(src, address(dst), nbytes)
+            self._holding.append(dst)
+            arrival: Landing | Arrival = Arrival(dst, self.stream.synchronize)
+        else:
+            self._settle(dst)
+            if nbytes <= _SMALL_NBYTES:
+                scratch, at = self._room(nbytes)
+                self._bring(src, scratch.place + at, nbytes)
+                arrival = Landing(dst, np.ndarray(src.shape, src.dtype, scratch.raw, at), self.stream.synchronize)
+                scratch.landings.append(arrival)
+            else:
+                pinned = pinned_bytes(nbytes)
+                self._bring(src, address(pinned), nbytes)
+                self._holding.append(pinned)
+                arrival = Landing(dst, pinned.view(src.dtype).reshape(src.shape), self.stream.synchronize, copy=self.live.copiers.copy)
+        self._landings.append(arrival)
+        self.live.on_their_way.expect(arrival)
+
+    def _bring(self, src: DeviceArray, to: int, nbytes: int) -> None:
+        self._do("a download", partial(self._copy, to, src.pointer, nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
+
+    def _room(self, nbytes: int) -> tuple[_Scratch, int]:
+        """Pinned memory for a small copy: where, and the byte where it begins."""
+        scratch = self._scratch
+        if scratch is None or scratch.used + nbytes > _SCRATCH_NBYTES:
+            if scratch is not None:
+                self._full.append(scratch)
+            scratch = self._scratch = self._empty.pop() if self._empty else _Scratch()
+        at = scratch.used
+        scratch.used += (nbytes + 63) & ~63
+        return scratch, at
+
+    def take_back(self, scratch: _Scratch) -> None:
+        """Use pinned memory again that commands are done with, unless something is still to be taken out of it."""
+        if all(x.has_landed for x in scratch.landings):
+            scratch.used = 0
+            scratch.landings.clear()
+            self._empty.append(scratch)
 
     def upload_pinned(self, src: Any, dst: DeviceArray) -> None:
         """Enqueue a copy from what `LiveDevice.pinned_array` gave; it must not be written until the copy is done."""
@@ -432,16 +626,21 @@ class Stream:
         if self.live.lost:
             raise self.live.gone("it was lost while the run used it")
         anchor = self._anchor or self.live.anchor()
-        event = Event(self, self._first, self._event(timing=True), self._landings, anchor)
-        if self._landings and sum(x.nbytes for x in self._landings) >= _LANDING_NBYTES:
-            event.land_elsewhere()
-        self._first, self._anchor, self._landings = None, None, []
-        if self._holding:
-            self._held.append((event.last, self._holding))
-            self._holding = []
-        with suppress(Exception):  # told by events
-            while self._held and self._held[0][0].done:
-                self._held.popleft()
+        landings, holding = self._landings, self._holding
+        event = Event(self, self._first, self._event(timing=True), anchor, landings, holding, self._full)
+        self._first, self._anchor, self._landings, self._holding, self._full = None, None, [], [], []
+        if landings:
+            staged = 0
+            for landing in landings:
+                landing.wait = event.pass_by
+                staged += landing.staged_nbytes
+            if staged >= _LANDING_NBYTES:
+                event.land_elsewhere()
+        held = self._held
+        if holding or landings or event.scratch:
+            held.append(event)
+        while held and (held[0].holding is None or (len(held) > _MOST_HELD and held[0].is_over())):
+            held.popleft()
         return event
 
     def close(self) -> None:
@@ -454,6 +653,7 @@ class Stream:
             landing.land()
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
+        self._scratch, self._full, self._empty = None, [], []
         self._segments.clear()
         if self._products is not None:
             with suppress(Exception):
@@ -462,9 +662,9 @@ class Stream:
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
 
-    def _settle(self, host: Any) -> None:
+    def _settle(self, host: Any, by_device: bool = False) -> None:
         try:
-            self.live.on_their_way.settle(host)
+            self.live.on_their_way.settle(host, by_device)
         except Exception as error:
             raise self.live.refusal("a download", error) from error
 
@@ -476,7 +676,12 @@ class Stream:
 
     def _event(self, timing: bool) -> Any:
         try:
-            with self.live.device:
+            if timing and (marks := self.live.marks):
+                with suppress(IndexError):  # another thread was quicker
+                    event = marks.pop()
+                    event.record(self.stream)
+                    return event
+            with self.live.on_device():
                 event = cupy.cuda.Event(block=True, disable_timing=not timing)
                 event.record(self.stream)
             return event
@@ -485,7 +690,7 @@ class Stream:
 
     def _do(self, what: str, enqueue: Callable[[], object]) -> None:
         try:
-            with self.live.device:
+            with self.live.on_device():
                 self._begin()
                 enqueue()
         except HetschedError:
@@ -505,11 +710,15 @@ class LiveDevice:
         self.nbytes = nbytes
         self.lost = False
         self.device = cupy.cuda.Device(number)
+        self.spin_seconds = SPIN_SECONDS
         self.ranges = find_ranges()
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
         self.on_their_way = Landings()
         self.copiers = Copiers(f"hetsched-{name}-copies", copying_threads())
+        self.marks: list[Any] = []  # CUDA events with times that nobody uses
+        self._driver: int | None = None
+        self._known: dict[int, _Known] = {}  # see `is_page_locked`
         try:
             with self.device:
                 free, total = cupy.cuda.runtime.memGetInfo()
@@ -536,6 +745,43 @@ class LiveDevice:
     def pinned_array(self, nbytes: int) -> Any:
         """Page-locked bytes on the host, which the device copies without a stop in between."""
         return pinned_bytes(nbytes)
+
+    def is_page_locked(self, array: Any) -> bool:
+        """True if the device can copy a contiguous array of the host by itself. CUDA is asked once for the array whose memory it is, or the part."""
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        key = id(owner)
+        known = self._known.get(key)
+        if known is None or known.owner() is not owner:
+            is_whole = owner.flags.c_contiguous and _is_locked(address(owner), owner.nbytes)
+            known = self._known[key] = _Known(weakref.ref(owner, lambda _: self._known.pop(key, None)), is_whole, {})
+        if known.is_whole or owner is array:
+            return known.is_whole
+        place = address(array)
+        answer = known.parts.get((place, array.nbytes))
+        if answer is None:
+            if len(known.parts) >= _MOST_PARTS:
+                known.parts.clear()
+            answer = known.parts[place, array.nbytes] = _is_locked(place, array.nbytes)
+        return answer
+
+    def lock_pages(self, start: int, nbytes: int) -> Callable[[], object] | None:
+        """Lock pages of the host in memory, so that copies from and to there need no staging; what unlocks them, or None where CUDA refuses."""
+        return lock_pages(start, nbytes)
+
+    def drive_here(self) -> None:
+        """Told by a thread that hands over to the streams of this device and to nobody else's: it makes the device its current one once."""
+        self.device.use()
+        self._driver = threading.get_ident()
+
+    def is_driven_here(self) -> bool:
+        """True in the thread that said so."""
+        return self._driver == threading.get_ident()
+
+    def on_device(self) -> Any:
+        """A context in which the device is the current one."""
+        return _HERE if self._driver == threading.get_ident() else self.device
 
     def stream(self, kind: str) -> Stream:
         """A new stream; `kind` is `compute` or `copy`."""
@@ -601,6 +847,9 @@ class LiveDevice:
             stream.close()
         self._streams.clear()
         self.on_their_way.clear()
+        self.marks = []
+        self._known.clear()
+        self._driver = None
         self.copiers.close()
         if self.memory is not None and not self.lost:
             _idle.setdefault(self.device.id, []).append(self._clock_stream)
@@ -615,6 +864,13 @@ def _as_piece(call: Sequence[Any], xp: Any = cupy) -> Callable[[], Any]:
     kernel, inputs, outputs, workspace, attributes, *_ = call
     outs = [x if x is None else x.array for x in outputs]
     return partial(kernel, xp, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
+
+
+def _mark(device: int, call: Sequence[Any]) -> tuple[Any, ...]:
+    """What launches that take the same ways have in common. `key` and `seed` of random ops are numbers to it."""
+    kernel, inputs, outputs, workspace, attributes, *_ = call
+    arrays = tuple(None if x is None else (x.shape, x.dtype.str) for x in (*inputs, *outputs, workspace))
+    return (device, kernel, arrays, repr([x for x in attributes.items() if x[0] not in ("key", "seed")]))
 
 
 def _idle_or_new(device: Any) -> Any:
@@ -662,6 +918,50 @@ def copying_threads() -> int:
     """How many help with copies between pinned memory and the rest: a quarter of the cores, at most 4."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores // 4, _MOST_COPIERS)
+
+
+_HERE = nullcontext()
+
+
+class _Known(NamedTuple):
+    """What CUDA has said about the memory of an array: whether all of it is page-locked, and which parts are."""
+
+    owner: weakref.ref[Any]
+    is_whole: bool
+    parts: dict[tuple[int, int], bool]
+
+
+def _is_locked(place: int, nbytes: int) -> bool:
+    """True if the host's memory is page-locked at both ends: what an array has lies in one allocation."""
+    runtime = cupy.cuda.runtime
+    return nbytes > 0 and all(runtime.pointerGetAttributes(x).type == runtime.memoryTypeHost for x in (place, place + nbytes - 1))
+
+
+def may_lock() -> bool:
+    """False where memory that hetsched makes is not to be locked: by request, or where a fork would take pages away that a device copies to.
+
+    On Linux before 5.12 a process that writes to its memory after a fork is given another page, and the device goes on with the old one; since then
+    the child is given the copy.
+    """
+    asked = os.environ.get(_PIN, "").strip().lower()
+    return asked in ("1", "true", "yes", "on") or (asked not in ("0", "false", "no", "off") and _forks_well())
+
+
+@cache
+def _forks_well() -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
+    return not sys.platform.startswith("linux") or (numbers is not None and tuple(map(int, numbers.groups())) >= (5, 12))
+
+
+def lock_pages(start: int, nbytes: int) -> Callable[[], object] | None:
+    """See `LiveDevice.lock_pages`."""
+    if not may_lock():
+        return None
+    try:
+        cupy.cuda.runtime.hostRegister(start, nbytes, _PORTABLE)
+    except Exception:  # too much, or the system does not allow it
+        return None
+    return partial(cupy.cuda.runtime.hostUnregister, start)
 
 
 def pinned_bytes(nbytes: int) -> Any:

@@ -41,6 +41,7 @@ _GONE = {-2, -34, -36, -9999}
 _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_NS = 5_000
 _FEW_ITEMS = 4096
+_NEVER = object()  # no command
 _MOST_LAUNCHES = 4096
 
 
@@ -84,22 +85,47 @@ class DeviceArray:
         return f"<{self.dtype.name}{list(self.shape)} at byte {self.offset} of {self.live.name}>"
 
 
-class Event:
-    """The mark that everything handed to a stream before it has been done. ends: the last command that counts in its span, where it is not `last`."""
+class _End:
+    """When a command ended, `perf_counter` seconds: asked of the driver once, so that whatever is compared with it is compared with one number."""
 
-    __slots__ = ("_asked", "_before", "_ends", "_first", "_first_live", "_landings", "last", "stream")
+    __slots__ = ("_command", "_live", "_seconds")
+
+    def __init__(self, command: Any, live: LiveDevice) -> None:
+        self._command = command
+        self._live = live
+        self._seconds: float | None = None
+
+    def seconds(self) -> float:
+        """To be asked when it is done: no later than now, whatever the device's clock says."""
+        command = self._command
+        if self._seconds is None and command is not None:  # of two threads that ask at once both may get here
+            now = perf_counter()
+            seconds = min(_stamp(command, _END) * 1e-9 + self._live.clock(), now)
+            if self._seconds is None:
+                self._seconds, self._command = seconds, None
+        assert self._seconds is not None
+        return self._seconds
+
+
+class Event:
+    """The mark that everything handed to a stream before it has been done. end: of the last command that counts in its span; behind: the ends of what
+
+    its first command waited for.
+    """
+
+    __slots__ = ("_asked", "_behind", "_first", "_first_live", "_landings", "end", "last", "stream")
 
     def __init__(
-        self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, before: Any = None, landings: Sequence[Landing] = (), ends: Any = None
+        self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, behind: Sequence[_End] = (), landings: Sequence[Landing] = (), ends: Any = None
     ) -> None:
-        self._ends = last if ends is None else ends
+        self.end = _End(last if ends is None else ends, stream.live)
         self._landings = landings
         self._asked = perf_counter()
         self.stream = stream
         self.last = last
         self._first = first
         self._first_live = first_live
-        self._before = before
+        self._behind = behind
 
     def wait(self) -> None:
         """Wait for it on the host; raises `DeviceError` if the work failed."""
@@ -118,15 +144,20 @@ class Event:
         """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them.
 
         Where there was nothing, twice the moment at which that was done. Raises `DeviceError` if the work failed.
+
+        What the first command had to wait for, its stream's commands before it included, ended before it: drivers may say that a copy or a marker
+        started when the device looked at it, which is while it still waits (NVIDIA's), and another device may have begun its part of a copy before
+        this stream was free.
         """
         self.wait()
         try:
-            finish = _stamp(self._ends, _END) * 1e-9 + self.stream.live.clock()
+            finish, earliest = self.end.seconds(), -math.inf
+            for end in self._behind:
+                with suppress(cl.Error):  # events that others have set have no times
+                    earliest = max(earliest, end.seconds())
             if self._first is None:
-                return (max(finish, self._asked),) * 2
-            start = _stamp(self._first, _START) * 1e-9 + self._first_live.clock()
-            if self._before is not None:  # another device may have begun its part while this stream was not yet free
-                start = max(start, _stamp(self._before, _END) * 1e-9 + self.stream.live.clock())
+                return (max(finish, self._asked, earliest),) * 2
+            start = max(_stamp(self._first, _START) * 1e-9 + self._first_live.clock(), earliest)
         except cl.Error as error:
             raise self.stream.refusal("a command failed", error) from error
         return start, max(start, finish)
@@ -192,12 +223,12 @@ class Stream:
         self._is_preparing = False
         # What came behind launches that are doubted, and who looks at it; None: it is looked at on the spot.
         self.doubts: list[tuple[list[Any], Callable[[Sequence[Any] | None], None]]] | None = None
-        self._doubted: tuple[Any, Any] = (None, self)  # the last command before what was brought for that, and the last of it
+        self._doubted: tuple[Any, Any] = (None, _NEVER)  # the last command before what was brought for that, and the last of it
         self._ends = False
         self._waits: list[Any] = []  # events that the next command waits for
+        self._behind: list[_End] = []  # what the first command since the last record waits for
         self._first: tuple[Any, LiveDevice] | None = None  # of the commands since the last record
         self._last: Any = None
-        self._recorded: Any = None  # the last one at the last record
         # Events that hold host arrays: dropping one blocks until it is done.
         self._held: deque[Any] = deque()
         # Through pinned memory: what uploads have taken, and the event behind each; what downloads since the last record are to bring.
@@ -213,6 +244,8 @@ class Stream:
         other = getattr(event, "stream", None)
         if other is self:
             return
+        if isinstance(event, Event) and self._first is None:
+            self._behind.append(event.end)
         if other is None or getattr(other, "live", None) is None or other.live.context != self.live.context:
             event.wait()
         elif event.last.command_execution_status != cl.command_execution_status.COMPLETE:
@@ -430,9 +463,8 @@ class Stream:
             self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
         first, live = self._first or (None, self.live)
         ends = self._doubted[0] if self._last is self._doubted[1] else None
-        event = Event(self, first, live, self._last, None if live is self.live else self._recorded, self._landings, ends)
-        self._first, self._landings = None, []
-        self._recorded = self._last
+        event = Event(self, first, live, self._last, self._behind, self._landings, ends)
+        self._first, self._landings, self._behind = None, [], [event.end]
         self.queue.flush()
         held = self._held
         while held and held[0].command_execution_status <= 0:
@@ -460,8 +492,9 @@ class Stream:
         self._mine.clear()
         self._launches.clear()
         self._segments.clear()
-        self._first = self._last = self._recorded = None
-        self._doubted = (None, self)
+        self._first = self._last = None
+        self._behind = []
+        self._doubted = (None, _NEVER)
 
     # What a kernel asks of a queue ----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """OpenCL programs: built once for a device, kept in memory and, as binaries, on disk.
 
 A binary's file name is the hash of everything that it depends on: source, options, device, driver and platform version. Its content begins with the
-hash of the rest, so a file that is damaged or cut short is ignored and written anew. Files are written aside and renamed, so that processes which
-build the same program at the same time do not disturb each other.
+hash of that and of the rest, so a file that is damaged, cut short or that of another program is ignored and written anew, and never reaches the
+driver: some (NVIDIA's) end the process over a binary that they do not expect. For the same reason a program without kernels is not written. Files are
+written aside and renamed, so that processes which build the same program at the same time do not disturb each other.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import pyopencl as cl
 from hetsched.folders import cache_folder, write_whole
 
 OPTIONS = "-cl-mad-enable -w"
-_MAGIC = b"hetsched opencl 1\n"
+_MAGIC = b"hetsched opencl 2\n"
 
-# What every source may use. `#line` makes the compiler count lines from the first of the kernel's own source.
+# What every source may use. No `#line` after it: NVIDIA's compiler counts the lines that are there, whatever that says, others do as it says.
 PREAMBLE = """\
 #ifdef cl_khr_fp64
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
@@ -31,8 +32,8 @@ PREAMBLE = """\
 #define OUT(T, x) __global T *x##_base, const long x##_first
 #define LET_IN(T, x) __global const T *x = x##_base + x##_first;
 #define LET_OUT(T, x) __global T *x = x##_base + x##_first;
-#line 1
 """
+PREAMBLE_LINES = PREAMBLE.count("\n")
 
 
 class DeviceError(RuntimeError):
@@ -103,17 +104,24 @@ class Programs:
 
     def path(self, source: str) -> Path:
         """The file of the binary of `source`."""
-        mark = "\n".join((describe(self.device), OPTIONS, PREAMBLE, source))
-        return cache_folder() / "opencl" / f"{hashlib.sha256(mark.encode()).hexdigest()[:32]}.bin"
+        return cache_folder() / "opencl" / f"{self._mark(source).hex()[:32]}.bin"
+
+    def _mark(self, source: str) -> bytes:
+        """The hash of what the binary of `source` depends on."""
+        return hashlib.sha256("\n".join((describe(self.device), OPTIONS, PREAMBLE, source)).encode()).digest()
+
+    def head(self, source: str, binary: bytes) -> bytes:
+        """What the file of a binary begins with: only that of this source, as it was written, has it."""
+        return _MAGIC + hashlib.sha256(self._mark(source) + binary).digest()
 
     def _load(self, source: str) -> Any:
         try:
             content = self.path(source).read_bytes()
         except OSError:
             return None
-        head = len(_MAGIC) + 32
-        binary = content[head:]
-        if content[:head] != _MAGIC + hashlib.sha256(binary).digest():
+        length = len(_MAGIC) + 32
+        binary = content[length:]
+        if content[:length] != self.head(source, binary):
             return None
         try:
             program = cl._cl._Program(self.context, [self.device], [binary])
@@ -136,16 +144,17 @@ class Programs:
                 log = str(program.get_build_info(self.device, cl.program_build_info.LOG))
             except cl.Error:
                 log = str(error)
-            refused = DeviceError(f"OpenCL source does not build on {self.device.name.strip()}\n{complaints(log, source)}")
-            refused.complaints = [(int(a or c), int(b or d), what) for a, b, c, d, what in _COMPLAINT.findall(log)]
+            refused = DeviceError(f"OpenCL source does not build on {self.device.name.strip()}\n{complaints(log, source, PREAMBLE_LINES)}")
+            refused.complaints = found_in(log, PREAMBLE_LINES)
             raise refused from error
         self.built += 1
         try:
+            names = program.get_info(cl.program_info.KERNEL_NAMES)
             binary = cast(list[bytes], program.get_info(cl.program_info.BINARIES))[0]
         except cl.Error:
             return program  # a driver need not give binaries
-        if binary:
-            write_whole(self.path(source), _MAGIC + hashlib.sha256(binary).digest() + binary)
+        if binary and names:
+            write_whole(self.path(source), self.head(source, binary) + binary)
         return program
 
 
@@ -164,8 +173,15 @@ _COMPLAINT = re.compile(r"^(?:error: \S*?:(\d+):(\d+):|\S*?:(\d+):(\d+): (?:fata
 _SHOWN = 5
 
 
-def complaints(log: str, source: str) -> str:
+def found_in(log: str, before: int = 0) -> list[tuple[int, int, str]]:
+    """(row, column, what) of the errors in a build log, counted from 1 in the source; `before` lines stood in front of it."""
+    return [(int(a or c) - before, int(b or d), what) for a, b, c, d, what in _COMPLAINT.findall(log)]
+
+
+def complaints(log: str, source: str, before: int = 0) -> str:
     """A build log for people: the first errors, each with the line of `source` it is about; the log's end where it names no line.
+
+    before: lines that the compiler saw in front of the source.
 
     >>> print(complaints("k.cl:2:1: error: unknown type name 'floot'", "// sum\\nfloot x;"))
     line 2, column 1: unknown type name 'floot'
@@ -173,7 +189,7 @@ def complaints(log: str, source: str) -> str:
         ^
     """
     lines = source.split("\n")
-    found = [(int(a or c), int(b or d), what) for a, b, c, d, what in _COMPLAINT.findall(log) if 0 < int(a or c) <= len(lines)]
+    found = [(row, column, what) for row, column, what in found_in(log, before) if 0 < row <= len(lines)]
     if not found:
         return "\n".join(log.strip().split("\n")[-20:])
     out = []

@@ -19,27 +19,39 @@ import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
-from hetsched.executors.backends._common import kept_speeds, least_seconds
+from hetsched.executors.backends._common import kept_speeds, least_seconds, lone_seconds, row_seconds, streams
+from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode
 
-_MARK = "2"  # of the way in which speeds are measured
+_MARK = "3"  # of the way in which speeds are measured
 _NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
-# Compute streams of a device, where the environment does not say (HETSCHED_CUDA_STREAMS): two kernels that each fill the device gain nothing by
-# running side by side, and a plan counts on full speed for both.
-_STREAMS, _MOST_STREAMS = 1, 16
+_PORTABLE = 1  # cudaHostAllocPortable: page-locked for every device
 # Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
 _SHARE = 0.9
+# What speeds are measured with at least: rows of a matrix, bytes of copies within the device. Bytes of copies to and from the host. Seconds that a
+# row of matrix products may take, about.
+_LEAST_N, _LEAST_NBYTES = 1024, 32 << 20
+_LINK_NBYTES = 32 << 20
+_PRODUCT_SECONDS = 0.03
 
+_FORKED = (
+    "no CUDA in this process: it was forked from one that had used CUDA, which does not survive that; "
+    "start it anew (multiprocessing.get_context('spawn')), or fork before"
+)
 _lock = threading.Lock()
 _listed: tuple[int, Found] | None = None
+_asked = False  # CUDA has been begun with: forked processes cannot use it
 
 
 def find() -> Found:
     """Every CUDA device, with its memory node and its links; nothing, with a note, where there is no CuPy, no driver or no device."""
     global _listed
+    known = _listed
+    if known is not None and known[0] != os.getpid():  # not by the lock: a thread of the parent may have had it
+        return Found(notes=(_FORKED,)) if _asked else known[1]
     with _lock:
-        if _listed is None or _listed[0] != os.getpid():
+        if _listed is None:
             _listed = (os.getpid(), _look())
         return _listed[1]
 
@@ -53,6 +65,21 @@ def open(device: Device, arena_nbytes: int) -> Any:
     return _open(device.id, int(device.id.partition(":")[2]), arena_nbytes)
 
 
+def pinned_bytes(nbytes: int) -> Any:
+    """Page-locked bytes of the host, uninitialised, as a NumPy array that keeps them; None where there is no device, or it cannot have them."""
+    if find_spec("cupy") is None:
+        return None
+    try:
+        import cupy
+
+        if not cupy.cuda.runtime.getDeviceCount():
+            return None
+        memory = cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(nbytes, _PORTABLE), 0)
+        return np.frombuffer(memory, np.uint8, nbytes)
+    except Exception:  # no driver, a part of CuPy that does not load, no memory
+        return None
+
+
 def _open(name: str, number: int, nbytes: int) -> Any:
     from hetsched.executors.backends._cuda_live import LiveDevice
 
@@ -60,15 +87,19 @@ def _open(name: str, number: int, nbytes: int) -> Any:
 
 
 def _look() -> Found:
+    global _asked
     if find_spec("cupy") is None:
         return Found(notes=("no CUDA: CuPy is not installed; pip install 'hetsched[cuda12]' (CUDA 12) or 'hetsched[cuda13]' brings it",))
     try:
         import cupy
 
         count = cupy.cuda.runtime.getDeviceCount()
+        _asked = count > 0
+        leaves_alone("cupy", "hetsched.executors.backends._cuda")
     except Exception as error:  # ImportError, or CUDARuntimeError where there is no driver
         return Found(notes=(f"no CUDA: {type(error).__name__}: {' '.join(str(error).split())}",))
-    devices, links, memories, notes = [], [], [], streams()[1]
+    devices, links, memories, notes = [], [], [], streams("cuda")[1]
+    places: dict[str, tuple[str, str]] = {}
     speeds: dict[int, dict[str, float]] = {}
     for i in range(count):
         try:
@@ -82,9 +113,11 @@ def _look() -> Found:
         devices.append(described(i, properties, speeds[i]))
         memories.append(MemoryNode(f"cuda:{i}", int(free * _SHARE)))
         links += links_of(i, speeds[i])
+        if (address := _address(properties)) is not None:
+            places[f"cuda:{i}"] = address, "CUDA"
     for a in speeds:
         links += [between(a, speeds[a], b, speeds[b], _peers(cupy, a, b)) for b in speeds if a != b]
-    return Found(tuple(devices), tuple(memories), tuple(links), (), tuple(notes))
+    return Found(tuple(devices), tuple(memories), tuple(links), (), tuple(notes), places)
 
 
 def _peers(xp: Any, a: int, b: int) -> bool:
@@ -99,14 +132,10 @@ def _peers(xp: Any, a: int, b: int) -> bool:
     return True
 
 
-def streams() -> tuple[int, list[str]]:
-    """Compute streams of each device, and what is wrong with the number that the environment asks for."""
-    asked = os.environ.get("HETSCHED_CUDA_STREAMS", "").strip()
-    if not asked:
-        return _STREAMS, []
-    if asked.isdecimal() and 1 <= int(asked) <= _MOST_STREAMS:
-        return int(asked), []
-    return _STREAMS, [f"HETSCHED_CUDA_STREAMS is {asked!r}; give a number from 1 to {_MOST_STREAMS}. Devices have {_STREAMS} compute stream here"]
+def _address(properties: Any) -> str | None:
+    """Where a device sits on the PCI bus: domain, bus, device."""
+    numbers = [properties.get(key) for key in ("pciDomainID", "pciBusID", "pciDeviceID")]
+    return None if None in numbers else "{:04x}:{:02x}:{:02x}".format(*numbers)
 
 
 def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
@@ -115,7 +144,7 @@ def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
     return Device(
         id=f"cuda:{i}",
         kind="cuda",
-        lanes=streams()[0],
+        lanes=streams("cuda")[0],
         memory=f"cuda:{i}",
         name=name.decode() if isinstance(name, bytes) else str(name),
         hardware="gpu",
@@ -172,41 +201,53 @@ def _speeds(i: int, properties: Any) -> dict[str, float]:
     return speeds
 
 
-def measure(i: int, n: int = 1024, nbytes: int = 32 << 20) -> dict[str, float]:
+def measure(i: int, n: int = 4096, nbytes: int = 256 << 20) -> dict[str, float]:
     """flops per second by dtype (matrix product), `bytes` per second of its memory, seconds of a `launch`; latency and bytes per second of copies.
 
-    n: extent of the matrices; nbytes: of the copies. Launches are enqueued one after the other; copies up and down include what staging costs.
+    n: extent of the matrices; nbytes: of copies within the device's memory; less of both where it has no room for them, or would take long. By the
+    device's own clock, several in a row; launches and small copies as fast as they are handed over. Copies up and down include what staging costs.
     """
     import cupy
 
-    live = _open(f"cuda:{i}", i, 3 * nbytes)
+    with cupy.cuda.Device(i):
+        free, _ = cupy.cuda.runtime.memGetInfo()
+    while (n > _LEAST_N or nbytes > _LEAST_NBYTES) and max(3 * 8 * n * n, 2 * nbytes) > free // 4:
+        n, nbytes = max(n // 2, _LEAST_N), max(nbytes // 2, _LEAST_NBYTES)
+    live = _open(f"cuda:{i}", i, max(3 * 8 * n * n, 2 * nbytes) + 4096)
     try:
         stream = live.stream("compute")
         out: dict[str, float] = {}
         for dtype in (np.float32, np.float64):
-            a, b, c = (live.array(k * nbytes, (n, n), dtype) for k in range(3))
-            for x in (a, b):
-                stream.launch(_ones, [], [x], None, {})
-            out[np.dtype(dtype).name] = 2 * n**3 / least_seconds(partial(stream.launch, _product, [a, b], [c], None, {}), stream, 10)
+            out[np.dtype(dtype).name] = _flops(live, stream, n, dtype)
         src, dst = live.array(0, (nbytes,), np.uint8), live.array(nbytes, (nbytes,), np.uint8)
-        out["bytes"] = 2 * nbytes / least_seconds(partial(stream.copy, src, dst), stream, 5)
-        small, few, many = live.array(0, (16,), np.float32), np.ones(16, np.float32), np.ones(nbytes, np.uint8)
+        out["bytes"] = 2 * nbytes / row_seconds(partial(stream.copy, src, dst), stream, 5)
+        m = min(nbytes, _LINK_NBYTES)
+        large, small, few, many = live.array(0, (m,), np.uint8), live.array(0, (16,), np.float32), np.ones(16, np.float32), np.ones(m, np.uint8)
         for name, short, long in (
-            ("up", partial(stream.upload, few, small), partial(stream.upload, many, src)),
-            ("down", partial(stream.download, small, few), partial(stream.download, src, many)),
+            ("up", partial(stream.upload, few, small), partial(stream.upload, many, large)),
+            ("down", partial(stream.download, small, few), partial(stream.download, large, many)),
         ):
-            out[f"{name}_latency"] = least_seconds(short, stream, 20)
-            out[f"{name}_bytes"] = nbytes / max(least_seconds(long, stream, 3) - out[f"{name}_latency"], 1e-9)
-
-        def launches() -> None:
-            for _ in range(100):
-                stream.launch(_negative, [small], [small], None, {})
-
-        out["launch"] = least_seconds(launches, stream, 3) / 100
+            out[f"{name}_latency"] = lone_seconds(short, stream, 20)
+            out[f"{name}_bytes"] = m / max(least_seconds(long, stream, 3) - out[f"{name}_latency"], 1e-9)
+        out["launch"] = row_seconds(partial(stream.launch, _negative, [small], [small], None, {}), stream, 200)
         return out
     finally:
         live.close()
         cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _flops(live: Any, stream: Any, most: int, dtype: Any) -> float:
+    """flops per second of a product of the largest matrices up to `most` that takes little time: small ones do not fill a device."""
+    n = min(most, _LEAST_N)
+    while True:
+        a, b, c = (live.array(k * 8 * n * n, (n, n), dtype) for k in range(3))
+        for x in (a, b):
+            stream.launch(_ones, [], [x], None, {})
+        product = partial(stream.launch, _product, [a, b], [c], None, {})
+        once = row_seconds(product, stream, 1, 1)
+        if 2 * n > most or 8 * once > _PRODUCT_SECONDS:
+            return 2 * n**3 / row_seconds(product, stream, max(1, min(10, int(_PRODUCT_SECONDS / once))))
+        n *= 2
 
 
 def _ones(xp: Any, inputs: Any, outputs: Any, workspace: Any, attributes: Any) -> None:

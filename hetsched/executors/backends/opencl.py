@@ -29,8 +29,9 @@ import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
-from hetsched.executors.backends._common import kept_speeds, least_seconds
+from hetsched.executors.backends._common import kept_speeds, least_seconds, row_seconds, streams
 from hetsched.executors.cores import cores
+from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode, Resource
 
@@ -39,7 +40,7 @@ _FORKED = (
     "no OpenCL in this process: it was forked from one that had used OpenCL, whose drivers do not survive that; "
     "start it anew (multiprocessing.get_context('spawn')), or fork before"
 )
-_MARK = "2"  # of the way in which speeds are measured
+_MARK = "3"  # of the way in which speeds are measured
 _NEEDED = ("float32", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
 
 # Products of registers, as in a matrix product that reads nothing. Vectors of 32 bytes: the compiler of PoCL 3.0 never comes back from a loop over
@@ -82,10 +83,11 @@ def find() -> Found:
         links = [link for i, u in enumerate(usable) for link in _links(i, u.speeds)]
         links += [_between(i, a.speeds, j, b.speeds) for i, a in enumerate(usable) for j, b in enumerate(usable) if i != j]
         memories = tuple(MemoryNode(f"opencl:{i}", _capacity(u.device)) for i, u in enumerate(usable))
+        places = {f"opencl:{i}": (address, _driver(u.device)) for i, u in enumerate(usable) if (address := _address(u.device)) is not None}
     except Exception as error:  # a driver that is half installed must not keep hetsched from the devices that work
         return Found(notes=(f"OpenCL cannot be used: {type(error).__name__}: {error}",))
     shared = (Resource("cores", float(n)),) if any(d.uses for d in devices) else ()
-    return Found(devices, memories, tuple(links), shared, tuple(notes))
+    return Found(devices, memories, tuple(links), shared, (*notes, *streams("opencl")[1]), places)
 
 
 def open(device: Device, arena_nbytes: int) -> Any:
@@ -180,6 +182,7 @@ def _look() -> tuple[list[Usable], list[str]]:
         platforms = cl.get_platforms()
     except cl.Error as error:
         return [], [f"no OpenCL: there is no driver ({error}); pip install 'hetsched[opencl]' brings one for CPUs"]
+    leaves_alone("pyopencl", "hetsched.executors.backends._opencl", __name__)
     found: list[tuple[tuple[str, str, str], Any]] = []
     notes: list[str] = []
     for platform in platforms:
@@ -239,7 +242,26 @@ def _way_out(device: Any) -> str:
 
 
 def _full_name(device: Any) -> str:
-    return f"{device.name.strip()} ({device.platform.name.strip()}, {device.platform.version.split('  ')[0].strip()})"
+    return f"{device.name.strip()} ({_driver(device)})"
+
+
+def _driver(device: Any) -> str:
+    return f"{device.platform.name.strip()}, {device.platform.version.split('  ')[0].strip()}"
+
+
+def _address(device: Any) -> str | None:
+    """Where a device sits on the PCI bus (domain, bus, device), if its driver tells: the extension cl_nv_device_attribute_query."""
+    import pyopencl as cl
+
+    known = cl.device_info
+    try:
+        bus, slot = (int(device.get_info(key)) for key in (known.PCI_BUS_ID_NV, known.PCI_SLOT_ID_NV))
+    except (cl.Error, AttributeError):
+        return None
+    domain = 0
+    with suppress(cl.Error, AttributeError):  # newer drivers
+        domain = int(device.get_info(known.PCI_DOMAIN_ID_NV))
+    return f"{domain:04x}:{bus:02x}:{slot >> 3:02x}"
 
 
 def _capacity(device: Any) -> int:
@@ -259,7 +281,7 @@ def _described(i: int, usable: Usable, cores_here: int) -> Device:
     return Device(
         id=f"opencl:{i}",
         kind="opencl",
-        lanes=2 if hardware == "gpu" else 1,
+        lanes=streams("opencl")[0] if hardware == "gpu" else 1,
         memory=f"opencl:{i}",
         name=_full_name(device),
         hardware=hardware,
@@ -327,6 +349,8 @@ def _kept_refusal(path: Path) -> str | None:
 def measure(device: Any) -> dict[str, float]:
     """flops per second by dtype (`float32`, `float64` where it has it), `bytes` per second of its memory, seconds of a `launch`, and latency and
     bytes per second of copies up and down. Raises what a device that does not work raises."""
+    import pyopencl as cl
+
     nbytes = min(1 << 25, _capacity(device) // 4)
     live = _open("measured", device, 2 * nbytes)
     try:
@@ -337,7 +361,9 @@ def measure(device: Any) -> dict[str, float]:
         src, dst = live.array(0, (nbytes,), np.uint8), live.array(nbytes, (nbytes,), np.uint8)
         stream.fill(src, 1)
         stream.fill(dst, 2)
-        out["bytes"] = 2 * nbytes / least_seconds(lambda: stream.copy(src, dst), stream, 3)
+        copy = partial(stream.copy, src, dst)
+        # A GPU copies within its memory in less than the host needs to see that it has.
+        out["bytes"] = 2 * nbytes / (row_seconds(copy, stream, 5) if device.type & cl.device_type.GPU else least_seconds(copy, stream, 3))
         small = live.array(0, (16,), np.uint8)
         host, large = np.ones(16, np.uint8), np.ones(nbytes, np.uint8)
         for name, short, long in (

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hetsched.errors import GraphError
-from hetsched.graph.op import Attribute, Attributes, Cotangent, Kernel, Op, Operand, Work, WorkRule
-from hetsched.graph.ops import _cl_conv
+from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Operand, Work, WorkRule
+from hetsched.graph.ops import _cl_conv, _cuda_windows, _cudnn
 from hetsched.graph.ops._rules import nbytes, reshaped, with_direct, zero
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.ops._windows import DILATION, PADDING, STRIDE, Pair, extents, output_extent, paddings, pair, want_images
@@ -111,15 +111,6 @@ def _options(a: Attributes) -> tuple[Any, ...]:
 def _block(xp: Any, workspace: Any) -> int:
     """Bytes of columns of a block of images: small ones where the plan has set a workspace aside, which is as large as they need."""
     return _BLOCK_NBYTES if workspace is not None or xp is np else _GPU_BLOCK_NBYTES
-
-
-def _pooled(kernel: Kernel) -> Kernel:
-    """A kernel in the array API as one for CUDA: without the workspace, so in large blocks."""
-
-    def run(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, a: Attributes) -> None:
-        kernel(xp, inputs, outputs, None, a)
-
-    return run
 
 
 class _Block(NamedTuple):
@@ -336,6 +327,43 @@ def _grad_input(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspac
         xp.copyto(dx[block.images], block.inside)
 
 
+# CUDA: cuDNN where it is installed, else the same in large blocks, whose buffers come from the library's pool --------------------------
+
+
+def _cuda_geometry(kernel: Sequence[int], a: Attributes) -> tuple[tuple[Pair, Pair], Pair, Pair, int]:
+    stride, dilation, padding, groups = _options(a)
+    return paddings(padding, (int(kernel[0]), int(kernel[1])), stride, dilation), stride, dilation, groups
+
+
+def _cuda_forward(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    (x, w), y = inputs[:2], outputs[0]
+    if not _cudnn.convolve(xp, "Forward", x, w, y, _cuda_geometry(w.shape[2:], a), workspace):
+        _forward(xp, inputs, outputs, None, a)
+        return
+    b, relu = inputs[2] if len(inputs) > 2 else None, a["activation"] == "relu"
+    if (b is not None or relu) and not _cuda_windows.channel_bias(xp, y, b, relu):
+        if b is not None:
+            xp.add(y, b.reshape(-1, 1, 1), out=y)
+        if relu:
+            xp.maximum(y, 0, out=y)
+
+
+def _cuda_grad_input(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    w, dy = inputs
+    if not _cudnn.convolve(xp, "BackwardData", outputs[0], w, dy, _cuda_geometry(w.shape[2:], a), workspace):
+        _grad_input(xp, inputs, outputs, None, a)
+
+
+def _cuda_grad_weight(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    (x, dy), (dw, db) = inputs, outputs
+    if not _cudnn.convolve(xp, "BackwardFilter", x, dw, dy, _cuda_geometry(dw.shape[2:], a), workspace):
+        _grad_weight(xp, inputs, outputs, None, a)
+        return
+    (parts,) = scratch(xp, workspace, dy.dtype, dy.shape[0] * dy.shape[1])  # what cuDNN had of it is done with by then
+    if not _cuda_windows.channel_sums(xp, dy, db, parts):
+        xp.sum(dy, axis=(0, 2, 3), out=db)
+
+
 # Shape rules --------------------------------------------------------------------------------------------------------------------
 
 
@@ -435,7 +463,8 @@ def _workspace_forward(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a:
 def _workspace_grad_weight(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes, way: _cl_conv.Way | None = None) -> int:
     x, dy, dw = _spec(inputs[0]), _spec(inputs[1]), _spec(outputs[0])
     elsewhere = _cl_conv.grad_weight_nbytes(x.bounds, dy.bounds, dw.bounds, a["groups"], x.dtype, way)
-    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), elsewhere)
+    sums = scratch_nbytes(x.dtype, dy.bounds[0] * dy.bounds[1])
+    return max(_workspace(x, dw, a, dw.size, dw.bounds[0]), elsewhere, sums)
 
 
 def _workspace_grad_input(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
@@ -485,7 +514,7 @@ CONV2D = Op(
     ("y",),
     _infer,
     _rule(-1, 1),
-    kernels={"array": _forward, "opencl": _cl_conv.forward, "cuda": _pooled(_forward)},
+    kernels={"array": _forward, "opencl": _cl_conv.forward, "cuda": _cuda_forward},
     gradient=_gradient,
     attributes={**_GEOMETRY, "activation": Attribute(("none", "relu"), "none", "applied to the sum")},
     workspace=_workspace_forward,
@@ -503,7 +532,7 @@ CONV2D_GRAD_INPUT = Op(
     ("dx",),
     _infer_grad_input,
     _rule(1, 0),
-    kernels={"array": _grad_input, "opencl": _cl_conv.grad_input, "cuda": _pooled(_grad_input)},
+    kernels={"array": _grad_input, "opencl": _cl_conv.grad_input, "cuda": _cuda_grad_input},
     attributes={"image": Attribute("ints", doc="rows and columns of x", low=0), **_GEOMETRY},
     workspace=_workspace_grad_input,
     doc="The gradient of `nn.conv2d` (without activation) with respect to x, [n, c, h, w]: the transposed convolution of dy.",
@@ -516,7 +545,7 @@ CONV2D_GRAD_WEIGHT = Op(
     ("dweight", "dbias"),
     _infer_grad_weight,
     _rule(1, 0, among_outputs=True),
-    kernels={"array": _grad_weight, "opencl": _cl_conv.grad_weight, "cuda": _pooled(_grad_weight)},
+    kernels={"array": _grad_weight, "opencl": _cl_conv.grad_weight, "cuda": _cuda_grad_weight},
     attributes={"kernel": Attribute("ints", doc="rows and columns of a window", low=1), **_GEOMETRY},
     workspace=_workspace_grad_weight,
     doc="The gradients of `nn.conv2d` (without activation) with respect to weight, [o, c / groups, kh, kw], and bias, [o].",

@@ -13,7 +13,7 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
-from hetsched.graph.ops import _cl_loss, _cuda_small
+from hetsched.graph.ops import _cl_loss, _cuda_rows, _cuda_small
 from hetsched.graph.ops._cl_types import Reduction
 from hetsched.graph.ops._rules import arrays, one_axis, per_input, want_float
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
@@ -63,6 +63,26 @@ def _log_softmax_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], wo
     xp.exp(y, out=e)
     xp.multiply(e, dy.sum(axis=a["axis"], keepdims=True), out=e)
     xp.subtract(dy, e, out=dx)
+
+
+def _cuda_softmax(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if not _cuda_rows.softmax(xp, inputs[0], outputs[0], a["axis"]):
+        _softmax(xp, inputs, outputs, workspace, a)
+
+
+def _cuda_log_softmax(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if not _cuda_rows.softmax(xp, inputs[0], outputs[0], a["axis"], True):
+        _log_softmax(xp, inputs, outputs, workspace, a)
+
+
+def _cuda_softmax_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if not _cuda_rows.softmax_grad(xp, inputs[0], inputs[1], outputs[0], a["axis"]):
+        _softmax_grad(xp, inputs, outputs, workspace, a)
+
+
+def _cuda_log_softmax_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if not _cuda_rows.softmax_grad(xp, inputs[0], inputs[1], outputs[0], a["axis"], True):
+        _log_softmax_grad(xp, inputs, outputs, workspace, a)
 
 
 def _infer_softmax(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
@@ -115,7 +135,7 @@ SOFTMAX = Op(
     ("y",),
     _infer_softmax,
     per_input(5),
-    kernels={"array": _softmax, "opencl": _cl_loss.softmax},
+    kernels={"array": _softmax, "opencl": _cl_loss.softmax, "cuda": _cuda_softmax},
     gradient=_softmax_gradient,
     attributes=_AXIS,
     inplace=((0, 0),),
@@ -129,7 +149,7 @@ LOG_SOFTMAX = Op(
     ("y",),
     _infer_softmax,
     per_input(5),
-    kernels={"array": _log_softmax, "opencl": _cl_loss.log_softmax},
+    kernels={"array": _log_softmax, "opencl": _cl_loss.log_softmax, "cuda": _cuda_log_softmax},
     gradient=_log_softmax_gradient,
     attributes=_AXIS,
     inplace=((0, 0),),
@@ -144,7 +164,7 @@ SOFTMAX_GRAD = Op(
     ("dx",),
     _infer_softmax_grad,
     per_input(4),
-    kernels={"array": _softmax_grad, "opencl": _cl_loss.softmax_grad},
+    kernels={"array": _softmax_grad, "opencl": _cl_loss.softmax_grad, "cuda": _cuda_softmax_grad},
     attributes=_AXIS,
     inplace=((0, 0), (0, 1)),
     workspace=_like_first,
@@ -158,7 +178,7 @@ LOG_SOFTMAX_GRAD = Op(
     ("dx",),
     _infer_softmax_grad,
     per_input(4),
-    kernels={"array": _log_softmax_grad, "opencl": _cl_loss.log_softmax_grad},
+    kernels={"array": _log_softmax_grad, "opencl": _cl_loss.log_softmax_grad, "cuda": _cuda_log_softmax_grad},
     attributes=_AXIS,
     inplace=((0, 0), (0, 1)),
     workspace=_like_first,
@@ -242,15 +262,28 @@ def _cross_entropy_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], 
     xp.copyto(dlogits, by_class.T)
 
 
+# Rows up to which one block adds up all losses, and a thread looks at all of a row's few classes.
+_FEW_ROWS = 2048
+
+
 def _cuda_cross_entropy(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
-    logits, labels = inputs
-    if not _cuda_small.cross_entropy(xp, logits, labels, outputs[0], _mean_over(len(logits), a["reduction"])):
+    (logits, labels), loss = inputs, outputs[0]
+    n = len(logits)
+    count = _mean_over(n, a["reduction"])
+    if n <= _FEW_ROWS and _cuda_small.cross_entropy(xp, logits, labels, loss, count):
+        return
+    (losses,) = scratch(xp, workspace, logits.dtype, n)
+    if not _cuda_rows.cross_entropy(xp, logits, labels, loss, losses, count):
         _cross_entropy(xp, inputs, outputs, workspace, a)
 
 
 def _cuda_cross_entropy_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
-    logits, labels, dloss = inputs
-    if not _cuda_small.cross_entropy_grad(xp, logits, labels, dloss, outputs[0], _mean_over(len(logits), a["reduction"])):
+    (logits, labels, dloss), out = inputs, outputs[0]
+    n = len(logits)
+    count = _mean_over(n, a["reduction"])
+    if n <= _FEW_ROWS and _cuda_small.cross_entropy_grad(xp, logits, labels, dloss, out, count):
+        return
+    if not _cuda_rows.cross_entropy_grad(xp, logits, labels, dloss, out, count):
         _cross_entropy_grad(xp, inputs, outputs, workspace, a)
 
 
@@ -308,7 +341,7 @@ CROSS_ENTROPY = Op(
     doc="""-log(softmax(logits))[label] over the rows: logits [n, classes], labels [n] of an integer dtype, loss a scalar of the dtype of logits.
 
     A label outside 0..classes-1 is an error on NumPy. A device that cannot raise without its host's waiting gives NaN: OpenCL as the loss,
-    CUDA too where there are at most 64 classes.""",
+    CUDA too in float32 and float64.""",
     calls=25,
 )
 
@@ -324,7 +357,7 @@ CROSS_ENTROPY_GRAD = Op(
     workspace=_like_first,
     doc="""The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.
 
-    On OpenCL, and on CUDA with at most 64 classes, a row whose label is outside 0..classes-1 becomes NaN.""",
+    On OpenCL, and on CUDA in float32 and float64, a row whose label is outside 0..classes-1 becomes NaN.""",
     calls=30,
 )
 
@@ -411,6 +444,11 @@ def _correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
     xp.sum(logits.argmax(axis=1) == labels, out=count)
 
 
+def _cuda_correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if not _cuda_rows.correct(xp, inputs[0], inputs[1], outputs[0]):
+        _correct(xp, inputs, outputs, workspace, a)
+
+
 def _reduced(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], a: Attributes) -> int:
     labels = inputs[1]
     return Reduction.nbytes(labels.size) if isinstance(labels, Spec) else 0
@@ -427,7 +465,7 @@ CORRECT = Op(
     ("count",),
     _infer_correct,
     per_input(1),
-    kernels={"array": _correct, "opencl": _cl_loss.correct},
+    kernels={"array": _correct, "opencl": _cl_loss.correct, "cuda": _cuda_correct},
     workspace=_reduced,
     doc="How many rows have their largest logit (the first of equal ones) at their label: logits [n, classes], labels [n], count an int64 scalar.",
     calls=6,

@@ -15,7 +15,7 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, Operand, Work
-from hetsched.graph.ops import _cl_pool
+from hetsched.graph.ops import _cl_pool, _cuda_windows
 from hetsched.graph.ops._rules import elements, nbytes, with_direct
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.ops._windows import PADDING, extents, output_extent, paddings, pair, want_images
@@ -222,6 +222,36 @@ def _avg_pool_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], works
             xp.add(target, share[tap.windows], out=target)
 
 
+# CUDA -----------------------------------------------------------------------------------------------------------------------------
+
+
+def _cuda_windows_of(x: Any, a: Attributes) -> _cuda_windows.Windows:
+    window, steps = pair(a["size"], "size"), pair(_stride(a), "stride")
+    pads = paddings(a["padding"], window, steps)
+    return _cuda_windows.Windows(window, steps, (pads[0][0], pads[1][0]), windows_of(x, a).whole)
+
+
+def _cuda_max_pool(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if not _cuda_windows.pool(xp, inputs[0], outputs[0], _cuda_windows_of(inputs[0], a), True):
+        max_pool(xp, inputs, outputs, workspace, a)
+
+
+def _cuda_max_pool_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    x, y, dy = inputs
+    if not _cuda_windows.max_pool_grad(xp, x, y, dy, outputs[0], _cuda_windows_of(x, a)):
+        _max_pool_grad(xp, inputs, outputs, workspace, a)
+
+
+def _cuda_avg_pool(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if not _cuda_windows.pool(xp, inputs[0], outputs[0], _cuda_windows_of(inputs[0], a), False):
+        _avg_pool(xp, inputs, outputs, workspace, a)
+
+
+def _cuda_avg_pool_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if not _cuda_windows.avg_pool_grad(xp, inputs[0], outputs[0], _cuda_windows_of(outputs[0], a)):
+        _avg_pool_grad(xp, inputs, outputs, workspace, a)
+
+
 # Shape rules --------------------------------------------------------------------------------------------------------------------
 
 
@@ -326,7 +356,7 @@ MAX_POOL2D = Op(
     ("y",),
     _infer,
     _work,
-    kernels={"array": max_pool, "opencl": _cl_pool.max_pool},
+    kernels={"array": max_pool, "opencl": _cl_pool.max_pool, "cuda": _cuda_max_pool},
     gradient=_max_gradient,
     attributes=_WINDOWS,
     workspace=_workspace_max,
@@ -340,7 +370,7 @@ MAX_POOL2D_GRAD = Op(
     ("dx",),
     _infer_max_grad,
     _work,
-    kernels={"array": _max_pool_grad, "opencl": _cl_pool.max_pool_grad},
+    kernels={"array": _max_pool_grad, "opencl": _cl_pool.max_pool_grad, "cuda": _cuda_max_pool_grad},
     attributes=_WINDOWS,
     workspace=_workspace_max_grad,
     doc="The gradient of `nn.max_pool2d`: dy goes to the largest element of its window, to the first (row by row) of equal ones.",
@@ -353,7 +383,7 @@ AVG_POOL2D = Op(
     ("y",),
     _infer,
     _work,
-    kernels={"array": _avg_pool, "opencl": _cl_pool.avg_pool},
+    kernels={"array": _avg_pool, "opencl": _cl_pool.avg_pool, "cuda": _cuda_avg_pool},
     gradient=_avg_gradient,
     attributes=_WINDOWS,
     doc="The mean of each window, zeros of the padding counted: x [n, c, h, w] -> y [n, c, oh, ow], oh = (h + 2 padding - size) // stride + 1.",
@@ -366,7 +396,7 @@ AVG_POOL2D_GRAD = Op(
     ("dx",),
     _infer_avg_grad,
     _work,
-    kernels={"array": _avg_pool_grad, "opencl": _cl_pool.avg_pool_grad},
+    kernels={"array": _avg_pool_grad, "opencl": _cl_pool.avg_pool_grad, "cuda": _cuda_avg_pool_grad},
     attributes={"image": Attribute("ints", doc="rows and columns of x", low=0), **_WINDOWS},
     workspace=_workspace_avg_grad,
     doc="The gradient of `nn.avg_pool2d`: every element of a window gets its share of dy.",

@@ -11,7 +11,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
 from hetsched.graph.ops import _cl_reduce as opencl
-from hetsched.graph.ops import _cuda_small
+from hetsched.graph.ops import _cuda_rows, _cuda_small
 from hetsched.graph.ops._rules import (
     arrays,
     broadcast,
@@ -48,7 +48,9 @@ def _want_elements(spec: Spec, axes: Sequence[int], what: str) -> None:
 
 
 def _workspace(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], attributes: Attributes) -> int:
-    return opencl.workspace_nbytes(inputs, attributes["axes"])
+    x = inputs[0]
+    on_cuda = _cuda_rows.workspace_nbytes(x, attributes["axes"]) if isinstance(x, Spec) else 0
+    return max(opencl.workspace_nbytes(inputs, attributes["axes"]), on_cuda)
 
 
 # sum and mean -----------------------------------------------------------------------------------------------------------------
@@ -65,8 +67,9 @@ def _sum(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, att
 
 def _cuda_sum(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
     x, out = inputs[0], outputs[0]
-    if attributes["axes"] not in ((0,), (-2,)) or not _cuda_small.columns(xp, x, out):
-        add_up(xp, x, out, attributes["axes"], attributes["keepdims"])
+    axes = attributes["axes"]
+    if (axes not in ((0,), (-2,)) or not _cuda_small.columns(xp, x, out)) and not _cuda_rows.reduced(xp, x, out, axes, workspace, False):
+        add_up(xp, x, out, axes, attributes["keepdims"])
 
 
 def add_up(xp: Any, x: Any, out: Any, axes: tuple[int, ...] | None, keepdims: bool) -> None:
@@ -89,6 +92,12 @@ def _mean(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, at
     add_up(xp, x, out, attributes["axes"], attributes["keepdims"])
     if out.size:
         xp.multiply(out, out.size / x.size, out=out)
+
+
+def _cuda_mean(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    x, out = inputs[0], outputs[0]
+    if not (out.size and _cuda_rows.reduced(xp, x, out, attributes["axes"], workspace, False, out.size / max(x.size, 1))):
+        _mean(xp, inputs, outputs, workspace, attributes)
 
 
 def _spread(b: Builder, x: Value, g: Value, attributes: Attributes) -> Value:
@@ -127,7 +136,7 @@ sum_ = Op(
     workspace=_workspace, calls=3, doc="The sum over axes; integers and bools are summed in int64.",
 )  # fmt: skip
 mean = Op(
-    "tensor.mean", ("x",), ("out",), _infer_mean, per_input(1), {"array": _mean, "opencl": opencl.mean}, _mean_gradient, _AXES,
+    "tensor.mean", ("x",), ("out",), _infer_mean, per_input(1), {"array": _mean, "opencl": opencl.mean, "cuda": _cuda_mean}, _mean_gradient, _AXES,
     workspace=_workspace, calls=4, doc="The mean over axes; floating dtypes.",
 )  # fmt: skip
 
@@ -149,6 +158,11 @@ def _max(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, att
         np.maximum.reduce(inputs[0], axis=attributes["axes"], out=outputs[0], keepdims=attributes["keepdims"])
     else:
         xp.max(inputs[0], axis=attributes["axes"], out=outputs[0], keepdims=attributes["keepdims"])
+
+
+def _cuda_max(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    if not _cuda_rows.reduced(xp, inputs[0], outputs[0], attributes["axes"], workspace, True):
+        _max(xp, inputs, outputs, workspace, attributes)
 
 
 def _infer_max_grad(specs: Sequence[AnySpec], attributes: Attributes) -> list[AnySpec]:
@@ -175,7 +189,7 @@ max_grad = Op(
     calls=15, doc="The gradient of tensor.max(x) = y: grad, shared equally by the elements that are the largest.",
 )  # fmt: skip
 max_ = Op(
-    "tensor.max", ("x",), ("out",), _infer_max, per_input(1), {"array": _max, "opencl": opencl.max_},
+    "tensor.max", ("x",), ("out",), _infer_max, per_input(1), {"array": _max, "opencl": opencl.max_, "cuda": _cuda_max},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.max_grad", x[0], y, g, axes=a["axes"], keepdims=a["keepdims"])]), _AXES,
     workspace=_workspace, calls=3, doc="The largest element over axes.",
 )  # fmt: skip
@@ -197,8 +211,13 @@ def _argmax(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
         xp.argmax(x, axis=axis, out=out)
 
 
+def _cuda_argmax(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    if not _cuda_rows.argmax(xp, inputs[0], outputs[0], attributes["axis"]):
+        _argmax(xp, inputs, outputs, workspace, attributes)
+
+
 argmax = Op(
-    "tensor.argmax", ("x",), ("out",), _infer_argmax, per_input(1), {"array": _argmax, "opencl": opencl.argmax},
+    "tensor.argmax", ("x",), ("out",), _infer_argmax, per_input(1), {"array": _argmax, "opencl": opencl.argmax, "cuda": _cuda_argmax},
     attributes={"axis": Attribute(int, -1, "the axis to search"), "keepdims": _AXES["keepdims"]},
     calls=3, doc="The index (int64) of the largest element along an axis; of equal ones the first.",
 )  # fmt: skip
