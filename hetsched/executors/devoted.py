@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +26,7 @@ import numpy as np
 from hetsched.executors import rounds
 from hetsched.executors.active import Active, Item, name_of
 from hetsched.executors.binding import LATER, MOVE, Call
-from hetsched.executors.tracing import KEPT_TURNS, Note
+from hetsched.executors.tracing import KEPT_TURNS, Note, apportioned, marked
 from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Launch
@@ -322,25 +323,79 @@ class Devoted:
         return float(sum(finish - start for start, finish in (event.span() for event in self.busy)))
 
     def notes(self) -> list[Note]:
-        """What the trace is written from. Of a turn that was timed as a whole the steps have shares, in proportion to the plan's seconds."""
-        zero, steps, out = self.crew.zero, self.frame.program.steps, []
+        """What the trace is written from. What a task takes is its share of the turns that were timed as a whole, by what it took in those that were
+
+        timed one by one, without what the host's launches and events add there (`tracing.apportioned`). Costs learn from the former alone, and
+        never from what the stream does in place of copies.
+        """
+        out: list[Note] = []
+        whole: dict[frozenset[int], list[float]] = {}  # the steps that a turn has -> seconds of such turns
+        for turn, rows in self.noted:
+            if rows[0][0] < 0:
+                start, finish = rows[0][1].span()
+                whole.setdefault(self._steps_of(turn), []).append(finish - start)
+        alone = self._alone()
+        shares = {at: self._shares(at, median(seconds), alone) for at, seconds in whole.items()}
         for turn, rows in self.noted:
             if rows[0][0] >= 0:
-                for step, event, marks in rows:
-                    first = next(iter(marks.values()), event)
-                    start, finish = first.span()[0] - zero, event.span()[1] - zero
-                    ends = {task: max(mark.span()[1] - zero, start) for task, mark in marks.items()}
-                    is_joined = len(steps[step].spans) > 1
-                    out.append(Note(step, turn, steps[step].lanes[0].number, start, max(start, finish), ends if ends and is_joined else None))
-                continue
-            start, finish = (moment - zero for moment in rows[0][1].span())
-            at = self._turn(turn, self._key(turn)).steps
-            whole = sum(steps[step].seconds for step in self.order if step in at) or 1.0
-            begun = start
-            for step in self.order:
-                until = begun + (steps[step].seconds / whole * (finish - start) if step in at else 0.0)
-                out.append(Note(step, turn, steps[step].lanes[0].number, begun, min(until, finish)))
-                begun = min(until, finish)
+                out += [self._timed(turn, *row, self._steps_of(turn) in whole) for row in rows]
+            else:
+                out += self._shared(turn, rows[0][1].span(), shares[self._steps_of(turn)])
+        return out
+
+    def _steps_of(self, turn: int) -> frozenset[int]:
+        return frozenset(self._turn(turn, self._key(turn)).steps)
+
+    def _alone(self) -> dict[int, dict[int, float]]:
+        """Step -> task (-1: a copy) -> seconds where it was timed by itself, the first turn left out where there are others."""
+        found: dict[int, dict[int, list[float]]] = {}
+        for turn, rows in reversed(self.noted):
+            for step, event, marks in rows if rows[0][0] >= 0 else ():
+                times = found.setdefault(step, {})
+                for task, mark in (marks or {-1: event}).items():
+                    if turn or task not in times:
+                        start, finish = mark.span()
+                        times.setdefault(task, []).append(finish - start)
+        return {step: {task: median(x) for task, x in times.items()} for step, times in found.items()}
+
+    def _shares(self, at: frozenset[int], whole: float, alone: dict[int, dict[int, float]]) -> dict[int, dict[int, float]]:
+        """Step -> task -> seconds, of a turn that takes `whole` seconds; in proportion to the plan's of what was never timed by itself."""
+        steps = self.frame.program.steps
+        if not alone:
+            return {step: {-1: steps[step].seconds} for step in at}
+        names: list[tuple[int, int]] = []
+        seconds: list[float] = []
+        for step in self.order:
+            if step in at:
+                times = alone.get(step, {-1: steps[step].seconds})
+                names += [(step, task) for task in times]
+                seconds += times.values()
+        found: dict[int, dict[int, float]] = {}
+        for (step, task), share in zip(names, apportioned(whole, seconds), strict=True):
+            found.setdefault(step, {})[task] = share
+        return found
+
+    def _timed(self, turn: int, step: int, event: Any, marks: dict[int, Any], is_slow: bool) -> Note:
+        """The note of a step whose tasks were timed one by one."""
+        zero, of = self.crew.zero, self.frame.program.steps[step]
+        first = next(iter(marks.values()), event)
+        start, finish = first.span()[0] - zero, event.span()[1] - zero
+        ends = {task: max(mark.span()[1] - zero, start) for task, mark in marks.items()}
+        is_slow = is_slow or of.kind == "copy"
+        return Note(step, turn, of.lanes[0].number, start, max(start, finish), ends if ends and len(of.spans) > 1 else None, is_slow)
+
+    def _shared(self, turn: int, span: tuple[float, float], shares: dict[int, dict[int, float]]) -> list[Note]:
+        """The notes of a turn that was timed as a whole."""
+        steps, out = self.frame.program.steps, []
+        at, finish = (moment - self.crew.zero for moment in span)
+        total = sum(s for tasks in shares.values() for s in tasks.values())
+        scale = (finish - at) / total if total > 0 else 0.0
+        for step in self.order:
+            tasks = shares.get(step, {})
+            until = min(at + scale * sum(tasks.values()), finish)
+            note = Note(step, turn, steps[step].lanes[0].number, at, until, None, steps[step].kind == "copy")
+            out.append(marked(note, list(tasks.items())) if len(steps[step].spans) > 1 and tasks and -1 not in tasks else note)
+            at = until
         return out
 
 

@@ -342,7 +342,7 @@ def _curve(
         if ideal <= 0:
             continue
         spreads.append(found.spread / found.seconds)
-        points.append((ideal, max((found.seconds - op.calls * device.launch_seconds) / ideal, LEAST_SLOWNESS)))
+        points.append((ideal, max((found.seconds - op.calls_on(device) * device.launch_seconds) / ideal, LEAST_SLOWNESS)))
     points = sorted({round(x, 15): (x, y) for x, y in points}.values())
     return Curve(tuple(x for x, _ in points), tuple(y for _, y in points)) if points else None
 

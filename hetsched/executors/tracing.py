@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hetsched.executors.program import Program
+from hetsched.executors.steps import Step
 from hetsched.executors.straight import Straight
 from hetsched.quiet import no_garbage_collection
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
@@ -21,12 +23,17 @@ _new: Any = tuple.__new__
 KEPT_TURNS = 100
 # In these turns of a loop each task of a step is timed by itself (0.1 us a task). A straight plan runs once: there every task is.
 TIMED_TURNS = frozenset({1, 2, 3, 5, 8, 13, 21, 34, 55, 89})
+# Tasks that take up to this many times as long one by one as together are timed right.
+ALIKE = 1.15
+# Of a task timed by itself at least this share is its own, not the host's.
+LEFT = 0.05
 
 
 class Note(NamedTuple):
     """Step `step` of turn `turn` ran on lane number `lane` of its device from `start` to `finish`, seconds of the run.
 
-    marks: task -> when it ended, for the tasks of a step that were timed one by one; None where the step was timed as a whole.
+    marks: task -> when it ended, for the tasks of a step that were timed one by one; None where the step was timed as a whole. is_slow: being timed
+    like that took long, so costs do not learn from it.
     """
 
     step: int
@@ -35,6 +42,7 @@ class Note(NamedTuple):
     start: float
     finish: float
     marks: Mapping[int, float] | None = None
+    is_slow: bool = False
 
 
 class Log:
@@ -113,7 +121,8 @@ def trace_of(
     attributed: list[int] = []
     lanes_of: dict[tuple[int, int], tuple[Lane, ...]] = {}  # (step, lane number) -> the lanes it ran on
     whole: dict[int, tuple[list[Span], list[float]]] = {}  # step -> its spans and their shares, where each of them runs every turn
-    for note in sorted(notes, key=lambda n: (n.start, n.finish, n.turn, n.step)):
+    for note in sorted(_as_turns_are(program, notes), key=lambda n: (n.start, n.finish, n.turn, n.step)):
+        first = len(spans)
         step = program.steps[note.step]
         lanes = lanes_of.get((note.step, note.lane))
         if lanes is None:
@@ -121,6 +130,8 @@ def trace_of(
             lanes_of[note.step, note.lane] = lanes
         if len(step.spans) == 1 and not program.every:
             spans.append(_new(Span, (lanes, _of_turn(plan.spans[step.spans[0]].command, note.turn), note.start, note.finish)))
+            if note.is_slow:
+                attributed.append(first)
             continue
         known = whole.get(note.step)
         if known is None:
@@ -133,6 +144,8 @@ def trace_of(
             if not program.every:
                 whole[note.step] = known
         _add(spans, attributed, known, lanes, note)
+        if note.is_slow:
+            attributed += range(first, len(spans))
     if cold:
         attributed += [i for i, s in enumerate(spans) if type(s.command) is Launch and s.command.task in cold]
     period = None
@@ -144,6 +157,82 @@ def trace_of(
             first, last = min(ends), max(ends)
             period = (ends[last] - ends[first]) / (last - first)
     return _measured(plan, spans, busy, turns, period, loops, frozenset(attributed))
+
+
+def _as_turns_are(program: Program, notes: Sequence[Note]) -> Sequence[Note]:
+    """The notes of a loop. Launches of a stream that were timed one by one, with an event behind each, take longer than those of a graph, or of what
+
+    was put together. Where a step as a whole takes less its tasks have shares of that (`apportioned`), and what was timed one by one teaches nothing.
+    """
+    if program.plan.loop is None:
+        return notes
+    shared = {d.id for d in program.plan.machine.devices if d.shares_lanes}
+    alone: dict[int, list[Note]] = {}
+    whole: dict[int, list[float]] = {}
+    for note in notes:
+        step = program.steps[note.step]
+        if len(step.spans) < 2 or step.owner in shared or step.kind == "copy" or (program.every and _has_seldom(program, step)):
+            continue
+        if note.marks is None:
+            whole.setdefault(note.step, []).append(note.finish - note.start)
+        elif note.turn and not note.is_slow:
+            alone.setdefault(note.step, []).append(note)
+    shares: dict[int, list[tuple[int, float]]] = {}
+    for number, timed in alone.items():
+        if number in whole and (found := _shares_of(timed, median(whole[number]))):
+            shares[number] = found
+    if not shares:
+        return notes
+    return [n if n.step not in shares else n._replace(is_slow=True) if n.marks is not None else marked(n, shares[n.step]) for n in notes]
+
+
+def _has_seldom(program: Program, step: Step) -> bool:
+    return any(_every(program, program.plan.spans[i].command) > 1 for i in step.spans)
+
+
+def _shares_of(timed: Sequence[Note], whole: float) -> list[tuple[int, float]]:
+    """(task, its share) of a step that takes `whole` seconds, by notes of it with marks; [] where they agree with that."""
+    found: dict[int, list[float]] = {}
+    for note in timed:
+        assert note.marks is not None
+        at = note.start
+        for task, end in note.marks.items():
+            found.setdefault(task, []).append(max(end - at, 0.0))
+            at = max(at, end)
+    seconds = [median(x) for x in found.values()]
+    if sum(seconds) <= ALIKE * whole:
+        return []
+    return list(zip(found, apportioned(whole, seconds), strict=True))
+
+
+def marked(note: Note, shares: Sequence[tuple[int, float]]) -> Note:
+    """A note of a step that was timed as a whole, with marks where its tasks end by their shares."""
+    total = sum(share for _, share in shares) or 1.0
+    marks, at = {}, note.start
+    for task, share in shares:
+        at += share / total * (note.finish - note.start)
+        marks[task] = min(at, note.finish)
+    return note._replace(marks=marks)
+
+
+def apportioned(whole: float, alone: Sequence[float]) -> list[float]:
+    """Seconds of tasks that take `whole` together, by what each takes where the host launches and times it by itself.
+
+    The host adds about as much to each. So the same is taken from all of them until the sum is right, but some of what it took is left to each. Where
+    they take less alone than together, all are longer in proportion.
+    """
+    total = sum(alone)
+    if total <= whole:
+        return [x * whole / total for x in alone] if total > 0 else list(alone)
+    left = min(LEFT, whole / total / 2)
+    low, high = 0.0, max(alone)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if sum(max(x - middle, left * x) for x in alone) > whole:
+            low = middle
+        else:
+            high = middle
+    return [max(x - high, left * x) for x in alone]
 
 
 def _measured(

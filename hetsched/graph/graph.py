@@ -133,6 +133,11 @@ class Loop:
     name: str = "loop"
     pure: bool = True
 
+    def __post_init__(self) -> None:
+        for graph in (self.body, self.remainder):
+            if graph is not None:
+                graph.is_body = True
+
     @property
     def inputs(self) -> tuple[str, ...]:
         return (*self.invariants, *self.sequences, *(a for a, _ in self.carried))
@@ -337,6 +342,7 @@ class Graph:
         self.outputs: dict[str, int] = {k: int(renumber[v]) for k, v in b.outputs.items()}
         self.bundles: dict[str, tuple[tuple[str, ...], str, Mapping[str, Any]]] = dict(b.bundles)
         self.task_index: dict[str, int] = {name: i for i, name in enumerate(self.task_names)}
+        self.is_body = False  # of a loop
         self.kinds: Any = None  # what `alike` found
 
     @staticmethod

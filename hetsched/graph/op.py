@@ -210,7 +210,8 @@ class Op:
     an effect outside (writing a file): they are never dropped or repeated. `workspace` gives bytes of scratch per launch.
     `capable`: whether the op's kernel in OpenCL C takes inputs of these specs on a device; left out, where the device has their dtypes.
     `allocating`: its array kernel makes new arrays, which are copied into the outputs (see `hetsched.array_op`).
-    `calls`: calls of the array library that a launch makes; each costs the device's `launch_seconds`. `wide`: worth several lanes at once,
+    `calls`: calls of the array library that a launch makes; each costs the device's `launch_seconds`. `cuda_calls`:
+    of its CUDA kernel. `wide`: worth several lanes at once,
     because nearly all its time is one matrix product that the library spreads over threads.
     """
 
@@ -230,6 +231,7 @@ class Op:
     elementwise: bool = False
     wide: bool = False
     calls: int = 1
+    cuda_calls: int = 1
     workspace: Callable[[Sequence[AnySpec], Sequence[AnySpec], Attributes], int] | None = None
     capable: Capable = has_dtypes
     doc: str = ""
@@ -250,6 +252,11 @@ class Op:
             if kernel is not None and (language != "opencl" or self.capable(device, specs)):
                 return kernel
         return None
+
+    def calls_on(self, device: Speaks) -> int:
+        """Calls that a launch on `device` makes: `calls`, or `cuda_calls` where its kernel in CUDA does it."""
+        first = next((language for language in device.languages if language in self.kernels), "")
+        return self.cuda_calls if first == "cuda" else self.calls
 
     def check_attributes(self: Op | Composite, given: Attributes) -> dict[str, Any]:
         """`given` with defaults filled in and types made canonical; raises `GraphError` with every mistake."""

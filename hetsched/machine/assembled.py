@@ -52,6 +52,7 @@ class DevicePart(Dated):
     flops_per_second: Flops
     bytes_per_second: Rate
     launch_seconds: Amount
+    replay_seconds: Amount | None = None
     crossing_seconds: Amount = 0.0
     unified: bool = False
     busy_watts: Amount | None = None
@@ -133,7 +134,7 @@ def with_devices(machine: Machine, part: DevicePart, count: int) -> Machine:
         device = Device(
             name, part.kind, part.lanes, part.io_lanes, name, part.name, part.hardware, part.languages, dict(part.flops_per_second),
             part.bytes_per_second, part.launch_seconds, part.crossing_seconds, busy_watts=part.busy_watts, idle_watts=part.idle_watts,
-            price_per_hour=part.price_per_hour, unified=part.unified,
+            price_per_hour=part.price_per_hour, unified=part.unified, replay_seconds=part.replay_seconds,
         )  # fmt: skip
         links = [_link(HOST, name, part.host_link), _link(name, HOST, part.host_link)]
         for node in machine.memories:

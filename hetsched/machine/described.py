@@ -227,6 +227,7 @@ class _DeviceModel(Sourced):
     flops_per_second: Flops = {}
     bytes_per_second: Rate = 10e9
     launch_seconds: Amount = 2e-6
+    replay_seconds: Amount | None = None
     crossing_seconds: Amount = 0.0
     shares_lanes: bool = False
     widths: tuple[Annotated[int, Field(ge=1)], ...] = (1,)

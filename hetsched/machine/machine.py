@@ -33,7 +33,8 @@ class Device:
     memory: its memory node. languages: what it runs, best first (see `Op.kernel_for`).
     flops_per_second: dtype name -> peak of ONE lane. bytes_per_second: memory bandwidth of one lane.
     cache_nbytes: of the last cache, which its lanes share, or of each of `caches` equal ones, over which they are spread; None: not known.
-    launch_seconds: the fixed cost of a launch. crossing_seconds: the cost of handing work from one lane to another.
+    launch_seconds: the fixed cost of a launch. replay_seconds: of one in the body of a loop, where the device takes its turns as graphs; None: the
+    same. crossing_seconds: the cost of handing work from one lane to another.
     shares_lanes: True where lanes are threads that share the device's tasks (the plan fixes device and priority, not the thread);
     False where a lane is a stream, walked in plan order. widths: launch widths (lanes taken at once) the device offers.
     uses: resource -> amount one busy lane takes. busy_watts per busy lane, idle_watts per device, price_per_hour per device.
@@ -64,8 +65,15 @@ class Device:
     always_on: bool = True
     cache_nbytes: int | None = None
     caches: int = 1
+    replay_seconds: float | None = None
     fingerprint: str = ""
     stands_for: str = ""
+
+    def starting_seconds(self, in_loop: bool) -> float:
+        """The fixed cost of a launch: `replay_seconds`, if stated, in the body of a loop."""
+        if not in_loop or self.replay_seconds is None:
+            return self.launch_seconds
+        return min(self.replay_seconds, self.launch_seconds)
 
     def matches(self, pattern: str) -> bool:
         """True if `pattern` (`any`, `cpu`, `gpu`, `cuda`, `cuda:0`) means this device. `gpu` is the hardware's type, never an OpenCL CPU device."""

@@ -208,7 +208,10 @@ def faster(machine: Machine, devices: frozenset[str], factor: float) -> Machine:
 
     def quick(d: Device) -> Device:
         flops = {kind: f * factor for kind, f in d.flops_per_second.items()}
-        return replace(d, flops_per_second=flops, bytes_per_second=d.bytes_per_second * factor, launch_seconds=d.launch_seconds / factor)
+        replay = None if d.replay_seconds is None else d.replay_seconds / factor
+        return replace(
+            d, flops_per_second=flops, bytes_per_second=d.bytes_per_second * factor, launch_seconds=d.launch_seconds / factor, replay_seconds=replay
+        )
 
     return replace(machine, devices=tuple(quick(d) if d.id in devices else d for d in machine.devices))
 

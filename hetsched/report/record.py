@@ -172,6 +172,7 @@ def device_record(device: Device) -> dict[str, Any]:
         "cache_bytes": device.cache_nbytes,
         "caches": device.caches,
         "launch_seconds": device.launch_seconds,
+        "replay_seconds": device.replay_seconds,
         "unified": device.unified,
         "busy_watts": device.busy_watts,
         "idle_watts": device.idle_watts,

@@ -501,3 +501,18 @@ def test_speeds_are_measured_by_running(fake):
     speeds = cuda.measure(0, 32, 1 << 20)
     assert set(speeds) == set(cuda._NEEDED)
     assert all(0 < v < float("inf") for v in speeds.values())
+    assert speeds["replay"] <= speeds["launch"]
+
+
+def test_a_launch_in_a_graph_is_timed_in_one(fake):
+    fake_cupy.Graph.launched = 0
+    cuda.measure(0, 32, 1 << 20)
+    assert fake_cupy.Graph.launched > 10
+
+
+@pytest.mark.parametrize(("graphs", "seconds"), [("", 2e-6), ("0", None)])
+def test_a_device_states_what_a_launch_in_a_graph_takes_unless_there_are_none(fake, monkeypatch, graphs, seconds):
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", graphs)
+    monkeypatch.setattr(cuda, "_fingerprint", lambda properties: "")
+    speeds = dict.fromkeys(cuda._NEEDED, 1.0) | {"launch": 9e-6, "replay": 2e-6}
+    assert cuda.described(0, {"name": "card"}, speeds).replay_seconds == seconds

@@ -10,10 +10,11 @@ import hetsched as hs
 from hetsched.errors import DeviceGoneError, RunTimeoutError
 from hetsched.executors import devoted
 from hetsched.executors.backends import cuda
+from hetsched.executors.program import compile_plan
 from hetsched.graph.graph import Graph
 from hetsched.graph.op import Composite, Scene
 from hetsched.graph.ops import registry
-from hetsched.machine import HOST
+from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.testing.backend import _machine_of
 from tests.cuda_host import COMPILER
 
@@ -111,6 +112,116 @@ def test_a_second_run_of_a_plan_begins_anew(machine, given, loops):
     plan = hs.plan(training(8, 3), machine=machine, only="cuda:0")
     same(hs.run(plan, given, learn=False), hs.run(plan, given, learn=False))
     assert len(loops) == 2
+
+
+@pytest.mark.parametrize("copy", [1e-6, 10e-6])
+@pytest.mark.parametrize("losses", [False, True])
+def test_turns_follow_each_other_where_a_device_takes_them_as_graphs(losses, copy):
+    card = Device("cuda:0", "cuda", memory="cuda:0", hardware="gpu", languages=("cuda", "array"), flops_per_second={"float32": 1e13},
+                  bytes_per_second=1e12, launch_seconds=9e-6, replay_seconds=2e-6)  # fmt: skip
+    cpu = Device("cpu", "cpu", lanes=2, languages=("host", "array"), flops_per_second={"float32": 1e10}, shares_lanes=True)
+    links = (Link(HOST, "cuda:0", copy), Link("cuda:0", HOST, copy))
+    machine = Machine((cpu, card), links, (MemoryNode(HOST), MemoryNode("cuda:0", 1 << 30)))
+    body = next(iter(hs.plan(training(4, losses=losses), machine=machine, only="cuda:0").loops.values()))
+    assert all(arc.turns >= 0 for arc in compile_plan(body).arcs)
+    launches = [s for s in body.spans if isinstance(s.command, hs.timeline.Launch)]
+    assert body.period <= 1.01 * max(2e-6 * len(launches), copy)
+
+
+class Timed:
+    """An event whose times are said."""
+
+    def __init__(self, start, seconds):
+        self.start, self.seconds = start, seconds
+
+    def span(self):
+        return self.start, self.start + self.seconds
+
+
+def timed_by_hand(monkeypatch, long, launched, turn_seconds):
+    """Loops of one stream get these times: where its tasks are timed one by one each takes `launched` seconds (`long`: task -> other seconds), and a
+    turn that is timed as a whole `turn_seconds`. Turns are one second apart."""
+    notes = devoted.Devoted.notes
+
+    def by_hand(self):
+        noted = []
+        for turn, rows in self.noted:
+            at, new = self.crew.zero + turn, []
+            for step, _, marks in rows:
+                if step < 0:
+                    new.append((step, Timed(at, turn_seconds), {}))
+                    continue
+                mine = {}
+                for task in marks:
+                    seconds = long.get(task, launched)
+                    mine[task] = Timed(at, seconds)
+                    at += seconds
+                new.append((step, next(reversed(mine.values())) if mine else Timed(at, 0.0), mine))
+            noted.append((turn, new))
+        self.noted = noted
+        return notes(self)
+
+    monkeypatch.setattr(devoted.Devoted, "notes", by_hand)
+
+
+def seconds_by_task(trace):
+    """(task -> seconds that costs learn, links that they learn of) of the loop in a trace."""
+    body = next(iter(trace.loops.values()))
+    found = {}
+    for i, span in enumerate(body.spans):
+        command = span.command
+        if i in body.attributed or not isinstance(command, hs.timeline.Launch) or body.loop.is_remainder(command.turn):
+            continue
+        if not body.graph.task_ops[command.task].view:
+            found.setdefault(command.task, []).append(span.finish - span.start)
+    copies = [s for i, s in enumerate(body.spans) if isinstance(s.command, hs.timeline.Copy) and i not in body.attributed]
+    return body, found, copies
+
+
+def test_costs_learn_from_turns_as_they_are_run_and_not_from_launches_by_themselves(machine, given, loops, monkeypatch):
+    """A launch by itself takes 25 us and more, most of it the host's; a turn takes 40 us."""
+    timed_by_hand(monkeypatch, {}, 25e-6, 40e-6)
+    result = hs.run(hs.plan(training(4, losses=True), machine=machine, only="cuda:0"), given, learn=False)
+    body, found, copies = seconds_by_task(result.trace)
+    learned = [s for i, s in enumerate(body.spans) if i not in body.attributed]
+    often = {task: x for task, x in found.items() if task not in body.loop.seldom}
+    assert len(often) > 10
+    assert copies == []  # a kernel counts the turns, and lays up the losses
+    for seconds in often.values():
+        assert max(seconds) < 10e-6
+    in_turn = {}
+    for span in body.spans:
+        in_turn[span.command.turn] = in_turn.get(span.command.turn, 0.0) + span.finish - span.start
+    assert in_turn[50] == pytest.approx(40e-6, rel=1e-3)
+    assert in_turn[3] > 200e-6  # the trace tells what was
+    assert not [s for s in learned if s.command.turn < 8]
+
+
+def test_a_long_kernel_is_learned_as_long_as_it_is(machine, given, loops, monkeypatch):
+    plan = hs.plan(training(4), machine=machine, only="cuda:0")
+    body = next(iter(plan.loops.values()))
+    often = [s.command.task for s in body.spans if isinstance(s.command, hs.timeline.Launch) and s.command.task not in body.loop.seldom]
+    long = next(t for t in reversed(often) if not body.graph.task_ops[t].view)
+    timed_by_hand(monkeypatch, {long: 5e-3}, 25e-6, 5.03e-3)
+    _, found, _ = seconds_by_task(hs.run(plan, given, learn=False).trace)
+    assert all(x == pytest.approx(5e-3, rel=0.01) for x in found[long])
+    assert max(x for task, rows in found.items() if task != long and task in often for x in rows) < 15e-6
+
+
+def test_a_loop_teaches_what_it_takes_beside_its_launches(machine, given, loops, monkeypatch):
+    from hetsched.placement.costs.kinds import BEGIN
+    from hetsched.placement.costs.lessons import lessons
+
+    timed_by_hand(monkeypatch, {}, 25e-6, 40e-6)
+    marked = replace(machine, devices=tuple(replace(d, fingerprint="x", replay_seconds=2e-6) if d.memory != HOST else d for d in machine.devices))
+    plan = hs.plan(training(4), machine=machine, only="cuda:0")
+    trace = hs.run(plan, given, learn=False).trace
+    outer = next(s for s in trace.spans if isinstance(s.command, hs.timeline.Launch) and s.command.task in trace.loops)
+    spans = tuple(s._replace(finish=s.start + 0.1) if s is outer else s for s in trace.spans)
+    body = replace(trace.loops[outer.command.task], machine=marked)
+    trace = replace(trace, machine=marked, spans=spans, loops={outer.command.task: body})
+    (begin,) = [x for x in lessons(trace) if x.op == BEGIN]
+    assert begin.seconds == pytest.approx(0.1 - body.turns * 40e-6, rel=0.02)
 
 
 def test_a_session_keeps_the_graphs(machine, given, loops, monkeypatch):

@@ -78,3 +78,23 @@ def test_a_run_without_a_trace_notes_nothing_and_times_no_task(name: str, monkey
     assert len(traced.trace.spans) == sum(bool(span.lanes) for span in plan.spans)
     for output in traced:
         np.testing.assert_array_equal(traced[output], quiet[output])
+
+
+@pytest.mark.parametrize("whole", [40e-6, 5e-6, 300e-6, 1e-3])
+def test_shares_add_up_to_what_all_take_together(whole):
+    alone = [22e-6, 25e-6, 35e-6, 60e-6, 28e-6]
+    found = tracing.apportioned(whole, alone)
+    assert sum(found) == pytest.approx(whole)
+    assert all(x > 0 for x in found)
+    assert found.index(max(found)) == 3
+
+
+def test_long_tasks_keep_what_they_take_beside_short_ones():
+    found = tracing.apportioned(1020e-6, [1000e-6, *[25e-6] * 10])
+    assert found[0] == pytest.approx(977e-6, rel=0.01)
+    assert found[1] == pytest.approx(4.0e-6, rel=0.25)
+
+
+def test_nothing_is_apportioned_to_nothing():
+    assert tracing.apportioned(1.0, []) == []
+    assert tracing.apportioned(1.0, [0.0, 0.0]) == [0.0, 0.0]

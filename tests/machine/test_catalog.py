@@ -128,7 +128,7 @@ def test_a_product_on_a_catalog_device_takes_what_its_peak_allows(dtype: str) ->
         op = graph.task("c").op
         assert isinstance(op, Op)
         seconds = RooflineCosts(machine).launch(graph, 0, device, 1).seconds
-        assert seconds == pytest.approx(2 * 2048**3 / peak[dtype] + op.calls * device.launch_seconds, rel=1e-12)
+        assert seconds == pytest.approx(2 * 2048**3 / peak[dtype] + op.calls_on(device) * device.launch_seconds, rel=1e-12)
 
 
 def test_a_cloud_is_its_processor_its_accelerators_and_a_price_for_the_whole() -> None:

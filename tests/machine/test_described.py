@@ -53,7 +53,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         (
             Device("cpu", "cpu", 4, 2, HOST, "a: b # ü", "cpu", ("host", "array"), {"float32": 1e9 / 3, "int64": 5e8}, 7e9, 1e-7, 3e-6, True,
                    (1, 2, 4), {"cores": 1.0}, 10.5, 3.0, 0.25),
-            Device("no", "opencl", memory="opencl:0", hardware="gpu", languages=("opencl",), unified=True),
+            Device("no", "opencl", memory="opencl:0", hardware="gpu", languages=("opencl",), unified=True, replay_seconds=1.5e-6),
         ),
         (Link(HOST, "opencl:0", 0.0, 1e9, 0), Link("opencl:0", HOST, engines=2)),
         (MemoryNode(HOST), MemoryNode("opencl:0", 5)),

@@ -293,3 +293,32 @@ def test_what_happens_now_and_then_counts_for_wide_launches(history):
         history.learn([lesson(seconds)._replace(width=2), lesson(seconds), *(lesson(1.0, n) for n in NAMES)])
     assert history.known(["cpu|1"])["cpu|1", "k", 2].seconds == pytest.approx(3.0)
     assert known(history).seconds == pytest.approx(1.0)
+
+
+def copies(seconds, launches=1, kinds=6, nbytes=1 << 10):
+    return [
+        Lesson("cuda:0->host|1", "copy", f"copy {nbytes << k}", 1, "uint8", 0.0, float(nbytes << k), seconds, 0.0, launches) for k in range(kinds)
+    ]
+
+
+def test_copies_that_are_nearly_all_latency_tell_of_no_drift(history):
+    for seconds in (4e-6, 5e-6, 4e-6, 5e-6):
+        history.learn(copies(seconds, launches=400))
+    assert history.learn(copies(20e-6, launches=400)) == []
+    assert history.learn(copies(4e-6, launches=400)) == []
+
+
+def test_a_link_that_became_slow_is_told(history):
+    for seconds in (4e-6, 5e-6, 4e-6):
+        history.learn(copies(seconds, launches=400))
+    (drift,) = history.learn(copies(400e-6, launches=400))
+    assert drift.device == "cuda:0->host|1"
+    assert drift.factor > 10
+
+
+def test_what_costs_a_run_microseconds_is_no_drift(history):
+    for _ in range(4):
+        history.learn([lesson(5e-6, kind=str(k), device="cuda:0|1") for k in range(4)])
+    assert history.learn([lesson(20e-6, kind=str(k), device="cuda:0|1") for k in range(4)]) == []
+    many = [lesson(60e-6, kind=str(k), device="cuda:0|1")._replace(launches=100) for k in range(4)]
+    assert [d.counts for d in history.learn(many)] == [True]

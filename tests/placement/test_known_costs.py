@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 import hetsched as hs
+from hetsched.graph.graph import Loop
 from hetsched.machine import Device, Link, Machine, MemoryNode
 from hetsched.machine.calibration import Calibration, Curve, LinkFigures, applied, complaints, load, save
-from hetsched.placement.costs.history import Known
+from hetsched.placement.costs.history import ALONE, SOUND, Known
 from hetsched.placement.costs.kinds import device_key, kind_of, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.lessons import lessons
@@ -293,3 +294,58 @@ def test_a_device_that_takes_all_cores_takes_all_that_are_counted():
     assert [d.uses["cores"] for d in machine.devices] == [1.0, 1.0]
     plan = hs.plan(graph_of(), machine, only="gpu:0", learn=False)
     assert plan.device_of(0) == "gpu:0"
+
+
+CARD = Device("cuda:0", "cuda", memory="cuda:0", languages=("cuda", "array"), flops_per_second={"float32": 1e15}, bytes_per_second=1e15,
+              launch_seconds=9e-6, replay_seconds=2e-6, fingerprint="card")  # fmt: skip
+CARDS = Machine((CPU, CARD), (Link("host", "cuda:0"), Link("cuda:0", "host")), (MemoryNode("host"), MemoryNode("cuda:0")))
+
+
+def in_loop(op, *shapes, attributes=None):
+    """A graph of one task, and the same as the body of a loop."""
+    graphs = []
+    for _ in range(2):
+        b = hs.Graph.build()
+        given = [b.input(f"x{i}", shape, dtype) for i, (shape, dtype) in enumerate(shapes)]
+        graphs.append(b.output(b.op(op, *given, name="t", **(attributes or {})), "y").freeze())
+    Loop(graphs[1], 4)
+    return graphs
+
+
+def test_a_launch_in_a_loop_costs_what_a_node_of_a_graph_does():
+    for costs in (RooflineCosts(CARDS), KnownCosts(CARDS), KnownCosts(CARDS, {"cuda:0": Calibration("cuda:0", "card", 9e-6, {}, 1e15, 5e-5)})):
+        plain, body = in_loop("tensor.add", ((4,), "float32"), ((4,), "float32"))
+        dispatch = 5e-5 if isinstance(costs, KnownCosts) and costs.calibrations else 0.0
+        assert costs.launch(plain, 0, CARD, 1).seconds == pytest.approx(9e-6 + dispatch, rel=1e-3)
+        assert costs.launch(body, 0, CARD, 1).seconds == pytest.approx(2e-6, rel=1e-3)
+        unlike = replace(CARD, replay_seconds=None)
+        assert costs.launch(body, 0, unlike, 1).seconds == pytest.approx(9e-6 + dispatch, rel=1e-3)
+
+
+def test_calls_of_the_array_library_do_not_count_where_a_kernel_in_cuda_does_it():
+    plain, body = in_loop("nn.softmax", ((4, 4), "float32"))
+    calls = plain.task_ops[0].calls
+    assert calls > 3
+    costs = RooflineCosts(CARDS)
+    assert costs.launch(plain, 0, CARD, 1).seconds == pytest.approx(9e-6, rel=1e-3)
+    assert costs.launch(body, 0, CARD, 1).seconds == pytest.approx(2e-6, rel=1e-3)
+    assert costs.launch(plain, 0, replace(CARD, languages=("array",)), 1).seconds == pytest.approx(calls * 9e-6, rel=1e-3)
+    plain, body = in_loop("nn.sigmoid", ((4,), "float32"))  # one kernel where launches are put together
+    assert costs.launch(plain, 0, CARD, 1).seconds == pytest.approx(6 * 9e-6, rel=1e-3)
+    assert costs.launch(body, 0, CARD, 1).seconds == pytest.approx(2e-6, rel=1e-3)
+
+
+def test_what_was_launched_alone_is_not_what_a_loop_takes():
+    plain, body = in_loop("tensor.add", ((4,), "float32"), ((4,), "float32"))
+    kind = kind_of(plain, 0)
+
+    def costs(seconds, runs):
+        row = Known(kind.op, kind.dtype, kind.flops, kind.nbytes, seconds, 0.0, runs, SOUND if runs else ALONE)
+        return KnownCosts(CARDS, {}, {(device_key(CARD), kind.text, 1): row})
+
+    assert costs(12e-6, 0).launch(plain, 0, CARD).seconds == pytest.approx(12e-6)
+    assert costs(12e-6, 0).launch(body, 0, CARD).seconds == pytest.approx(5e-6)
+    assert costs(8e-6, 0).launch(body, 0, CARD).seconds == pytest.approx(2e-6)
+    assert costs(1e-6, 0).launch(body, 0, CARD).seconds == pytest.approx(1e-6)
+    assert costs(5e-3, 0).launch(body, 0, CARD).seconds == pytest.approx(5e-3, rel=0.01)
+    assert costs(12e-6, 2).launch(body, 0, CARD).seconds == pytest.approx(12e-6)

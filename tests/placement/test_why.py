@@ -25,7 +25,7 @@ def small_machine(gpu: float = 10.0, link: float = 5e9) -> Machine:
     """Two threads and a GPU `gpu` times as fast in arithmetic and memory."""
     cpu = Device("cpu", "cpu", 2, languages=("host", "array"), flops_per_second={"float32": 5e10}, bytes_per_second=1e10, shares_lanes=True,
                  busy_watts=10.0, idle_watts=2.0, name="threads")  # fmt: skip
-    acc = Device("cuda:0", "cuda", 1, memory="cuda:0", languages=("cuda", "array"), hardware="gpu", flops_per_second={"float32": 5e10 * gpu},
+    acc = Device("cuda:0", "cuda", 1, memory="cuda:0", languages=("array",), hardware="gpu", flops_per_second={"float32": 5e10 * gpu},
                  bytes_per_second=1e10 * gpu, launch_seconds=1e-5, busy_watts=50.0, idle_watts=5.0, name="card")  # fmt: skip
     links = (Link("host", "cuda:0", 1e-5, link), Link("cuda:0", "host", 1e-5, link))
     return Machine((cpu, acc), links, (MemoryNode("host"), MemoryNode("cuda:0", 1 << 30)), name="small")

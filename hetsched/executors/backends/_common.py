@@ -60,6 +60,11 @@ def least_seconds(action: Callable[[], object], stream: Any, times: int) -> floa
     return max(best, 1e-9)
 
 
+def is_on(name: str) -> bool:
+    """False where the environment turns off what `name` stands for."""
+    return os.environ.get(name, "").strip().lower() not in ("0", "false", "no", "off")
+
+
 def row_seconds(action: Callable[[], object], stream: Any, times: int, tries: int = 3) -> float:
     """Seconds of `action` where so many stand in a row, by the device's own clock: the least of several tries after a first one. Nobody's waiting is
     in it, as it is in `least_seconds`: on a GPU that takes as long as multiplying matrices of 1000 rows."""

@@ -41,7 +41,7 @@ import cupy
 import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
-from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside
+from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside, is_on
 from hetsched.executors.backends._cuda_blas import Capturing, Doubting, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
 from hetsched.executors.backends._cuda_pins import Pins, address, lock_pages, pinned_bytes
@@ -273,8 +273,8 @@ class Stream:
         self.live = live
         self.kind = kind
         self._segments: dict[int, _Segment] = {}
-        self._captures = os.environ.get(_GRAPHS, "").strip().lower() not in ("0", "false", "no", "off")
-        self._fuses = os.environ.get(_CHAINS, "").strip().lower() not in ("0", "false", "no", "off")
+        self._captures = is_on(_GRAPHS)
+        self._fuses = is_on(_CHAINS)
         self._pool: Any = None
         self._capturing: Any = None
         self._products: Products | None = None
@@ -385,6 +385,11 @@ class Stream:
         if found.chained:
             self._launch_pieces(found.pieces)
         return found.chained
+
+    def as_graph(self, calls: Sequence[tuple[Any, ...]]) -> Callable[[], None] | None:
+        """What hands over launches whose kernels are built as one graph; None where they cannot be captured."""
+        graph = self._capture(calls)
+        return None if graph is None else partial(self._do, "a graph", partial(graph.launch, stream=self.stream))
 
     def attend(self, products: bool) -> None:
         """The calling thread will hand over launches. CuPy makes a handle of cuBLAS in each thread that multiplies matrices, and multiplies in no

@@ -19,21 +19,23 @@ import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
 from hetsched.executors.backends import Found
-from hetsched.executors.backends._common import kept_speeds, least_seconds, lone_seconds, row_seconds, streams
+from hetsched.executors.backends._common import is_on, kept_speeds, least_seconds, lone_seconds, row_seconds, streams
 from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
 from hetsched.machine import HOST, Device, Link, MemoryNode
 
-_MARK = "3"  # of the way in which speeds are measured
-_NEEDED = ("float32", "float64", "bytes", "launch", "up_latency", "up_bytes", "down_latency", "down_bytes")
+_MARK = "4"  # of the way in which speeds are measured
+_NEEDED = ("float32", "float64", "bytes", "launch", "replay", "up_latency", "up_bytes", "down_latency", "down_bytes")
+_GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _PORTABLE = 1  # cudaHostAllocPortable: page-locked for every device
 # Of what is free when devices are looked for: CuPy's pool, libraries and the contexts of others need some.
 _SHARE = 0.9
 # What speeds are measured with at least: rows of a matrix, bytes of copies within the device. Bytes of copies to and from the host. Seconds that a
-# row of matrix products may take, about.
+# row of matrix products may take, about. Launches of a graph that are timed.
 _LEAST_N, _LEAST_NBYTES = 1024, 32 << 20
 _LINK_NBYTES = 32 << 20
 _PRODUCT_SECONDS = 0.03
+_GRAPH_LAUNCHES = 64
 
 _FORKED = (
     "no CUDA in this process: it was forked from one that had used CUDA, which does not survive that; "
@@ -152,6 +154,7 @@ def described(i: int, properties: Any, speeds: dict[str, float]) -> Device:
         flops_per_second={"float32": speeds["float32"], "float64": speeds["float64"]},
         bytes_per_second=speeds["bytes"],
         launch_seconds=speeds["launch"],
+        replay_seconds=speeds.get("replay") if is_on(_GRAPHS) else None,
         unified=bool(properties.get("integrated", 0)),
         fingerprint=_fingerprint(properties),
     )
@@ -202,7 +205,9 @@ def _speeds(i: int, properties: Any) -> dict[str, float]:
 
 
 def measure(i: int, n: int = 4096, nbytes: int = 256 << 20) -> dict[str, float]:
-    """flops per second by dtype (matrix product), `bytes` per second of its memory, seconds of a `launch`; latency and bytes per second of copies.
+    """flops per second by dtype (matrix product), `bytes` per second of its memory, seconds of a `launch`, and of
+
+    one in a graph (`replay`); latency and bytes per second of copies.
 
     n: extent of the matrices; nbytes: of copies within the device's memory; less of both where it has no room for them, or would take long. By the
     device's own clock, several in a row; launches and small copies as fast as they are handed over. Copies up and down include what staging costs.
@@ -230,10 +235,17 @@ def measure(i: int, n: int = 4096, nbytes: int = 256 << 20) -> dict[str, float]:
             out[f"{name}_latency"] = lone_seconds(short, stream, 20)
             out[f"{name}_bytes"] = m / max(least_seconds(long, stream, 3) - out[f"{name}_latency"], 1e-9)
         out["launch"] = row_seconds(partial(stream.launch, _negative, [small], [small], None, {}), stream, 200)
+        out["replay"] = _replay(stream, small, out["launch"])
         return out
     finally:
         live.close()
         cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _replay(stream: Any, small: Any, launch: float) -> float:
+    """Seconds of a launch in a graph of several, one behind another; `launch` where they cannot be captured."""
+    graph = stream.as_graph([(_negative, (small,), (small,), None, {}, -1)] * _GRAPH_LAUNCHES)
+    return launch if graph is None else min(row_seconds(graph, stream, 10) / _GRAPH_LAUNCHES, launch)
 
 
 def _flops(live: Any, stream: Any, most: int, dtype: Any) -> float:

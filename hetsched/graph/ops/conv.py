@@ -524,6 +524,7 @@ CONV2D = Op(
     x [n, c, h, w], weight [o, c / groups, kh, kw], bias [o], y [n, o, oh, ow] with oh = (h + 2 padding - dilation (kh - 1) - 1) // stride + 1;
     one floating dtype. Output o reads the channels of its group.""",
     calls=32,
+    cuda_calls=2,
 )
 
 CONV2D_GRAD_INPUT = Op(
@@ -550,4 +551,5 @@ CONV2D_GRAD_WEIGHT = Op(
     workspace=_workspace_grad_weight,
     doc="The gradients of `nn.conv2d` (without activation) with respect to weight, [o, c / groups, kh, kw], and bias, [o].",
     calls=41,
+    cuda_calls=2,
 )

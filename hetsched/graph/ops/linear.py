@@ -295,5 +295,6 @@ dense = Op(
     {"activation": Attribute(("none", "relu"), "none", "applied to the sum, in the same pass over memory")},
     doc="activation(x[..., k] w[k, n] + b[n]) -> [..., n].",
     calls=5,
+    cuda_calls=2,
     wide=True,
 )

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from hetsched.folders import cache_folder
 from hetsched.machine.calibration import CROWDED
-from hetsched.placement.costs.kinds import GAP
+from hetsched.placement.costs.kinds import COPY, GAP
 
 VERSION = 2
 BUSY_SECONDS = 0.25
@@ -42,6 +42,9 @@ SPREADS, SHARE = 4.0, 0.35
 FIRST_SPREAD = 0.2
 # So many kinds must agree (or all there are, from 2 on) before the device is said to have changed.
 AGREE = 0.6
+# Copies shorter than this tell nothing of a link: on some devices the clock and who waits make as much of the smallest. Nor has a device changed
+# where all that a run took more, or less, than what is known is less than this.
+LEAST_COPY, LEAST_LOST = 100e-6, 200e-6
 # A device that is so many times slower, or faster, is believed at once.
 AT_ONCE = 2.5
 # A device is held to be at most so many times slower or faster than it was, and half of a slowness is forgotten in this time.
@@ -313,10 +316,13 @@ class History:
         stored = db.execute("SELECT pending, wait, looked FROM device WHERE device = ?", (device,)).fetchone()
         pending, wait, looked = stored or (0.0, 0.0, 0.0)
         factor = self._factors(db, [device], now).get(device, 1.0)
-        ratios = [_surprise(x, b, factor) for x, b in zip(rows, before, strict=True) if b is not None and _is_firm(x, b)]
+        firm = [(x, b.today(factor)) for x, b in zip(rows, before, strict=True) if b is not None and _is_firm(x, b) and _says_something(x, b)]
+        ratios = [_surprise(x, b, factor) for x, b in firm]
         if not ratios:
             return factor, None
         off = _drift([r for r in ratios if r is not None], len(ratios))
+        lost = sum(abs(x.seconds - b.seconds) * x.launches for (x, b), r in zip(firm, ratios, strict=True) if r is not None)
+        off = off if lost >= LEAST_LOST else None
         agrees = off is not None and pending > 0 and (off > 1) == (pending > 1)
         counts = off is not None and (agrees or off * AT_ONCE <= 1 or (off >= AT_ONCE and not is_crowded))
         if off is not None and counts:
@@ -356,6 +362,11 @@ def _faded(factor: float, age: float) -> float:
 def _is_firm(lesson: Lesson, old: _Row) -> bool:
     """True where what a run measured stands against what runs have measured, of something that a device does."""
     return not old.source and not lesson.alone and lesson.op != GAP
+
+
+def _says_something(lesson: Lesson, old: _Row) -> bool:
+    """False for copies that are nearly all latency."""
+    return lesson.op != COPY or max(lesson.seconds, old.seconds) >= LEAST_COPY
 
 
 def _surprise(lesson: Lesson, old: _Row, factor: float) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from hetsched.graph.graph import Graph, Loop
@@ -18,10 +18,10 @@ from hetsched.machine import Device, Link, Machine
 from hetsched.machine.calibration import Calibration
 from hetsched.placement.costs.estimate import Estimate
 from hetsched.placement.costs.handover import Handover
-from hetsched.placement.costs.history import DISTURBED, Known
+from hetsched.placement.costs.history import ALONE, DISTURBED, Known
 from hetsched.placement.costs.kinds import COPY, GAP, Kind, Kinds, begin_kind, device_key, link_key, turn_kind
 from hetsched.placement.costs.regression import Fit, fit
-from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak
+from hetsched.placement.costs.roofline import RELATIVE_SPREAD, RooflineCosts, peak, starting_seconds
 from hetsched.timeline import Timeline
 
 # What a curve misses of an op it was not measured with, beside the spread of its measurement.
@@ -122,14 +122,14 @@ class KnownCosts:
             row = self.known.get((key, kind.text, width))
             if row is not None:
                 spread = max(row.spread, (ALONE_SPREAD if row.runs == 0 else 0.02) * row.seconds)
-                return Estimate(row.seconds, spread, None, _taught_by(row))
+                return Estimate(_in_graph(row, graph, device), spread, None, _taught_by(row))
             found = self._fit(key, kind.op, kind.dtype)
             if found is not None and found.covers(kind.flops, kind.nbytes):
                 seconds = found.seconds(kind.flops, kind.nbytes)
                 return Estimate(seconds, max(found.error, 0.1) * seconds, None, "regression over shapes")
         calibration = self.calibrations.get(device.id)
         if calibration is not None and calibration.whole and not op.waits:
-            curved = self._curve(op, kind, device, calibration)
+            curved = self._curve(graph, op, kind, device, calibration)
             if curved is not None:
                 factor = self.factors.get(key, 1.0)
                 return curved._replace(seconds=curved.seconds * factor, spread=curved.spread * factor)
@@ -163,12 +163,14 @@ class KnownCosts:
                     out.append(row.seconds / (device.launch_seconds + ideal))
         return out
 
-    def _curve(self, op: Op, kind: Kind, device: Device, calibration: Calibration) -> Estimate | None:
+    def _curve(self, graph: Graph, op: Op, kind: Kind, device: Device, calibration: Calibration) -> Estimate | None:
         curve = calibration.curve((op.name, family(op)), kind.dtype)
         if curve is None:
             return None
         ideal = max(kind.flops / peak(device, kind.dtype), kind.nbytes / device.bytes_per_second)
-        seconds = op.calls * calibration.launch_seconds + (ideal * curve.at(ideal) if ideal > 0 else 0.0)
+        seconds = starting_seconds(graph, op, replace(device, launch_seconds=calibration.launch_seconds)) + (
+            ideal * curve.at(ideal) if ideal > 0 else 0.0
+        )
         own = op.name in calibration.curves
         spread = math.hypot(calibration.spread, CURVE_SPREAD if own else FAMILY_SPREAD) * seconds
         return Estimate(seconds, spread, None, "a calibrated curve" if own else "the calibrated curve of its family")
@@ -205,7 +207,7 @@ class KnownCosts:
 
     def _dispatch(self, graph: Graph, device: Device) -> float:
         calibration = self.calibrations.get(device.id)
-        if calibration is None:
+        if calibration is None or (graph.is_body and device.replay_seconds is not None):
             return 0.0
         if id(graph) not in self._bodies or not device.shares_lanes:
             return calibration.dispatch_seconds
@@ -235,6 +237,14 @@ class KnownCosts:
 
     def _priced(self, found: Estimate, device: Device, lanes: int) -> Estimate:
         return found if device.busy_watts is None else found._replace(joules=found.seconds * device.busy_watts * lanes)
+
+
+def _in_graph(row: Known, graph: Graph, device: Device) -> float:
+    """Seconds of a task. What was measured alone was launched by the host, which takes longer than a node of a graph."""
+    if row.source != ALONE or not graph.is_body or device.replay_seconds is None:
+        return row.seconds
+    start = device.starting_seconds(True)
+    return max(row.seconds - device.launch_seconds + start, min(start, row.seconds))
 
 
 def _taught_by(row: Known) -> str:

@@ -112,6 +112,7 @@ def _loops(trace: Timeline, plan: Timeline | None) -> Iterator[Lesson]:
         yield from _loops(body, inner)
         if body.loop.stop is not None or body.loops:
             continue
+        yield from _beside_graphs(span.finish - span.start, body)
         owners = {lanes[0].owner for lanes in {s.lanes for s in (*body.spans, *body.prologue)} if lanes}
         if len(owners) != 1 or any(isinstance(s.command, Copy) for s in body.spans):
             continue
@@ -129,6 +130,22 @@ def _loops(trace: Timeline, plan: Timeline | None) -> Iterator[Lesson]:
         else:
             assert isinstance(span.command, Launch)
             more = span.finish - span.start - (planned[span.command.task] - inner.begin_seconds)
+        yield _lesson(device_key(device), 1, Kind(BEGIN, begin_kind(body.graph, body.turns), "", 0.0, 0.0), [max(more, 0.0)])
+
+
+def _beside_graphs(seconds: float, body: Timeline) -> Iterator[Lesson]:
+    """What a loop of `seconds` on one stream of a device that takes turns as graphs took beside its launches: capturing turns, handing them over."""
+    assert body.loop is not None
+    owners = {s.lanes[0].owner for s in body.spans if s.lanes and isinstance(s.command, Launch)}
+    device = body.machine.device(owners.pop()) if len(owners) == 1 else None
+    if device is None or device.replay_seconds is None or not device_key(device) or body.turns < LEAST_TURNS:
+        return
+    turns: dict[int, float] = {}
+    for i, (_, command, start, finish) in enumerate(body.spans):
+        if i not in body.attributed and isinstance(command, Launch) and command.task not in body.loop.seldom and not _is_other(body, command.turn):
+            turns[command.turn] = turns.get(command.turn, 0.0) + finish - start
+    if turns:
+        more = seconds - body.turns * median(turns.values()) - _seldom(body)
         yield _lesson(device_key(device), 1, Kind(BEGIN, begin_kind(body.graph, body.turns), "", 0.0, 0.0), [max(more, 0.0)])
 
 

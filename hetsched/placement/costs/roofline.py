@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hetsched.errors import InternalError
 from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.op import Op
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine
 from hetsched.placement.costs.estimate import Estimate
@@ -35,7 +36,7 @@ class RooflineCosts:
     machine: Machine
 
     def launch(self, graph: Graph, task: int, device: Device, width: int = 1) -> Estimate:
-        """`calls * launch_seconds + max(flops / peak, bytes / bandwidth)`; 0 for a view, bytes / disk rate for an op that waits.
+        """`calls * seconds of starting one + max(flops / peak, bytes / bandwidth)`; 0 for a view, bytes / disk rate for an op that waits.
 
         Infinite where a wide launch is asked of an op that is not `wide`.
         """
@@ -53,7 +54,7 @@ class RooflineCosts:
             return _estimate(device.launch_seconds + busy, device, 0)
         dtype = next((s.dtype.name for s in (*outs, *ins) if isinstance(s, Spec)), "float32")
         arithmetic, traffic = work.flops / peak(device, dtype), moved / device.bytes_per_second
-        start = device.launch_seconds * op.calls
+        start = starting_seconds(graph, op, device)
         if width > 1:
             if not op.wide:
                 return _estimate(math.inf, device, width)
@@ -67,6 +68,13 @@ class RooflineCosts:
         """`latency + bytes / bandwidth`."""
         seconds = link.seconds(nbytes)
         return Estimate(seconds, RELATIVE_SPREAD * seconds)
+
+
+def starting_seconds(graph: Graph, op: Op, device: Device) -> float:
+    """What the calls of a launch cost beside their work. Element-wise ones are one kernel where turns of a loop become graphs."""
+    in_graph = graph.is_body and device.replay_seconds is not None
+    calls = 1 if in_graph and op.elementwise and "cuda" in device.languages and "opencl" in op.kernels else op.calls_on(device)
+    return calls * device.starting_seconds(graph.is_body)
 
 
 def peak(device: Device, dtype: str) -> float:

@@ -21,10 +21,10 @@ from hetsched.placement.loops.body import Body
 from hetsched.placement.loops.memory import SPARE_TOTAL_NBYTES, Memory, layout
 from hetsched.placement.loops.model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
 from hetsched.placement.memory import PlanTooLargeError
-from hetsched.placement.periods import Search, fastest, one_by_one
+from hetsched.placement.periods import Search, excess, fastest, one_by_one
 from hetsched.placement.periods.assign import least_period
 from hetsched.placement.periods.bound import period_bound
-from hetsched.placement.periods.modulo import heights, modulo_starts, topological
+from hetsched.placement.periods.modulo import heights, modulo_starts, tighten, topological
 from hetsched.placement.periods.problem import NANOSECONDS, Core, Ops, PeriodBound, whole
 from hetsched.placement.periods.slide import slid
 from hetsched.placement.problem import Problem, problem_of
@@ -34,6 +34,8 @@ from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
 _WORTH = 0.85
 # ... and this much less a turn: below, switching between threads (the GIL among them) costs what it gains.
 _GAIN = 100_000  # nanoseconds
+# A body in one order on one stream may take this many times the period of a mixed one.
+_AS_GOOD = 1.05
 # Longer periods tried where a plan does not fit the memory.
 _LONGER = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 # Orders tried for a pipeline over threads: some tens of milliseconds for 40 tasks.
@@ -219,11 +221,28 @@ def _device_drafts(body: Body, problem: Problem, model: Model, machine: Machine,
     drafts = []
     if not problem.loops:
         draft = _draft(model, search, None)
+        straight = _on_one_stream(model, ops, search.bound, machine)
+        if straight is not None and straight.period <= _AS_GOOD * draft.period:
+            draft = straight
         if not _overtakes(draft, machine, problem):
             drafts.append(draft)
     for assignment in dict.fromkeys((tuple(ops.assignment), tuple(_hosted(core, problem.host)))):
         drafts.append(_draft(model, search, Ops(core, assignment)))
     return drafts
+
+
+def _on_one_stream(model: Model, ops: Ops, bound: PeriodBound, machine: Machine) -> _Draft | None:
+    """The tasks in an order that no turn begins before the last one's end, only copies ahead and behind, where all are on one stream of a device that
+
+    takes turns as graphs; else None. Several turns can be one graph then, which is worth more than any order that mixes turns.
+    """
+    used = {model.places[p] for p in ops.assignment if model.places[p].device >= 0}
+    place = used.pop() if len(used) == 1 else None
+    if place is None or place.kind != "compute" or (d := machine.devices[place.device]).shares_lanes or d.replay_seconds is None:
+        return None
+    period, start = one_by_one(ops)
+    period, start = tighten(ops, start, period)
+    return None if excess(ops, start, period) else _drafted(model, ops, period, start, bound)
 
 
 def _hosted(core: Core, host: int) -> list[int]:
