@@ -11,9 +11,9 @@ import hetsched as hs
 from hetsched.machine import Device, Link, Machine, MemoryNode
 from hetsched.machine.calibration import Calibration, Curve, LinkFigures, applied, complaints, load, save
 from hetsched.placement.costs.history import Known
-from hetsched.placement.costs.kinds import device_key, kind_of, link_key, turn_kind
+from hetsched.placement.costs.kinds import Kind, device_key, kind_of, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
-from hetsched.placement.costs.lessons import lessons
+from hetsched.placement.costs.lessons import _lesson, lessons
 from hetsched.placement.costs.regression import fit
 from hetsched.placement.costs.roofline import RooflineCosts
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
@@ -293,3 +293,15 @@ def test_a_device_that_takes_all_cores_takes_all_that_are_counted():
     assert [d.uses["cores"] for d in machine.devices] == [1.0, 1.0]
     plan = hs.plan(graph_of(), machine, only="gpu:0", learn=False)
     assert plan.device_of(0) == "gpu:0"
+
+
+@pytest.mark.parametrize(("seconds", "mean", "launches"), [
+    ([1.0, 2.0, 1.0, 2.0, 100.0], 1.5, 5),  # one is far off
+    ([1.0, 2.0, 1.0, 2.0, 7.0], 2.6, 5),
+    ([1.0, 2.0, 100.0], 103 / 3, 3),  # too few to tell
+    ([1.0, 100.0, 1.0, 100.0], 50.5, 4),
+])  # fmt: skip
+def test_one_launch_that_is_far_off_does_not_count_among_some(seconds, mean, launches):
+    found = _lesson("key", 1, Kind("op", "op", "float32", 0.0, 0.0), seconds)
+    assert found.seconds == pytest.approx(mean)
+    assert found.launches == launches

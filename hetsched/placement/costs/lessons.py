@@ -18,8 +18,9 @@ from hetsched.timeline import Copy, Lane, Launch, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
 LEAST_TURNS = 4
-# So many launches of a kind in one run are many.
-MANY = 10
+# So many launches of a kind in one run are many. Of fewer, but some, one is left out that took so many times what the others took: a kernel was built
+# meanwhile, or memory was found for it.
+MANY, SOME, FAR = 10, 4, 5.0
 
 
 def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
@@ -176,7 +177,11 @@ def _is_other(owner: Timeline, turn: int) -> bool:
 def _lesson(device: str, width: int, kind: Kind, seconds: list[float]) -> Lesson:
     """Of many launches the mean of the middle half: the others were interrupted, or lucky. The spread between runs tells of interruptions."""
     n = len(seconds)
-    kept = sorted(seconds)[n // 4 : n - n // 4] if n >= MANY else seconds
+    kept = sorted(seconds)
+    if n >= MANY:
+        kept = kept[n // 4 : n - n // 4]
+    elif n >= SOME and kept[-1] > FAR * median(kept):
+        kept = kept[:-1]
     mean = sum(kept) / len(kept)
     spread = math.sqrt(sum((x - mean) ** 2 for x in kept) / len(kept))
     return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, n)
