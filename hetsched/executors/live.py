@@ -535,15 +535,16 @@ class Fleet:
                 frame.bodies = programs_of(plan)
             rest = {lane: s for lane, s in streams.items() if lane not in known}
             known.update(rest)
-            first, bodies = next(iter(streams.values())), frame.bodies
+            every, bodies = list(streams.values()), frame.bodies
             if device.id not in multiplies:
                 multiplies[device.id] = multiplies_on(plan, device.id)
             products = multiplies[device.id]
 
             def act(
-                first: Any = first, rest: Mapping[Lane, Any] = rest, bodies: Mapping[int, Program] = bodies, products: bool = products
+                every: Sequence[Any] = every, rest: Mapping[Lane, Any] = rest, bodies: Mapping[int, Program] = bodies, products: bool = products
             ) -> frozenset[int]:
-                first.attend(products)
+                for stream in every:
+                    stream.attend(products)
                 return warm(frame, rest, again, over.is_set, bodies) if rest else frozenset()
 
             with heard(over.set):

@@ -42,7 +42,7 @@ import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside
-from hetsched.executors.backends._cuda_blas import Capturing, Products, library
+from hetsched.executors.backends._cuda_blas import Capturing, Doubting, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
 from hetsched.executors.backends._cuda_pins import Pins, address, lock_pages, pinned_bytes
 from hetsched.executors.backends._nvtx import find as find_ranges
@@ -73,6 +73,9 @@ _capturing = threading.Lock()
 # Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
 # that are no more have.
 _idle: dict[int, list[Any]] = {}
+_SHORT_STACK = 4  # matrices that are multiplied one by one
+# What multiplies matrices on such a stream, by its number: a handle takes milliseconds.
+_products: dict[int, Products] = {}
 _MOST_WARM = 4096
 _warm: set[Any] = set()  # launches whose like this process has done, see `_mark`, and sources of chains
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
@@ -117,16 +120,17 @@ class Event:
     """The mark that everything handed to a stream before it has been done.
 
     landings: what it brings to the host. holding: what copies read and write until then; None once that is over. scratch: pinned memory for small
-    copies that no later command uses.
+    copies that no later command uses. ends: the last mark that counts in its span, where that is not `last`.
     """
 
-    __slots__ = ("__weakref__", "_anchor", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
+    __slots__ = ("__weakref__", "_anchor", "_ends", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
 
     def __init__(
         self, stream: Stream, first: Any, last: Any, anchor: tuple[Any, float],
-        landings: list[Landing | Arrival], holding: list[Any], scratch: list[_Scratch],
+        landings: list[Landing | Arrival], holding: list[Any], scratch: list[_Scratch], ends: Any = None,
     ) -> None:  # fmt: skip
         self.stream = stream
+        self._ends = last if ends is None else ends
         self.last = last
         self.landings = landings
         self.holding: list[Any] | None = holding
@@ -198,7 +202,7 @@ class Event:
         self.wait()
         mark, at = self._anchor
         try:
-            finish = at + cupy.cuda.get_elapsed_time(mark, self.last) * 1e-3
+            finish = at + cupy.cuda.get_elapsed_time(mark, self._ends) * 1e-3
             start = finish if self._first is None else at + cupy.cuda.get_elapsed_time(mark, self._first) * 1e-3
         except Exception as error:
             raise self.stream.live.refusal("an event has no time", error) from error
@@ -277,7 +281,11 @@ class Stream:
         self._pool: Any = None
         self._capturing: Any = None
         self._products: Products | None = None
-        self.stream = _idle_or_new(live.device)
+        self._xp: Any = cupy  # what kernels get as CuPy
+        # What came behind launches that are doubted, and who looks at it; None: it is looked at on the spot.
+        self.doubts: list[tuple[list[Any], Callable[[Sequence[Any] | None], None]]] | None = None
+        self._ends: Any = None  # the mark before what was brought for that
+        self.stream = _idle_or_new(live.device, kind == "compute")
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
         self._anchor: tuple[Any, float] | None = None  # the device's clock, taken before that event
@@ -304,7 +312,22 @@ class Stream:
 
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch: `kernel(cupy, inputs, outputs, workspace, attributes)`, this stream being the current one."""
-        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes)))
+        xp = self._xp if getattr(kernel, "__self__", None) is None else Doubting(self._xp, self.doubt)
+        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes), xp))
+
+    def doubt(self, arrays: Sequence[Any], check: Callable[[Sequence[Any] | None], None]) -> None:
+        """See `hetsched.graph.op.OpenCL.doubt`: on the spot, or when who drives the stream has time for it (`doubts`)."""
+        if self.doubts is None or not all(x.flags.c_contiguous for x in arrays):
+            check([cupy.asnumpy(x) for x in arrays])
+            return
+        ends, found = self._event(timing=True), []
+        for x in arrays:
+            pinned = pinned_bytes(int(x.nbytes))
+            self._copy(address(pinned), int(x.data.ptr), int(x.nbytes), cupy.cuda.runtime.memcpyDeviceToHost)
+            self._holding.append(pinned)
+            found.append(pinned.view(x.dtype).reshape(x.shape))
+        self.doubts.append((found, check))
+        self._ends = ends
 
     def _launch(self, enqueue: Callable[[], Any]) -> Any:
         try:
@@ -355,7 +378,7 @@ class Stream:
             if not known:
                 return False
         if found.pieces is None:
-            found.pieces, found.chained = self._put_together(calls)
+            found.pieces, found.chained = self._put_together(calls, self._xp)
         if self._captures and found.graph is None and not found.refused:
             found.graph = self._capture(calls)
             found.refused = found.graph is None
@@ -367,12 +390,15 @@ class Stream:
         return found.chained
 
     def attend(self, products: bool) -> None:
-        """The calling thread will hand over launches: CuPy keeps a handle of cuBLAS in each thread that multiplies matrices."""
+        """The calling thread will hand over launches. CuPy makes a handle of cuBLAS in each thread that multiplies matrices, and multiplies in no
+        capture: where launches are captured, the stream's own handle serves all of them."""
         if products:
             with suppress(Exception), _capturing, self.live.device:
-                cupy.cuda.device.get_cublas_handle()
-                if self._captures:
-                    self._library()
+                if self._captures and self._library() is not cupy and self._products is not None:
+                    self._xp = Capturing(cupy, self._products)
+                    self._xp.matmul = partial(_multiply, self._products)
+                else:
+                    cupy.cuda.device.get_cublas_handle()
 
     def warm(self, calls: Sequence[tuple[Any, ...]], tries: Sequence[bool], together: bool) -> list[bool]:
         """Do what the process does at the first of launches, before anything lies in the arena. See `hetsched.executors.warming.Warms`.
@@ -388,7 +414,7 @@ class Stream:
                 out.append(True)
                 continue
             arrays = [x for x in (*call[1], *call[2], call[3]) if x is not None]
-            out.append(self._tried(_as_piece(call), arrays) if is_tried else self._loaded(call[0]))
+            out.append(self._tried(_as_piece(call, self._xp), arrays) if is_tried else self._loaded(call[0]))
             _warm.add(mark)  # if not now, then after the run that follows
         if self._captures:
             self._warm_counting()
@@ -487,7 +513,7 @@ class Stream:
         if self._capturing is None:
             self._capturing = cupy
             with suppress(Exception), self.live.device:
-                self._products = Products(cupy, self.stream, library(cupy))
+                self._products = _products.pop(self.stream.ptr, None) or Products(cupy, self.stream, library(cupy))
                 self._capturing = Capturing(cupy, self._products)
         return self._capturing
 
@@ -629,8 +655,8 @@ class Stream:
             raise self.live.gone("it was lost while the run used it")
         anchor = self._anchor or self.live.anchor()
         landings, holding = self._landings, self._holding
-        event = Event(self, self._first, self._event(timing=True), anchor, landings, holding, self._full)
-        self._first, self._anchor, self._landings, self._holding, self._full = None, None, [], [], []
+        event = Event(self, self._first, self._event(timing=True), anchor, landings, holding, self._full, self._ends)
+        self._first, self._anchor, self._landings, self._holding, self._full, self._ends = None, None, [], [], [], None
         if landings:
             staged = 0
             for landing in landings:
@@ -649,6 +675,8 @@ class Stream:
         """Wait for what was handed over; end the watching thread. No more is to be handed over."""
         with suppress(Exception):  # lost work has been told by its events
             self.stream.synchronize()
+            if self._products is not None:
+                _products[self.stream.ptr] = self._products
             _idle.setdefault(self.live.device.id, []).append(self.stream)
         self.watcher.close()
         for landing in self._landings:
@@ -656,10 +684,9 @@ class Stream:
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._scratch, self._full, self._empty = None, [], []
+        self._ends = self.doubts = None
         self._segments.clear()
-        if self._products is not None:
-            with suppress(Exception):
-                self._products.close()
+        self._xp = cupy
         self._pool = self._products = self._capturing = None
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
@@ -674,6 +701,7 @@ class Stream:
 
     def _begin(self) -> None:
         """Mark the start of what the next record's span covers: behind what the stream waits for."""
+        self._ends = None
         if self._first is None:
             self._anchor = self.live.anchor()
             self._first = self._event(timing=True)
@@ -851,6 +879,11 @@ def _as_piece(call: Sequence[Any], xp: Any = cupy) -> Callable[[], Any]:
     return partial(kernel, xp, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
 
 
+def _multiply(products: Products, a: Any, b: Any, out: Any) -> Any:
+    """out = a b; long stacks as CuPy does them, in one call."""
+    return products.matmul(a, b, out) if out.ndim == 2 or len(out) <= _SHORT_STACK else cupy.matmul(a, b, out=out)
+
+
 def _mark(device: int, call: Sequence[Any]) -> tuple[Any, ...]:
     """What launches that take the same ways have in common. `key` and `seed` of random ops are numbers to it."""
     kernel, inputs, outputs, workspace, attributes, *_ = call
@@ -858,11 +891,16 @@ def _mark(device: int, call: Sequence[Any]) -> tuple[Any, ...]:
     return (device, kernel, arrays, repr([x for x in attributes.items() if x[0] not in ("key", "seed")]))
 
 
-def _idle_or_new(device: Any) -> Any:
-    """A stream of a device that nobody else uses."""
+def _idle_or_new(device: Any, multiplies: bool = False) -> Any:
+    """A stream of a device that nobody else uses; one that has what multiplies matrices for who does, if there is one."""
+    idle = _idle.get(device.id, [])
+    for i in reversed(range(len(idle))):
+        with suppress(IndexError):  # another thread has taken some
+            if (idle[i].ptr in _products) == multiplies:
+                return idle.pop(i)
     try:
-        return _idle[device.id].pop()
-    except (KeyError, IndexError):
+        return idle.pop()
+    except IndexError:
         with device:
             return cupy.cuda.Stream(non_blocking=True)
 
@@ -875,6 +913,9 @@ def _allocated(nbytes: int) -> Any:
         if not is_out_of_memory(error):
             raise
         cupy.get_default_memory_pool().free_all_blocks()
+        while _products:
+            with suppress(Exception):
+                _products.popitem()[1].close()
         return cupy.cuda.Memory(nbytes)
 
 
