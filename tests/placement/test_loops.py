@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import hetsched as hs
 from hetsched.check import problems
 from hetsched.errors import GraphError, OutOfMemoryError, PlacementError
 from hetsched.graph.graph import Graph, Loop, Where
@@ -386,3 +387,23 @@ def test_rings_of_many_large_values_have_no_slots_to_spare():
     assert max(small.rings.values()) == SPARE_SLOTS[0]
     assert max(large.rings.values()) < SPARE_SLOTS[0]
     assert large.arenas[HOST] < SPARE_SLOTS[0] * sum(large.graph.value_nbytes.tolist()) / 2
+
+
+@pytest.mark.parametrize("limit", [None, 20, 19])
+def test_what_lanes_of_devices_hand_each_other_has_a_slot_more_than_the_plan_needs(limit):
+    """Where there is room. Copies that are faster than was planned would else wait for kernels, and kernels for copies: none beside another."""
+    n = 1000
+    cpu = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, flops_per_second={"float32": 1e10})
+    gpu = Device("gpu:0", "emulated", memory="gpu:0", hardware="gpu", launch_seconds=0.0, flops_per_second={"float32": 1e15}, bytes_per_second=1e15)
+    links = (Link(HOST, "gpu:0", 0.0, 1e9), Link("gpu:0", HOST, 0.0, 4e9))
+    slot = 64 * 63  # 1000 floats
+    machine = Machine((cpu, gpu), links, (MemoryNode(HOST), MemoryNode("gpu:0", None if limit is None else limit * slot)))
+    body = Graph.build()
+    body.output(body.op("tensor.neg", body.input("x", (n,)), where=Where(("gpu:0",))), "y")
+    b = Graph.build()
+    (y,) = b.loop(Loop(body.freeze(), 50, sequences=("x",), collected=("y",)), b.input("x", (50, n)))
+    plan = hs.plan(b.output(y, "y").freeze(), machine)
+    assert problems(plan) == []
+    (inner,) = plan.loops.values()
+    rings = {inner.graph.value_names[r.value]: slots for r, slots in inner.rings.items() if r.node == "gpu:0"}
+    assert sorted(rings.values()) == ([2, 3] if limit != 19 else [1, 2])
