@@ -18,7 +18,7 @@ from hetsched.graph.graph import Loop, Where
 from hetsched.machine import HOST, Machine
 from hetsched.placement.costs.estimate import CostModel
 from hetsched.placement.loops.body import Body
-from hetsched.placement.loops.memory import AHEAD_SHARE, SPARE_TOTAL_NBYTES, Memory, layout
+from hetsched.placement.loops.memory import SPARE_TOTAL_NBYTES, Memory, layout
 from hetsched.placement.loops.model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
 from hetsched.placement.memory import PlanTooLargeError
 from hetsched.placement.periods import Search, fastest, one_by_one
@@ -301,11 +301,13 @@ def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Ma
             prologue, epilogue = _once(body, spans, draft, problem, machine)
             lanes = {lane for s in spans for lane in s.lanes}
             threads = {d.id for d in machine.devices if d.shares_lanes}
-            if not errors and len(lanes) > 1:  # with slots to spare, where there is room for them
-                spare = all(lane.owner in threads for lane in lanes)
-                memory = layout(body, spans, times, draft.period, prologue, problem.loops, spare=spare, ahead=not spare)
-                fits = sum(memory.arenas.values()) <= SPARE_TOTAL_NBYTES if spare else _leaves_room(problem, memory)
-                if fits and _excess(body, problem, memory, name) is None:
+            if not errors and len(lanes) > 1 and all(lane.owner in threads for lane in lanes):  # with slots to spare, where there is room for them
+                memory = layout(body, spans, times, draft.period, prologue, problem.loops, spare=True)
+                if _excess(body, problem, memory, name) is None and sum(memory.arenas.values()) <= SPARE_TOTAL_NBYTES:
+                    return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
+            if not errors and any(isinstance(s.command, Copy) for s in spans):
+                memory = layout(body, spans, times, draft.period, prologue, problem.loops, double=True)
+                if _excess(body, problem, memory, name) is None:
                     return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
             for share in (False, True):
                 memory = layout(body, spans, times, draft.period, prologue, problem.loops, share=share)
@@ -341,12 +343,6 @@ def _slower(draft: _Draft) -> Iterator[_Draft]:
         if start is not None:
             yield _drafted(draft.model, ops, period, slid(ops, start, period), draft.bound)
     yield _drafted(draft.model, ops, *one_by_one(ops), draft.bound)
-
-
-def _leaves_room(problem: Problem, memory: Memory) -> bool:
-    """True if a body takes a small share of what is free."""
-    capacity = dict(zip(problem.node_names, problem.capacity, strict=True))
-    return all((limit := capacity.get(node)) is None or nbytes <= limit // AHEAD_SHARE for node, nbytes in memory.arenas.items())
 
 
 def _excess(body: Body, problem: Problem, memory: Memory, name: str) -> PlanTooLargeError | None:

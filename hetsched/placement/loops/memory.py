@@ -20,9 +20,6 @@ SPARE_SLOTS = (16, 8, 4, 2)
 SPARE_NBYTES = 32 << 20
 # ... and all of the body below so many: what is spread over more memory is written to pages that are new, and read from no cache.
 SPARE_TOTAL_NBYTES = 256 << 20
-# On devices with streams what one lane hands to another has one slot more than the plan needs, where the body's values then take at most this share
-# of what is free: copies and launches that take other shares of the period than was planned go on beside each other all the same.
-AHEAD_SHARE = 4
 # Whole nanoseconds: (start, finish) of each span.
 Times: TypeAlias = Sequence[tuple[int, int]]
 
@@ -55,12 +52,13 @@ def layout(
     *,
     share: bool = False,
     spare: bool = False,
-    ahead: bool = False,
+    double: bool = False,
 ) -> Memory:
     """Rings, reuse edges and offsets for `spans` that repeat every `period` nanoseconds.
 
     share: where no two turns overlap, values of a turn may lie in the same bytes one after another; else each has bytes of its own.
-    spare: rings have room for durations that vary. ahead: those between lanes have one slot more than the times ask for.
+    spare: rings have room for durations that vary. double: what is copied from node to node has two slots at least, so that a copy and what computes
+    take turns also where they do not last as long as was planned.
     """
     graph = body.graph
     maker: dict[tuple[int, str], int] = {}
@@ -128,8 +126,8 @@ def layout(
             raise InternalError(f"the plan lets turns of {graph.value_names[value]!r} overlap, which is written in place")
         if spare and not alone and k == 1 and value not in state:
             n = _deeper(n, aligned(int(graph.value_nbytes[value])))
-        if ahead and not alone and k == 1 and value not in state and any(spans[r].lanes != spans[made].lanes for r, _ in rows):
-            n += 1
+        if double and not alone and k == 1 and value not in state and any(isinstance(spans[i].command, Copy) for i in (made, *(r for r, _ in rows))):
+            n = max(n, 2)
         slots[key] = n
         after += [After(r, made, n * k - (k - 1) - d) for r, d in rows]
         if not rows:
