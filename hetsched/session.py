@@ -179,7 +179,8 @@ class Session:
         if buffers < 1:
             raise CommandLineError(f"a compiled graph needs at least 1 buffer set, got {buffers}")
         if isinstance(what, Graph):
-            what = plan(what, self._machine_here(frozenset(what.patterns() | ({only} if only else set()))), policy, objective, plan_seconds=plan_seconds, only=only, memory=memory, costs=costs)
+            machine = self._machine_here(frozenset(what.patterns() | ({only} if only else set())))
+            what = plan(what, machine, policy, objective, plan_seconds=plan_seconds, only=only, memory=memory, costs=costs)
         elif not isinstance(what, Timeline):
             raise CommandLineError(f"compile() takes a graph or a plan, got {type(what).__name__}; finish a builder with freeze()")
         elif what.measured:

@@ -68,6 +68,15 @@ def _stated(measured, stated):
 
 
 @pytest.fixture
+def no_cuda(monkeypatch):
+    """As on a machine without a CUDA device."""
+    from hetsched.executors import backends
+    from hetsched.executors.backends import cuda
+
+    monkeypatch.setattr(cuda, "find", lambda: backends.Found(notes=("no CUDA: this test takes it that there is none",)))
+
+
+@pytest.fixture
 def quiet(monkeypatch):
     """What else the machine does at the time spoils no measurement, so that what is learned does not depend on it."""
     monkeypatch.setattr("hetsched.needs.Crowding", lambda: nullcontext(SimpleNamespace(share=0.0)))

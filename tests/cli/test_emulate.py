@@ -53,6 +53,7 @@ def test_a_machine_that_is_not_there_says_so(tmp_path: Path, capsys: pytest.Capt
     assert "no.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_cuda")
 def test_a_described_machine_that_is_not_here_is_told_with_the_way_out(capsys) -> None:
     assert main(["run", str(PIPELINE.with_name("matmul_conv.yaml")), "--machine", "workstation", "-d", "cuda", "--format", "json"]) == 4
     assert "--emulate runs what --machine describes in software" in capsys.readouterr().err
@@ -100,6 +101,7 @@ def test_a_plan_for_a_described_machine_is_run_on_it_in_software(made, run, tmp_
         (["--what-if", "+l4", "-d", "cuda"], ["--what-if", "+l4"], "--emulate runs what --what-if describes in software"),
     ],
 )
+@pytest.mark.usefixtures("no_cuda")
 def test_a_plan_for_another_machine_is_refused_with_the_options_that_it_wants(made, run, told, tmp_path, capsys) -> None:
     plan = planned(tmp_path, *made)
     capsys.readouterr()

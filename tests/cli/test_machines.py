@@ -95,6 +95,7 @@ def test_what_only_the_change_makes_possible_is_planned_and_said(more, capsys):
     assert "cuda" in json.loads(output(capsys, *argv, "--format", "json"))["before"]["error"]
 
 
+@pytest.mark.usefixtures("no_cuda")
 def test_what_if_of_the_machine_here_runs_in_software(tmp_path, capsys):
     record = json.loads(output(capsys, "run", SMALL, "--what-if", "+l4", "--emulate", "-d", "gpu", "-o", str(tmp_path), "--format", "json"))
     assert record["devices"]["cuda:0"]["tasks"] > 0

@@ -134,7 +134,7 @@ def test_tests_are_not_skipped_where_a_device_is_required(tmp_path):
     hidden = tmp_path / "pyopencl.py"
     for text, code in (("raise ImportError('hidden')", 3), (None, 0)):
         hidden.write_text(text) if text else hidden.unlink()
-        path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+        path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_nothing.py"], cwd=tmp_path,
             env={**os.environ, "HETSCHED_REQUIRE_OPENCL": "1", "PYTHONPATH": path}, capture_output=True, text=True, timeout=600, check=False,
@@ -331,6 +331,24 @@ def test_check_op_sees_what_a_kernel_does_wrong():
     np.testing.assert_array_equal(y, x)
 
 
+def test_a_gpu_has_one_compute_stream_or_as_many_as_asked(monkeypatch):
+    """Of more, launches that follow each other would be spread over them, and no step would be joined."""
+    known = opencl._usable()[0][0]
+
+    class Gpu:
+        type = cl.device_type.GPU
+
+        def __getattr__(self, name):
+            return getattr(known.device, name)
+
+    for asked, lanes in ((None, 1), ("3", 3), ("no", 1)):
+        if asked is not None:
+            monkeypatch.setenv("HETSCHED_OPENCL_STREAMS", asked)
+        assert opencl._described(0, opencl.Usable(Gpu(), known.speeds), 4).lanes == lanes
+        assert opencl._described(0, known, 4).lanes == (1 if known.device.type & cl.device_type.CPU else lanes)
+    assert any(note.startswith("HETSCHED_OPENCL_STREAMS is 'no'") for note in opencl.find().notes)
+
+
 def test_errors_of_programs_are_errors_of_the_device(fresh):
     with pytest.raises(DeviceError, match="does not build"):
         fresh().get("__kernel nonsense")
@@ -355,9 +373,10 @@ PARTS = """
 
 
 def test_a_device_is_split_into_sub_devices_by_request():
-    whole = opencl._usable()[0][0].device.max_compute_units
-    if whole < 2:
-        pytest.skip("the device has one compute unit")
+    device = opencl._usable()[0][0].device
+    whole = device.max_compute_units
+    if whole < 2 or cl.device_partition_property.EQUALLY not in device.partition_properties:
+        pytest.skip("the device has one compute unit, or its driver does not split it (NVIDIA's)")
     names, units, notes, used, value = python(PARTS, HETSCHED_OPENCL_PARTS="0:2", HETSCHED_LEARN="0")
     assert names[:2] == used == ["opencl:0", "opencl:1"]
     assert units[:2] == [whole // 2] * 2

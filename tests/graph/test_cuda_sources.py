@@ -188,7 +188,7 @@ def test_scatter_add_in_dtypes_that_cuda_does_not_add_up_atomically(dtype, monke
             return SimpleNamespace(at=lambda out, *rest: (seen.append(out.dtype.name), np.add.at(out, *rest))) if name == "add" else getattr(np, name)
 
     op.kernels["array"](np, [indices, updates], [wanted], None, attributes)
-    op.kernels["cuda"](Watching(), [indices, updates], [found], None, attributes)
+    op.kernels["array"](Watching(), [indices, updates], [found], None, attributes)
     np.testing.assert_array_equal(found, wanted)
     assert seen == [{"int8": "int32", "uint16": "int32", "int64": "uint64"}.get(dtype, dtype)]
 

@@ -88,6 +88,7 @@ def test_an_error_about_no_task_stays_as_it_is(tmp_path: Path) -> None:
     assert mistakes(pipeline, PlacementError("", [("about another", ("b",))])) == []
 
 
+@pytest.mark.usefixtures("no_cuda")
 def test_the_command_ends_with_4_and_shows_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(f"{HEAD}{A}, device: cuda}}\n", encoding="utf-8")

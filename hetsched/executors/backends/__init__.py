@@ -90,7 +90,9 @@ def notes() -> list[str]:
     """What backends have to say of devices that cannot be used, with the way out, and which are left out since they are others by another driver."""
     looked = _look()
     names = {d.id: d.name for found in looked for d in found.devices}
-    way = f"plans use both as two ({_TWINS} is set)" if _takes_twins() else f"plans leave it out; -d {{}} takes it, and {_TWINS}=1 counts it as another"
+    way = f"plans leave it out; -d {{}} takes it, and {_TWINS}=1 counts it as another"
+    if _takes_twins():
+        way = f"plans use both as two ({_TWINS} is set)"
     told = [f"{twin} ({names[twin]}) is {device} by another driver: {way.format(twin)}" for twin, device in twins(looked).items()]
     return [*(note for found in looked for note in found.notes), *told]
 

@@ -116,7 +116,14 @@ class Event:
     __slots__ = ("_asked", "_behind", "_first", "_first_live", "_landings", "end", "last", "stream")
 
     def __init__(
-        self, stream: Stream, first: Any, first_live: LiveDevice, last: Any, behind: Sequence[_End] = (), landings: Sequence[Landing] = (), ends: Any = None
+        self,
+        stream: Stream,
+        first: Any,
+        first_live: LiveDevice,
+        last: Any,
+        behind: Sequence[_End] = (),
+        landings: Sequence[Landing] = (),
+        ends: Any = None,
     ) -> None:
         self.end = _End(last if ends is None else ends, stream.live)
         self._landings = landings

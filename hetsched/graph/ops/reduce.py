@@ -207,6 +207,10 @@ def _argmax(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
     x, out, axis = inputs[0], outputs[0], attributes["axis"]
     if attributes["keepdims"]:
         out = out.squeeze(axis)  # A view; `keepdims` of argmax is not everywhere.
+    if xp is not np and x.dtype.kind == "f" and out.size:
+        nan = x != x  # Of several that are no number CuPy gives one, not the first.
+        out[...] = xp.where(xp.max(nan, axis=axis), xp.argmax(nan, axis=axis), xp.argmax(x, axis=axis))
+        return
     if out.size:
         xp.argmax(x, axis=axis, out=out)
 

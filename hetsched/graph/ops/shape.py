@@ -408,7 +408,19 @@ def _infer_scatter_add(specs: Sequence[AnySpec], attributes: Attributes) -> list
 
 
 def _scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
-    (indices, updates), out, axis = inputs, outputs[0], attributes["axis"]
+    """CUDA adds up atomically in some dtypes only: int64 wraps around as uint64 does, and narrow integers are added up as int32."""
+    (indices, updates), out = inputs, outputs[0]
+    if xp is np or out.dtype.kind not in "iu" or (out.dtype.itemsize >= 4 and out.dtype.name != "int64"):
+        _add_at(xp, indices, updates, out, attributes["axis"])
+    elif out.dtype.name == "int64":
+        _add_at(xp, indices, updates.view(xp.uint64), out.view(xp.uint64), attributes["axis"])
+    else:
+        total = xp.empty(out.shape, xp.int32)
+        _add_at(xp, indices, updates.astype(xp.int32), total, attributes["axis"])
+        out[...] = total.astype(out.dtype)
+
+
+def _add_at(xp: Any, indices: Any, updates: Any, out: Any, axis: int) -> None:
     out.fill(0)
     if updates.size:
         _check_range(xp, indices, out.shape[axis])
@@ -416,17 +428,8 @@ def _scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: 
 
 
 def _cuda_scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
-    """Many rows are added up atomically, in dtypes that CUDA does it in: int64 wraps around as uint64 does, narrow integers are added up as int32."""
     (indices, updates), out = inputs, outputs[0]
-    if _cuda_scatter.scatter_add(xp, indices, updates, out, attributes["axis"]):
-        return
-    if out.dtype.name == "int64":
-        _scatter_add(xp, [indices, updates.view(xp.uint64)], [out.view(xp.uint64)], workspace, attributes)
-    elif out.dtype.kind in "iu" and out.dtype.itemsize < 4:
-        total = xp.empty(out.shape, xp.int32)
-        _scatter_add(xp, [indices, updates.astype(xp.int32)], [total], workspace, attributes)
-        out[...] = total.astype(out.dtype)
-    else:
+    if not _cuda_scatter.scatter_add(xp, indices, updates, out, attributes["axis"]):
         _scatter_add(xp, inputs, outputs, workspace, attributes)
 
 
