@@ -397,10 +397,11 @@ class DeviceDriver:
         start = finish = perf_counter() - crew.zero
         marks: dict[int, float] | None = None
         try:
-            first = next(iter(issued.marks.values()), issued.event)
-            (start, finish), (_, ended) = first.span(), issued.event.span()
+            start, finish = issued.event.span()
+            if issued.marks:
+                start = next(iter(issued.marks.values())).span()[0]
             # A step of views alone gives its stream nothing to do: it was done when it was handed over, not when the stream last did something.
-            start, finish = max(start - crew.zero, issued.issued), max(finish - crew.zero, ended - crew.zero, issued.issued)
+            start, finish = max(start - crew.zero, issued.issued), max(finish - crew.zero, issued.issued)
             if issued.marks:
                 marks = {task: max(event.span()[1] - crew.zero, start) for task, event in issued.marks.items()}
         except Exception as failure:  # the device refused or lost the work
@@ -534,15 +535,16 @@ class Fleet:
                 frame.bodies = programs_of(plan)
             rest = {lane: s for lane, s in streams.items() if lane not in known}
             known.update(rest)
-            first, bodies = next(iter(streams.values())), frame.bodies
+            every, bodies = list(streams.values()), frame.bodies
             if device.id not in multiplies:
                 multiplies[device.id] = multiplies_on(plan, device.id)
             products = multiplies[device.id]
 
             def act(
-                first: Any = first, rest: Mapping[Lane, Any] = rest, bodies: Mapping[int, Program] = bodies, products: bool = products
+                every: Sequence[Any] = every, rest: Mapping[Lane, Any] = rest, bodies: Mapping[int, Program] = bodies, products: bool = products
             ) -> frozenset[int]:
-                first.attend(products)
+                for stream in every:
+                    stream.attend(products)
                 return warm(frame, rest, again, over.is_set, bodies) if rest else frozenset()
 
             with heard(over.set):

@@ -389,7 +389,8 @@ class UserKernel:
                 if explained is None:
                     raise
                 raise explained from error
-        self._compare("cuda", inputs, outputs, attributes, lambda arrays, check: check([xp.asnumpy(x) for x in arrays]))
+        doubt = getattr(xp, "doubt", None) or (lambda arrays, check: check([xp.asnumpy(x) for x in arrays]))
+        self._compare("cuda", inputs, outputs, attributes, doubt)
 
     def load_cuda(self, xp: Any) -> bool:
         """Have the CUDA kernel built and loaded on the current device; True if its first launch is then like those that follow."""

@@ -185,6 +185,9 @@ class RawModule:
             if RawModule.kept is not None:
                 RawModule.kept[code] = self.library
 
+    def compile(self):
+        pass
+
     def get_function(self, name):
         def launch(grid, block, arguments):
             def command():
@@ -344,6 +347,7 @@ def build(devices=1):
 
 
 LIVE = "hetsched.executors.backends._cuda_live"
+PINS = "hetsched.executors.backends._cuda_pins"
 
 
 def install(monkeypatch, devices=1):
@@ -354,8 +358,9 @@ def install(monkeypatch, devices=1):
     # Kernels of NumPy run when they are captured, and not when their graph is launched.
     monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "0")
     # Imported anew, with this CuPy; behind the test it is what it was, or is not there, so that no test of a card meets it.
-    monkeypatch.setitem(sys.modules, LIVE, None)
-    del sys.modules[LIVE]
+    for name in (PINS, LIVE):
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
     monkeypatch.setattr(cuda, "_listed", None)
     monkeypatch.setattr(cuda, "_speeds", lambda i, properties: {**dict.fromkeys(cuda._NEEDED, 1e-5), "float32": 1e11, "float64": 1e10, "bytes": 1e10,
                                                                 "up_bytes": 1e9, "down_bytes": 1e9})  # fmt: skip

@@ -15,6 +15,7 @@ import hetsched as hs
 from hetsched.executors import kept, locking, pages
 from hetsched.executors.live import DeviceMemory
 from hetsched.machine import HOST
+from hetsched.testing import check_backend
 
 N = 1 << 18  # floats: 1 MiB
 UP, DOWN = 1, 2
@@ -411,6 +412,16 @@ def test_bytes_that_copies_move_are_known_by_where_they_lie_on_the_host(fake):
     assert locking.moved(plan) == {plan.graph.inputs["x"]: 4 * N, plan.graph.outputs["y"]: 4 * N}
     assert HOST in {m.name for m in plan.machine.memories}
     assert DeviceMemory
+
+
+def test_the_contract_where_every_copy_is_the_devices_own(fake, monkeypatch):
+    """As if all of the host's memory were page-locked: nothing that a run gives, takes or uses again is changed while a copy is at it."""
+    device = opened(fake)
+    device.close()
+    module = sys.modules[fake_cupy.LIVE]
+    monkeypatch.setattr(module, "_SMALL_NBYTES", 0)
+    monkeypatch.setattr(module.Pins, "has", lambda self, array: True)
+    check_backend(fake, box(fake), devices=["cuda:0"], graphs=12, runs=20)
 
 
 # On a device --------------------------------------------------------------------------------------------------------------------------

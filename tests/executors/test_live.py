@@ -220,6 +220,7 @@ def test_a_driver_that_fails_ends_the_run_and_a_session_opens_the_device_anew(na
         f = session.compile(graph, buffers=1)
         for _ in range(2):
             with monkeypatch.context() as patch:
+                patch.setattr(EmulatedEvent, "done", lambda self: False)  # however slow the driver is, it has to ask to be woken
                 patch.setattr(EmulatedEvent, name, broken)
                 with pytest.raises(InternalError, match="what drives gpu:0 has failed: OSError: the driver has lost its mind"):
                     f(x=x)

@@ -210,3 +210,101 @@ def test_a_users_cuda_kernel_is_built_and_not_launched():
     assert kernel.kernels["cuda"].__self__.load_cuda(xp)
     assert done == ["module", "built", "twice"]
     assert not checked.kernels["cuda"].__self__.load_cuda(xp)  # its first launch is checked
+
+
+@pytest.mark.parametrize("graphs", ["0", "1"])
+def test_products_have_a_handle_of_the_stream_which_the_next_device_takes_over(card, monkeypatch, graphs):
+    """Where launches are captured; else the driving thread makes one of CuPy's before the clock."""
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", graphs)
+    made, used, handles = [], [], []
+
+    class Products:
+        def __init__(self, xp, stream, blas):
+            made.append(stream)
+
+        def matmul(self, a, b, out):
+            used.append(out.shape)
+            return np.matmul(a, b, out=out)
+
+        def close(self):
+            made.clear()
+
+    card.backend.open(card.machine.device("cuda:0"), 64).close()
+    module = sys.modules[fake_cupy.LIVE]
+    monkeypatch.setattr(module, "library", lambda xp: None)
+    monkeypatch.setattr(module, "Products", Products)
+    thread = threading.current_thread
+    monkeypatch.setattr(sys.modules["cupy"].cuda, "device", SimpleNamespace(get_cublas_handle=lambda: handles.append(thread().name)), raising=False)
+    b = Graph.build()
+    x, s = b.input("x", (32, 32)), b.input("s", (5, 32, 32))
+    b.output(b.op("tensor.matmul", x, x, where=ON_GPU), "y")
+    b.output(b.op("tensor.matmul", s, s, where=ON_GPU), "t")
+    graph = b.freeze()
+    given = {"x": np.eye(32, dtype=np.float32) * 2, "s": np.stack([np.eye(32, dtype=np.float32)] * 5)}
+    for _ in range(2):
+        result = hs.run(hs.plan(graph, card.machine), given, learn=False)
+        assert np.array_equal(result["y"], given["x"] * 2)
+        assert np.array_equal(result["t"], given["s"])
+    assert len(made) == (graphs == "1")
+    assert used == [(32, 32)] * 3 * (graphs == "1")  # warmed once, and in two runs; a stack of five is CuPy's
+    assert handles == ["hetsched-cuda:0"] * 2 * (graphs == "0")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("sign", ["-", "+"])
+def test_what_a_users_kernel_makes_is_checked_behind_the_launches_and_is_no_part_of_its_span(card, monkeypatch, tmp_path, sign):
+    monkeypatch.setattr(fake_cupy.RawModule, "folder", tmp_path)
+    monkeypatch.setattr(fake_cupy.RawModule, "kept", {})
+    source = f"""__global__ void minus(const float *x, float *y, long long n) {{
+        const long long i = blockIdx.x * blockDim.x + threadIdx.x;
+        if (i < n) y[i] = {sign}x[i];
+    }}"""
+    arguments = {"x": "in float32[n]", "y": "out float32[n]", "n": "value int64 = n"}
+    minus = hs.kernel("minus", arguments, size=["n"], cuda=source, check="tensor.neg")
+    user = minus.kernels["cuda"].__self__
+    differ = user._differ
+    monkeypatch.setattr(user, "_differ", lambda *given: (card.log.append(f"checked by {threading.current_thread().name}"), differ(*given))[1])
+    b = Graph.build()
+    x = b.input("x", (64,))
+    graph = b.output(b.op("tensor.neg", b.op(minus, x, where=ON_GPU), where=ON_GPU), "y").freeze()
+    plan = hs.plan(graph, card.speaking("cuda", "array"))
+    if sign == "+":
+        with pytest.raises(hs.TaskError, match=r"does not compute what tensor.neg does: y\[0\] is 1"):
+            hs.run(plan, {"x": X}, learn=False)
+        return
+    assert np.array_equal(hs.run(plan, {"x": X}, learn=False)["y"], X)
+    assert card.log[-1] == "checked by hetsched-cuda:0"  # behind all launches and copies
+    assert card.log.count("negative") == 1
+    card.log.clear()
+    assert np.array_equal(hs.run(plan, {"x": X}, learn=False)["y"], X)
+    assert [x for x in card.log if x.startswith("checked")] == []
+
+
+def test_what_is_brought_to_be_looked_at_is_no_part_of_a_span(card):
+    device = card.backend.open(card.machine.device("cuda:0"), 1 << 12)
+    stream, x = device.stream("compute"), device.array(0, (16,), np.float32)
+    stream.doubts, seen = [], []
+
+    class Kernel:
+        def run(self, xp, inputs, outputs, workspace, attributes):
+            outputs[0].fill(3)
+            assert xp.negative is sys.modules["cupy"].negative
+            xp.doubt(outputs, seen.append)
+
+    stream.launch(Kernel().run, [], [x], None, {})
+    event = stream.record()
+    ((found, check),) = stream.doubts
+    assert event._ends is not event.last
+    event.wait()
+    check(found)
+    assert (seen[0][0] == 3).all()
+    stream.launch(Kernel().run, [], [x], None, {})
+    stream.launch(lambda xp, inputs, outputs, workspace, attributes: outputs[0].fill(4), [], [x], None, {})
+    event = stream.record()
+    assert event._ends is event.last
+    event.wait()
+    assert (stream.doubts[1][0][0] == 3).all()
+    stream.doubts = None
+    stream.launch(Kernel().run, [], [x], None, {})
+    assert len(seen) == 2
+    device.close()

@@ -159,6 +159,26 @@ def test_few_long_sums_are_made_of_parts(xp, shape, axes, kernel):
     check(xp, "tensor.max", [x], [kernel, again], axes=axes)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(), (7, 3), (5000,), (3, 4000)])
+def test_squares(xp, shape, reduction):
+    rng = np.random.default_rng(10)
+    for dtype in ("float32", "float64"):
+        x, y = (np.asarray(rng.normal(size=shape), dtype) for _ in range(2))
+        check(xp, "nn.mse", [x, y], ["squares"] if x.size <= 4096 else ["squares", "reduced_rows"], reduction=reduction)
+        check(xp, "nn.mse_grad", [x, y, np.asarray(0.5, dtype)], ["squares_grad"], reduction=reduction)
+    check(xp, "nn.mse", [x[..., None][..., :0]] * 2, [], reduction=reduction)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8"])
+@pytest.mark.parametrize(("shape", "indices", "axis"), [((5, 3), (5,), 0), ((2, 30, 200), (30,), 1), ((1500, 2), (1500,), 0), ((2, 4, 3), (2, 4), 0)])
+def test_rows_are_added_up_in_their_order(xp, dtype, shape, indices, axis):
+    rng = np.random.default_rng(11)
+    updates = (rng.normal(size=shape) * 100).astype("int64" if dtype == "uint8" else dtype).astype(dtype)
+    at = rng.integers(0, 7, indices).astype(np.int32)
+    check(xp, "tensor.scatter_add", [at, updates], ["scatter_add"], tolerance=0, axis=axis, size=9)
+
+
 # Windows ----------------------------------------------------------------------------------------------------------------------
 
 

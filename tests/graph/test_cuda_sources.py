@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.graph.ops import _cuda_random, _cuda_small, find
+from hetsched.graph.ops import _cuda_random, _cuda_scatter, _cuda_small, find
 from hetsched.graph.ops.optimizer import CUDA_KERNELS
 from hetsched.graph.ops.random import _words
 from tests.cuda_host import COMPILER, compiled, run
@@ -174,7 +174,8 @@ def test_every_fused_kernel_is_used():
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int64", "uint16", "float32"])
-def test_scatter_add_in_dtypes_that_cuda_does_not_add_up_atomically(dtype):
+def test_scatter_add_in_dtypes_that_cuda_does_not_add_up_atomically(dtype, monkeypatch):
+    monkeypatch.setattr(_cuda_scatter, "scatter_add", lambda *given: False)  # of many rows, say
     op = find("tensor.scatter_add")
     indices = np.asarray([0, 2, 2, 1, 2])
     updates = np.asarray([1, 100, 100, -3 if dtype[0] != "u" else 3, 7]).astype(dtype)

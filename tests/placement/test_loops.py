@@ -16,8 +16,10 @@ from hetsched.graph.op import Op, Work
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement import plan_graph
+from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.costs.estimate import Estimate
 from hetsched.placement.loops import plan_loop
+from hetsched.placement.loops.memory import SPARE_SLOTS
 from hetsched.timeline import After, Copy, Launch, Replica
 from tests.placement.loop_bodies import CPU, DONE, MACHINES, MIX, SQUARE, STEP, TABLE, Costs, Run, gpu, kernel, nothing, random_loop
 
@@ -332,3 +334,55 @@ def test_bounds_on_bytes_are_multiples_of_64():
     plan = plan_loop(random_loop(random.Random(3), 14), MACHINES["four threads"], Costs(random.Random(3)))
     assert all(offset % 64 == 0 for offset in plan.offsets.values())
     assert all(np.isfinite([s.start, s.finish]).all() for s in plan.spans)
+
+
+def wide_body(n: int, tile: int, turns: int = 10) -> Loop:
+    """x becomes x @ x, by tiles: n**3 products and as many sums, most of which may run at once."""
+    b = Graph.build()
+    x = {(i, j): b.input(f"x{i}_{j}", (tile, tile)) for i in range(n) for j in range(n)}
+    for i in range(n):
+        for j in range(n):
+            total = b.op("tensor.matmul", x[i, 0], x[0, j])
+            for k in range(1, n):
+                total = b.op("tensor.add", total, b.op("tensor.matmul", x[i, k], x[k, j]))
+            b.output(b.op("tensor.scale", total, factor=0.1), f"y{i}_{j}")
+    return Loop(b.freeze(), turns, carried=tuple((f"x{i}_{j}", f"y{i}_{j}") for i, j in x))
+
+
+THREADS = Device(
+    "cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, bytes_per_second=1e10, flops_per_second={"float32": 1e11},
+    crossing_seconds=2e-5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("lanes", [2, 4])
+@pytest.mark.parametrize("n", [4, 5])
+def test_a_wide_body_of_many_tasks_uses_all_threads(n, lanes):
+    machine = Machine((replace(THREADS, lanes=lanes),))
+    plan = plan_loop(wide_body(n, 256), machine, RooflineCosts(machine))
+    assert len({lane for s in plan.spans for lane in s.lanes}) == lanes
+    assert plan.period < 1.25 * plan.bound.seconds
+    assert not problems(plan)
+
+
+def test_a_body_of_many_tasks_is_planned_for_several_devices_without_one_modulo_schedule(monkeypatch):
+    """Each would take seconds, and comes no nearer to the load of the devices than the list does."""
+
+    def never(*args, **options):
+        raise AssertionError("a list schedule was near enough")
+
+    monkeypatch.setattr("hetsched.placement.periods.Search.order", never)
+    box = MACHINES["a stream"]
+    machine = Machine((THREADS, replace(gpu(1), flops_per_second={"float32": 1e11}, languages=("array",))), box.links, box.memories)
+    plan = plan_loop(wide_body(5, 128), machine, RooflineCosts(machine))
+    assert plan.period < 2 * plan.bound.seconds
+
+
+def test_rings_of_many_large_values_have_no_slots_to_spare():
+    machine = Machine((THREADS,))
+    small, large = (plan_loop(wide_body(4, tile), machine, RooflineCosts(machine)) for tile in (128, 512))
+    for plan in (small, large):
+        assert len({lane for s in plan.spans for lane in s.lanes}) == 2
+    assert max(small.rings.values()) == SPARE_SLOTS[0]
+    assert max(large.rings.values()) < SPARE_SLOTS[0]
+    assert large.arenas[HOST] < SPARE_SLOTS[0] * sum(large.graph.value_nbytes.tolist()) / 2

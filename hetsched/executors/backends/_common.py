@@ -7,7 +7,7 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ from hetsched.errors import InternalError
 # Compute streams of a device, where the environment does not say: two kernels that each fill the device gain nothing by running side by side, a plan
 # counts on full speed for both, and what lies on one stream can be handed over as one.
 _STREAMS, _MOST_STREAMS = 1, 16
+_MOST_EXPECTED = 32  # downloads on their way before those that have landed are forgotten
 _PART_NBYTES = 512 << 10  # that a thread copies at least: 50 us, as long as handing it over may take
 
 
@@ -108,9 +109,9 @@ class Landing:
         self, target: Any, pinned: Any, wait: Callable[[], object], release: Callable[[], object] | None = None,
         copy: Callable[[Any, Any], object] = np.copyto,
     ) -> None:  # fmt: skip
-        self.start, self.end = range_of(target)
         self.nbytes = int(target.nbytes)
         self.wait = wait
+        self._range: tuple[int, int] | None = None
         self._target, self._pinned, self._release, self._copy = target, pinned, release, copy
         self._lock = threading.Lock()
 
@@ -123,6 +124,15 @@ class Landing:
     def staged_nbytes(self) -> int:
         """What is to be copied."""
         return self.nbytes
+
+    def meets(self, start: int, end: int) -> bool:
+        """True if it is still to put bytes between two addresses of the host."""
+        if self._range is None:
+            target = self._target
+            if target is None:
+                return False
+            self._range = range_of(target)
+        return not self.has_landed and self._range[0] < end and start < self._range[1]
 
     def land(self) -> None:
         """Put the bytes to where they belong; they have reached the host."""
@@ -141,9 +151,13 @@ class Arrival:
     staged_nbytes = 0
 
     def __init__(self, target: Any, wait: Callable[[], object]) -> None:
-        self.start, self.end = range_of(target)
+        self._range = range_of(target)
         self.wait = wait
         self.has_landed = False
+
+    def meets(self, start: int, end: int) -> bool:
+        """See `Landing`."""
+        return not self.has_landed and self._range[0] < end and start < self._range[1]
 
     def land(self) -> None:
         """They have reached the host."""
@@ -194,15 +208,30 @@ class Landings:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._expected: list[Landing | Arrival] = []
+        self._expected: dict[int, Landing | Arrival] = {}
+        self._most = _MOST_EXPECTED
+
+    @property
+    def is_any(self) -> bool:
+        """False where nothing is on its way."""
+        return bool(self._expected)
 
     def expect(self, landing: Landing | Arrival) -> None:
         """Note what a download is to bring."""
         with self._lock:
-            self._expected.append(landing)
+            self._expected[id(landing)] = landing
+            if len(self._expected) > self._most:
+                self._expected = {key: x for key, x in self._expected.items() if not x.has_landed}
+                self._most = max(_MOST_EXPECTED, 2 * len(self._expected))
+
+    def forget(self, landings: Iterable[Landing | Arrival]) -> None:
+        """They have landed."""
+        with self._lock:
+            for landing in landings:
+                self._expected.pop(id(landing), None)
 
     def settle(self, host: Any, by_device: bool = False) -> None:
-        """Wait for downloads that are to land in the bytes of a host array, and forget those that have landed.
+        """Wait for downloads that are to land in the bytes of a host array, and forget them.
 
         by_device: those bytes are read or written by the device itself, and not before what it puts there itself is there.
         """
@@ -210,11 +239,12 @@ class Landings:
             return
         start, end = range_of(host)
         with self._lock:
-            waiting = [x for x in self._expected if x.start < end and start < x.end and not (by_device and isinstance(x, Arrival))]
-            self._expected = [x for x in self._expected if x not in waiting and not x.has_landed]
+            waiting = [x for x in self._expected.values() if x.meets(start, end) and not (by_device and isinstance(x, Arrival))]
         for landing in waiting:
             landing.wait()
             landing.land()
+        if waiting:
+            self.forget(waiting)
 
     def clear(self) -> None:
         """Forget all."""

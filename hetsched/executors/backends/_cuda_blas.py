@@ -91,3 +91,16 @@ class Capturing:
 
     def __hash__(self) -> int:
         return hash(self._xp)
+
+
+class Doubting(Capturing):
+    """Stands for CuPy where a user's kernel is launched: all of it, and `doubt` (see `hetsched.graph.op.OpenCL`)."""
+
+    def __init__(self, xp: Any, doubt: Any) -> None:
+        self._xp = xp
+        self.doubt = doubt
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or self._xp == other
+
+    __hash__ = Capturing.__hash__

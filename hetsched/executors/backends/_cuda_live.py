@@ -29,25 +29,22 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import re
-import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from functools import cache, partial
+from contextlib import suppress
+from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import cupy
 import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside
-from hetsched.executors.backends._cuda_blas import Capturing, Products, library
+from hetsched.executors.backends._cuda_blas import Capturing, Doubting, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
+from hetsched.executors.backends._cuda_pins import Pins, address, lock_pages, pinned_bytes
 from hetsched.executors.backends._nvtx import find as find_ranges
 from hetsched.executors.cores import yielding
 from hetsched.graph.ops._cuda_small import lay_up, next_turn
@@ -68,17 +65,17 @@ _SMALL_NBYTES = 32 << 10  # of a copy that goes through a stream's own pinned me
 _SCRATCH_NBYTES = 128 << 10
 _MOST_HELD = 16  # events that hold something before they are asked whether it is needed any more
 SPIN_SECONDS = 60e-6  # asking whether an event is done, before sleeping until it is: a sleep and its end take 20 and more
-_MOST_PARTS = 4096
-_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
-_PIN = "HETSCHED_CUDA_PIN"
 _MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
 # Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
 # that are no more have.
 _idle: dict[int, list[Any]] = {}
+_SHORT_STACK = 4  # matrices that are multiplied one by one
+# What multiplies matrices on such a stream, by its number: a handle takes milliseconds.
+_products: dict[int, Products] = {}
 _MOST_WARM = 4096
 _warm: set[Any] = set()  # launches whose like this process has done, see `_mark`, and sources of chains
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
@@ -87,20 +84,16 @@ _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None f
 class DeviceArray:
     """An array in the arena of an opened device; only kernels look inside `array`, an array of CuPy."""
 
-    __slots__ = ("array", "dtype", "live", "nbytes", "shape", "size")
+    __slots__ = ("array", "dtype", "live", "nbytes", "pointer", "shape", "size")
 
     def __init__(self, live: LiveDevice, array: Any) -> None:
         self.live = live
         self.array = array
+        self.pointer = int(array.data.ptr)  # of the first element
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.size = math.prod(self.shape)
         self.nbytes = self.size * self.dtype.itemsize
-
-    @property
-    def pointer(self) -> int:
-        """The address of the first element."""
-        return int(self.array.data.ptr)
 
     @property
     def buffer(self) -> Any:
@@ -127,16 +120,17 @@ class Event:
     """The mark that everything handed to a stream before it has been done.
 
     landings: what it brings to the host. holding: what copies read and write until then; None once that is over. scratch: pinned memory for small
-    copies that no later command uses.
+    copies that no later command uses. ends: the last mark that counts in its span, where that is not `last`.
     """
 
-    __slots__ = ("__weakref__", "_anchor", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
+    __slots__ = ("__weakref__", "_anchor", "_ends", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
 
     def __init__(
         self, stream: Stream, first: Any, last: Any, anchor: tuple[Any, float],
-        landings: list[Landing | Arrival], holding: list[Any], scratch: list[_Scratch],
+        landings: list[Landing | Arrival], holding: list[Any], scratch: list[_Scratch], ends: Any = None,
     ) -> None:  # fmt: skip
         self.stream = stream
+        self._ends = last if ends is None else ends
         self.last = last
         self.landings = landings
         self.holding: list[Any] | None = holding
@@ -158,8 +152,10 @@ class Event:
             self.pass_by(spin_seconds)
         except Exception as error:
             raise self.stream.live.refusal("a command failed", error) from error
-        for landing in self.landings:
-            landing.land()
+        if self.landings:
+            for landing in self.landings:
+                landing.land()
+            self.stream.live.on_their_way.forget(self.landings)
         self.release()
 
     def pass_by(self, spin_seconds: float = 0.0) -> None:
@@ -175,9 +171,10 @@ class Event:
     def release(self) -> None:
         """Hold nothing any more: it has been reached, and all has landed."""
         self.holding, self.landings = None, []
-        with suppress(IndexError):  # another thread may do the same
-            while self.scratch:
-                self.stream.take_back(self.scratch.pop())
+        if self.scratch:
+            with suppress(IndexError):  # another thread may do the same
+                while self.scratch:
+                    self.stream.take_back(self.scratch.pop())
 
     def land_elsewhere(self) -> None:
         """Let the stream's watching thread put what it brings to where it belongs; it is not done before."""
@@ -206,7 +203,7 @@ class Event:
         now = perf_counter()
         mark, at = self._anchor
         try:
-            finish = min(at + cupy.cuda.get_elapsed_time(mark, self.last) * 1e-3, now)
+            finish = min(at + cupy.cuda.get_elapsed_time(mark, self._ends) * 1e-3, now)
             start = finish if self._first is None else at + cupy.cuda.get_elapsed_time(mark, self._first) * 1e-3
         except Exception as error:
             raise self.stream.live.refusal("an event has no time", error) from error
@@ -285,7 +282,11 @@ class Stream:
         self._pool: Any = None
         self._capturing: Any = None
         self._products: Products | None = None
-        self.stream = _idle_or_new(live.device)
+        self._xp: Any = cupy  # what kernels get as CuPy
+        # What came behind launches that are doubted, and who looks at it; None: it is looked at on the spot.
+        self.doubts: list[tuple[list[Any], Callable[[Sequence[Any] | None], None]]] | None = None
+        self._ends: Any = None  # the mark before what was brought for that
+        self.stream = _idle_or_new(live.device, kind == "compute")
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
         self._anchor: tuple[Any, float] | None = None  # the device's clock, taken before that event
@@ -312,7 +313,22 @@ class Stream:
 
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch: `kernel(cupy, inputs, outputs, workspace, attributes)`, this stream being the current one."""
-        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes)))
+        xp = self._xp if getattr(kernel, "__self__", None) is None else Doubting(self._xp, self.doubt)
+        return self._launch(_as_piece((kernel, inputs, outputs, workspace, attributes), xp))
+
+    def doubt(self, arrays: Sequence[Any], check: Callable[[Sequence[Any] | None], None]) -> None:
+        """See `hetsched.graph.op.OpenCL.doubt`: on the spot, or when who drives the stream has time for it (`doubts`)."""
+        if self.doubts is None or not all(x.flags.c_contiguous for x in arrays):
+            check([cupy.asnumpy(x) for x in arrays])
+            return
+        ends, found = self._event(timing=True), []
+        for x in arrays:
+            pinned = pinned_bytes(int(x.nbytes))
+            self._copy(address(pinned), int(x.data.ptr), int(x.nbytes), cupy.cuda.runtime.memcpyDeviceToHost)
+            self._holding.append(pinned)
+            found.append(pinned.view(x.dtype).reshape(x.shape))
+        self.doubts.append((found, check))
+        self._ends = ends
 
     def _launch(self, enqueue: Callable[[], Any]) -> Any:
         try:
@@ -363,7 +379,7 @@ class Stream:
             if not known:
                 return False
         if found.pieces is None:
-            found.pieces, found.chained = self._put_together(calls)
+            found.pieces, found.chained = self._put_together(calls, self._xp)
         if self._captures and found.graph is None and not found.refused:
             found.graph = self._capture(calls)
             found.refused = found.graph is None
@@ -375,12 +391,15 @@ class Stream:
         return found.chained
 
     def attend(self, products: bool) -> None:
-        """The calling thread will hand over launches: CuPy keeps a handle of cuBLAS in each thread that multiplies matrices."""
+        """The calling thread will hand over launches. CuPy makes a handle of cuBLAS in each thread that multiplies matrices, and multiplies in no
+        capture: where launches are captured, the stream's own handle serves all of them."""
         if products:
             with suppress(Exception), _capturing, self.live.device:
-                cupy.cuda.device.get_cublas_handle()
-                if self._captures:
-                    self._library()
+                if self._captures and self._library() is not cupy and self._products is not None:
+                    self._xp = Capturing(cupy, self._products)
+                    self._xp.matmul = partial(_multiply, self._products)
+                else:
+                    cupy.cuda.device.get_cublas_handle()
 
     def warm(self, calls: Sequence[tuple[Any, ...]], tries: Sequence[bool], together: bool) -> list[bool]:
         """Do what the process does at the first of launches, before anything lies in the arena. See `hetsched.executors.warming.Warms`.
@@ -396,7 +415,7 @@ class Stream:
                 out.append(True)
                 continue
             arrays = [x for x in (*call[1], *call[2], call[3]) if x is not None]
-            out.append(self._tried(_as_piece(call), arrays) if is_tried else self._loaded(call[0]))
+            out.append(self._tried(_as_piece(call, self._xp), arrays) if is_tried else self._loaded(call[0]))
             _warm.add(mark)  # if not now, then after the run that follows
         if self._captures:
             self._warm_counting()
@@ -495,7 +514,7 @@ class Stream:
         if self._capturing is None:
             self._capturing = cupy
             with suppress(Exception), self.live.device:
-                self._products = Products(cupy, self.stream, library(cupy))
+                self._products = _products.pop(self.stream.ptr, None) or Products(cupy, self.stream, library(cupy))
                 self._capturing = Capturing(cupy, self._products)
         return self._capturing
 
@@ -529,19 +548,18 @@ class Stream:
         if not alike(src, dst):
             return
         nbytes, is_whole = src.nbytes, src.flags.c_contiguous
-        if nbytes > _SMALL_NBYTES and is_whole and self.live.is_page_locked(src):
+        if nbytes > _SMALL_NBYTES and is_whole and self.live.pins.has(src):
             self._settle(src, by_device=True)
-            self._do("an upload", partial(self._copy, dst.pointer, address(src), nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+            self._do("an upload", self._copy, dst.pointer, address(src), nbytes, cupy.cuda.runtime.memcpyHostToDevice)
             self._holding.append(src)
             return
         self._settle(src)
         if nbytes <= _SMALL_NBYTES:
             scratch, at = self._room(nbytes)
             np.copyto(np.ndarray(src.shape, src.dtype, scratch.raw, at), src)
-            self._do("an upload", partial(self._copy, dst.pointer, scratch.place + at, nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+            self._do("an upload", self._copy, dst.pointer, scratch.place + at, nbytes, cupy.cuda.runtime.memcpyHostToDevice)
             return
-        host = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
-        self._do("an upload", lambda: self._upload(host, dst.pointer))
+        self._do("an upload", self._upload, np.ascontiguousarray(src).reshape(-1).view(np.uint8), dst.pointer)
 
     def _upload(self, host: Any, to: int) -> None:
         used: deque[tuple[Any, Any]] = deque()
@@ -563,7 +581,7 @@ class Stream:
         if not alike(src, dst):
             return
         nbytes = src.nbytes
-        if nbytes > _SMALL_NBYTES and dst.flags.c_contiguous and self.live.is_page_locked(dst):
+        if nbytes > _SMALL_NBYTES and dst.flags.c_contiguous and self.live.pins.has(dst):
             self._settle(dst, by_device=True)
             self._bring(src, address(dst), nbytes)
             self._holding.append(dst)
@@ -584,7 +602,7 @@ class Stream:
         self.live.on_their_way.expect(arrival)
 
     def _bring(self, src: DeviceArray, to: int, nbytes: int) -> None:
-        self._do("a download", partial(self._copy, to, src.pointer, nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
+        self._do("a download", self._copy, to, src.pointer, nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
 
     def _room(self, nbytes: int) -> tuple[_Scratch, int]:
         """Pinned memory for a small copy: where, and the byte where it begins."""
@@ -606,11 +624,11 @@ class Stream:
 
     def upload_pinned(self, src: Any, dst: DeviceArray) -> None:
         """Enqueue a copy from what `LiveDevice.pinned_array` gave; it must not be written until the copy is done."""
-        self._do("an upload", lambda: self._copy(dst.pointer, address(src), src.nbytes, cupy.cuda.runtime.memcpyHostToDevice))
+        self._do("an upload", self._copy, dst.pointer, address(src), src.nbytes, cupy.cuda.runtime.memcpyHostToDevice)
 
     def download_pinned(self, src: DeviceArray, dst: Any) -> None:
         """Enqueue a copy into what `LiveDevice.pinned_array` gave; its bytes are there when an event behind it has been waited for."""
-        self._do("a download", lambda: self._copy(address(dst), src.pointer, dst.nbytes, cupy.cuda.runtime.memcpyDeviceToHost))
+        self._do("a download", self._copy, address(dst), src.pointer, dst.nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
 
     def copy(self, src: DeviceArray, dst: DeviceArray) -> None:
         """Enqueue: the bytes of `src` to `dst`, of the same number of bytes; between devices by the peer path, where they have one."""
@@ -621,9 +639,9 @@ class Stream:
             return
         runtime = cupy.cuda.runtime
         if a == b:
-            self._do("a copy", lambda: self._copy(dst.pointer, src.pointer, src.nbytes, runtime.memcpyDeviceToDevice))
+            self._do("a copy", self._copy, dst.pointer, src.pointer, src.nbytes, runtime.memcpyDeviceToDevice)
         else:
-            self._do("a copy between devices", lambda: runtime.memcpyPeerAsync(dst.pointer, b, src.pointer, a, src.nbytes, self.stream.ptr))
+            self._do("a copy between devices", runtime.memcpyPeerAsync, dst.pointer, b, src.pointer, a, src.nbytes, self.stream.ptr)
 
     def record(self) -> Event:
         """An event behind everything handed over so far."""
@@ -631,8 +649,8 @@ class Stream:
             raise self.live.gone("it was lost while the run used it")
         anchor = self._anchor or self.live.anchor()
         landings, holding = self._landings, self._holding
-        event = Event(self, self._first, self._event(timing=True), anchor, landings, holding, self._full)
-        self._first, self._anchor, self._landings, self._holding, self._full = None, None, [], [], []
+        event = Event(self, self._first, self._event(timing=True), anchor, landings, holding, self._full, self._ends)
+        self._first, self._anchor, self._landings, self._holding, self._full, self._ends = None, None, [], [], [], None
         if landings:
             staged = 0
             for landing in landings:
@@ -651,6 +669,8 @@ class Stream:
         """Wait for what was handed over; end the watching thread. No more is to be handed over."""
         with suppress(Exception):  # lost work has been told by its events
             self.stream.synchronize()
+            if self._products is not None:
+                _products[self.stream.ptr] = self._products
             _idle.setdefault(self.live.device.id, []).append(self.stream)
         self.watcher.close()
         for landing in self._landings:
@@ -658,15 +678,16 @@ class Stream:
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._scratch, self._full, self._empty = None, [], []
+        self._ends = self.doubts = None
         self._segments.clear()
-        if self._products is not None:
-            with suppress(Exception):
-                self._products.close()
+        self._xp = cupy
         self._pool = self._products = self._capturing = None
 
     # Inside ---------------------------------------------------------------------------------------------------------------------
 
     def _settle(self, host: Any, by_device: bool = False) -> None:
+        if not self.live.on_their_way.is_any:
+            return
         try:
             self.live.on_their_way.settle(host, by_device)
         except Exception as error:
@@ -674,29 +695,35 @@ class Stream:
 
     def _begin(self) -> None:
         """Mark the start of what the next record's span covers: behind what the stream waits for."""
+        self._ends = None
         if self._first is None:
             self._anchor = self.live.anchor()
             self._first = self._event(timing=True)
 
     def _event(self, timing: bool) -> Any:
         try:
-            if timing and (marks := self.live.marks):
-                with suppress(IndexError):  # another thread was quicker
-                    event = marks.pop()
-                    event.record(self.stream)
-                    return event
-            with self.live.on_device():
-                event = cupy.cuda.Event(block=True, disable_timing=not timing)
-                event.record(self.stream)
+            try:
+                event = self.live.marks.pop() if timing else None
+            except IndexError:
+                event = None
+            if event is None:
+                with self.live.device:
+                    event = cupy.cuda.Event(block=True, disable_timing=not timing)
+            event.record(self.stream)
             return event
         except Exception as error:
             raise self.live.refusal("an event", error) from error
 
-    def _do(self, what: str, enqueue: Callable[[], object]) -> None:
+    def _do(self, what: str, enqueue: Callable[..., object], *given: Any) -> None:
         try:
-            with self.live.on_device():
-                self._begin()
-                enqueue()
+            if self.live.is_driven_here():
+                if self._first is None:
+                    self._begin()
+                enqueue(*given)
+            else:
+                with self.live.device:
+                    self._begin()
+                    enqueue(*given)
         except HetschedError:
             raise
         except Exception as error:
@@ -723,7 +750,7 @@ class LiveDevice:
         self.copiers = Copiers(f"hetsched-{name}-copies", copying_threads())
         self.marks: list[Any] = []  # CUDA events with times that nobody uses
         self._driver: int | None = None
-        self._known: dict[int, _Known] = {}  # see `is_page_locked`
+        self.pins = Pins()
         try:
             with self.device:
                 free, total = cupy.cuda.runtime.memGetInfo()
@@ -751,26 +778,6 @@ class LiveDevice:
         """Page-locked bytes on the host, which the device copies without a stop in between."""
         return pinned_bytes(nbytes)
 
-    def is_page_locked(self, array: Any) -> bool:
-        """True if the device can copy a contiguous array of the host by itself. CUDA is asked once for the array whose memory it is, or the part."""
-        owner = array
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
-        key = id(owner)
-        known = self._known.get(key)
-        if known is None or known.owner() is not owner:
-            is_whole = owner.flags.c_contiguous and _is_locked(address(owner), owner.nbytes)
-            known = self._known[key] = _Known(weakref.ref(owner, lambda _: self._known.pop(key, None)), is_whole, {})
-        if known.is_whole or owner is array:
-            return known.is_whole
-        place = address(array)
-        answer = known.parts.get((place, array.nbytes))
-        if answer is None:
-            if len(known.parts) >= _MOST_PARTS:
-                known.parts.clear()
-            answer = known.parts[place, array.nbytes] = _is_locked(place, array.nbytes)
-        return answer
-
     def lock_pages(self, start: int, nbytes: int) -> Callable[[], object] | None:
         """Lock pages of the host in memory, so that copies from and to there need no staging; what unlocks them, or None where CUDA refuses."""
         return lock_pages(start, nbytes)
@@ -783,10 +790,6 @@ class LiveDevice:
     def is_driven_here(self) -> bool:
         """True in the thread that said so."""
         return self._driver == threading.get_ident()
-
-    def on_device(self) -> Any:
-        """A context in which the device is the current one."""
-        return _HERE if self._driver == threading.get_ident() else self.device
 
     def stream(self, kind: str) -> Stream:
         """A new stream; `kind` is `compute` or `copy`."""
@@ -855,7 +858,7 @@ class LiveDevice:
         self._streams.clear()
         self.on_their_way.clear()
         self.marks = []
-        self._known.clear()
+        self.pins.clear()
         self._driver = None
         self.copiers.close()
         if self.memory is not None and not self.lost:
@@ -873,6 +876,11 @@ def _as_piece(call: Sequence[Any], xp: Any = cupy) -> Callable[[], Any]:
     return partial(kernel, xp, [x.array for x in inputs], outs, None if workspace is None else workspace.array, attributes)
 
 
+def _multiply(products: Products, a: Any, b: Any, out: Any) -> Any:
+    """out = a b; long stacks as CuPy does them, in one call."""
+    return products.matmul(a, b, out) if out.ndim == 2 or len(out) <= _SHORT_STACK else cupy.matmul(a, b, out=out)
+
+
 def _mark(device: int, call: Sequence[Any]) -> tuple[Any, ...]:
     """What launches that take the same ways have in common. `key` and `seed` of random ops are numbers to it."""
     kernel, inputs, outputs, workspace, attributes, *_ = call
@@ -880,11 +888,16 @@ def _mark(device: int, call: Sequence[Any]) -> tuple[Any, ...]:
     return (device, kernel, arrays, repr([x for x in attributes.items() if x[0] not in ("key", "seed")]))
 
 
-def _idle_or_new(device: Any) -> Any:
-    """A stream of a device that nobody else uses."""
+def _idle_or_new(device: Any, multiplies: bool = False) -> Any:
+    """A stream of a device that nobody else uses; one that has what multiplies matrices for who does, if there is one."""
+    idle = _idle.get(device.id, [])
+    for i in reversed(range(len(idle))):
+        with suppress(IndexError):  # another thread has taken some
+            if (idle[i].ptr in _products) == multiplies:
+                return idle.pop(i)
     try:
-        return _idle[device.id].pop()
-    except (KeyError, IndexError):
+        return idle.pop()
+    except IndexError:
         with device:
             return cupy.cuda.Stream(non_blocking=True)
 
@@ -897,6 +910,9 @@ def _allocated(nbytes: int) -> Any:
         if not is_out_of_memory(error):
             raise
         cupy.get_default_memory_pool().free_all_blocks()
+        while _products:
+            with suppress(Exception):
+                _products.popitem()[1].close()
         return cupy.cuda.Memory(nbytes)
 
 
@@ -925,57 +941,3 @@ def copying_threads() -> int:
     """How many help with copies between pinned memory and the rest: a quarter of the cores, at most 4."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores // 4, _MOST_COPIERS)
-
-
-_HERE = nullcontext()
-
-
-class _Known(NamedTuple):
-    """What CUDA has said about the memory of an array: whether all of it is page-locked, and which parts are."""
-
-    owner: weakref.ref[Any]
-    is_whole: bool
-    parts: dict[tuple[int, int], bool]
-
-
-def _is_locked(place: int, nbytes: int) -> bool:
-    """True if the host's memory is page-locked at both ends: what an array has lies in one allocation."""
-    runtime = cupy.cuda.runtime
-    return nbytes > 0 and all(runtime.pointerGetAttributes(x).type == runtime.memoryTypeHost for x in (place, place + nbytes - 1))
-
-
-def may_lock() -> bool:
-    """False where memory that hetsched makes is not to be locked: by request, or where a fork would take pages away that a device copies to.
-
-    On Linux before 5.12 a process that writes to its memory after a fork is given another page, and the device goes on with the old one; since then
-    the child is given the copy.
-    """
-    asked = os.environ.get(_PIN, "").strip().lower()
-    return asked in ("1", "true", "yes", "on") or (asked not in ("0", "false", "no", "off") and _forks_well())
-
-
-@cache
-def _forks_well() -> bool:
-    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
-    return not sys.platform.startswith("linux") or (numbers is not None and tuple(map(int, numbers.groups())) >= (5, 12))
-
-
-def lock_pages(start: int, nbytes: int) -> Callable[[], object] | None:
-    """See `LiveDevice.lock_pages`."""
-    if not may_lock():
-        return None
-    try:
-        cupy.cuda.runtime.hostRegister(start, nbytes, _PORTABLE)
-    except Exception:  # too much, or the system does not allow it
-        return None
-    return partial(cupy.cuda.runtime.hostUnregister, start)
-
-
-def pinned_bytes(nbytes: int) -> Any:
-    """Page-locked bytes from CuPy's pool as a NumPy array, which keeps them."""
-    return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8, nbytes)
-
-
-def address(array: Any) -> int:
-    """The address of a NumPy array's first byte."""
-    return int(array.__array_interface__["data"][0])

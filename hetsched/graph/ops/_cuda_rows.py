@@ -156,6 +156,25 @@ extern "C" __global__ void __launch_bounds__(BLOCK) row_losses_grad(const T *log
 }
 """
 
+# What a block adds of (x - y)^2.
+_SQUARES = """
+extern "C" __global__ void __launch_bounds__(BLOCK) squares(const T *x, const T *y, T *parts, u32 n, u32 each, A scale) {
+    const u32 first = blockIdx.x * each, end = n - first < each ? n : first + each;
+    A sum = 0;
+    #pragma unroll 4
+    for (u32 j = first + threadIdx.x; j < end; j += BLOCK) { const A far = x[j] - y[j]; sum += far * far; }
+    sum = all_lanes_sum(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = scale == (A)1 ? sum : sum * scale;
+}
+"""
+
+_SQUARES_GRAD = """
+extern "C" __global__ void squares_grad(const T *x, const T *y, const T *dloss, T *dx, u32 n, T scale) {
+    const u32 j = blockIdx.x * blockDim.x + threadIdx.x;
+    if (j < n) dx[j] = (x[j] - y[j]) * (dloss[0] * scale);
+}
+"""
+
 # NaN counts as the largest; of equal ones the first. labels: count the rows whose largest is there, else tell where it is.
 _PLACE = """
 __device__ bool before(T a, u32 i, T b, u32 j) {
@@ -357,6 +376,28 @@ def cross_entropy_grad(xp: Any, logits: Any, labels: Any, dloss: Any, out: Any, 
     types = _typedef(T=logits.dtype, A=logits.dtype, B=labels.dtype)
     numbers = (np.uint32(rows), np.uint32(n), logits.dtype.type(count))
     return _rows(xp, "row_losses_grad", _ROW_LOSSES_GRAD, types, share, rows, logits, labels, dloss, out, *numbers)
+
+
+def squares(xp: Any, x: Any, y: Any, loss: Any, parts: Any, count: float) -> bool:
+    """loss = the sum of (x - y) ** 2 / count. parts: an element for each 4,096 of x, at least."""
+    if not (_floats(x, y, loss, parts) and 0 < x.size < _MOST):
+        return False
+    n = int(x.size)
+    each = max(4096, -(-n // 512))
+    blocks = -(-n // each)
+    share = Share(_WIDE[0], 1, 0)
+    types = _typedef(T=x.dtype, A=x.dtype)
+    numbers = (np.uint32(n), np.uint32(each), x.dtype.type(1 / count if blocks == 1 else 1))
+    _rows(xp, "squares", _SQUARES, types, share, blocks, x, y, loss if blocks == 1 else parts, *numbers)
+    return blocks == 1 or _sums(xp, parts[:blocks], loss, 1, blocks, False, 1 / count)
+
+
+def squares_grad(xp: Any, x: Any, y: Any, dloss: Any, dx: Any, count: float) -> bool:
+    """dx = 2 (x - y) dloss / count; dx may be x or y."""
+    if not (_floats(x, y, dloss, dx) and 0 < x.size < _MOST):
+        return False
+    source = _HEAD + _typedef(T=x.dtype) + _SQUARES_GRAD
+    return _launch(xp, "squares_grad", source, -(-x.size // 256), 256, x, y, dloss, dx, np.uint32(x.size), x.dtype.type(2 / count))
 
 
 def _place(xp: Any, x: Any, labels: Any, out: Any) -> bool:

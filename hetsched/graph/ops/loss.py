@@ -380,6 +380,19 @@ def _mse_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace:
     xp.multiply(dx, dloss * dx.dtype.type(2 / _mean_over(x.size, a["reduction"])), out=dx)
 
 
+def _cuda_mse(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    (x, y), loss = inputs, outputs[0]
+    (parts,) = scratch(xp, workspace, x.dtype, x.size)
+    if not _cuda_rows.squares(xp, x, y, loss, parts, _mean_over(x.size, a["reduction"])):
+        _mse(xp, inputs, outputs, workspace, a)
+
+
+def _cuda_mse_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    (x, y, dloss), dx = inputs, outputs[0]
+    if not _cuda_rows.squares_grad(xp, x, y, dloss, dx, _mean_over(x.size, a["reduction"])):
+        _mse_grad(xp, inputs, outputs, workspace, a)
+
+
 def _infer_mse(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
     x, y = arrays(specs[:2], ("x", "y"))
     want_float(x, "x")
@@ -411,7 +424,7 @@ MSE = Op(
     ("loss",),
     _infer_mse,
     per_input(3),
-    kernels={"array": _mse, "opencl": _cl_loss.mse},
+    kernels={"array": _mse, "opencl": _cl_loss.mse, "cuda": _cuda_mse},
     gradient=_mse_gradient,
     attributes=_ELEMENTS,
     workspace=_like_first_or_reduced,
@@ -425,7 +438,7 @@ MSE_GRAD = Op(
     ("dx",),
     _infer_mse_grad,
     per_input(2),
-    kernels={"array": _mse_grad, "opencl": _cl_loss.mse_grad},
+    kernels={"array": _mse_grad, "opencl": _cl_loss.mse_grad, "cuda": _cuda_mse_grad},
     attributes=_ELEMENTS,
     inplace=((0, 0), (0, 1)),
     doc="The gradient of `nn.mse` with respect to x: 2 (x - y) * dloss, divided by the number of elements for a mean.",

@@ -16,7 +16,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, OpenCL, anywhere
 from hetsched.graph.ops import _cl_shape as opencl
-from hetsched.graph.ops import _cuda_small
+from hetsched.graph.ops import _cuda_scatter, _cuda_small
 from hetsched.graph.ops._rules import (
     FLOATS,
     Shape,
@@ -427,6 +427,12 @@ def _add_at(xp: Any, indices: Any, updates: Any, out: Any, axis: int) -> None:
         xp.add.at(out, (slice(None),) * axis + (indices,), updates)
 
 
+def _cuda_scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    (indices, updates), out = inputs, outputs[0]
+    if not _cuda_scatter.scatter_add(xp, indices, updates, out, attributes["axis"]):
+        _scatter_add(xp, inputs, outputs, workspace, attributes)
+
+
 @one_output
 def _scatter_add_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attributes: Attributes) -> list[Cotangent]:
     return [None, lambda: b.op("tensor.gather", g, x[0], axis=attributes["axis"])]
@@ -434,7 +440,7 @@ def _scatter_add_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, at
 
 scatter_add = Op(
     "tensor.scatter_add", ("indices", "updates"), ("out",), _infer_scatter_add, per_output(1),
-    {"array": _scatter_add, "opencl": opencl.scatter_add}, _scatter_add_gradient,
+    {"array": _scatter_add, "opencl": opencl.scatter_add, "cuda": _cuda_scatter_add}, _scatter_add_gradient,
     {"size": Attribute(int, doc="the extent of the axis", low=0), "axis": Attribute(int, 0, "the axis that the indices count", low=0)},
     calls=8, doc="Zeros with updates added where the indices say; equal indices add up. The transpose of tensor.gather.",
 )  # fmt: skip

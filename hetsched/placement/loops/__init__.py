@@ -18,7 +18,7 @@ from hetsched.graph.graph import Loop, Where
 from hetsched.machine import HOST, Machine
 from hetsched.placement.costs.estimate import CostModel
 from hetsched.placement.loops.body import Body
-from hetsched.placement.loops.memory import Memory, layout
+from hetsched.placement.loops.memory import SPARE_TOTAL_NBYTES, Memory, layout
 from hetsched.placement.loops.model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
 from hetsched.placement.memory import PlanTooLargeError
 from hetsched.placement.periods import Search, fastest, one_by_one
@@ -38,6 +38,9 @@ _GAIN = 100_000  # nanoseconds
 _LONGER = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 # Orders tried for a pipeline over threads: some tens of milliseconds for 40 tasks.
 _EVALUATIONS = 300
+# Annealing finds good places for so few tasks by itself, beginning with all of them on one thread. More are dealt out first, and not looked for any
+# further where that comes as near to the bound.
+_FEW, _ENOUGH = 64, 1.1
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,14 @@ def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds,
     worth = min(_WORTH * single, single - _GAIN)
     if search.enough < worth and sum(p.kind == "compute" for p in model.places) > 1:
         wider = Search(core, seed, _EVALUATIONS, None)
-        wider.run([chain])
+        if core.n > _FEW:
+            dealt = Ops(core, _dealt(core))
+            period, start = wider.listed(dealt, least_period(core, wider.cycles, dealt.assignment))
+            wider.best.offer(period, dealt, start)
+        if wider.best.ops is None or wider.best.period > _ENOUGH * wider.enough:
+            wider.run([chain])
+        else:
+            wider.settle()
         if wider.best.period <= worth:
             drafts.append(_draft(model, wider, None))
     widths = _wide(problem, seconds, machine, model.places[0].device, body)
@@ -146,6 +156,35 @@ def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds,
         if drafts[-1].period > _WORTH * drafts[0].period:
             drafts.pop()
     return drafts
+
+
+def _dealt(core: Core) -> list[int]:
+    """Each task on the place where it would end first in one turn by itself."""
+    free, end, place = [0] * core.devices, [0] * core.n, [-1] * core.n
+    there: set[tuple[int, int]] = set()  # (value, memory node) that was handed over
+    out: list[list[tuple[int, int]]] = [[] for _ in range(core.n)]
+    for u, v, turns in core.task_arcs:
+        out[u].append((v, turns))
+    soon = {(w, r) for w, readers in enumerate(core.readers) for r, turns in readers if not turns}
+    for t in topological(core.n, out):
+        least: tuple[int, int] | None = None
+        for d in core.allowed[t]:
+            duration = core.durations[t][d]
+            assert duration is not None
+            start, node = free[d] if core.capacity[d] == 1 else 0, core.memory[d]
+            for w in core.read[t]:
+                p = core.producer[w]
+                if (w, t) in soon:
+                    start = max(start, end[p])
+                if place[p] >= 0 and core.memory[place[p]] != node and (w, node) not in there:
+                    duration += core.copy[w][core.link_of[core.memory[place[p]]][node]]
+            if least is None or start + duration < least[0]:
+                least = start + duration, d
+        assert least is not None
+        end[t], place[t] = least
+        free[place[t]] = end[t]
+        there.update((w, core.memory[place[t]]) for w in core.read[t])
+    return place
 
 
 def _wide(problem: Problem, seconds: Seconds, machine: Machine, device: int, body: Body) -> dict[int, tuple[int, int]]:
@@ -264,7 +303,7 @@ def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Ma
             threads = {d.id for d in machine.devices if d.shares_lanes}
             if not errors and len(lanes) > 1 and all(lane.owner in threads for lane in lanes):  # with slots to spare, where there is room for them
                 memory = layout(body, spans, times, draft.period, prologue, problem.loops, spare=True)
-                if _excess(body, problem, memory, name) is None:
+                if _excess(body, problem, memory, name) is None and sum(memory.arenas.values()) <= SPARE_TOTAL_NBYTES:
                     return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
             for share in (False, True):
                 memory = layout(body, spans, times, draft.period, prologue, problem.loops, share=share)

@@ -18,6 +18,8 @@ ALIGNMENT = 64
 # Powers of two, so that the slots of all rings repeat soon.
 SPARE_SLOTS = (16, 8, 4, 2)
 SPARE_NBYTES = 32 << 20
+# ... and all of the body below so many: what is spread over more memory is written to pages that are new, and read from no cache.
+SPARE_TOTAL_NBYTES = 256 << 20
 # Whole nanoseconds: (start, finish) of each span.
 Times: TypeAlias = Sequence[tuple[int, int]]
 

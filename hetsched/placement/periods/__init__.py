@@ -26,6 +26,8 @@ from hetsched.placement.periods.problem import NANOSECONDS, Core, LoopProblem, O
 from hetsched.placement.periods.slide import slid
 from hetsched.placement.periods.walk import Walk
 
+# Walks begin from a list schedule that comes so near to B where a body has more tasks than that: modulo schedules of hundreds take seconds each.
+_MANY, _WELL = 100, 1.25
 # Periods tried for an assignment by modulo scheduling, over its B. Beyond them the walk starts from the order of the data.
 _STEPS = (1.0, 1.003, 1.01, 1.03, 1.08, 1.2, 1.5, 2.0)
 # A modulo schedule takes as long as this many orders solved on the walk.
@@ -102,6 +104,10 @@ class Search:
             self.best.offer(1, Ops(self.core, ()), [])
             return
         self._search(seeds)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the values of the best plan live short, and keep the limits."""
         best = self.best
         assert best.ops is not None
         best.start = slid(best.ops, best.start, best.period)
@@ -170,7 +176,15 @@ class Search:
 
     def start(self, ops: Ops, least: int, enough: int, *, hard: bool = True) -> Walk:
         """A walk from the best modulo schedule of an assignment (`hard`), or from a list schedule of one turn, its ends overlapping."""
-        found = self.order(ops, least) if hard else None
+        found = None
+        if self.core.n > _MANY:
+            found = self.listed(ops, least)
+            if found[0] > _WELL * least:
+                found = None
+            else:
+                self.best.offer(found[0], ops, found[1])
+        if found is None:
+            found = self.order(ops, least) if hard else None
         if found is None:
             period, start = self.listed(ops, least)
             self.best.offer(period, ops, start)

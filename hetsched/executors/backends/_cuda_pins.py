@@ -1,0 +1,104 @@
+"""The host's memory as CUDA sees it: page-locked, and so a device's to copy by itself, or not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+import weakref
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+
+_MOST_PARTS = 4096
+_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
+_PIN = "HETSCHED_CUDA_PIN"
+
+
+class _Known(NamedTuple):
+    """What CUDA has said about the memory of an array: whether all of it is page-locked, and which parts are."""
+
+    owner: weakref.ref[Any]
+    is_whole: bool
+    parts: dict[tuple[int, int], bool]
+
+
+class Pins:
+    """Which arrays of the host are page-locked. CUDA, which takes 1 us, is asked once for the array whose memory it is, or for the part.
+
+    Where memory is locked later, or unlocked, copies are slower than they could be, and not wrong: CUDA stages then by itself.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Known] = {}
+
+    def has(self, array: Any) -> bool:
+        """True if a device can copy a contiguous array of the host by itself."""
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        key = id(owner)
+        known = self._known.get(key)
+        if known is None or known.owner() is not owner:
+            is_whole = owner.flags.c_contiguous and is_locked(address(owner), owner.nbytes)
+            known = self._known[key] = _Known(weakref.ref(owner, lambda _: self._known.pop(key, None)), is_whole, {})
+        if known.is_whole or owner is array:
+            return known.is_whole
+        part = address(array), array.nbytes
+        answer = known.parts.get(part)
+        if answer is None:
+            if len(known.parts) >= _MOST_PARTS:
+                known.parts.clear()
+            answer = known.parts[part] = is_locked(*part)
+        return answer
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
+
+
+def is_locked(place: int, nbytes: int) -> bool:
+    """True if the host's memory is page-locked at both ends: what an array has lies in one allocation."""
+    runtime = cupy.cuda.runtime
+    return nbytes > 0 and all(runtime.pointerGetAttributes(x).type == runtime.memoryTypeHost for x in (place, place + nbytes - 1))
+
+
+def may_lock() -> bool:
+    """False where memory that hetsched makes is not to be locked: by request, or where a fork would take pages away that a device copies to.
+
+    On Linux before 5.12 a process that writes to its memory after a fork is given another page, and the device goes on with the old one; since then
+    the child is given the copy.
+    """
+    asked = os.environ.get(_PIN, "").strip().lower()
+    return asked in ("1", "true", "yes", "on") or (asked not in ("0", "false", "no", "off") and _forks_well())
+
+
+@cache
+def _forks_well() -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
+    return not sys.platform.startswith("linux") or (numbers is not None and tuple(map(int, numbers.groups())) >= (5, 12))
+
+
+def lock_pages(start: int, nbytes: int) -> Callable[[], object] | None:
+    """Lock pages of the host in memory, so that copies from and to there need no staging; what unlocks them, or None where CUDA refuses."""
+    if not may_lock():
+        return None
+    try:
+        cupy.cuda.runtime.hostRegister(start, nbytes, _PORTABLE)
+    except Exception:  # too much, or the system does not allow it
+        return None
+    return partial(cupy.cuda.runtime.hostUnregister, start)
+
+
+def pinned_bytes(nbytes: int) -> Any:
+    """Page-locked bytes from CuPy's pool as a NumPy array, which keeps them."""
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8, nbytes)
+
+
+def address(array: Any) -> int:
+    """The address of a NumPy array's first byte."""
+    return int(array.__array_interface__["data"][0])
