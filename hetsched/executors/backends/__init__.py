@@ -10,6 +10,8 @@ import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
 
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.machine.calibration import applied, load
@@ -20,11 +22,19 @@ _TWINS = "HETSCHED_OPENCL_TWINS"
 _GENERAL = ("any", "gpu")  # patterns that name no kind of device
 
 
+class Place(NamedTuple):
+    """By which a card is known again that two drivers offer: its address on the machine's bus (None: not known) and the name that drivers give it."""
+
+    address: str | None
+    name: str
+    driver: str
+
+
 @dataclass(frozen=True)
 class Found:
     """What a backend found: devices, the memory nodes and links they bring, the resources they share; notes on what is there but cannot be used.
 
-    places: device -> (its address on the machine's bus, the driver), where that is known: a device that two drivers offer is at one address.
+    places: where cards are, by device.
     """
 
     devices: tuple[Device, ...] = ()
@@ -32,7 +42,7 @@ class Found:
     links: tuple[Link, ...] = ()
     resources: tuple[Resource, ...] = ()
     notes: tuple[str, ...] = ()
-    places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:
@@ -47,14 +57,27 @@ def _look() -> list[Found]:
 
 
 def twins(looked: Iterable[Found]) -> dict[str, str]:
-    """Devices that are others by another driver (a card that CUDA and OpenCL offer) -> which they are: the one found first."""
+    """Devices that are others by another driver (a card that CUDA and OpenCL offer) -> which they are: the one found first.
+
+    They have one address; or, where addresses do not tell (drivers count slots in several ways), one name, and as many of the name with each driver.
+    """
     first: dict[str, tuple[str, str]] = {}
     out: dict[str, str] = {}
-    for found in looked:
-        for device, (address, driver) in found.places.items():
-            known, by = first.setdefault(address, (device, driver))
-            if by != driver:  # parts of one device have its address too
+    places = {device: place for found in looked for device, place in found.places.items()}
+    for device, place in places.items():
+        if place.address is not None:
+            known, by = first.setdefault(place.address, (device, place.driver))
+            if by != place.driver:  # parts of one device have its address too
                 out[device] = known
+    alone = [device for device in places if device not in out and device not in out.values()]
+    for _, same in groupby(sorted(alone, key=lambda d: places[d].name), key=lambda d: places[d].name):
+        by_driver: dict[str, list[str]] = {}
+        for device in sorted(same, key=list(places).index):
+            by_driver.setdefault(places[device].driver, []).append(device)
+        found_first, *others = by_driver.values()
+        for twins_of in others:
+            if len(twins_of) == len(found_first):
+                out.update(zip(twins_of, found_first, strict=True))
     return out
 
 
