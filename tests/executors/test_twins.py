@@ -45,12 +45,12 @@ X = {"x": np.arange(8, dtype=np.float32)}
 
 def test_the_twin_is_left_out_with_its_memory_and_links_unless_it_is_named(twin, monkeypatch):
     others = {d.id for d in twin.devices} - {"opencl:0"}
-    for named in ((), ("any",), ("gpu", "cpu"), ("cuda",)):
+    for named in ((), ("any",), ("gpu", "cpu"), ("cuda",), (("cuda", "opencl"),), (("gpu", "opencl:0"), "cpu")):
         machine = hs.Machine.here(*named)
         assert {d.id for d in machine.devices} >= {"cpu", "cuda:0", *others}
         assert "opencl:0" not in {d.id for d in machine.devices} | {m.name for m in machine.memories}
         assert all("opencl:0" not in (x.src, x.dst) for x in machine.links)
-    for named in (("opencl",), ("cpu", "opencl:0")):
+    for named in (("opencl",), ("cpu", "opencl:0"), (("opencl", "cuda"),), (("cuda:7", "opencl"),)):
         machine = hs.Machine.here(*named)
         assert machine.link("cuda:0", "opencl:0").bytes_per_second > 0
     monkeypatch.setenv("HETSCHED_OPENCL_TWINS", "1")

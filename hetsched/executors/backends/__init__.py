@@ -85,11 +85,23 @@ def _takes_twins() -> bool:
     return os.environ.get(_TWINS, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
-def here(*named: str) -> Machine:
+def _is_asked(twin: Device, there: Iterable[Device], named: Iterable[str | tuple[str, ...]]) -> bool:
+    """True if somebody's patterns mean `twin`, and none that stands before them a device of `there`."""
+    for patterns in named:
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+            if twin.matches(pattern) and pattern not in _GENERAL:
+                return True
+            if any(d.matches(pattern) for d in there):
+                break
+    return False
+
+
+def here(*named: str | tuple[str, ...]) -> Machine:
     """The machine this runs on: what every backend finds, with the figures of devices that were calibrated (`hetsched calibrate`), and the watts of
 
     `HETSCHED_WATTS`. A device that two drivers offer is there once: two would be given work and memory twice. named: patterns that somebody asks
-    for; one that means such a twin (`opencl`, `opencl:0`) brings it, as `HETSCHED_OPENCL_TWINS=1` does.
+    for, or several in order of preference; what means such a twin (`opencl`, `opencl:0`) brings it, unless a device that is there anyway is preferred
+    (`("cuda", "opencl")`). `HETSCHED_OPENCL_TWINS=1` brings all of them.
     """
     devices: dict[str, Device] = {}
     memories: dict[str, MemoryNode] = {}
@@ -97,8 +109,9 @@ def here(*named: str) -> Machine:
     resources: dict[str, Resource] = {}
     looked = _look()
     known = {} if _takes_twins() else twins(looked)
+    there = [d for found in looked for d in found.devices if d.id not in known]
     for found in looked:
-        out = {d.memory for d in found.devices if d.id in known and not any(d.matches(p) for p in named if p not in _GENERAL)}
+        out = {d.memory for d in found.devices if d.id in known and not _is_asked(d, there, named)}
         devices.update((d.id, d) for d in found.devices if d.memory not in out)
         memories.update((m.name, m) for m in found.memories if m.name not in out)
         links.update(((x.src, x.dst), x) for x in found.links if x.src not in out and x.dst not in out)
