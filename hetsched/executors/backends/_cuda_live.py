@@ -198,11 +198,15 @@ class Event:
             return True
 
     def span(self) -> tuple[float, float]:
-        """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them."""
+        """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them.
+
+        No finish is later than now: the anchor may be some microseconds off, and what is handed over from here on starts behind it.
+        """
         self.wait()
+        now = perf_counter()
         mark, at = self._anchor
         try:
-            finish = at + cupy.cuda.get_elapsed_time(mark, self._ends) * 1e-3
+            finish = min(at + cupy.cuda.get_elapsed_time(mark, self._ends) * 1e-3, now)
             start = finish if self._first is None else at + cupy.cuda.get_elapsed_time(mark, self._first) * 1e-3
         except Exception as error:
             raise self.stream.live.refusal("an event has no time", error) from error
@@ -746,6 +750,7 @@ class LiveDevice:
         self.name = name
         self.nbytes = nbytes
         self.lost = False
+        self._process = os.getpid()
         self.device = cupy.cuda.Device(number)
         self.spin_seconds = SPIN_SECONDS
         self.ranges = find_ranges()
@@ -855,7 +860,9 @@ class LiveDevice:
         self.lost = True
 
     def close(self) -> None:
-        """Wait for what was handed over; give back streams and arena. Arrays of it cannot be used any more."""
+        """Wait for what was handed over; give back streams and arena. Arrays of it cannot be used any more. In a forked process: nothing."""
+        if self._process != os.getpid():
+            return
         for stream in self._streams:
             stream.close()
         self._streams.clear()
