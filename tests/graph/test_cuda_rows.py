@@ -55,7 +55,7 @@ def test_softmax(xp, dtype, shape):
 
 def test_softmax_of_rows_too_long_for_registers_in_place(xp):
     x = np.random.default_rng(1).normal(size=(2, 33000)).astype(np.float32)
-    assert _cuda_rows._share(2, 33000, 1, seen_by_cuda(x)).kept == 0
+    assert _cuda_rows.share_of(2, 33000, 4, True, 1).kept == 0
     check(xp, "nn.softmax", [x], ["softmax"])
     y, given = np.empty_like(x), seen_by_cuda(x.copy())
     find("nn.log_softmax").kernels["array"](np, [x], [y], None, {"axis": 1})
@@ -157,6 +157,18 @@ def test_few_long_sums_are_made_of_parts(xp, shape, axes, kernel):
         check(xp, name, [x], [kernel], axes=axes, workspace=False)
     x[(0,) * x.ndim] = np.nan
     check(xp, "tensor.max", [x], [kernel, again], axes=axes)
+
+
+def test_sums_back_to_what_was_broadcast(xp):
+    x = np.random.default_rng(12).normal(size=(6, 4, 5)).astype(np.float32)
+    for shape, kernels in (
+        ([5], ["reduced_columns"]),
+        ([6, 1, 5], ["reduced_columns"]),
+        ([6, 4, 1], ["reduced_rows"]),
+        ([4, 1], []),
+        ([6, 4, 5], []),
+    ):
+        check(xp, "tensor.sum_to", [x], kernels, shape=shape)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
