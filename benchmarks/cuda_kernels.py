@@ -279,6 +279,15 @@ class Bench:
                 found.append(self.one(f"max of {title} {what}", "tensor.max", [x], {"axes": axes}, by_torch))
         return found
 
+    def scatter(self, rows: int, width: int, size: int) -> dict[str, Any]:
+        """The gradient of an embedding: by torch atomically, in whatever order."""
+        at, updates = self.rng.integers(0, size, rows), self.draw(rows, width)
+
+        def by_torch(torch: Any, a: list[Any]) -> Callable[[], object]:
+            return lambda: torch.zeros((size, width), device="cuda").index_add_(0, a[0], a[1])
+
+        return self.one(f"scatter_add [{rows}, {width}] to {size:,}", "tensor.scatter_add", [at, updates], {"size": size}, by_torch)
+
     def pooling(self, *shape: int) -> list[dict[str, Any]]:
         n, c, h, w = shape
         x, dy = self.draw(*shape), self.draw(n, c, h // 2, w // 2)
@@ -435,7 +444,8 @@ def main(argv: list[str] | None = None) -> int:
     work += [(f"adam {n}", partial(bench.adam, n // k)) for n in (1 << 16, 1 << 22)]
     work += [(f"chain {n}", partial(bench.chain, n // k)) for n in (1 << 16, 1 << 24)]
     work += [(f"gradients {shape}", partial(bench.conv2d_gradients, (shape[0] // k, *shape[1:]), outputs)) for shape, outputs in CONVOLUTIONS]
-    work += [("rows", partial(bench.rows, 4096 // k, 1000)), ("pooling", partial(bench.pooling, 32 // k, 64, 56, 56))]
+    work += [("rows", partial(bench.rows, 4096 // k, 1000)), ("scatter", partial(bench.scatter, 4096 // k, 256, 10_000))]
+    work += [("pooling", partial(bench.pooling, 32 // k, 64, 56, 56))]
     work += [("softmax", partial(bench.softmax, 4096 // k, 1000)), ("cross-entropy", partial(bench.cross_entropy, 4096 // k, 1000))]
     for name, part in work:
         if not options.only or name.startswith(tuple(options.only.split(","))):

@@ -140,7 +140,7 @@ class Session:
 
     def __init__(self, machine: Machine | None = None) -> None:
         self._machine = machine
-        self._found: dict[frozenset[str], Machine] = {}  # by the device patterns that are asked for
+        self._found: dict[frozenset[tuple[str, ...]], Machine] = {}  # by the device patterns that are asked for
         self._compiled: list[Compiled] = []
         self._closed = False
         self._lock = threading.Lock()
@@ -150,7 +150,7 @@ class Session:
         """The machine that graphs are planned for which name no device."""
         return self._machine_here(frozenset())
 
-    def _machine_here(self, named: frozenset[str]) -> Machine:
+    def _machine_here(self, named: frozenset[tuple[str, ...]]) -> Machine:
         if self._machine is not None:
             return self._machine
         if named not in self._found:
@@ -179,7 +179,7 @@ class Session:
         if buffers < 1:
             raise CommandLineError(f"a compiled graph needs at least 1 buffer set, got {buffers}")
         if isinstance(what, Graph):
-            machine = self._machine_here(frozenset(what.patterns() | ({only} if only else set())))
+            machine = self._machine_here(frozenset(what.patterns() | ({(only,)} if only else set())))
             what = plan(what, machine, policy, objective, plan_seconds=plan_seconds, only=only, memory=memory, costs=costs)
         elif not isinstance(what, Timeline):
             raise CommandLineError(f"compile() takes a graph or a plan, got {type(what).__name__}; finish a builder with freeze()")

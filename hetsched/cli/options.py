@@ -109,8 +109,8 @@ def machine_of(text: str | None) -> Machine | None:
     return read_or_find(text)
 
 
-def changed(machine: Machine | None, changes: list[str], watts: list[str] | None = None) -> Machine | None:
-    """`machine` (None: the one found here) with the changes of `--what-if`, and the watts of `--watts`."""
+def changed(machine: Machine | None, changes: list[str], watts: list[str] | None = None, device: str | None = None) -> Machine | None:
+    """`machine` (None: the one found here) with the changes of `--what-if`, and the watts of `--watts`. device: what `-d` asks for."""
     if not (changes or watts):
         return machine
     from hetsched.machine.named import what_if
@@ -120,7 +120,7 @@ def changed(machine: Machine | None, changes: list[str], watts: list[str] | None
         import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
         from hetsched.machine import Machine
 
-        machine = Machine.here()
+        machine = Machine.here(device or "any")
     return with_watts(what_if(machine, changes), watts or [])
 
 
@@ -137,7 +137,7 @@ def options_of(machine: str) -> list[str]:
 
 def unchanged(args: Any) -> Machine | None:
     """The machine of the command line without its `--what-if`."""
-    return emulated(changed(machine_of(args.machine), [], args.watts), getattr(args, "emulate", False))
+    return emulated(changed(machine_of(args.machine), [], args.watts, args.device), getattr(args, "emulate", False))
 
 
 def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
@@ -154,7 +154,7 @@ def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
 def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
     """The keyword arguments of `hetsched.plan` that the command line asks for; `objective` is the file's."""
     return {
-        "machine": emulated(changed(machine_of(args.machine), args.what_if, args.watts), getattr(args, "emulate", False)),
+        "machine": emulated(changed(machine_of(args.machine), args.what_if, args.watts, args.device), getattr(args, "emulate", False)),
         "policy": getattr(args, "policy", "auto"),
         "objective": args.objective or objective,
         "plan_seconds": duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0,

@@ -171,7 +171,7 @@ class Frame:
             spec = array_form(self.graph.spec(value))
             if spec is not None and value not in out and int(self.graph.value_task[value]) >= 0:
                 kinds[value] = spec.bounds, spec.dtype
-        copied = [number for number, value in enumerate(kinds) if self._moved and self.graph.base(value) in self._moved]
+        copied = [number for number, value in enumerate(kinds) if self.graph.base(value) in self._moved] if self._moved else []
         lock = self.lock if copied else None
         return out | dict(zip(kinds, fresh(list(kinds.values()), self._touching, lock, copied), strict=True))
 

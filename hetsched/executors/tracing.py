@@ -114,7 +114,7 @@ def trace_of(
 ) -> Timeline:
     """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so, as
 
-    launches of `cold` tasks are: nothing is learned from either. About 1 us a span.
+    launches of `cold` tasks are. About 1 us a span.
     """
     plan = program.plan
     spans: list[Span] = []
@@ -146,8 +146,7 @@ def trace_of(
         _add(spans, attributed, known, lanes, note)
         if note.is_slow:
             attributed += range(first, len(spans))
-    if cold:
-        attributed += [i for i, s in enumerate(spans) if type(s.command) is Launch and s.command.task in cold]
+    are_cold = frozenset(i for i, s in enumerate(spans) if type(s.command) is Launch and s.command.task in cold) if cold else cold
     period = None
     if plan.loop is not None:
         ends: dict[int, float] = {}
@@ -156,7 +155,7 @@ def trace_of(
         if len(ends) > 1:
             first, last = min(ends), max(ends)
             period = (ends[last] - ends[first]) / (last - first)
-    return _measured(plan, spans, busy, turns, period, loops, frozenset(attributed))
+    return _measured(plan, spans, busy, turns, period, loops, frozenset(attributed), are_cold)
 
 
 def _as_turns_are(program: Program, notes: Sequence[Note]) -> Sequence[Note]:
@@ -166,7 +165,7 @@ def _as_turns_are(program: Program, notes: Sequence[Note]) -> Sequence[Note]:
     """
     if program.plan.loop is None:
         return notes
-    shared = {d.id for d in program.plan.machine.devices if d.shares_lanes}
+    shared = {d.id for d in program.plan.machine.devices if d.shares_lanes or d.hardware == "cpu"}  # a processor has no less to do
     alone: dict[int, list[Note]] = {}
     whole: dict[int, list[float]] = {}
     for note in notes:
@@ -237,11 +236,11 @@ def apportioned(whole: float, alone: Sequence[float]) -> list[float]:
 
 def _measured(
     plan: Timeline, spans: Sequence[Span], busy: Mapping[str, float], turns: int, period: float | None = None,
-    loops: Mapping[int, Timeline] | None = None, attributed: frozenset[int] = frozenset(),
+    loops: Mapping[int, Timeline] | None = None, attributed: frozenset[int] = frozenset(), cold: frozenset[int] = frozenset(),
 ) -> Timeline:  # fmt: skip
     return replace(
         plan, spans=tuple(spans), after=(), period=period, turns=turns, loops=dict(loops or {}), measured=True, totals=dict(busy), prologue=(),
-        epilogue=(), attributed=attributed,
+        epilogue=(), attributed=attributed, cold=cold,
     )  # fmt: skip
 
 

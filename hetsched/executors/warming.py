@@ -5,12 +5,13 @@ what takes microseconds from then on. In a run, makespans and what costs learn w
 before (kernel, dtypes, shapes, options) is done once beforehand, on zeros, where its arrays lie: nothing is there yet, and zeros are valid indices.
 A kernel of the user's own is built and loaded, and sees no values that are not its own.
 
-Streams that want this have `warm` (see `Warms`). What stays cold (kernels that cannot be tried, launches that take long) is told, and no costs are
+Streams that want this have `warm` (see `Warms`). What stays cold (kernels that cannot be tried) is told, and no costs are
 learned from the first launch of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -23,9 +24,11 @@ from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.guard import is_ours
 from hetsched.graph.op import Op
 from hetsched.graph.ops import family
-from hetsched.timeline import Lane, Launch, Span, Timeline
+from hetsched.machine import Device
+from hetsched.timeline import Lane, Launch, Timeline
 
-# A launch that is planned to take longer is not done twice: what its first one takes more is a small part of it.
+# A launch that takes longer at the device's full speed is not done twice: what its first one takes more is no large part of it. (Not by the plan:
+# costs may be wrong, and would stay so.)
 LONG_SECONDS = 0.05
 # Families of ops that multiply matrices: libraries have a handle for that, in each thread one.
 _PRODUCTS = ("linear", "conv")
@@ -68,7 +71,7 @@ def warm(frame: Frame, streams: Mapping[Lane, Warms], together: bool, is_over: C
             break
         found: dict[int, bool] = {}
         for turn in turns:
-            found |= _warm_step(frame, step.index, turn, stream, launches, together or loop is not None)
+            found |= _warm_step(frame, step.index, turn, stream, lane.owner, together or loop is not None)
         for kind, task in ((kinds[s.command.task], s.command.task) for s in launches if isinstance(s.command, Launch)):
             if (lane.owner, kind) not in known and not found.get(task, _is_nothing(frame.graph, task)):
                 cold.add(task)
@@ -81,15 +84,28 @@ def warm(frame: Frame, streams: Mapping[Lane, Warms], together: bool, is_over: C
     return frozenset(cold)
 
 
-def _warm_step(frame: Frame, step: int, turn: int, stream: Warms, launches: Sequence[Span], together: bool) -> dict[int, bool]:
+def _warm_step(frame: Frame, step: int, turn: int, stream: Warms, owner: str, together: bool) -> dict[int, bool]:
     """Task -> whether its launch is warm, of those of a step that can be known ahead."""
     calls: list[Call] = []
     with suppress(Exception):  # what finds its arrays when it runs
         calls = [call for call in frame.bindings.calls(step, turn) if callable(call[0])]
-    seconds = {s.command.task: s.finish - s.start for s in launches if isinstance(s.command, Launch)}
-    tries = [_may_be_tried(frame.graph.task_ops[call[5]], call[0]) and seconds.get(call[5], 0.0) <= LONG_SECONDS for call in calls]
+    device = frame.plan.machine.device(owner)
+    is_long = [_least_seconds(frame.graph, call[5], device) > LONG_SECONDS for call in calls]
+    tries = [_may_be_tried(frame.graph.task_ops[call[5]], call[0]) and not long for call, long in zip(calls, is_long, strict=True)]
     is_warm = stream.warm(calls, tries, together) if calls else []
-    return {call[5]: w for call, w in zip(calls, is_warm, strict=True)}
+    return {call[5]: w or long for call, w, long in zip(calls, is_warm, is_long, strict=True)}
+
+
+def _least_seconds(graph: Graph, task: int, device: Device) -> float:
+    """What a launch takes at the full speed of a device."""
+    op = graph.task_ops[task]
+    with suppress(Exception):
+        if isinstance(op, Op):
+            reads, writes = ([graph.spec(v) for v in row] for row in (graph.reads(task), graph.writes(task)))
+            work = op.work(reads, writes, graph.task_attributes[task])
+            peak = max(device.flops_per_second.values(), default=math.inf)
+            return max(work.flops / peak, (work.bytes_read + work.bytes_written) / device.bytes_per_second)
+    return 0.0
 
 
 def _may_be_tried(op: Op | Loop, kernel: Any) -> bool:

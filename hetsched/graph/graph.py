@@ -363,9 +363,9 @@ class Graph:
         """True if some task is a loop."""
         return any(issubclass(kind, Loop) for kind in set(map(type, self.task_ops)))
 
-    def patterns(self) -> set[str]:
-        """The device patterns that tasks ask for, those of loops' bodies too."""
-        out = {pattern for where in self.where.values() for pattern in where.allow}
+    def patterns(self) -> set[tuple[str, ...]]:
+        """The device patterns that tasks ask for, in their order of preference; those of loops' bodies too."""
+        out = {tuple(where.allow) for where in self.where.values() if where.allow}
         if self.has_loops:
             out.update(*(op.body.patterns() for op in self.task_ops if isinstance(op, Loop)))
         return out

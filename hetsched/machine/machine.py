@@ -188,11 +188,11 @@ class Machine:
             raise MachineError([fault.text for fault in found])
 
     @staticmethod
-    def here(*named: str) -> Machine:
+    def here(*named: str | tuple[str, ...]) -> Machine:
         """The machine this runs on, found by the backends (set by `hetsched.executors.backends` when it is imported).
 
-        A card that CUDA and OpenCL offer is there once, as `cuda:0`. named: device patterns that are asked for; `opencl` or `opencl:0` brings its
-        twin.
+        A card that CUDA and OpenCL offer is there once, as `cuda:0`. named: device patterns that are asked for (several: in order of preference);
+        `opencl` or `opencl:0` brings its twin.
         """
         if Machine.discover is None:
             raise MachineError("no backend is loaded; take hetsched.Machine, or import hetsched.executors.backends, before Machine.here()")

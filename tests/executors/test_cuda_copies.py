@@ -226,6 +226,37 @@ def test_events_are_recorded_again(fake, monkeypatch):
     device.close()
 
 
+def test_the_first_parts_of_a_large_download_land_while_the_last_are_on_their_way(fake, monkeypatch):
+    device = opened(fake, 16 << 20)
+    stream, array = device.stream("copy"), device.array(0, (12 << 20,), np.uint8)
+    values = np.random.default_rng(0).integers(1, 255, 12 << 20).astype(np.uint8)
+    stream.upload(values, array)
+    gate, landed, copies, parts = threading.Event(), threading.Event(), [], []
+    runtime, memcpy = sys.modules["cupy"].cuda.runtime, fake_cupy.memcpy_async
+
+    def stopped(dst, src, size, kind, at):
+        copies.append(size)
+        if len(copies) == 3:
+            stream.stream.put(gate.wait)
+        memcpy(dst, src, size, kind, at)
+
+    monkeypatch.setattr(runtime, "memcpyAsync", stopped)
+    copy = device.copiers.copy
+    monkeypatch.setattr(device.copiers, "copy", lambda to, of: (copy(to, of), parts.append(1), landed.set() if len(parts) == 2 else None))
+    seen = np.zeros_like(values)
+    stream.download(array, seen)
+    event = stream.record()
+    assert copies == [4 << 20] * 3
+    assert landed.wait(60)
+    assert np.array_equal(seen[: 8 << 20], values[: 8 << 20])
+    assert not seen[8 << 20 :].any()
+    assert not event.done()
+    gate.set()
+    event.wait()
+    assert np.array_equal(seen, values)
+    device.close()
+
+
 # Runs --------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -414,14 +445,19 @@ def test_bytes_that_copies_move_are_known_by_where_they_lie_on_the_host(fake):
     assert DeviceMemory
 
 
-def test_the_contract_where_every_copy_is_the_devices_own(fake, monkeypatch):
-    """As if all of the host's memory were page-locked: nothing that a run gives, takes or uses again is changed while a copy is at it."""
-    device = opened(fake)
-    device.close()
+@pytest.mark.parametrize("way", ["by the device", "in parts"])
+def test_the_contract_where_every_copy_goes_one_way(fake, monkeypatch, way):
+    """As if all of the host's memory were page-locked: nothing that a run gives, takes or uses again is changed while a copy is at it. And as if
+    every copy were large."""
+    opened(fake).close()
     module = sys.modules[fake_cupy.LIVE]
     monkeypatch.setattr(module, "_SMALL_NBYTES", 0)
-    monkeypatch.setattr(module.Pins, "has", lambda self, array: True)
-    check_backend(fake, box(fake), devices=["cuda:0"], graphs=12, runs=20)
+    if way == "by the device":
+        monkeypatch.setattr(module.Pins, "has", lambda self, array: True)
+    else:
+        monkeypatch.setattr(module, "_CHUNK_NBYTES", 1024)
+        monkeypatch.setattr(module, "_LANDING_NBYTES", 2048)
+    check_backend(fake, box(fake), devices=["cuda:0"], graphs=6, runs=10)
 
 
 # On a device --------------------------------------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def test_what_is_kept_is_given_back_where_memory_is_short(monkeypatch):
     hs.run(plan, {"x": np.ones(4096, np.float32)}, learn=False)
     asked = []
 
-    def arrays(kinds, touching):
+    def arrays(kinds, *how):
         asked.append(kinds)
         if len(asked) == 1:
             raise MemoryError

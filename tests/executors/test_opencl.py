@@ -284,8 +284,8 @@ def test_what_waits_starts_when_what_it_waited_for_has_ended(live, monkeypatch):
     """Whatever the driver says: NVIDIA's stamps the start of copies and markers when the device looks at them, which then wait."""
     from hetsched.executors.backends import _opencl_live
 
-    stamp, early = _opencl_live._stamp, {_opencl_live._START: _opencl_live._QUEUED}
-    monkeypatch.setattr(_opencl_live, "_stamp", lambda event, what: stamp(event, early.get(what, what)))
+    stamp, early = _opencl_live._stamp, {_opencl_live._START: 10**9}  # ns
+    monkeypatch.setattr(_opencl_live, "_stamp", lambda event, what: stamp(event, what) - early.get(what, 0))
     gate, up, compute = Gate(live), live.stream("copy"), live.stream("compute")
     x, y = live.array(0, (64,), np.float32), live.array(4096, (64,), np.float32)
     up.wait(gate.event)

@@ -221,12 +221,10 @@ def test_a_program_is_built_once_and_then_read(fresh):
 
 
 def test_a_binary_in_which_nothing_is_found_is_ignored_and_written_anew(fresh):
-    """Such as a driver may give of a program that has kernels; one without is not written, since NVIDIA's driver ends the process over its binary."""
+    """Such as a driver may give of a program that has kernels; that of one without is not written."""
     first, second, third = fresh(), fresh(), fresh()
     empty = first.get("// no kernel\n")
     assert not first.path("// no kernel\n").exists()
-    if "PoCL" not in second.device.platform.version:
-        pytest.skip("only PoCL is sure to outlive it")
     binary = empty.get_info(cl.program_info.BINARIES)[0]
     path = second.path(SOURCE)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +233,11 @@ def test_a_binary_in_which_nothing_is_found_is_ignored_and_written_anew(fresh):
     assert (second.built, second.loaded) == (1, 0)
     third.kernel(SOURCE, "one")
     assert (third.built, third.loaded) == (0, 1)
+
+
+def test_a_source_without_kernels_has_none_by_any_name(fresh):
+    with pytest.raises(DeviceError, match="no kernel 'one'; it has: none"):
+        fresh().kernel("// no kernel\n", "one")
 
 
 def test_the_binary_of_another_program_does_not_reach_the_driver(fresh, monkeypatch):

@@ -1,12 +1,14 @@
 """A card that two drivers offer is one device of the machine, unless somebody asks for the other by name."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import hetsched as hs
 from hetsched.cli import main
 from hetsched.executors import backends
-from hetsched.executors.backends import Found, cuda, opencl
+from hetsched.executors.backends import Found, Place, cuda, opencl
 from hetsched.machine import HOST, Device, Link, MemoryNode
 from hetsched.testing.opencl import available
 
@@ -24,11 +26,12 @@ def twin(monkeypatch):
     """A CUDA card that is said to be the first OpenCL device too, and cannot be opened; gives what the other backend finds."""
     monkeypatch.delenv("HETSCHED_OPENCL_TWINS")
     links = (Link(HOST, "cuda:0"), Link("cuda:0", HOST))
-    card = Found((CARD,), (MemoryNode("cuda:0", 1 << 30),), links, places={"cuda:0": (PLACE, "CUDA")})
+    card = Found((CARD,), (MemoryNode("cuda:0", 1 << 30),), links, places={"cuda:0": Place(PLACE, "A card", "CUDA")})
     monkeypatch.setattr(cuda, "find", lambda: card)
-    first = opencl._usable()[0][0].device
-    monkeypatch.setattr(opencl, "_address", lambda device: PLACE if device == first else None)
-    return opencl.find()
+    found = opencl.find()
+    found = replace(found, places={"opencl:0": Place(PLACE, "The card", "OpenCL")})
+    monkeypatch.setattr(opencl, "find", lambda: found)
+    return found
 
 
 def graph_of(where=None):
@@ -42,12 +45,12 @@ X = {"x": np.arange(8, dtype=np.float32)}
 
 def test_the_twin_is_left_out_with_its_memory_and_links_unless_it_is_named(twin, monkeypatch):
     others = {d.id for d in twin.devices} - {"opencl:0"}
-    for named in ((), ("any",), ("gpu", "cpu"), ("cuda",)):
+    for named in ((), ("any",), ("gpu", "cpu"), ("cuda",), (("cuda", "opencl"),), (("gpu", "opencl:0"), "cpu")):
         machine = hs.Machine.here(*named)
         assert {d.id for d in machine.devices} >= {"cpu", "cuda:0", *others}
         assert "opencl:0" not in {d.id for d in machine.devices} | {m.name for m in machine.memories}
         assert all("opencl:0" not in (x.src, x.dst) for x in machine.links)
-    for named in (("opencl",), ("cpu", "opencl:0")):
+    for named in (("opencl",), ("cpu", "opencl:0"), (("opencl", "cuda"),), (("cuda:7", "opencl"),)):
         machine = hs.Machine.here(*named)
         assert machine.link("cuda:0", "opencl:0").bytes_per_second > 0
     monkeypatch.setenv("HETSCHED_OPENCL_TWINS", "1")
@@ -56,10 +59,22 @@ def test_the_twin_is_left_out_with_its_memory_and_links_unless_it_is_named(twin,
 
 def test_parts_of_a_device_are_no_twins_of_each_other():
     rows = [(PLACE, "NVIDIA"), (PLACE, "NVIDIA"), (PLACE, "rusticl"), ("0000:5e:00", "NVIDIA")]
-    parts = Found(places={f"opencl:{i}": row for i, row in enumerate(rows)})
+    parts = Found(places={f"opencl:{i}": Place(address, f"{i}", driver) for i, (address, driver) in enumerate(rows)})
     assert backends.twins([parts]) == {"opencl:2": "opencl:0"}
-    card = Found(places={"cuda:0": (PLACE, "CUDA")})
+    card = Found(places={"cuda:0": Place(PLACE, "card", "CUDA")})
     assert backends.twins([card, parts]) == dict.fromkeys(["opencl:0", "opencl:1", "opencl:2"], "cuda:0")
+
+
+def test_cards_of_one_name_are_twins_where_addresses_do_not_tell():
+    two = Found(places={f"cuda:{i}": Place(f"0000:0{i}:05", "H100", "CUDA") for i in range(2)})
+    unknown = Found(places={f"opencl:{i}": Place(None, "H100", "NVIDIA") for i in range(2)})
+    assert backends.twins([two, unknown]) == {"opencl:0": "cuda:0", "opencl:1": "cuda:1"}
+    half = Found(places={"opencl:0": Place("0000:01:05", "H100", "NVIDIA"), "opencl:1": Place("0000:00:00", "H100", "NVIDIA")})
+    assert backends.twins([two, half]) == {"opencl:0": "cuda:1", "opencl:1": "cuda:0"}
+    one = Found(places={"opencl:0": Place(None, "H100", "NVIDIA")})
+    assert backends.twins([two, one]) == {}
+    others = Found(places={f"opencl:{i}": Place(None, "A100", "NVIDIA") for i in range(2)})
+    assert backends.twins([two, others]) == {}
 
 
 def test_who_asks_for_the_twin_gets_it(twin, tmp_path):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
 class Xp(Library):
     """CuPy to look at: NumPy, with a stream."""
 
-    __name__ = "cupy"
+    __name__, __file__ = "cupy", "cupy/__init__.py"
     stream = 1234
 
     def __init__(self, folder):
@@ -122,14 +122,16 @@ def test_what_is_not_for_cudnn(xp, monkeypatch):
     assert not any(xp.counts())
 
 
-def test_it_is_looked_for_where_it_can_be(monkeypatch, tmp_path):
-    assert _cudnn._candidates()[-1] in ("libcudnn.so.9", "cudnn64_9.dll")
-    place = tmp_path / "nvidia" / "cudnn" / "lib" / _cudnn._NAME
-    place.parent.mkdir(parents=True)
-    place.write_bytes(b"not a library")
-    monkeypatch.syspath_prepend(tmp_path)
-    if not any("nvidia" in p for p in _cudnn._candidates()[:-1]):
-        pytest.skip("another package nvidia is imported already")
-    assert str(place) in _cudnn._candidates() or len(_cudnn._candidates()) > 1
-    monkeypatch.setattr(_cudnn, "_candidates", lambda: [str(place), "libnowhere.so.9"])
+def test_it_is_looked_for_where_it_can_be(built, monkeypatch, tmp_path):
+    assert _cudnn._candidates()[-1] == _cudnn._NAME
+    nothing, whole = tmp_path / "nothing" / _cudnn._NAME, tmp_path / "whole" / _cudnn._NAME
+    for path in (nothing, whole):
+        path.parent.mkdir()
+    nothing.write_bytes(b"not a library")
+    monkeypatch.setattr(_cudnn, "_candidates", lambda: [str(nothing), str(whole), "libnowhere.so.9"])
     assert _cudnn._open() is None
+    whole.write_bytes((built / "cudnn.so").read_bytes())
+    assert _cudnn._open() is None  # its parts are missing: the real one would end the process
+    for part in _cudnn._PARTS:
+        whole.with_name(_cudnn._NAME.replace("cudnn", f"cudnn_{part}")).write_bytes((built / "cudnn.so").read_bytes())
+    assert _cudnn._open() is not None

@@ -12,9 +12,9 @@ from hetsched.graph.graph import Loop
 from hetsched.machine import Device, Link, Machine, MemoryNode
 from hetsched.machine.calibration import Calibration, Curve, LinkFigures, applied, complaints, load, save
 from hetsched.placement.costs.history import ALONE, SOUND, Known
-from hetsched.placement.costs.kinds import device_key, kind_of, link_key, turn_kind
+from hetsched.placement.costs.kinds import Kind, device_key, kind_of, link_key, turn_kind
 from hetsched.placement.costs.known import KnownCosts
-from hetsched.placement.costs.lessons import lessons
+from hetsched.placement.costs.lessons import _lesson, lessons
 from hetsched.placement.costs.regression import fit
 from hetsched.placement.costs.roofline import RooflineCosts
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
@@ -236,6 +236,30 @@ def test_a_run_times_every_task_of_a_plan_and_of_some_turns_of_a_loop():
     assert 0 < len(inner.attributed) < len(inner.spans)
 
 
+@pytest.mark.parametrize(("owner", "taught"), [("gpu:0", (1e-6, 2e-6)), ("cpu", (10e-6, 20e-6))])
+def test_launches_of_a_loop_on_a_stream_teach_what_they_take_at_once(owner, taught):
+    """Timed one by one they wait for the host, which turns that are handed over whole do not."""
+    body = hs.Graph.build()
+    x = body.input("x", (64,))
+    body.output(body.op("tensor.exp", body.op("tensor.sqrt", x)), name="y")
+    b = hs.Graph.build()
+    (last,) = b.loop(hs.Loop(body.freeze(), 60, carried=(("x", "y"),)), b.input("x", (64,)))
+    here = replace(HERE, devices=(CPU, replace(GPU, hardware="gpu")))
+    plan = hs.plan(b.output(last).freeze(), here, only=owner, learn=False)
+    ((task, inner),) = plan.loops.items()
+    spans, attributed, now = [], [], 0.0
+    for turn in range(30):
+        unit = 1e-3 if turn == 0 else 10e-6 if turn < 8 else 1e-6  # the first binds; some are timed; the others are shares of what they take whole
+        for k in range(2):
+            command = Launch(k, turn, (Replica(0, turn, owner),), (Replica(1, turn, owner),))
+            attributed += [len(spans)] if turn >= 8 else []
+            spans.append(Span((Lane(owner, 0),), command, now, now + (1 + k) * unit))
+            now = spans[-1].finish
+    inner = replace(inner, spans=tuple(spans), prologue=(), epilogue=(), attributed=frozenset(attributed), measured=True)
+    found = {x.op: x.seconds for x in lessons(replace(plan, loops={task: inner}, measured=True, spans=()))}
+    assert (found["tensor.sqrt"], found["tensor.exp"]) == pytest.approx(taught)
+
+
 # Calibrations ------------------------------------------------------------------------------------------------------------------
 
 
@@ -349,3 +373,15 @@ def test_what_was_launched_alone_is_not_what_a_loop_takes():
     assert costs(1e-6, 0).launch(body, 0, CARD).seconds == pytest.approx(1e-6)
     assert costs(5e-3, 0).launch(body, 0, CARD).seconds == pytest.approx(5e-3, rel=0.01)
     assert costs(12e-6, 2).launch(body, 0, CARD).seconds == pytest.approx(12e-6)
+
+
+@pytest.mark.parametrize(("seconds", "mean", "launches"), [
+    ([1.0, 2.0, 1.0, 2.0, 100.0], 1.5, 5),  # one is far off
+    ([1.0, 2.0, 1.0, 2.0, 7.0], 2.6, 5),
+    ([1.0, 2.0, 100.0], 103 / 3, 3),  # too few to tell
+    ([1.0, 100.0, 1.0, 100.0], 50.5, 4),
+])  # fmt: skip
+def test_one_launch_that_is_far_off_does_not_count_among_some(seconds, mean, launches):
+    found = _lesson("key", 1, Kind("op", "op", "float32", 0.0, 0.0), seconds)
+    assert found.seconds == pytest.approx(mean)
+    assert found.launches == launches

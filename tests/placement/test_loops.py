@@ -21,7 +21,7 @@ from hetsched.placement.costs.estimate import Estimate
 from hetsched.placement.loops import plan_loop
 from hetsched.placement.loops.memory import SPARE_SLOTS
 from hetsched.timeline import After, Copy, Launch, Replica
-from tests.placement.loop_bodies import CPU, DONE, MACHINES, MIX, SQUARE, STEP, TABLE, Costs, Run, gpu, kernel, nothing, random_loop
+from tests.placement.loop_bodies import CPU, DONE, MACHINES, MEMORIES, MIX, SQUARE, STEP, TABLE, Costs, Run, gpu, kernel, nothing, random_loop
 
 
 class Table:
@@ -146,6 +146,22 @@ def test_a_device_gets_invariants_once_and_elements_every_turn():
     assert sorted((names[s.command.value], s.command.dst.node) for s in plan.copies) == [("first", HOST), ("x", "cuda:0")]
     assert all(isinstance(s.command, Copy) and s.lanes[0].kind == "copy" for s in plan.copies)
     assert problems(plan) == []
+
+
+def test_what_is_copied_has_two_slots_so_that_a_copy_may_last_as_long_as_a_launch():
+    """By the plan a copy takes ten times the launch, so that one slot would do for what it makes; the launch may take as long in the run."""
+    b = Graph.build()
+    b.output(b.op(MIX, b.input("x", (64, 64)), name="work"), "y")
+    loop = Loop(b.freeze(), 20, sequences=("x",), collected=("y",))
+    link = Link(HOST, "cuda:0", 0.0, 16384 / 1e-3)
+    machine = Machine((CPU, gpu(1)), (link, replace(link, src="cuda:0", dst=HOST, bytes_per_second=16384 / 5e-4)), MEMORIES)
+    costs = Table({("work", "cuda"): 1e-4}, 1.0)
+    plan = plan_loop(loop, machine, costs)
+    assert {plan.rings[r] for r in plan.rings if r.node == "cuda:0"} == {2}
+    assert problems(plan) == []
+    short = plan_loop(loop, machine, costs, memory={"cuda:0": plan.arenas["cuda:0"] - 1})  # room for it comes first
+    assert min(short.rings[r] for r in short.rings if r.node == "cuda:0") == 1
+    assert short.period == plan.period
 
 
 def test_stop_keeps_turns_apart():

@@ -10,6 +10,8 @@ import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
 
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.machine.calibration import applied, load
@@ -20,11 +22,19 @@ _TWINS = "HETSCHED_OPENCL_TWINS"
 _GENERAL = ("any", "gpu")  # patterns that name no kind of device
 
 
+class Place(NamedTuple):
+    """By which a card is known again that two drivers offer: its address on the machine's bus (None: not known) and the name that drivers give it."""
+
+    address: str | None
+    name: str
+    driver: str
+
+
 @dataclass(frozen=True)
 class Found:
     """What a backend found: devices, the memory nodes and links they bring, the resources they share; notes on what is there but cannot be used.
 
-    places: device -> (its address on the machine's bus, the driver), where that is known: a device that two drivers offer is at one address.
+    places: where cards are, by device.
     """
 
     devices: tuple[Device, ...] = ()
@@ -32,7 +42,7 @@ class Found:
     links: tuple[Link, ...] = ()
     resources: tuple[Resource, ...] = ()
     notes: tuple[str, ...] = ()
-    places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:
@@ -47,14 +57,27 @@ def _look() -> list[Found]:
 
 
 def twins(looked: Iterable[Found]) -> dict[str, str]:
-    """Devices that are others by another driver (a card that CUDA and OpenCL offer) -> which they are: the one found first."""
+    """Devices that are others by another driver (a card that CUDA and OpenCL offer) -> which they are: the one found first.
+
+    They have one address; or, where addresses do not tell (drivers count slots in several ways), one name, and as many of the name with each driver.
+    """
     first: dict[str, tuple[str, str]] = {}
     out: dict[str, str] = {}
-    for found in looked:
-        for device, (address, driver) in found.places.items():
-            known, by = first.setdefault(address, (device, driver))
-            if by != driver:  # parts of one device have its address too
+    places = {device: place for found in looked for device, place in found.places.items()}
+    for device, place in places.items():
+        if place.address is not None:
+            known, by = first.setdefault(place.address, (device, place.driver))
+            if by != place.driver:  # parts of one device have its address too
                 out[device] = known
+    alone = [device for device in places if device not in out and device not in out.values()]
+    for _, same in groupby(sorted(alone, key=lambda d: places[d].name), key=lambda d: places[d].name):
+        by_driver: dict[str, list[str]] = {}
+        for device in sorted(same, key=list(places).index):
+            by_driver.setdefault(places[device].driver, []).append(device)
+        found_first, *others = by_driver.values()
+        for twins_of in others:
+            if len(twins_of) == len(found_first):
+                out.update(zip(twins_of, found_first, strict=True))
     return out
 
 
@@ -62,11 +85,23 @@ def _takes_twins() -> bool:
     return os.environ.get(_TWINS, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
-def here(*named: str) -> Machine:
+def _is_asked(twin: Device, there: Iterable[Device], named: Iterable[str | tuple[str, ...]]) -> bool:
+    """True if somebody's patterns mean `twin`, and none that stands before them a device of `there`."""
+    for patterns in named:
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+            if twin.matches(pattern) and pattern not in _GENERAL:
+                return True
+            if any(d.matches(pattern) for d in there):
+                break
+    return False
+
+
+def here(*named: str | tuple[str, ...]) -> Machine:
     """The machine this runs on: what every backend finds, with the figures of devices that were calibrated (`hetsched calibrate`), and the watts of
 
     `HETSCHED_WATTS`. A device that two drivers offer is there once: two would be given work and memory twice. named: patterns that somebody asks
-    for; one that means such a twin (`opencl`, `opencl:0`) brings it, as `HETSCHED_OPENCL_TWINS=1` does.
+    for, or several in order of preference; what means such a twin (`opencl`, `opencl:0`) brings it, unless a device that is there anyway is preferred
+    (`("cuda", "opencl")`). `HETSCHED_OPENCL_TWINS=1` brings all of them.
     """
     devices: dict[str, Device] = {}
     memories: dict[str, MemoryNode] = {}
@@ -74,8 +109,9 @@ def here(*named: str) -> Machine:
     resources: dict[str, Resource] = {}
     looked = _look()
     known = {} if _takes_twins() else twins(looked)
+    there = [d for found in looked for d in found.devices if d.id not in known]
     for found in looked:
-        out = {d.memory for d in found.devices if d.id in known and not any(d.matches(p) for p in named if p not in _GENERAL)}
+        out = {d.memory for d in found.devices if d.id in known and not _is_asked(d, there, named)}
         devices.update((d.id, d) for d in found.devices if d.memory not in out)
         memories.update((m.name, m) for m in found.memories if m.name not in out)
         links.update(((x.src, x.dst), x) for x in found.links if x.src not in out and x.dst not in out)

@@ -108,15 +108,19 @@ def inside(offset: int, shape: tuple[int, ...], dtype: Any, arena_nbytes: int) -
 
 
 class Landing:
-    """Bytes on their way to the host: pinned memory that is copied to `target` once, when `wait` returns. release: what is called after it."""
+    """Bytes on their way to the host: pinned memory that is copied to `target` once, when `wait` returns. release: what is called after it.
+
+    parts: (wait, first byte, behind the last) of what comes one after the other; `land` waits for each of them itself. Both arrays are contiguous.
+    """
 
     def __init__(
         self, target: Any, pinned: Any, wait: Callable[[], object], release: Callable[[], object] | None = None,
-        copy: Callable[[Any, Any], object] = np.copyto,
+        copy: Callable[[Any, Any], object] = np.copyto, parts: Sequence[tuple[Callable[[], object], int, int]] = (),
     ) -> None:  # fmt: skip
         self.nbytes = int(target.nbytes)
         self.wait = wait
         self._range: tuple[int, int] | None = None
+        self.parts = parts
         self._target, self._pinned, self._release, self._copy = target, pinned, release, copy
         self._lock = threading.Lock()
 
@@ -143,7 +147,14 @@ class Landing:
         """Put the bytes to where they belong; they have reached the host."""
         with self._lock:
             if self._pinned is not None:
-                self._copy(self._target, self._pinned)
+                if self.parts:
+                    to, of = self._target.reshape(-1).view(np.uint8), self._pinned.reshape(-1).view(np.uint8)
+                    for wait, first, last in self.parts:
+                        wait()
+                        self._copy(to[first:last], of[first:last])
+                    self.parts = ()
+                else:
+                    self._copy(self._target, self._pinned)
                 self._target = self._pinned = None
                 self.wait = _nothing
                 if self._release is not None:
@@ -154,6 +165,7 @@ class Arrival:
     """Bytes that a device itself puts to where they belong on the host: they are there when `wait` returns."""
 
     staged_nbytes = 0
+    parts: Sequence[tuple[Callable[[], object], int, int]] = ()
 
     def __init__(self, target: Any, wait: Callable[[], object]) -> None:
         self._range = range_of(target)

@@ -149,6 +149,9 @@ class Event:
     def reach(self, spin_seconds: float = 0.0) -> None:
         """Wait, and put what it brings to the host to where it belongs. spin_seconds: ask so long before sleeping."""
         try:
+            for landing in self.landings:
+                if landing.parts:  # the first are put to where they belong while the last are on their way
+                    landing.land()
             self.pass_by(spin_seconds)
         except Exception as error:
             raise self.stream.live.refusal("a command failed", error) from error
@@ -195,11 +198,15 @@ class Event:
             return True
 
     def span(self) -> tuple[float, float]:
-        """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them."""
+        """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them.
+
+        No finish is later than now: the anchor may be some microseconds off, and what is handed over from here on starts behind it.
+        """
         self.wait()
+        now = perf_counter()
         mark, at = self._anchor
         try:
-            finish = at + cupy.cuda.get_elapsed_time(mark, self._ends) * 1e-3
+            finish = min(at + cupy.cuda.get_elapsed_time(mark, self._ends) * 1e-3, now)
             start = finish if self._first is None else at + cupy.cuda.get_elapsed_time(mark, self._first) * 1e-3
         except Exception as error:
             raise self.stream.live.refusal("an event has no time", error) from error
@@ -596,14 +603,21 @@ class Stream:
                 scratch.landings.append(arrival)
             else:
                 pinned = pinned_bytes(nbytes)
-                self._bring(src, address(pinned), nbytes)
+                size = _CHUNK_NBYTES if nbytes >= 2 * _CHUNK_NBYTES and dst.flags.c_contiguous else nbytes
+                parts: list[tuple[Callable[[], object], int, int]] = []
+                for first in range(0, nbytes, size):
+                    last = min(first + size, nbytes)
+                    self._bring(src, address(pinned), last - first, first)
+                    if size < nbytes:
+                        parts.append((self._event(timing=False).synchronize, first, last))
                 self._holding.append(pinned)
-                arrival = Landing(dst, pinned.view(src.dtype).reshape(src.shape), self.stream.synchronize, copy=self.live.copiers.copy)
+                staged = pinned.view(src.dtype).reshape(src.shape)
+                arrival = Landing(dst, staged, self.stream.synchronize, copy=self.live.copiers.copy, parts=parts)
         self._landings.append(arrival)
         self.live.on_their_way.expect(arrival)
 
-    def _bring(self, src: DeviceArray, to: int, nbytes: int) -> None:
-        self._do("a download", self._copy, to, src.pointer, nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
+    def _bring(self, src: DeviceArray, to: int, nbytes: int, first: int = 0) -> None:
+        self._do("a download", self._copy, to + first, src.pointer + first, nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
 
     def _room(self, nbytes: int) -> tuple[_Scratch, int]:
         """Pinned memory for a small copy: where, and the byte where it begins."""
@@ -741,6 +755,7 @@ class LiveDevice:
         self.name = name
         self.nbytes = nbytes
         self.lost = False
+        self._process = os.getpid()
         self.device = cupy.cuda.Device(number)
         self.spin_seconds = SPIN_SECONDS
         self.ranges = find_ranges()
@@ -850,7 +865,9 @@ class LiveDevice:
         self.lost = True
 
     def close(self) -> None:
-        """Wait for what was handed over; give back streams and arena. Arrays of it cannot be used any more."""
+        """Wait for what was handed over; give back streams and arena. Arrays of it cannot be used any more. In a forked process: nothing."""
+        if self._process != os.getpid():
+            return
         for stream in self._streams:
             stream.close()
         self._streams.clear()

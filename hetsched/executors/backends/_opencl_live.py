@@ -8,6 +8,7 @@ it keeps its own kernel objects, since setting arguments is not thread-safe. Not
 from __future__ import annotations
 
 import math
+import os
 import queue
 import threading
 from collections import deque
@@ -670,6 +671,7 @@ class LiveDevice:
         self._streams: list[Stream] = []
         self._bridge: Stream | None = None
         self._closed = False
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self.bridging = threading.Lock()
         self._clock_queue = cl.CommandQueue(self.context, self.device, cl.command_queue_properties.PROFILING_ENABLE)
@@ -744,8 +746,11 @@ class LiveDevice:
         self.lost = True
 
     def close(self) -> None:
-        """Wait for what was handed over; release queues and arena. Arrays of it cannot be used any more. A second time nothing is done."""
-        if self._closed:
+        """Wait for what was handed over; release queues and arena. Arrays of it cannot be used any more. A second time nothing is done, nor in a
+
+        forked process.
+        """
+        if self._closed or self._process != os.getpid():
             return
         self._closed = True
         for stream in self._streams:

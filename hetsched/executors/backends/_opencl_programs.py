@@ -2,8 +2,7 @@
 
 A binary's file name is the hash of everything that it depends on: source, options, device, driver and platform version. Its content begins with the
 hash of that and of the rest, so a file that is damaged, cut short or that of another program is ignored and written anew, and never reaches the
-driver: some (NVIDIA's) end the process over a binary that they do not expect. For the same reason a program without kernels is not written. Files are
-written aside and renamed, so that processes which build the same program at the same time do not disturb each other.
+driver. Files are written aside and renamed, so that processes which build the same program at the same time do not disturb each other.
 """
 
 from __future__ import annotations
@@ -99,7 +98,8 @@ class Programs:
         try:
             return cl.Kernel(program, function)
         except cl.Error as error:
-            names = program.get_info(cl.program_info.KERNEL_NAMES).replace(";", ", ")
+            count = program.get_info(cl.program_info.NUM_KERNELS)
+            names = program.get_info(cl.program_info.KERNEL_NAMES).replace(";", ", ") if count else ""
             raise DeviceError(f"the OpenCL source has no kernel {function!r}; it has: {names or 'none'}") from error
 
     def path(self, source: str) -> Path:
@@ -126,10 +126,10 @@ class Programs:
         try:
             program = cl._cl._Program(self.context, [self.device], [binary])
             _compile(program, self.device)
-            names = program.get_info(cl.program_info.KERNEL_NAMES)
+            count = program.get_info(cl.program_info.NUM_KERNELS)  # not their names: of none, NVIDIA's driver ends the process
         except cl.Error:
             return None  # a driver may refuse what an equally named one has written
-        if not names:  # or take it, and find nothing in it
+        if not count:  # or take it, and find nothing in it
             return None
         self.loaded += 1
         return program
@@ -149,11 +149,11 @@ class Programs:
             raise refused from error
         self.built += 1
         try:
-            names = program.get_info(cl.program_info.KERNEL_NAMES)
+            count = program.get_info(cl.program_info.NUM_KERNELS)
             binary = cast(list[bytes], program.get_info(cl.program_info.BINARIES))[0]
         except cl.Error:
             return program  # a driver need not give binaries
-        if binary and names:
+        if binary and count:
             write_whole(self.path(source), self.head(source, binary) + binary)
         return program
 

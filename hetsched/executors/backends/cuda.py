@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
-from hetsched.executors.backends import Found
+from hetsched.executors.backends import Found, Place
 from hetsched.executors.backends._common import is_on, kept_speeds, least_seconds, lone_seconds, row_seconds, streams
 from hetsched.executors.forks import leaves_alone
 from hetsched.folders import cache_folder, write_whole
@@ -101,7 +101,7 @@ def _look() -> Found:
     except Exception as error:  # ImportError, or CUDARuntimeError where there is no driver
         return Found(notes=(f"no CUDA: {type(error).__name__}: {' '.join(str(error).split())}",))
     devices, links, memories, notes = [], [], [], streams("cuda")[1]
-    places: dict[str, tuple[str, str]] = {}
+    places: dict[str, Place] = {}
     speeds: dict[int, dict[str, float]] = {}
     for i in range(count):
         try:
@@ -115,8 +115,7 @@ def _look() -> Found:
         devices.append(described(i, properties, speeds[i]))
         memories.append(MemoryNode(f"cuda:{i}", int(free * _SHARE)))
         links += links_of(i, speeds[i])
-        if (address := _address(properties)) is not None:
-            places[f"cuda:{i}"] = address, "CUDA"
+        places[f"cuda:{i}"] = Place(_address(properties), devices[-1].name, "CUDA")
     for a in speeds:
         links += [between(a, speeds[a], b, speeds[b], _peers(cupy, a, b)) for b in speeds if a != b]
     return Found(tuple(devices), tuple(memories), tuple(links), (), tuple(notes), places)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import PlacementError, did_you_mean
-from hetsched.executors.backends import Found
+from hetsched.executors.backends import Found, Place
 from hetsched.executors.backends._common import kept_speeds, least_seconds, row_seconds, streams
 from hetsched.executors.cores import cores
 from hetsched.executors.forks import leaves_alone
@@ -83,7 +83,9 @@ def find() -> Found:
         links = [link for i, u in enumerate(usable) for link in _links(i, u.speeds)]
         links += [_between(i, a.speeds, j, b.speeds) for i, a in enumerate(usable) for j, b in enumerate(usable) if i != j]
         memories = tuple(MemoryNode(f"opencl:{i}", _capacity(u.device)) for i, u in enumerate(usable))
-        places = {f"opencl:{i}": (address, _driver(u.device)) for i, u in enumerate(usable) if (address := _address(u.device)) is not None}
+        places = {
+            f"opencl:{i}": Place(_address(u.device), u.device.name.strip(), _driver(u.device)) for i, u in enumerate(usable) if not devices[i].uses
+        }
     except Exception as error:  # a driver that is half installed must not keep hetsched from the devices that work
         return Found(notes=(f"OpenCL cannot be used: {type(error).__name__}: {error}",))
     shared = (Resource("cores", float(n)),) if any(d.uses for d in devices) else ()

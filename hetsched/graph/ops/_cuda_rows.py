@@ -11,12 +11,12 @@ the host is not asked.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hetsched.graph.ops._cuda_small import _HEAD, _NOTHING, _TYPES, _function, _typedef
+from hetsched.graph.ops._cuda_small import _HEAD, _NOTHING, _function, _typedef
 
 _BLOCK = 128  # threads of a block of short rows
 _WORD = 16  # bytes that a thread reads at once
@@ -26,6 +26,8 @@ _FEW_ROWS = 264  # two for each of the 132 multiprocessors of a large device
 _LONGEST = 1 << 18  # elements of a row that one block reads
 _LONG = 1 << 15  # elements of an array that is worth parts
 _MOST = 1 << 31
+_WHOLE = frozenset("bBhHiIlLqQ")  # by `dtype.char`: a dtype's name takes a microsecond
+_NUMBERS = _WHOLE | frozenset("fd")
 
 # L threads share a row of `packs` words of V elements; EACH runs over a thread's own, GET gives one.
 LANES = """
@@ -289,33 +291,72 @@ def share_of(rows: int, n: int, itemsize: int, aligned: bool, kept: int) -> Shar
     return Share(lanes, pack, (1 << (each - 1).bit_length()) if each * max(1, pack * itemsize // 8) <= most else 0)
 
 
-def _launch(xp: Any, name: str, source: str, blocks: int, threads: int, *arguments: Any) -> bool:
-    _function(xp, int(xp.cuda.Device().id), source, name)((blocks,), (threads,), arguments)
-    return True
+class Ready(NamedTuple):
+    """A launch but for its arrays. Kept by what the arrays are like: a launch costs the host little more than CuPy's call then."""
+
+    name: str
+    source: str
+    grid: tuple[int]
+    block: tuple[int]
+    numbers: tuple[Any, ...]
+
+    def go(self, xp: Any, *arrays: Any) -> bool:
+        """Enqueue it."""
+        _function(xp, int(xp.cuda.Device().id), self.source, self.name)(self.grid, self.block, (*arrays, *self.numbers))
+        return True
 
 
-def _rows(xp: Any, name: str, body: str, types: str, share: Share, rows: int, *arguments: Any) -> bool:
+def _of_rows(name: str, body: str, types: str, share: Share, rows: int, *numbers: Any) -> Ready:
     known = {"L": share.lanes, "V": share.pack, "P": max(1, share.kept), "KEEP": int(share.kept > 0), "BLOCK": share.block}
-    numbers = "".join(f"#define {key} {value}\n" for key, value in known.items())
-    return _launch(xp, name, _HEAD + types + numbers + LANES + body, -(-rows * share.lanes // share.block), share.block, *arguments)
+    definitions = "".join(f"#define {key} {value}\n" for key, value in known.items())
+    blocks = -(-rows * share.lanes // share.block)
+    return Ready(name, _HEAD + types + definitions + LANES + body, (blocks,), (share.block,), numbers)
+
+
+def _share(rows: int, n: int, itemsize: int, are_aligned: bool, kept: int) -> Share | None:
+    """How rows of `n` elements are shared, where all can be counted in 32 bits."""
+    if not (n > 0 and rows > 0 and rows * 32 < _MOST and rows * n < _MOST):
+        return None
+    return share_of(min(rows, _FEW_ROWS + 1), n, itemsize, are_aligned and n * itemsize % _WORD == 0, kept)
+
+
+_BODIES = {
+    "softmax": _SOFTMAX,
+    "softmax_grad": _SOFTMAX_GRAD,
+    "row_losses": _ROW_LOSSES,
+    "row_losses_grad": _ROW_LOSSES_GRAD,
+    "place_of_most": _PLACE,
+}
+
+
+@lru_cache(maxsize=4096)
+def _ready(name: str, kept: int, char: str, label: str, shape: tuple[int, ...], are_aligned: bool, more: int | float | None = None) -> Ready | None:
+    """For arrays of dtype `char` and a shape whose last axis are the rows; label: the dtype of labels; more: the last of the numbers."""
+    dtype, n = np.dtype(char), shape[-1]
+    rows = math.prod(shape[:-1])
+    share = _share(rows, n, dtype.itemsize, are_aligned, kept)
+    if share is None:
+        return None
+    kind = dtype if dtype.itemsize >= 4 else np.dtype(np.int32)
+    types = _typedef(T=dtype, A=kind, S=kind, B=np.dtype(label))
+    last = () if more is None else (np.int32(more) if isinstance(more, int) else kind.type(more),)
+    return _of_rows(name, _BODIES[name], types, share, rows, np.uint32(rows), np.uint32(n), *last)
 
 
 def _aligned(*arrays: Any) -> bool:
-    return all(int(x.data.ptr) % _WORD == 0 for x in arrays)
+    return not any(int(x.data.ptr) % _WORD for x in arrays)
 
 
-def _share(rows: int, n: int, kept: int, *arrays: Any) -> Share | None:
-    """How rows of `n` elements of arrays of one dtype are shared, where they can be counted in 32 bits."""
-    if not (n > 0 and rows > 0 and rows * 32 < _MOST and arrays[0].size < _MOST):
-        return None
-    size = int(arrays[0].itemsize)
-    return share_of(min(rows, _FEW_ROWS + 1), n, size, _aligned(*arrays) and n * size % _WORD == 0, kept)
-
-
-def _floats(*given: Any) -> bool:
+def _floats(x: Any, *others: Any) -> bool:
     """True for arrays of one of the dtypes that are calculated with here, one element after the other in memory."""
-    dtype = given[0].dtype
-    return dtype in (np.float32, np.float64) and all(x.dtype == dtype and x.flags.c_contiguous for x in given)
+    char = x.dtype.char
+    if char not in "fd" or not x.flags.c_contiguous:
+        return False
+    return all(y.dtype.char == char and y.flags.c_contiguous for y in others)
+
+
+def _labels(labels: Any) -> bool:
+    return labels.dtype.char in _WHOLE and bool(labels.flags.c_contiguous)
 
 
 def _last(x: Any, axis: int) -> bool:
@@ -326,92 +367,41 @@ def softmax(xp: Any, x: Any, y: Any, axis: int, logarithm: bool = False) -> bool
     """y = softmax(x) along the last axis, or its logarithm; y may be x."""
     if not (_last(x, axis) and _floats(x, y)):
         return False
-    n = int(x.shape[-1])
-    rows = x.size // max(n, 1)
-    share = _share(rows, n, 1, x, y)
-    if share is None:
-        return False
-    types = _typedef(T=x.dtype, A=x.dtype)
-    return _rows(xp, "softmax", _SOFTMAX, types, share, rows, x, y, np.uint32(rows), np.uint32(n), np.int32(logarithm))
+    ready = _ready("softmax", 1, x.dtype.char, "l", x.shape, _aligned(x, y), int(logarithm))
+    return ready is not None and ready.go(xp, x, y)
 
 
 def softmax_grad(xp: Any, y: Any, dy: Any, dx: Any, axis: int, logarithm: bool = False) -> bool:
     """dx from y = softmax(x) along the last axis, or its logarithm, and dy; dx may be either."""
     if not (_last(y, axis) and _floats(y, dy, dx)):
         return False
-    n = int(y.shape[-1])
-    rows = y.size // max(n, 1)
-    share = _share(rows, n, 2, y, dy, dx)
-    if share is None:
-        return False
-    types = _typedef(T=y.dtype, A=y.dtype)
-    return _rows(xp, "softmax_grad", _SOFTMAX_GRAD, types, share, rows, y, dy, dx, np.uint32(rows), np.uint32(n), np.int32(logarithm))
-
-
-def _labels(labels: Any) -> bool:
-    return labels.dtype.name in _TYPES and labels.dtype.kind in "iu" and bool(labels.flags.c_contiguous)
+    ready = _ready("softmax_grad", 2, y.dtype.char, "l", y.shape, _aligned(y, dy, dx), int(logarithm))
+    return ready is not None and ready.go(xp, y, dy, dx)
 
 
 def cross_entropy(xp: Any, logits: Any, labels: Any, loss: Any, losses: Any, count: float) -> bool:
     """loss = the sum of the rows' cross entropies / count. losses: as many elements as there are rows, for what each row gives."""
     if not (_floats(logits, loss, losses) and _labels(labels)):
         return False
-    rows, n = (int(d) for d in logits.shape)
-    share = _share(rows, n, 1, logits)
-    if share is None or rows > _LONGEST:
-        return False
-    types = _typedef(T=logits.dtype, A=logits.dtype, B=labels.dtype)
-    _rows(xp, "row_losses", _ROW_LOSSES, types, share, rows, logits, labels, losses, np.uint32(rows), np.uint32(n))
-    return _sums(xp, losses, loss, 1, rows, False, 1 / count)
+    char, rows = logits.dtype.char, len(logits)
+    each = _ready("row_losses", 1, char, labels.dtype.char, logits.shape, _aligned(logits))
+    total = _sum_ready(char, char, 1, rows, rows, _aligned(losses), False, 1 / count)
+    return each is not None and total is not None and each.go(xp, logits, labels, losses) and total.go(xp, losses, loss)
 
 
 def cross_entropy_grad(xp: Any, logits: Any, labels: Any, dloss: Any, out: Any, count: float) -> bool:
     """out = (softmax(logits) - one_hot(labels)) * dloss / count; out may be logits."""
     if not (_floats(logits, dloss, out) and _labels(labels)):
         return False
-    rows, n = (int(d) for d in logits.shape)
-    share = _share(rows, n, 1, logits, out)
-    if share is None:
-        return False
-    types = _typedef(T=logits.dtype, A=logits.dtype, B=labels.dtype)
-    numbers = (np.uint32(rows), np.uint32(n), logits.dtype.type(count))
-    return _rows(xp, "row_losses_grad", _ROW_LOSSES_GRAD, types, share, rows, logits, labels, dloss, out, *numbers)
-
-
-def squares(xp: Any, x: Any, y: Any, loss: Any, parts: Any, count: float) -> bool:
-    """loss = the sum of (x - y) ** 2 / count. parts: an element for each 4,096 of x, at least."""
-    if not (_floats(x, y, loss, parts) and 0 < x.size < _MOST):
-        return False
-    n = int(x.size)
-    each = max(4096, -(-n // 512))
-    blocks = -(-n // each)
-    share = Share(_WIDE[0], 1, 0)
-    types = _typedef(T=x.dtype, A=x.dtype)
-    numbers = (np.uint32(n), np.uint32(each), x.dtype.type(1 / count if blocks == 1 else 1))
-    _rows(xp, "squares", _SQUARES, types, share, blocks, x, y, loss if blocks == 1 else parts, *numbers)
-    return blocks == 1 or _sums(xp, parts[:blocks], loss, 1, blocks, False, 1 / count)
-
-
-def squares_grad(xp: Any, x: Any, y: Any, dloss: Any, dx: Any, count: float) -> bool:
-    """dx = 2 (x - y) dloss / count; dx may be x or y."""
-    if not (_floats(x, y, dloss, dx) and 0 < x.size < _MOST):
-        return False
-    source = _HEAD + _typedef(T=x.dtype) + _SQUARES_GRAD
-    return _launch(xp, "squares_grad", source, -(-x.size // 256), 256, x, y, dloss, dx, np.uint32(x.size), x.dtype.type(2 / count))
+    ready = _ready("row_losses_grad", 1, logits.dtype.char, labels.dtype.char, logits.shape, _aligned(logits, out), float(count))
+    return ready is not None and ready.go(xp, logits, labels, dloss, out)
 
 
 def _place(xp: Any, x: Any, labels: Any, out: Any) -> bool:
-    n = int(x.shape[-1]) if x.ndim else 0
-    rows = x.size // max(n, 1)
-    if not (x.dtype.name in _TYPES and x.flags.c_contiguous and out.flags.c_contiguous):
+    if not (x.ndim and x.dtype.char in _NUMBERS and x.flags.c_contiguous and out.flags.c_contiguous):
         return False
-    share = _share(rows, n, 0, x)
-    if share is None:
-        return False
-    shuffled = x.dtype if x.dtype.itemsize >= 4 else np.dtype(np.int32)
-    types = _typedef(T=x.dtype, A=shuffled, S=shuffled, B=np.int64 if labels is None else labels.dtype)
-    given = _NOTHING if labels is None else labels
-    return _rows(xp, "place_of_most", _PLACE, types, share, rows, x, given, out, np.uint32(rows), np.uint32(n))
+    ready = _ready("place_of_most", 0, x.dtype.char, "l" if labels is None else labels.dtype.char, x.shape, _aligned(x))
+    return ready is not None and ready.go(xp, x, _NOTHING if labels is None else labels, out)
 
 
 def argmax(xp: Any, x: Any, out: Any, axis: int) -> bool:
@@ -427,33 +417,80 @@ def correct(xp: Any, logits: Any, labels: Any, count: Any) -> bool:
     return _place(xp, logits, labels, count)
 
 
+@lru_cache(maxsize=4096)
+def _squares_ready(char: str, n: int, count: float) -> tuple[Ready, int]:
+    """The launch, and the parts that it makes."""
+    dtype, each = np.dtype(char), max(4096, -(-n // 512))
+    blocks = -(-n // each)
+    scale = dtype.type(1 / count if blocks == 1 else 1)
+    types = _typedef(T=dtype, A=dtype)
+    return _of_rows("squares", _SQUARES, types, Share(_WIDE[0], 1, 0), blocks, np.uint32(n), np.uint32(each), scale), blocks
+
+
+def squares(xp: Any, x: Any, y: Any, loss: Any, parts: Any, count: float) -> bool:
+    """loss = the sum of (x - y) ** 2 / count. parts: an element for each 4,096 of x, at least."""
+    if not (_floats(x, y, loss, parts) and 0 < x.size < _MOST):
+        return False
+    ready, blocks = _squares_ready(x.dtype.char, int(x.size), count)
+    if blocks == 1:
+        return ready.go(xp, x, y, loss)
+    return ready.go(xp, x, y, parts) and _sums(xp, parts, loss, 1, blocks, False, 1 / count, blocks)
+
+
+@lru_cache(maxsize=4096)
+def _squares_grad_ready(char: str, n: int, count: float) -> Ready:
+    dtype = np.dtype(char)
+    source = _HEAD + _typedef(T=dtype) + _SQUARES_GRAD
+    return Ready("squares_grad", source, (-(-n // 256),), (256,), (np.uint32(n), dtype.type(2 / count)))
+
+
+def squares_grad(xp: Any, x: Any, y: Any, dloss: Any, dx: Any, count: float) -> bool:
+    """dx = 2 (x - y) dloss / count; dx may be x or y."""
+    if not (_floats(x, y, dloss, dx) and 0 < x.size < _MOST):
+        return False
+    return _squares_grad_ready(x.dtype.char, int(x.size), count).go(xp, x, y, dloss, dx)
+
+
 # Sums and maxima over neighbouring axes -------------------------------------------------------------------------------------------
 
 
-def _sums(xp: Any, x: Any, out: Any, rows: int, n: int, largest: bool, scale: float = 1.0) -> bool:
-    """out [rows] = of x in rows of n, of which the last may be shorter; whoever calls has looked at the arrays."""
-    share = _share(rows, n, 0, x)
+@lru_cache(maxsize=4096)
+def _sum_ready(char: str, out: str, rows: int, n: int, size: int, is_aligned: bool, largest: bool, scale: float) -> Ready | None:
+    dtype, result = np.dtype(char), np.dtype(out)
+    share = _share(rows, n, dtype.itemsize, is_aligned, 0)
     if share is None:
-        return False
-    if x.size % share.pack:
+        return None
+    if size % share.pack:
         share = share._replace(pack=1)
-    kind = out.dtype if out.dtype.itemsize >= 4 else np.dtype(np.int32)
-    types = _typedef(T=x.dtype, A=kind, R=out.dtype)
-    numbers = (np.uint32(rows), np.uint32(n), np.uint32(x.size), np.int32(largest), kind.type(scale))
-    return _rows(xp, "reduced_rows", _REDUCED, types, share, rows, x, out, *numbers)
+    kind = result if result.itemsize >= 4 else np.dtype(np.int32)
+    numbers = (np.uint32(rows), np.uint32(n), np.uint32(size), np.int32(largest), kind.type(scale))
+    return _of_rows("reduced_rows", _REDUCED, _typedef(T=dtype, A=kind, R=result), share, rows, *numbers)
+
+
+def _sums(xp: Any, x: Any, out: Any, rows: int, n: int, largest: bool, scale: float = 1.0, size: int = 0) -> bool:
+    """out [rows] = of x, `size` elements (all), in rows of n, of which the last may be shorter; whoever calls has looked at the arrays."""
+    ready = _sum_ready(x.dtype.char, out.dtype.char, rows, n, size or int(x.size), _aligned(x), largest, scale)
+    return ready is not None and ready.go(xp, x, out)
+
+
+@lru_cache(maxsize=4096)
+def _columns_ready(char: str, out: str, shape: tuple[int, int, int], slices: int, largest: bool, scale: float) -> Ready | None:
+    outer, n, inner = shape
+    blocks = outer * -(-inner // 32) * slices
+    if not (0 < blocks < _MOST and 0 < outer * n * inner < _MOST):
+        return None
+    dtype, result = np.dtype(char), np.dtype(out)
+    kind = result if result.itemsize >= 4 else np.dtype(np.int32)
+    numbers = (*(np.uint32(d) for d in (outer, n, inner, slices)), np.int32(largest), kind.type(scale))
+    return Ready("reduced_columns", _HEAD + _typedef(T=dtype, A=kind, R=result) + _COLUMNS, (blocks,), (256,), numbers)
 
 
 def _columns(xp: Any, x: Any, out: Any, shape: tuple[int, int, int], slices: int, largest: bool, scale: float = 1.0) -> bool:
-    outer, n, inner = shape
-    blocks = outer * -(-inner // 32) * slices
-    if not (0 < blocks < _MOST and 0 < x.size < _MOST):
-        return False
-    kind = out.dtype if out.dtype.itemsize >= 4 else np.dtype(np.int32)
-    types = _typedef(T=x.dtype, A=kind, R=out.dtype)
-    numbers = (*(np.uint32(d) for d in (outer, n, inner, slices)), np.int32(largest), kind.type(scale))
-    return _launch(xp, "reduced_columns", _HEAD + types + _COLUMNS, blocks, 256, x, out, *numbers)
+    ready = _columns_ready(x.dtype.char, out.dtype.char, shape, slices, largest, scale)
+    return ready is not None and ready.go(xp, x, out)
 
 
+@lru_cache(maxsize=4096)
 def _middle(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, int, int] | None:
     """[outer, n, inner] where the axes that are reduced are neighbours, n between the others."""
     ndim = len(shape)
@@ -471,6 +508,18 @@ def _slices(outer: int, n: int, inner: int) -> int:
     return max(1, min(1024 // max(blocks, 1), n // each, 512))
 
 
+@cache
+def _cut(outer: int, n: int, inner: int, room: int) -> tuple[int, int]:
+    """Parts, and elements of n in each, where there is room for so many results; of one sum the last part may be shorter."""
+    slices = max(1, min(_slices(outer, n, inner), room // (outer * inner)))
+    if inner == 1 and outer == 1:
+        each = -(-n // slices // _WORD) * _WORD
+        return -(-n // each), each
+    if inner == 1 and n % slices:
+        slices = math.gcd(n, 1 << slices.bit_length() - 1)
+    return slices, n // slices
+
+
 def workspace_nbytes(x: Any, axes: tuple[int, ...] | None) -> int:
     """Bytes for the parts of a reduction of arrays of a spec; 0 where it is done at once."""
     shape = _middle(x.bounds, axes) if x.size >= _LONG else None
@@ -482,21 +531,13 @@ def reduced(xp: Any, x: Any, out: Any, axes: tuple[int, ...] | None, workspace: 
 
     workspace: bytes for the parts of sums of which there are few and long ones; where it is too short they are not cut.
     """
-    if not (x.dtype.name in _TYPES and out.dtype.name in _TYPES and x.size and out.size and x.flags.c_contiguous and out.flags.c_contiguous):
+    if not (x.dtype.char in _NUMBERS and out.dtype.char in _NUMBERS and x.size and out.size and x.flags.c_contiguous and out.flags.c_contiguous):
         return False
-    shape = _middle(tuple(int(d) for d in x.shape), axes)
+    shape = _middle(x.shape, axes)
     if shape is None:
         return False
     outer, n, inner = shape
-    room = 0 if workspace is None else workspace.nbytes // out.itemsize
-    slices = max(1, min(_slices(outer, n, inner), room // out.size))
-    each = n // slices
-    if inner == 1 and outer == 1:
-        each = -(-n // slices // _WORD) * _WORD  # the last part is shorter
-        slices = -(-n // each)
-    elif inner == 1 and n % slices:
-        slices = math.gcd(n, 1 << slices.bit_length() - 1)
-        each = n // slices
+    slices, each = _cut(outer, n, inner, 0 if workspace is None else int(workspace.nbytes) // int(out.itemsize))
     if slices == 1:
         return _sums(xp, x, out, outer, n, largest, scale) if inner == 1 else _columns(xp, x, out, shape, 1, largest, scale)
     parts = workspace[: outer * inner * slices * out.itemsize].view(out.dtype)

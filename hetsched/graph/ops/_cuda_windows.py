@@ -6,6 +6,7 @@ atomic additions and the bits are the same each time. As in `_cuda_small`: True 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,11 +106,13 @@ class Windows(NamedTuple):
     before: tuple[int, int]
     whole: bool
 
-    def definitions(self, **more: int) -> str:
-        """What the sources need to know."""
-        pairs = zip("KSP", (self.size, self.stride, self.before), strict=True)
-        known = {f"{letter}{axis}": n for letter, extents in pairs for axis, n in zip("HW", extents, strict=True)}
-        return "".join(f"#define {name} {n}\n" for name, n in {**known, "WHOLE": int(self.whole), **more}.items())
+
+@cache
+def _definitions(windows: Windows, largest: bool = False) -> str:
+    """What the sources need to know."""
+    pairs = zip("KSP", (windows.size, windows.stride, windows.before), strict=True)
+    known = {f"{letter}{axis}": n for letter, extents in pairs for axis, n in zip("HW", extents, strict=True)}
+    return "".join(f"#define {name} {n}\n" for name, n in {**known, "WHOLE": int(windows.whole), "LARGEST": int(largest)}.items())
 
 
 def _is_fine(*arrays: Any) -> bool:
@@ -124,7 +127,7 @@ def pool(xp: Any, x: Any, y: Any, windows: Windows, largest: bool) -> bool:
     """y [n, c, oh, ow] = the largest, or the mean, of each window of x [n, c, h, w]."""
     if not _is_fine(x, y):
         return False
-    head = _typedef(T=x.dtype) + windows.definitions(LARGEST=int(largest))
+    head = _typedef(T=x.dtype) + _definitions(windows, largest)
     share = x.dtype.type(1 / (windows.size[0] * windows.size[1]))
     h, w, oh, ow = _extents(x, y)
     return _run(xp, "pool", _POOL, head, _blocks(y.size), x, y, np.uint32(y.size), h, w, np.uint32(oh), np.uint32(ow), share)
@@ -134,7 +137,7 @@ def max_pool_grad(xp: Any, x: Any, y: Any, dy: Any, dx: Any, windows: Windows) -
     """dx from x, y = the largest of each window of x, and dy."""
     if not _is_fine(x, y, dy, dx):
         return False
-    head = _typedef(T=x.dtype) + windows.definitions() + _PIXEL
+    head = _typedef(T=x.dtype) + _definitions(windows) + _PIXEL
     return _run(xp, "max_pool_grad", _MAX_POOL_GRAD, head, _blocks(dx.size), x, y, dy, dx, np.uint32(dx.size), *_extents(x, y))
 
 
@@ -142,7 +145,7 @@ def avg_pool_grad(xp: Any, dy: Any, dx: Any, windows: Windows) -> bool:
     """dx from dy, where y is the mean of each window."""
     if not _is_fine(dy, dx):
         return False
-    head = _typedef(T=dy.dtype) + windows.definitions() + _PIXEL
+    head = _typedef(T=dy.dtype) + _definitions(windows) + _PIXEL
     share = dy.dtype.type(1 / (windows.size[0] * windows.size[1]))
     return _run(xp, "avg_pool_grad", _AVG_POOL_GRAD, head, _blocks(dx.size), dy, dx, np.uint32(dx.size), *_extents(dx, dy), share)
 

@@ -20,11 +20,12 @@ from hetsched.graph.ops._windows import Pair
 
 SETTING = "HETSCHED_CUDNN"
 _NAME = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
+_PARTS = ("graph", "ops", "cnn", "heuristic", "engines_precompiled")
 _MOST_NBYTES = 256 << 20
 _MOST = 1 << 31  # cuDNN counts in 32 bits
 _ALIGNED = 16  # bytes
 
-_DATA_TYPES = {"float32": 0, "float64": 1}
+_DATA_TYPES = {"f": 0, "d": 1}  # by `dtype.char`
 _NCHW, _CROSS_CORRELATION, _FMA_MATH, _DETERMINISTIC, _DEFAULT_MATH = 0, 1, 3, 1, 0
 _ALGORITHMS = 10  # more than cuDNN has of any kind
 
@@ -69,17 +70,23 @@ _SIGNATURES: dict[str, list[Any]] = {
 _ROLES = {"Forward": (0, 1, 2), "BackwardData": (1, 2, 0), "BackwardFilter": (0, 2, 1)}
 
 
+class Geometry(NamedTuple):
+    """Zeros before and behind rows and columns, steps of windows and of what is in them, groups of channels."""
+
+    padding: tuple[Pair, Pair]
+    stride: Pair
+    dilation: Pair
+    groups: int
+
+
 class Shape(NamedTuple):
     """A convolution, y [n, o, oh, ow] of x [n, c, h, w] and w [o, c / groups, kh, kw]."""
 
     x: tuple[int, ...]
     w: tuple[int, ...]
     y: tuple[int, ...]
-    dtype: str
-    padding: Pair
-    stride: Pair
-    dilation: Pair
-    groups: int
+    char: str  # of the dtype
+    geometry: Geometry
 
 
 class _Refused(Exception):
@@ -91,6 +98,11 @@ class _Plan(NamedTuple):
     convolution: Handle
     algorithm: int
     nbytes: int  # of workspace
+
+
+# 1 and 0, where C finds them.
+_NUMBERS = {"f": (ctypes.c_float(1), ctypes.c_float(0)), "d": (ctypes.c_double(1), ctypes.c_double(0))}
+_FACTORS = {char: (ctypes.byref(one), ctypes.byref(zero)) for char, (one, zero) in _NUMBERS.items()}
 
 
 class Cudnn:
@@ -127,8 +139,8 @@ class Cudnn:
         self._call("cudnnSetStream", handle, stream)
         return handle, stream
 
-    def run(self, xp: Any, way: str, shape: Shape, arrays: Sequence[Any], workspace: Any) -> bool:
-        """Enqueue on the current stream. way: one of `_ROLES`; arrays: x, w and y, of which the way's last is written."""
+    def run(self, xp: Any, way: str, shape: Shape, pointers: Sequence[int], workspace: Any) -> bool:
+        """Enqueue on the current stream. way: one of `_ROLES`; pointers: to x, w and y, of which the way's last is written."""
         device = int(xp.cuda.Device().id)
         key = (device, way, shape)
         if not self._is_usable or (key in self._plans and self._plans[key] is None):
@@ -146,14 +158,14 @@ class Cudnn:
             room = workspace
             if plan.nbytes and (room is None or room.nbytes < plan.nbytes):
                 room = xp.empty(plan.nbytes, xp.uint8)  # of the library's pool: the stream is done with it before others get it
-            number = ctypes.c_double if shape.dtype == "float64" else ctypes.c_float
-            one, zero = number(1), number(0)
-            first, second, out = _ROLES[way]
-            given = [a for i in (first, second) for a in (plan.descriptors[i], int(arrays[i].data.ptr))]
+            one, zero = _FACTORS[shape.char]
+            i, j, out = _ROLES[way]
+            of = plan.descriptors
             scratch = int(room.data.ptr) if plan.nbytes else None
-            result = (plan.descriptors[out], int(arrays[out].data.ptr))
-            call = (ctypes.byref(one), *given, plan.convolution, plan.algorithm, scratch, plan.nbytes, ctypes.byref(zero), *result)
-            self._call(f"cudnnConvolution{way}", used[0], *call)
+            self._call(
+                f"cudnnConvolution{way}", used[0], one, of[i], pointers[i], of[j], pointers[j], plan.convolution, plan.algorithm, scratch,
+                plan.nbytes, zero, of[out], pointers[out],
+            )  # fmt: skip
         except _Refused:
             self._plans[key] = None
             return False
@@ -163,14 +175,14 @@ class Cudnn:
         return True
 
     def _planned(self, handle: Handle, way: str, shape: Shape) -> _Plan:
-        kind = _DATA_TYPES[shape.dtype]
+        kind, ((up, _), (left, _)) = _DATA_TYPES[shape.char], shape.geometry.padding
         x, y, w = self._made("TensorDescriptor"), self._made("TensorDescriptor"), self._made("FilterDescriptor")
         self._call("cudnnSetTensor4dDescriptor", x, _NCHW, kind, *shape.x)
         self._call("cudnnSetTensor4dDescriptor", y, _NCHW, kind, *shape.y)
         self._call("cudnnSetFilter4dDescriptor", w, kind, _NCHW, *shape.w)
-        convolution = self._made("ConvolutionDescriptor")
-        self._call("cudnnSetConvolution2dDescriptor", convolution, *shape.padding, *shape.stride, *shape.dilation, _CROSS_CORRELATION, kind)
-        self._call("cudnnSetConvolutionGroupCount", convolution, shape.groups)
+        convolution, steps = self._made("ConvolutionDescriptor"), (*shape.geometry.stride, *shape.geometry.dilation)
+        self._call("cudnnSetConvolution2dDescriptor", convolution, up, left, *steps, _CROSS_CORRELATION, kind)
+        self._call("cudnnSetConvolutionGroupCount", convolution, shape.geometry.groups)
         self._call("cudnnSetConvolutionMathType", convolution, _FMA_MATH)
         descriptors = (x, w, y)
         first, second, out = (descriptors[i] for i in _ROLES[way])
@@ -206,10 +218,18 @@ def _candidates() -> list[str]:
     return [*found, _NAME]
 
 
+def _loaded(path: str) -> ctypes.CDLL:
+    """The library with its parts. Where one is missing it does not return an error but ends the process: so each is loaded before it is called."""
+    library = ctypes.CDLL(path)
+    for part in _PARTS:
+        ctypes.CDLL(str(Path(path).with_name(_NAME.replace("cudnn", f"cudnn_{part}", 1))))
+    return library
+
+
 def _open() -> Cudnn | None:
     for path in _candidates():
         try:
-            return Cudnn(ctypes.CDLL(path))
+            return Cudnn(_loaded(path))
         except (OSError, AttributeError):  # it is not there, or is another version
             continue
     return None
@@ -217,7 +237,9 @@ def _open() -> Cudnn | None:
 
 def library(xp: Any) -> Cudnn | None:
     """cuDNN, loaded at the first use; None where `xp` is not CuPy, where it is not installed, and where the environment leaves it out."""
-    if getattr(xp, "__name__", "") != "cupy" or os.environ.get(SETTING, "").strip().lower() in ("0", "false", "no", "off"):
+    # What stands in for CuPy has no file: its arrays lie on the host.
+    is_cupy = getattr(xp, "__name__", "") == "cupy" and getattr(xp, "__file__", None) is not None
+    if not is_cupy or os.environ.get(SETTING, "").strip().lower() in ("0", "false", "no", "off"):
         return None
     if not _opened:
         with _opening:
@@ -226,24 +248,19 @@ def library(xp: Any) -> Cudnn | None:
     return _opened[0]
 
 
-def convolve(xp: Any, way: str, x: Any, w: Any, y: Any, geometry: tuple[tuple[Pair, Pair], Pair, Pair, int], workspace: Any) -> bool:
-    """Enqueue one of the three products of a convolution: `Forward` writes y, `BackwardData` x, `BackwardFilter` w; False where cuDNN does not do it.
-
-    geometry: the padding at both ends of rows and of columns, strides, dilations, groups.
-    """
-    pads, stride, dilation, groups = geometry
-    if pads[0][0] != pads[0][1] or pads[1][0] != pads[1][1]:
-        return False
-    arrays = (x, w, y)
-    dtype = y.dtype.name
-    if dtype not in _DATA_TYPES or not all(a.dtype == y.dtype and a.flags.c_contiguous and 0 < a.size < _MOST for a in arrays):
+def convolve(xp: Any, way: str, x: Any, w: Any, y: Any, geometry: Geometry, workspace: Any) -> bool:
+    """Enqueue a product of a convolution: `Forward` writes y, `BackwardData` x, `BackwardFilter` w; False where cuDNN does not do it."""
+    rows, columns = geometry.padding
+    char = y.dtype.char
+    if rows[0] != rows[1] or columns[0] != columns[1] or char not in _DATA_TYPES:
         return False
     dnn = library(xp)
-    if dnn is None or any(int(a.data.ptr) % _ALIGNED for a in arrays):
+    if dnn is None or not all(a.dtype.char == char and a.flags.c_contiguous and 0 < a.size < _MOST for a in (x, w, y)):
         return False
-    extents = [tuple(int(d) for d in a.shape) for a in arrays]
-    padding = (pads[0][0], pads[1][0])
-    return dnn.run(xp, way, Shape(extents[0], extents[1], extents[2], dtype, padding, stride, dilation, groups), arrays, workspace)
+    pointers = (int(x.data.ptr), int(w.data.ptr), int(y.data.ptr))
+    if any(p % _ALIGNED for p in pointers):
+        return False
+    return dnn.run(xp, way, Shape(x.shape, w.shape, y.shape, char, geometry), pointers, workspace)
 
 
 def _in_a_child() -> None:

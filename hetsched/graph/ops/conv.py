@@ -330,9 +330,15 @@ def _grad_input(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspac
 # CUDA: cuDNN where it is installed, else the same in large blocks, whose buffers come from the library's pool --------------------------
 
 
-def _cuda_geometry(kernel: Sequence[int], a: Attributes) -> tuple[tuple[Pair, Pair], Pair, Pair, int]:
-    stride, dilation, padding, groups = _options(a)
-    return paddings(padding, (int(kernel[0]), int(kernel[1])), stride, dilation), stride, dilation, groups
+def _cuda_geometry(kernel: Pair, a: Attributes) -> _cudnn.Geometry:
+    padding = a["padding"]
+    return _on_cuda(kernel, a["stride"], a["dilation"], tuple(padding) if isinstance(padding, list) else padding, a["groups"])
+
+
+@lru_cache(maxsize=1024)
+def _on_cuda(kernel: Pair, stride: Sequence[int], dilation: Sequence[int], padding: Any, groups: int) -> _cudnn.Geometry:
+    steps, gaps = pair(stride, "stride"), pair(dilation, "dilation")
+    return _cudnn.Geometry(paddings(padding, kernel, steps, gaps), steps, gaps, groups)
 
 
 def _cuda_forward(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:

@@ -226,9 +226,15 @@ def _avg_pool_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], works
 
 
 def _cuda_windows_of(x: Any, a: Attributes) -> _cuda_windows.Windows:
-    window, steps = pair(a["size"], "size"), pair(_stride(a), "stride")
-    pads = paddings(a["padding"], window, steps)
-    return _cuda_windows.Windows(window, steps, (pads[0][0], pads[1][0]), windows_of(x, a).whole)
+    padding = a["padding"]
+    return _on_cuda(tuple(x.shape[2:]), a["size"], _stride(a), tuple(padding) if isinstance(padding, list) else padding)
+
+
+@lru_cache(maxsize=1024)
+def _on_cuda(image: tuple[int, int], size: tuple[int, ...], stride: tuple[int, ...], padding: Any) -> _cuda_windows.Windows:
+    window, steps = pair(size, "size"), pair(stride, "stride")
+    pads = paddings(padding, window, steps)
+    return _cuda_windows.Windows(window, steps, (pads[0][0], pads[1][0]), _geometry(image, size, stride, padding).whole)
 
 
 def _cuda_max_pool(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:

@@ -243,18 +243,27 @@ def _infer_sum_to(specs: Sequence[AnySpec], attributes: Attributes) -> list[AnyS
 
 def _sum_to(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
     x, out = inputs[0], outputs[0]
+    add_up(xp, x, out.reshape((1,) * (x.ndim - out.ndim) + out.shape), _summed(x, out), True)
+
+
+def _summed(x: Any, out: Any) -> tuple[int, ...]:
     lead = x.ndim - out.ndim
-    axes = tuple(i for i in range(x.ndim) if i < lead or (out.shape[i - lead] == 1 and x.shape[i] != 1))
-    add_up(xp, x, out.reshape((1,) * lead + out.shape), axes, True)
+    return tuple(i for i in range(x.ndim) if i < lead or (out.shape[i - lead] == 1 and x.shape[i] != 1))
+
+
+def _cuda_sum_to(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    if not _cuda_rows.reduced(xp, inputs[0], outputs[0], _summed(inputs[0], outputs[0]), workspace, False):
+        _sum_to(xp, inputs, outputs, workspace, attributes)
 
 
 def _sum_to_workspace(inputs: Sequence[AnySpec], outputs: Sequence[AnySpec], attributes: Attributes) -> int:
     (x,), (out,) = arrays(inputs[:1], ("x",)), arrays(outputs, ("out",))
-    return opencl.workspace_nbytes(inputs, opencl.summed_axes(x.bounds, out.bounds))
+    axes = opencl.summed_axes(x.bounds, out.bounds)
+    return max(opencl.workspace_nbytes(inputs, axes), _cuda_rows.workspace_nbytes(x, axes))
 
 
 sum_to = Op(
-    "tensor.sum_to", ("x", "like?"), ("out",), _infer_sum_to, per_input(1), {"array": _sum_to, "opencl": opencl.sum_to},
+    "tensor.sum_to", ("x", "like?"), ("out",), _infer_sum_to, per_input(1), {"array": _sum_to, "opencl": opencl.sum_to, "cuda": _cuda_sum_to},
     one_output(lambda b, x, y, g, a: [lambda: b.op("tensor.broadcast_to", g, x[0])]),
     {"shape": Attribute("ints", None, "the shape to sum to, where like is not given", low=0)}, workspace=_sum_to_workspace,
     calls=5, doc="x summed over the axes along which an array of the given shape is broadcast to it: the transpose of tensor.broadcast_to.",

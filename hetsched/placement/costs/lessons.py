@@ -18,25 +18,34 @@ from hetsched.timeline import Copy, Lane, Launch, Timeline
 
 # Turns of a loop teach what a turn takes from so many on.
 LEAST_TURNS = 4
-# So many launches of a kind in one run are many.
-MANY = 10
+# So many launches of a kind in one run are many. Of fewer, but some, one is left out that took so many times what the others took: a kernel was built
+# meanwhile, or memory was found for it.
+MANY, SOME, FAR = 10, 4, 5.0
 
 
 def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
     """One lesson for each kind on each device (or link), from the spans that were measured. plan: what was followed, for loops of a few turns.
 
-    Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are.
+    Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are. Where
+    a stream's launches were timed one by one in some turns and handed over at once in others, they teach what they take at once.
     """
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
+    first: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}  # of launches that did more than others will
     kinds = Kinds()
     for owner in _timelines(trace):
-        if owner.loop is None and not owner.attributed and _teach_launches(owner, found, kinds):
+        if owner.loop is None and not owner.attributed and not owner.cold and _teach_launches(owner, found, kinds):
             continue
         like, is_straight, attributed = alike(owner.graph).kind.tolist(), owner.loop is None, owner.attributed
+        at_once = _at_once(owner)
         # (kind of a task in its graph, its lanes, its width), or (value, lanes, 0) -> what spans like it have taught.
         rows: dict[tuple[int, Any, int], list[float]] = {}
         for i, (lanes, command, start, finish) in enumerate(owner.spans):
             if attributed and i in attributed:
+                continue
+            if owner.cold and i in owner.cold:
+                named = _named(owner, lanes, command, kinds) if isinstance(command, Launch) else None
+                if named is not None:
+                    first.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1].append(finish - start)
                 continue
             if type(command) is Launch:
                 if not is_straight and _is_other(owner, command.turn):
@@ -51,8 +60,12 @@ def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
             if known is None:
                 named = _named(owner, lanes, command, kinds)
                 known = rows[row] = [] if named is None else found.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1]
-            known.append(finish - start)
-    return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace, plan)]
+            known.append(
+                (finish - start) * (at_once.get((lanes[0].owner, command.task), 1.0) if at_once and lanes and type(command) is Launch else 1.0)
+            )
+    out = [_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()]
+    out += [_lesson(at[0], at[2], kind, seconds)._replace(first=True) for at, (kind, seconds) in first.items() if at not in found]
+    return [*out, *_loops(trace, plan)]
 
 
 def _teach_launches(trace: Timeline, found: dict[tuple[str, str, int], tuple[Kind, list[float]]], kinds: Kinds) -> bool:
@@ -185,6 +198,34 @@ def _steady(body: Timeline) -> tuple[list[float], bool]:
     return [ends[b][1] - ends[a][1] for a, b in pairs] or [finish - start for start, finish in (ends[t] for t in turns)], in_line and bool(pairs)
 
 
+def _at_once(owner: Timeline) -> dict[tuple[str, int], float]:
+    """(device, task) -> what its launch takes when the turn is handed over at once, as a share of what it takes timed by itself: what turns take
+
+    then over what those take that were timed. Of loops on streams of GPUs, which wait for the host meanwhile: threads have their turns measured
+    (`_loops`), and a processor has no less to do.
+    """
+    if owner.loop is None or not owner.attributed:
+        return {}
+    shared = {d.id for d in owner.machine.devices if d.shares_lanes or d.hardware == "cpu"}
+    tasks: dict[str, set[int]] = {}
+    for i in owner.attributed:
+        lanes, command, *_ = owner.spans[i]
+        if type(command) is Launch and lanes and lanes[0].owner not in shared and not _is_other(owner, command.turn):
+            tasks.setdefault(lanes[0].owner, set()).add(command.task)
+    turns: dict[tuple[str, bool], dict[int, float]] = {}
+    for i, (lanes, command, start, finish) in enumerate(owner.spans):
+        if type(command) is Launch and lanes and command.task in tasks.get(lanes[0].owner, ()) and not _is_other(owner, command.turn):
+            row = turns.setdefault((lanes[0].owner, i in owner.attributed), {})
+            row[command.turn] = row.get(command.turn, 0.0) + finish - start
+    out: dict[tuple[str, int], float] = {}
+    for device, theirs in tasks.items():
+        alone, together = turns.get((device, False), {}), turns.get((device, True), {})
+        if len(alone) >= SOME and len(together) >= SOME:
+            share = median(together.values()) / max(median(alone.values()), 1e-12)
+            out |= {(device, task): share for task in theirs if 0 < share < 1}
+    return out
+
+
 def _is_other(owner: Timeline, turn: int) -> bool:
     """True for turns of a loop that are not like the others: the first of several, and those of a smaller batch."""
     return owner.loop is not None and ((turn == 0 and owner.turns > 1) or owner.loop.is_remainder(turn))
@@ -193,7 +234,11 @@ def _is_other(owner: Timeline, turn: int) -> bool:
 def _lesson(device: str, width: int, kind: Kind, seconds: list[float]) -> Lesson:
     """Of many launches the mean of the middle half: the others were interrupted, or lucky. The spread between runs tells of interruptions."""
     n = len(seconds)
-    kept = sorted(seconds)[n // 4 : n - n // 4] if n >= MANY else seconds
+    kept = sorted(seconds)
+    if n >= MANY:
+        kept = kept[n // 4 : n - n // 4]
+    elif n >= SOME and kept[-1] > FAR * median(kept):
+        kept = kept[:-1]
     mean = sum(kept) / len(kept)
     spread = math.sqrt(sum((x - mean) ** 2 for x in kept) / len(kept))
     return Lesson(device, kind.op, kind.text, width, kind.dtype, kind.flops, kind.nbytes, mean, spread, n)

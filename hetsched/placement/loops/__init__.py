@@ -324,6 +324,10 @@ def _fitting(body: Body, problem: Problem, drafts: Sequence[_Draft], machine: Ma
                 memory = layout(body, spans, times, draft.period, prologue, problem.loops, spare=True)
                 if _excess(body, problem, memory, name) is None and sum(memory.arenas.values()) <= SPARE_TOTAL_NBYTES:
                     return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
+            if not errors and any(isinstance(s.command, Copy) for s in spans):
+                memory = layout(body, spans, times, draft.period, prologue, problem.loops, double=True)
+                if _excess(body, problem, memory, name) is None:
+                    return _timeline(body, problem, draft, machine, spans, memory, prologue, epilogue)
             for share in (False, True):
                 memory = layout(body, spans, times, draft.period, prologue, problem.loops, share=share)
                 error = _excess(body, problem, memory, name)

@@ -52,11 +52,13 @@ def layout(
     *,
     share: bool = False,
     spare: bool = False,
+    double: bool = False,
 ) -> Memory:
     """Rings, reuse edges and offsets for `spans` that repeat every `period` nanoseconds.
 
     share: where no two turns overlap, values of a turn may lie in the same bytes one after another; else each has bytes of its own.
-    spare: rings have room for durations that vary.
+    spare: rings have room for durations that vary. double: what is copied from node to node has two slots at least, so that a copy and what computes
+    take turns also where they do not last as long as was planned.
     """
     graph = body.graph
     maker: dict[tuple[int, str], int] = {}
@@ -124,6 +126,8 @@ def layout(
             raise InternalError(f"the plan lets turns of {graph.value_names[value]!r} overlap, which is written in place")
         if spare and not alone and k == 1 and value not in state:
             n = _deeper(n, aligned(int(graph.value_nbytes[value])))
+        if double and not alone and k == 1 and value not in state and any(isinstance(spans[i].command, Copy) for i in (made, *(r for r, _ in rows))):
+            n = max(n, 2)
         slots[key] = n
         after += [After(r, made, n * k - (k - 1) - d) for r, d in rows]
         if not rows:
