@@ -1,5 +1,6 @@
 """Loops that one stream does by itself, on a CuPy of NumPy whose kernels a C++ compiler builds: values, traces, graphs, errors."""
 
+import sys
 from dataclasses import replace
 
 import fake_cupy
@@ -125,6 +126,18 @@ def test_a_session_keeps_the_graphs(machine, given, loops, monkeypatch):
             captured.append(sum(s.graph is not None for s in loops[-1][2]._segments.values()))
     assert captured[0] > 0
     assert captured[1] == captured[2] == captured[3]
+
+
+def test_where_there_is_no_room_to_count_in_the_loop_is_walked(machine, given, loops, monkeypatch):
+    def full(self, shape, dtype):
+        raise MemoryError("full")
+
+    plan = hs.plan(training(8, 3, losses=True), machine=machine, only="cuda:0")
+    wanted = hs.run(plan, given, learn=False)
+    assert len(loops) == 1
+    monkeypatch.setattr(sys.modules["hetsched.executors.backends._cuda_live"].Stream, "scratch", full)
+    same(hs.run(plan, given, learn=False), wanted)
+    assert len(loops) == 1
 
 
 def test_graphs_can_be_turned_off(machine, given, loops, monkeypatch):

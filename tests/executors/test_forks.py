@@ -35,6 +35,9 @@ CODE = """
     there.wait(60)
     child = os.fork()
     if not child:
+        if not (grandchild := os.fork()):  # what this one held it holds on to
+            sys.exit(0)
+        assert os.waitpid(grandchild, 0)[1] == 0
         del dropped
         gc.collect()
         sys.exit(0)  # as a program ends, modules and all
