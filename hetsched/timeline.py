@@ -121,8 +121,8 @@ class Timeline:
     peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
     totals: of a trace: device or link -> busy seconds, turns whose spans were not kept included.
     begin_seconds: of a loop's body: what beginning and ending the loop takes beside its turns, prologue and epilogue.
-    attributed: of a trace: indices into `spans` of those that costs do not learn from: their times are shares of a step that was measured as a
-    whole, or those of a launch that did what a process does once (see `executors.warming`).
+    attributed: of a trace: indices into `spans` of those whose times are shares of a step that was measured as a whole. cold: of those of a launch
+    that also did what a process does once (see `executors.warming`). Costs learn from neither, where they know better.
     keeps_order: True where threads that share a device keep to the order of the starts, which was chosen for the sake of the cache
     (`placement.reuse`); False where one may stay with what it has made ready.
     notes: remarks for the user (fallbacks, ignored preferences).
@@ -152,6 +152,7 @@ class Timeline:
     bodies: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
     attributed: frozenset[int] = frozenset()
+    cold: frozenset[int] = frozenset()
     begin_seconds: float = 0.0
     keeps_order: bool = False
     version: int = 1

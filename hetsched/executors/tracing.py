@@ -106,7 +106,7 @@ def trace_of(
 ) -> Timeline:
     """The trace of one frame. Of a step that was timed as a whole the launches get shares in proportion to the plan's seconds, and are marked so, as
 
-    launches of `cold` tasks are: nothing is learned from either. About 1 us a span.
+    launches of `cold` tasks are. About 1 us a span.
     """
     plan = program.plan
     spans: list[Span] = []
@@ -133,8 +133,7 @@ def trace_of(
             if not program.every:
                 whole[note.step] = known
         _add(spans, attributed, known, lanes, note)
-    if cold:
-        attributed += [i for i, s in enumerate(spans) if type(s.command) is Launch and s.command.task in cold]
+    marked = frozenset(i for i, s in enumerate(spans) if type(s.command) is Launch and s.command.task in cold) if cold else cold
     period = None
     if plan.loop is not None:
         ends: dict[int, float] = {}
@@ -143,16 +142,16 @@ def trace_of(
         if len(ends) > 1:
             first, last = min(ends), max(ends)
             period = (ends[last] - ends[first]) / (last - first)
-    return _measured(plan, spans, busy, turns, period, loops, frozenset(attributed))
+    return _measured(plan, spans, busy, turns, period, loops, frozenset(attributed), marked)
 
 
 def _measured(
     plan: Timeline, spans: Sequence[Span], busy: Mapping[str, float], turns: int, period: float | None = None,
-    loops: Mapping[int, Timeline] | None = None, attributed: frozenset[int] = frozenset(),
+    loops: Mapping[int, Timeline] | None = None, attributed: frozenset[int] = frozenset(), cold: frozenset[int] = frozenset(),
 ) -> Timeline:  # fmt: skip
     return replace(
         plan, spans=tuple(spans), after=(), period=period, turns=turns, loops=dict(loops or {}), measured=True, totals=dict(busy), prologue=(),
-        epilogue=(), attributed=attributed,
+        epilogue=(), attributed=attributed, cold=cold,
     )  # fmt: skip
 
 

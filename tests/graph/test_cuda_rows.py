@@ -17,7 +17,7 @@ def xp(tmp_path_factory):
 
 
 def check(xp, name, inputs, kernels, /, tolerance=1e-5, workspace=True, **options):
-    """The CUDA kernel of an op beside its NumPy kernel, twice over, with the workspace that its rule asks for; and which kernels it launched."""
+    """The CUDA kernel of an op beside its NumPy kernel, with the workspace that its rule asks for; and which kernels it launched."""
     op = find(name)
     attributes = op.check_attributes(options)
     given = [Spec(x.shape, x.dtype) for x in inputs]
@@ -26,25 +26,23 @@ def check(xp, name, inputs, kernels, /, tolerance=1e-5, workspace=True, **option
     nbytes = op.workspace(given, specs, attributes) if op.workspace else 0
     room = seen_by_cuda(np.full(nbytes, 255, np.uint8)) if nbytes and workspace else None
     op.kernels["array"](np, inputs, wanted, None, attributes)
-    before = None
-    for _ in range(2):
-        found = [seen_by_cuda(np.full(s.bounds, 99, s.dtype)) for s in specs]
-        xp.launched.clear()
-        op.kernels["cuda"](xp, [seen_by_cuda(x) for x in inputs], found, room, attributes)
-        assert xp.launched == kernels
-        for a, b in zip(found, before or found, strict=True):
-            np.testing.assert_array_equal(a, b)
-        before = found
+    found = [seen_by_cuda(np.full(s.bounds, 99, s.dtype)) for s in specs]
+    xp.launched.clear()
+    op.kernels["cuda"](xp, [seen_by_cuda(x) for x in inputs], found, room, attributes)
+    assert xp.launched == kernels
     for a, b in zip(found, wanted, strict=True):
         limit = tolerance * max(1.0, float(np.abs(b[np.isfinite(b)]).max(initial=0.0))) if b.dtype.kind == "f" else 0
         np.testing.assert_allclose(a, b, rtol=tolerance if b.dtype.kind == "f" else 0, atol=limit)
 
 
-ROWS = [(1, 1), (3, 7), (5, 70), (266, 36), (2, 1000), (2, 2052), (266, 130)]
+# A thread, part of a warp, a warp, a block and a large block for a row; words of one element and of more; in registers and not.
+ROWS = [
+    ((1, 1), "float64"), ((3, 7), "float32"), ((266, 36), "float32"), ((2, 1000), "float32"), ((2, 500), "float64"), ((2, 2052), "float32"),
+    ((266, 67), "float64"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", ROWS)
+@pytest.mark.parametrize(("shape", "dtype"), ROWS)
 def test_softmax(xp, dtype, shape):
     rng = np.random.default_rng(0)
     x = (rng.normal(size=shape) * 20).astype(dtype)
@@ -79,8 +77,7 @@ def test_other_axes_and_dtypes_are_left_to_the_array_library(xp):
 
 
 @pytest.mark.parametrize(("dtype", "label"), [("float32", "int64"), ("float64", "uint8")])
-@pytest.mark.parametrize("shape", [(1, 65), (5, 100), (266, 68), (2, 1000), (2050, 3)])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("shape", "reduction"), [((1, 65), "sum"), ((266, 68), "mean"), ((2, 1000), "mean"), ((2050, 3), "sum")])
 def test_cross_entropy_of_many_classes(xp, dtype, label, shape, reduction):
     rng = np.random.default_rng(3)
     rows, classes = shape
@@ -100,8 +97,8 @@ def test_a_label_that_is_no_class_gives_nan(xp):
         assert np.isnan(given).any(axis=1).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int8", "uint32"])
-@pytest.mark.parametrize("shape", [(1, 1), (7, 10), (270, 33), (3, 2, 600), (5,)])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "int8"])
+@pytest.mark.parametrize("shape", [(7, 10), (270, 33), (3, 2, 600), (5,)])
 def test_the_place_of_the_largest(xp, dtype, shape):
     x = np.random.default_rng(4).integers(0, 9, shape).astype(dtype)
     check(xp, "tensor.argmax", [x], ["place_of_most"])
@@ -124,13 +121,13 @@ def test_nan_is_the_largest(xp, n):
 @pytest.mark.parametrize(
     ("shape", "axes", "kernel"),
     [
-        ((300, 33), [-1], "reduced_rows"), ((4, 5, 6), [1, 2], "reduced_rows"), ((4, 5, 6), None, "reduced_rows"),
+        ((266, 33), [-1], "reduced_rows"), ((4, 5, 6), [1, 2], "reduced_rows"), ((4, 5, 6), None, "reduced_rows"),
         ((4, 70, 40), [1], "reduced_columns"), ((3, 2, 5), [0, 1], "reduced_columns"), ((5,), None, "reduced_rows"), ((4, 5, 6), [0, 2], None),
     ],
 )  # fmt: skip
 def test_sums_and_maxima(xp, shape, axes, kernel):
     rng = np.random.default_rng(5)
-    for dtype in ("float32", "float64", "int32", "uint8", "int64"):
+    for dtype in ("float32", "float64", "int32", "uint8", "int64") if axes == [1] else ("float32", "int64"):
         x = (rng.normal(size=shape) * 50).astype("int16" if dtype[0] == "u" else dtype).astype(dtype)
         for keepdims in (False, True) if dtype == "float32" else (False,):
             options = {"axes": axes, "keepdims": keepdims}
@@ -182,7 +179,7 @@ def test_squares(xp, shape, reduction):
     check(xp, "nn.mse", [x[..., None][..., :0]] * 2, [], reduction=reduction)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "uint8"])
 @pytest.mark.parametrize(("shape", "indices", "axis"), [((5, 3), (5,), 0), ((2, 30, 200), (30,), 1), ((1500, 2), (1500,), 0), ((2, 4, 3), (2, 4), 0)])
 def test_rows_are_added_up_in_their_order(xp, dtype, shape, indices, axis):
     rng = np.random.default_rng(11)
@@ -200,8 +197,7 @@ POOLS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("options", POOLS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("options", "dtype"), [*((options, "float32") for options in POOLS), (POOLS[1], "float64")])
 def test_pooling_and_its_gradients(xp, options, dtype):
     rng = np.random.default_rng(7)
     x = rng.integers(-3, 3, (2, 3, 7, 8)).astype(dtype)  # with equal ones

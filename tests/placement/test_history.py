@@ -49,6 +49,24 @@ def test_old_runs_fade(history):
     assert known(history).runs == 5 * MEMORY
 
 
+def test_a_first_launch_counts_where_nothing_better_is_known(history):
+    history.learn([lesson(5.0)._replace(first=True)])
+    assert known(history).seconds == 5.0
+    history.learn([lesson(7.0)._replace(first=True)])
+    assert known(history).seconds == 5.0
+    history.learn([lesson(2.0)._replace(first=True)])
+    assert (known(history).seconds, known(history).runs) == (2.0, 0)
+    history.learn([lesson(1.0)])
+    assert (known(history).seconds, known(history).runs) == (1.0, 1)
+    kinds = [lesson(1.0, kind=k) for k in "abc"]
+    history.learn(kinds)
+    assert history.learn([x._replace(seconds=50.0, first=True) for x in kinds]) == []  # no drift
+    assert known(history, "a").seconds == 1.0
+    history.learn([lesson(3.0, kind="z", alone=True)])
+    history.learn([lesson(2.0, kind="z")._replace(first=True)])
+    assert known(history, "z").seconds == 3.0
+
+
 def test_what_was_measured_alone_gives_way_to_the_first_run(history):
     history.learn([lesson(1.0, alone=True)])
     assert known(history).runs == 0

@@ -69,7 +69,8 @@ CREATE TABLE IF NOT EXISTS device (
 class Lesson(NamedTuple):
     """One run's observation of a kind on a device: the middle of the seconds of `launches` launches, and their deviation.
 
-    alone: measured by itself, not in a run; a run's observation replaces it.
+    alone: measured by itself, not in a run; a run's observation replaces it. first: of a launch that did what a process does once: it counts where
+    nothing is known, or nothing but such, and less was seen.
     """
 
     device: str
@@ -83,6 +84,7 @@ class Lesson(NamedTuple):
     spread: float
     launches: int
     alone: bool = False
+    first: bool = False
 
 
 class Known(NamedTuple):
@@ -281,9 +283,11 @@ class History:
             drifts += [drift._replace(crowded=crowded)] if drift is not None else []
             written = []
             for lesson, old in zip(rows, before, strict=True):
+                if lesson.first and old is not None and not (old.source == DISTURBED and lesson.seconds < old.today(factor).seconds):
+                    continue
                 if waits and old is not None and _is_firm(lesson, old) and _surprise(lesson, old, factor) is not None:
                     continue  # the next run says whether the device has changed, or something disturbed this one
-                new = _updated(lesson, old, factor, crowded > CROWDED)
+                new = _updated(lesson, old, factor, lesson.first or crowded > CROWDED)
                 written.append(
                     (
                         device, lesson.op, lesson.kind, lesson.width, lesson.dtype, lesson.flops, lesson.nbytes, new.n, new.seconds, new.spread,
@@ -355,7 +359,7 @@ def _faded(factor: float, age: float) -> float:
 
 def _is_firm(lesson: Lesson, old: _Row) -> bool:
     """True where what a run measured stands against what runs have measured, of something that a device does."""
-    return not old.source and not lesson.alone and lesson.op != GAP
+    return not old.source and not lesson.alone and not lesson.first and lesson.op != GAP
 
 
 def _surprise(lesson: Lesson, old: _Row, factor: float) -> float | None:

@@ -30,9 +30,10 @@ def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
     a stream's launches were timed one by one in some turns and handed over at once in others, they teach what they take at once.
     """
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
+    first: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}  # of launches that did more than others will
     kinds = Kinds()
     for owner in _timelines(trace):
-        if owner.loop is None and not owner.attributed and _teach_launches(owner, found, kinds):
+        if owner.loop is None and not owner.attributed and not owner.cold and _teach_launches(owner, found, kinds):
             continue
         like, is_straight, attributed = alike(owner.graph).kind.tolist(), owner.loop is None, owner.attributed
         at_once = _at_once(owner)
@@ -40,6 +41,11 @@ def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
         rows: dict[tuple[int, Any, int], list[float]] = {}
         for i, (lanes, command, start, finish) in enumerate(owner.spans):
             if attributed and i in attributed:
+                continue
+            if owner.cold and i in owner.cold:
+                named = _named(owner, lanes, command, kinds) if isinstance(command, Launch) else None
+                if named is not None:
+                    first.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1].append(finish - start)
                 continue
             if type(command) is Launch:
                 if not is_straight and _is_other(owner, command.turn):
@@ -57,7 +63,9 @@ def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
             known.append(
                 (finish - start) * (at_once.get((lanes[0].owner, command.task), 1.0) if at_once and lanes and type(command) is Launch else 1.0)
             )
-    return [*(_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()), *_loops(trace, plan)]
+    out = [_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()]
+    out += [_lesson(at[0], at[2], kind, seconds)._replace(first=True) for at, (kind, seconds) in first.items() if at not in found]
+    return [*out, *_loops(trace, plan)]
 
 
 def _teach_launches(trace: Timeline, found: dict[tuple[str, str, int], tuple[Kind, list[float]]], kinds: Kinds) -> bool:
