@@ -152,6 +152,8 @@ class Devoted:
         self.crew, self.inner, self.stream = crew, inner, stream
         self.frame = inner.frame
         self.doer = StreamDoer(stream)
+        if hasattr(stream, "doubts"):
+            stream.doubts = None  # what is doubted is looked at on the spot: the device's driving thread does not know of it
         pattern = _Pattern.of(inner, stream)
         self.order, self.counter, self.period = pattern.order, pattern.counter, pattern.period
         self.keys, self.turns, self.groups = pattern.keys, pattern.turns, pattern.groups
