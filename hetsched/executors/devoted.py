@@ -74,7 +74,13 @@ def stream_for(crew: Crew, item: Item, inner: Active) -> Any:
         return None
     stream_of: Any = getattr(driver, "stream_of", None)
     stream = stream_of(lanes.pop()) if stream_of is not None else None
-    return stream if getattr(stream, "counts_turns", False) else None
+    if not getattr(stream, "counts_turns", False):
+        return None
+    try:
+        _Pattern.of(inner, stream)
+    except MemoryError:  # what it counts and lays up with is no part of the plan, nor needed: the walk does without
+        return None
+    return stream
 
 
 def _is_laid_up(inner: Active, command: Copy) -> bool:
@@ -147,6 +153,8 @@ class Devoted:
         self.crew, self.inner, self.stream = crew, inner, stream
         self.frame = inner.frame
         self.doer = StreamDoer(stream)
+        if hasattr(stream, "doubts"):
+            stream.doubts = None  # what is doubted is looked at on the spot: the device's driving thread does not know of it
         pattern = _Pattern.of(inner, stream)
         self.order, self.counter, self.period = pattern.order, pattern.counter, pattern.period
         self.keys, self.turns, self.groups = pattern.keys, pattern.turns, pattern.groups

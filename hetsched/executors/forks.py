@@ -60,5 +60,9 @@ def _in_child() -> None:
         thing.forget()
 
 
+def _in_parent() -> None:
+    _held.clear()  # not the list that a parent has been forked off with: that is held for ever
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hold, after_in_parent=_held.clear, after_in_child=_in_child)
+    os.register_at_fork(before=_hold, after_in_parent=_in_parent, after_in_child=_in_child)

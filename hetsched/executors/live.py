@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -249,7 +250,8 @@ class DeviceDriver:
         try:
             drive_here = getattr(self.live, "drive_here", None)
             if drive_here is not None:
-                drive_here()
+                with suppress(Exception):  # a device that is lost: what is handed over tells of it
+                    drive_here()
             self._drive()
         except BaseException as error:  # what a stream or an event should never raise: nobody would tell of the steps on their way any more
             assert self.crew is not None

@@ -500,7 +500,7 @@ _functions: dict[tuple[Any, int, str, str], Any] = {}
 
 def _cuda_function(xp: Any, source: str, function: str) -> Any:
     """The function of a source that is compiled once for a device."""
-    key = (xp, int(xp.cuda.Device().id), source, function)
+    key = (getattr(xp, "plain", xp), int(xp.cuda.Device().id), source, function)
     found = _functions.get(key)
     if found is None:
         module = xp.RawModule(code=source, options=("-std=c++17",))

@@ -7,7 +7,7 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from hetsched.executors.backends._cuda_blas import Capturing, Products, layout
+from hetsched.executors.backends._cuda_blas import Capturing, Doubting, Products, layout
 
 
 class Blas:
@@ -104,6 +104,7 @@ def test_stacks_are_multiplied_matrix_by_matrix_and_the_rest_is_left_to_cupy(pro
         assert blas.asked == ["left"]
     made.close()
     assert blas.asked[-1] == "destroyed"
+    assert made._workspace is None
 
 
 def test_a_refusal_has_its_number(products):
@@ -119,6 +120,7 @@ def test_what_stands_for_cupy_is_found_where_cupy_is(products):
     assert library.matmul == made.matmul
     assert library == SimpleNamespace
     assert {(SimpleNamespace, 0): "kept"}[library, 0] == "kept"
+    assert library.plain is Doubting(library, None).plain is SimpleNamespace
 
 
 def test_layouts():

@@ -135,6 +135,51 @@ def test_a_part_that_is_locked_of_an_array_that_is_not(fake):
     device.close()
 
 
+def test_what_lies_between_two_locked_parts_is_not_locked_though_its_ends_may_be(fake):
+    """CUDA copies nothing that begins in one registration and ends in another."""
+    device = opened(fake, 4 << 20)
+    stream, array = device.stream("copy"), device.array(0, (N,), np.float32)
+    whole = np.zeros(3 * N, np.float32)
+    start, middle = whole.ctypes.data, whole[N : 2 * N]
+    unlock = [device.lock_pages(start, middle.nbytes + 64), device.lock_pages(start + 2 * middle.nbytes - 64, middle.nbytes + 64)]
+    for x, is_direct in ((whole[:N], True), (middle, False), (whole[2 * N :], True)):
+        fake_cupy.copied.clear()
+        stream.upload(x, array)
+        stream.record().wait()
+        assert (fake_cupy.copied[0][0] == x.ctypes.data) == is_direct
+    for each in unlock:
+        each()
+    device.close()
+
+
+def test_what_is_locked_after_it_was_copied_is_copied_by_the_device_from_then_on(fake):
+    device = opened(fake, 4 << 20)
+    stream, array = device.stream("copy"), device.array(0, (N,), np.float32)
+    x, unlock = np.zeros(2 * N, np.float32)[N:], None
+    for is_locked in (False, True, False):
+        if is_locked:
+            unlock = device.lock_pages(x.ctypes.data, x.nbytes)
+        elif unlock is not None:
+            unlock()
+        fake_cupy.copied.clear()
+        stream.upload(x, array)
+        stream.record().wait()
+        assert (fake_cupy.copied[0][0] == x.ctypes.data) == is_locked
+    device.close()
+
+
+def test_a_download_that_cannot_land_keeps_nothing_from_being_closed(fake):
+    device = opened(fake, 4 << 20)
+
+    class Lost:
+        def land(self):
+            raise RuntimeError("lost")
+
+    device.stream("copy")._landings.append(Lost())
+    device.close()
+    assert device.memory is None
+
+
 def test_what_a_download_brings_to_pinned_memory_waits_where_the_host_reads_it(fake):
     """A small part of it is read by the host when it is uploaded; the whole is not."""
     device = opened(fake, 4 << 20)

@@ -1,5 +1,6 @@
 """Loops that one stream does by itself, on a CuPy of NumPy whose kernels a C++ compiler builds: values, traces, graphs, errors."""
 
+import sys
 from dataclasses import replace
 
 import fake_cupy
@@ -236,6 +237,42 @@ def test_a_session_keeps_the_graphs(machine, given, loops, monkeypatch):
             captured.append(sum(s.graph is not None for s in loops[-1][2]._segments.values()))
     assert captured[0] > 0
     assert captured[1] == captured[2] == captured[3]
+
+
+def test_where_there_is_no_room_to_count_in_the_loop_is_walked(machine, given, loops, monkeypatch):
+    def full(self, shape, dtype):
+        raise MemoryError("full")
+
+    plan = hs.plan(training(8, 3, losses=True), machine=machine, only="cuda:0")
+    wanted = hs.run(plan, given, learn=False)
+    assert len(loops) == 1
+    monkeypatch.setattr(sys.modules["hetsched.executors.backends._cuda_live"].Stream, "scratch", full)
+    same(hs.run(plan, given, learn=False), wanted)
+    assert len(loops) == 1
+
+
+@pytest.mark.parametrize("sign", ["-", "+"])
+def test_what_a_users_kernel_makes_is_checked_in_the_loop(machine, loops, sign):
+    """The device had a launch before, whose driving thread looks at such things when it is idle; it knows of none in the loop."""
+    source = f"""__global__ void minus(const float *x, float *y, long long n) {{
+        const long long i = blockIdx.x * blockDim.x + threadIdx.x;
+        if (i < n) y[i] = {sign}x[i];
+    }}"""
+    arguments = {"x": "in float32[n]", "y": "out float32[n]", "n": "value int64 = n"}
+    minus = hs.kernel("minus", arguments, size=["n"], cuda=source, check="tensor.neg")
+    on_gpu = hs.Where(("cuda:0",))
+    body = Graph.build()
+    body.output(body.op(minus, body.input("s", (64,)), where=on_gpu), "t")
+    b = Graph.build()
+    (last,) = b.loop(hs.Loop(body.freeze(), 33, carried=(("s", "t"),)), b.op("tensor.exp", b.input("x", (64,)), where=on_gpu))
+    plan = hs.plan(b.output(last, "y").freeze(), machine)
+    x = np.linspace(0, 1, 64, dtype=np.float32)
+    if sign == "+":
+        with pytest.raises(hs.TaskError, match="does not compute what tensor.neg does"):
+            hs.run(plan, {"x": x}, learn=False)
+    else:
+        np.testing.assert_allclose(hs.run(plan, {"x": x}, learn=False)["y"], -np.exp(x), rtol=1e-6)
+    assert len(loops) == 1
 
 
 def test_graphs_can_be_turned_off(machine, given, loops, monkeypatch):

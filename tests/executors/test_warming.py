@@ -87,6 +87,19 @@ def test_each_distinct_launch_is_done_once_on_zeros_before_anything_is_there(car
         assert card.before == []
 
 
+def test_a_device_that_cannot_be_made_a_threads_own_is_asked_for_all_the_same(card, monkeypatch):
+    """The thread that drives it must not end: it is asked to warm launches, and nobody else answers."""
+
+    def lost(self):
+        raise RuntimeError("lost")
+
+    plan = hs.plan(row(), card.machine)
+    from hetsched.executors.backends import _cuda_live
+
+    monkeypatch.setattr(_cuda_live.LiveDevice, "drive_here", lost)
+    np.testing.assert_allclose(hs.run(plan, {"x": X}, learn=False)["y"], -np.exp(X), rtol=1e-6)
+
+
 def test_a_session_warms_at_its_first_call(card):
     with hs.Session(card.machine) as session:
         f = session.compile(row())

@@ -72,8 +72,11 @@ class Products:
         return out
 
     def close(self) -> None:
-        """Give back the handle; what was captured with it may not be launched any more."""
-        self._ask("cublasDestroy_v2", self._handle)
+        """Give back the handle and its workspace; what was captured with it may not be launched any more."""
+        try:
+            self._ask("cublasDestroy_v2", self._handle)
+        finally:
+            self._workspace = None  # whoever keeps what stands for CuPy (`Capturing`) keeps this, and shall not keep that
 
 
 class Capturing:
@@ -82,6 +85,11 @@ class Capturing:
     def __init__(self, xp: Any, products: Products) -> None:
         self._xp = xp
         self.matmul = products.matmul
+
+    @property
+    def plain(self) -> Any:
+        """CuPy itself, for those who keep something by it: this holds memory of a device."""
+        return getattr(self._xp, "plain", self._xp)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._xp, name)

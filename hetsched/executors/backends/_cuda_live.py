@@ -358,11 +358,14 @@ class Stream:
     def scratch(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """An array outside the arena. Kernels for it: `count_turn` writes its input, a counter, to its output, and adds 1 to it; `lay_up` writes its
 
-        input to that row of its first output which its second one counts.
+        input to that row of its first output which its second one counts. Raises `MemoryError`.
         """
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        with self.live.device:
-            array = cupy.ndarray(shape, dtype, memptr=cupy.cuda.MemoryPointer(_allocated(max(nbytes, 256)), 0))
+        try:
+            with self.live.device:
+                array = cupy.ndarray(shape, dtype, memptr=cupy.cuda.MemoryPointer(_allocated(max(nbytes, 256)), 0))
+        except Exception as error:
+            raise self.live.refusal("memory beside the arena", error) from error
         return DeviceArray(self.live, array)
 
     def segment(self, calls: Sequence[tuple[Any, ...]], known: bool = False) -> bool:
@@ -689,7 +692,8 @@ class Stream:
             _idle.setdefault(self.live.device.id, []).append(self.stream)
         self.watcher.close()
         for landing in self._landings:
-            landing.land()
+            with suppress(Exception):  # one that comes in parts waits for them, in vain where the device is lost
+                landing.land()
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._scratch, self._full, self._empty = None, [], []

@@ -17,6 +17,8 @@ import numpy as np
 _MOST_PARTS = 4096
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 _PIN = "HETSCHED_CUDA_PIN"
+_locked: dict[int, int] = {}  # what `lock_pages` has locked: address -> bytes
+_changes = 0  # of that
 
 
 class _Known(NamedTuple):
@@ -30,14 +32,19 @@ class _Known(NamedTuple):
 class Pins:
     """Which arrays of the host are page-locked. CUDA, which takes 1 us, is asked once for the array whose memory it is, or for the part.
 
-    Where memory is locked later, or unlocked, copies are slower than they could be, and not wrong: CUDA stages then by itself.
+    It is asked again when pages have been locked or unlocked here (rings of a session are, after some runs). Where others do that, copies are slower
+    than they could be, and not wrong: CUDA stages then by itself.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, _Known] = {}
+        self._changes = 0
 
     def has(self, array: Any) -> bool:
         """True if a device can copy a contiguous array of the host by itself."""
+        if self._changes != _changes:
+            self._changes = _changes
+            self._known.clear()
         owner = array
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
@@ -62,9 +69,15 @@ class Pins:
 
 
 def is_locked(place: int, nbytes: int) -> bool:
-    """True if the host's memory is page-locked at both ends: what an array has lies in one allocation."""
-    runtime = cupy.cuda.runtime
-    return nbytes > 0 and all(runtime.pointerGetAttributes(x).type == runtime.memoryTypeHost for x in (place, place + nbytes - 1))
+    """True if the host's memory is page-locked at both ends, and in one piece: an array between two that `lock_pages` has locked may begin and end in
+
+    pages of theirs, and CUDA takes no copy that begins in one piece and ends in another.
+    """
+    runtime, end = cupy.cuda.runtime, place + nbytes
+    if nbytes <= 0 or not all(runtime.pointerGetAttributes(x).type == runtime.memoryTypeHost for x in (place, end - 1)):
+        return False
+    met = [(first, first + n) for first, n in list(_locked.items()) if first < end and place < first + n]
+    return not met or any(first <= place and end <= last for first, last in met)
 
 
 def may_lock() -> bool:
@@ -91,7 +104,23 @@ def lock_pages(start: int, nbytes: int) -> Callable[[], object] | None:
         cupy.cuda.runtime.hostRegister(start, nbytes, _PORTABLE)
     except Exception:  # too much, or the system does not allow it
         return None
-    return partial(cupy.cuda.runtime.hostUnregister, start)
+    _note(start, nbytes)
+    return partial(_unlock_pages, start)
+
+
+def _unlock_pages(start: int) -> None:
+    cupy.cuda.runtime.hostUnregister(start)
+    _note(start, 0)
+
+
+def _note(start: int, nbytes: int) -> None:
+    """Pages are locked from `start` on, or no more (0 bytes)."""
+    global _changes
+    if nbytes:
+        _locked[start] = nbytes
+    else:
+        _locked.pop(start, None)
+    _changes += 1
 
 
 def pinned_bytes(nbytes: int) -> Any:
