@@ -35,7 +35,8 @@ _OPENCL = {
 }  # fmt: skip
 # Slower than any card: a plan that is free to choose leaves it alone, so that tests of the processor hold on a machine with one.
 _CUDA = {
-    "float32": 2e10, "float64": 1e10, "bytes": 1e10, "launch": 3e-5, "up_latency": 5e-5, "up_bytes": 4e9, "down_latency": 5e-5, "down_bytes": 4e9,
+    "float32": 2e10, "float64": 1e10, "bytes": 1e10, "launch": 3e-5, "replay": 3e-5, "up_latency": 5e-5, "up_bytes": 4e9, "down_latency": 5e-5,
+    "down_bytes": 4e9,
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def pytest_configure(config):
     threads.cores = lambda: 16  # described processors get the threads that they were planned with, however many cores there are
     for backend, stated in ((cpu, _CPU), (opencl, _OPENCL), (cuda, _CUDA)):
         backend._speeds = _stated(backend._speeds, stated)
+    assert set(_CUDA) == set(cuda._NEEDED), "or every card would be one that cannot be used, and its tests would skip"
     cpu.CACHES = _KEPT / "no-such-folder"
     if os.environ.get("HETSCHED_REQUIRE_OPENCL"):
         found = opencl.find()

@@ -92,7 +92,10 @@ def _warm_step(frame: Frame, step: int, turn: int, stream: Warms, owner: str, to
     device = frame.plan.machine.device(owner)
     is_long = [_least_seconds(frame.graph, call[5], device) > LONG_SECONDS for call in calls]
     tries = [_may_be_tried(frame.graph.task_ops[call[5]], call[0]) and not long for call, long in zip(calls, is_long, strict=True)]
-    is_warm = stream.warm(calls, tries, together) if calls else []
+    is_warm = [False] * len(calls)
+    if calls:
+        with suppress(Exception):  # arrays that are not the device's, say: the run tells of what it cannot do
+            is_warm = stream.warm(calls, tries, together)
     return {call[5]: w or long for call, w, long in zip(calls, is_warm, is_long, strict=True)}
 
 
