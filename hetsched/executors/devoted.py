@@ -12,7 +12,6 @@ comes: kernels are built then.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ import numpy as np
 from hetsched.executors import rounds
 from hetsched.executors.active import Active, Item, name_of
 from hetsched.executors.binding import LATER, MOVE, Call
+from hetsched.executors.outline import in_order
 from hetsched.executors.tracing import KEPT_TURNS, Note, apportioned, marked
 from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
@@ -129,7 +129,7 @@ class _Pattern:
                 form = array_form(inner.frame.graph.spec(c.value))
                 assert form is not None
                 self.laid_up[c.value] = (stream.scratch((inner.frame.turns, *form.bounds), form.dtype), stream.scratch((), np.int64))
-        self.order = _in_order(inner)
+        self.order = in_order(inner.frame.program)
         self.period = math.lcm(*(bindings.period(step) for step in self.order))
         self.keys: dict[tuple[int, bool], tuple[int, ...]] = {}
         self.turns: dict[tuple[int, ...], _Turn] = {}
@@ -424,29 +424,6 @@ def run(crew: Crew, inner: Active, stream: Any) -> bool:
 
 def _commands(inner: Active) -> int:
     return sum(len(step.spans) for step in inner.frame.program.steps)
-
-
-def _in_order(inner: Active) -> list[int]:
-    """The steps of a turn, each behind those of the same turn that it waits for."""
-    program = inner.frame.program
-    steps = program.steps
-    after: list[list[int]] = [[] for _ in steps]
-    waits = [0] * len(steps)
-    for before, later, turns in dict.fromkeys(program.arcs):
-        if turns == 0:
-            after[before].append(later)
-            waits[later] += 1
-    ready = [(steps[s].start, s) for s in range(len(steps)) if not waits[s]]
-    heapq.heapify(ready)
-    out: list[int] = []
-    while ready:
-        _, step = heapq.heappop(ready)
-        out.append(step)
-        for later in after[step]:
-            waits[later] -= 1
-            if not waits[later]:
-                heapq.heappush(ready, (steps[later].start, later))
-    return out
 
 
 __all__ = ["Devoted", "run", "stream_for"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
 from hetsched.executors.kept import program_of
@@ -42,3 +43,25 @@ def launches_of(plan: Timeline) -> int:
     for task, body in plan.loops.items():
         total += launches_of(body) * -(-turns // every.get(task, 1))
     return total
+
+
+def in_order(program: Program) -> list[int]:
+    """The steps of a plan or of a loop's turn, each behind those of the same turn that it waits for; of those ready the one that is planned first."""
+    steps = program.steps
+    after: list[list[int]] = [[] for _ in steps]
+    waits = [0] * len(steps)
+    for before, later, turns in dict.fromkeys(program.arcs):
+        if turns == 0:
+            after[before].append(later)
+            waits[later] += 1
+    ready = [(steps[s].start, s) for s in range(len(steps)) if not waits[s]]
+    heapq.heapify(ready)
+    out: list[int] = []
+    while ready:
+        _, step = heapq.heappop(ready)
+        out.append(step)
+        for later in after[step]:
+            waits[later] -= 1
+            if not waits[later]:
+                heapq.heappush(ready, (steps[later].start, later))
+    return out

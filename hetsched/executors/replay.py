@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import CommandLineError, InternalError
-from hetsched.executors import solo
+from hetsched.executors import direct, solo
 from hetsched.executors.cpu import Crew, run_crew
 from hetsched.executors.forks import forgets
 from hetsched.executors.frame import Frame
@@ -53,6 +53,7 @@ class Seat:
         self.hands = Hands()
         self._fresh = _fresh_outputs(self.plan) if self.is_solo else None
         self._code: Segment | None = None  # of a solo plan, once it is hot
+        self._direct: direct.Direct | None = None  # of a plan that one stream does by itself, after a first run
         self._untraced = solo.traced(program, None)
         self._quiet = quiet_context()
         self._is_short = _is_short(self.plan)
@@ -71,6 +72,7 @@ class Seat:
     def _run(self, given: Mapping[int, Any], began: float) -> Result:
         frame = self.frame
         if frame is None or not frame.takes(given):
+            self._direct = None
             frame = self.frame = self.fleet.frame(self.program, given, again=True) if self.fleet is not None else Frame(self.program, given)
         else:
             frame.renew(given)
@@ -80,11 +82,19 @@ class Seat:
                 if self._fresh is not None:
                     self._code = frame.bindings.bound(0, 0).segment
                 return result
+            if self._direct is not None:
+                frame.ready()
+                self._direct.run()
+                return Result.lazily(frame.results(), self._untraced, self.plan, perf_counter() - began)
             crew = Crew(self.plan, self.trace, False, self.timeout, None, self.fleet.drivers if self.fleet else None, self.hands.thread)
             crew.owner = weakref.ref(self)
             if self.fleet is not None:
                 self.fleet.serve(crew)
-            return run_crew(crew, frame, began)
+            result = run_crew(crew, frame, began)
+            if self.fleet is not None and not self.trace and self.timeout is None:
+                stream = direct.stream_for(frame, self.fleet)
+                self._direct = direct.Direct(frame, stream, self.fleet.devices[0].memory) if stream is not None else None
+            return result
         finally:
             frame.let_go()
 

@@ -67,6 +67,7 @@ _MOST_HELD = 16  # events that hold something before they are asked whether it i
 SPIN_SECONDS = 60e-6  # asking whether an event is done, before sleeping until it is: a sleep and its end take 20 and more
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
+_DIRECT = "HETSCHED_CUDA_DIRECT"
 _MOST_SEGMENTS = 1024
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
@@ -282,6 +283,8 @@ class Stream:
         self._segments: dict[int, _Segment] = {}
         self._captures = is_on(_GRAPHS)
         self._fuses = is_on(_CHAINS)
+        # True if a thread that wants a short plan done may hand it over by itself (hetsched/executors/direct.py).
+        self.is_direct = is_on(_DIRECT)
         self._pool: Any = None
         self._capturing: Any = None
         self._products: Products | None = None
