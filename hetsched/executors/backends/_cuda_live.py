@@ -21,8 +21,8 @@ runs; matrix products are asked of cuBLAS itself (_cuda_blas.py), since CuPy ref
 device for a value, say) is launched one by one, as all are with
 `HETSCHED_CUDA_GRAPHS=0`.
 
-Nothing here has been run on a device by those who wrote it: it was tried against a CuPy of NumPy (tests/executors/fake_cupy.py), which has the same
-calls, streams that run behind, and pinned memory, but is no GPU.
+Where there is no card its logic is tested on a CuPy of NumPy (tests/executors/fake_cupy.py), which has the same calls, streams that run behind, and
+pinned memory, but is no GPU.
 """
 
 from __future__ import annotations
