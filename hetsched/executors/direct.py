@@ -9,6 +9,7 @@ What the plan's constants bring to the device stays there where the plan puts no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from hetsched.executors.frame import Frame
 from hetsched.executors.outline import in_order
 from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
-from hetsched.timeline import Copy, Lane, Launch, Timeline
+from hetsched.timeline import Command, Copy, Lane, Launch, Timeline
 
 if TYPE_CHECKING:
     from hetsched.executors.live import Fleet
@@ -55,20 +56,27 @@ class Direct:
 
         self.frame, self.stream = frame, stream
         self._doer = StreamDoer(stream)
-        self._resident = resident(frame.plan, memory)
-        self._are_there = False
-        # Launches that follow each other, or the number of a step that copies.
-        self._pieces: list[list[Call] | int] = []
         plan, steps = frame.plan, frame.program.steps
-        for step in in_order(frame.program):
-            if isinstance(plan.spans[steps[step].spans[0]].command, Copy):
-                self._pieces.append(step)
+        stay = resident(plan, memory)
+        commands = {step: plan.spans[steps[step].spans[0]].command for step in in_order(frame.program)}
+        brings = {step for step, c in commands.items() if isinstance(c, Copy) and c.src.node == HOST and c.value in stay}
+        self._pieces = self._pieces_of(commands)
+        self._later = self._pieces_of({step: c for step, c in commands.items() if step not in brings}) if brings else self._pieces
+
+    def _pieces_of(self, commands: Mapping[int, Command]) -> list[list[Call] | int]:
+        """Launches that follow each other, or the number of a step that copies."""
+        pieces: list[list[Call] | int] = []
+        for step, command in commands.items():
+            if isinstance(command, Copy):
+                pieces.append(step)
                 continue
-            calls = [call for call in frame.bindings.calls(step, 0) if callable(call[0])]
-            if self._pieces and isinstance(self._pieces[-1], list):
-                self._pieces[-1] += calls
-            else:
-                self._pieces.append(calls)
+            calls = [call for call in self.frame.bindings.calls(step, 0) if callable(call[0])]
+            last = pieces[-1] if pieces else step
+            if isinstance(last, list):
+                last += calls
+            elif calls:
+                pieces.append(calls)
+        return pieces
 
     def run(self) -> None:
         """Hand over all steps and wait until they are done; the frame has been renewed. Raises `TaskError`."""
@@ -78,12 +86,16 @@ class Direct:
         try:
             for piece in self._pieces:
                 if isinstance(piece, int):
-                    self._copy(piece)
-                elif piece:
-                    task = piece[0][5]
-                    if not stream.segment(piece):
-                        for kernel, inputs, outputs, workspace, attributes, task in piece:  # noqa: B007 (read in the handler)
-                            stream.launch(kernel, inputs, outputs, workspace, attributes)
+                    for kernel, inputs, outputs, *_ in frame.bindings.calls(piece, 0):
+                        if kernel is MOVE:
+                            self._doer.move(inputs[0], outputs[0])
+                        elif kernel is LATER:
+                            inputs(0, self._doer)
+                    continue
+                task = piece[0][5]
+                if not stream.segment(piece):
+                    for kernel, inputs, outputs, workspace, attributes, task in piece:  # noqa: B007 (read in the handler)
+                        stream.launch(kernel, inputs, outputs, workspace, attributes)
             stream.record().wait()
         except BaseException as error:
             with suppress(Exception):  # what is on its way uses memory that is given back
@@ -91,17 +103,7 @@ class Direct:
             if isinstance(error, Exception):
                 raise frame.failure(error, getattr(error, "failed_task", task), 0) from error
             raise
-        self._are_there = True
-
-    def _copy(self, step: int) -> None:
-        command = self.frame.plan.spans[self.frame.program.steps[step].spans[0]].command
-        if self._are_there and isinstance(command, Copy) and command.src.node == HOST and command.value in self._resident:
-            return
-        for kernel, inputs, outputs, *_ in self.frame.bindings.calls(step, 0):
-            if kernel is MOVE:
-                self._doer.move(inputs[0], outputs[0])
-            elif kernel is LATER:
-                inputs(0, self._doer)
+        self._pieces = self._later  # what the constants brought is there
 
 
 def resident(plan: Timeline, node: str) -> frozenset[int]:

@@ -1,6 +1,7 @@
 """Requests that the calling thread hands to one stream itself: on the CuPy of NumPy, and on a real OpenCL device, whose streams do not ask for it."""
 
 import threading
+from dataclasses import replace
 
 import fake_cupy
 import numpy as np
@@ -12,6 +13,7 @@ from hetsched.executors.backends import opencl
 from hetsched.machine import HOST
 from hetsched.testing.backend import _machine_of
 from hetsched.timeline import Copy
+from tests.cuda_host import COMPILER
 from tests.executors.test_cuda import box
 
 RNG = np.random.default_rng(0)
@@ -165,3 +167,23 @@ def test_calls_go_to_the_driving_thread_by_request(monkeypatch):
         for _ in range(2):
             np.testing.assert_allclose(f(x=np.ones((2, 32), np.float32))["y"], wanted(np.ones((2, 32), np.float32)), rtol=1e-4, atol=1e-5)
         assert seat_of(f)._direct is None
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+def test_launches_of_a_request_are_one_graph(monkeypatch, tmp_path):
+    backend = fake_cupy.install(monkeypatch, devices=1)
+    monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "")
+    monkeypatch.setattr(fake_cupy.RawModule, "folder", tmp_path)
+    monkeypatch.setattr(fake_cupy.Graph, "launched", 0)
+    found = _machine_of(backend)
+    machine = replace(found, devices=tuple(d if d.memory == HOST else replace(d, languages=("cuda", "array")) for d in found.devices))
+    b = hs.Graph.build()
+    y, w = b.input("x", (2, 32)), [b.constant(x, f"w{i}") for i, x in enumerate(W)]
+    y = b.op("nn.dense", b.op("nn.dense", y, w[0], w[1], activation="relu"), w[2], w[3])
+    with hs.Session(machine) as session:
+        f = session.compile(hs.plan(b.output(y, "y").freeze(), machine, only="cuda:0"))
+        for i in range(6):
+            x = RNG.normal(size=(2, 32)).astype(np.float32)
+            np.testing.assert_allclose(f(x=x)["y"], wanted(x), rtol=1e-4, atol=1e-5)
+            # The driving thread does the first call, the second brings the constants, the third has its launches for the first time.
+            assert fake_cupy.Graph.launched == max(0, i - 2)
