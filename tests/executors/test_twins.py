@@ -124,7 +124,7 @@ def test_where_drivers_say_that_a_device_sits(monkeypatch):
             return self.known[key]
 
     known = cl.device_info
-    old = {known.PCI_BUS_ID_NV: 0x3B, known.PCI_SLOT_ID_NV: 8}
+    old = {known.PCI_BUS_ID_NV: 0x3B, known.PCI_SLOT_ID_NV: 1}
     assert opencl._address(Card(old)) == "0000:3b:01"
     assert opencl._address(Card(old | {known.PCI_DOMAIN_ID_NV: 2})) == "0002:3b:01"
     assert cuda._address({"pciDomainID": 2, "pciBusID": 59, "pciDeviceID": 1}) == "0002:3b:01"

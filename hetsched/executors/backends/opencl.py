@@ -252,7 +252,10 @@ def _driver(device: Any) -> str:
 
 
 def _address(device: Any) -> str | None:
-    """Where a device sits on the PCI bus (domain, bus, device), if its driver tells: the extension cl_nv_device_attribute_query."""
+    """Where a device sits on the PCI bus (domain, bus, device), if its driver tells: the extension cl_nv_device_attribute_query.
+
+    Its slot is the number that CUDA calls the device's (6 and 6 on an H100), without the function behind it.
+    """
     import pyopencl as cl
 
     known = cl.device_info
@@ -263,7 +266,7 @@ def _address(device: Any) -> str | None:
     domain = 0
     with suppress(cl.Error, AttributeError):  # newer drivers
         domain = int(device.get_info(known.PCI_DOMAIN_ID_NV))
-    return f"{domain:04x}:{bus:02x}:{slot >> 3:02x}"
+    return f"{domain:04x}:{bus:02x}:{slot:02x}"
 
 
 def _capacity(device: Any) -> int:
