@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hetsched.executors.binding import LATER, MOVE, Call
+from hetsched.executors.binding import Call
 from hetsched.executors.frame import Frame
 from hetsched.executors.outline import in_order
 from hetsched.graph.spec import array_form
@@ -86,11 +86,7 @@ class Direct:
         try:
             for piece in self._pieces:
                 if isinstance(piece, int):
-                    for kernel, inputs, outputs, *_ in frame.bindings.calls(piece, 0):
-                        if kernel is MOVE:
-                            self._doer.move(inputs[0], outputs[0])
-                        elif kernel is LATER:
-                            inputs(0, self._doer)
+                    frame.bindings.issue(piece, 0, self._doer)
                     continue
                 task = piece[0][5]
                 if not stream.segment(piece):

@@ -253,8 +253,13 @@ class Op:
                 return kernel
         return None
 
-    def calls_on(self, device: Speaks) -> int:
-        """Calls that a launch on `device` makes: `calls`, or `cuda_calls` where its kernel in CUDA does it."""
+    def calls_on(self, device: Speaks, in_graph: bool = False) -> int:
+        """Calls that a launch on `device` makes: `calls`, or `cuda_calls` where its kernel in CUDA does it.
+
+        in_graph: it is captured on CUDA, where an element-wise launch is then one kernel, made from the expression of its kernel in OpenCL C.
+        """
+        if in_graph and self.elementwise and "cuda" in device.languages and "opencl" in self.kernels:
+            return 1
         first = next((language for language in device.languages if language in self.kernels), "")
         return self.cuda_calls if first == "cuda" else self.calls
 

@@ -236,30 +236,6 @@ def test_a_run_times_every_task_of_a_plan_and_of_some_turns_of_a_loop():
     assert 0 < len(inner.attributed) < len(inner.spans)
 
 
-@pytest.mark.parametrize(("owner", "taught"), [("gpu:0", (1e-6, 2e-6)), ("cpu", (10e-6, 20e-6))])
-def test_launches_of_a_loop_on_a_stream_teach_what_they_take_at_once(owner, taught):
-    """Timed one by one they wait for the host, which turns that are handed over whole do not."""
-    body = hs.Graph.build()
-    x = body.input("x", (64,))
-    body.output(body.op("tensor.exp", body.op("tensor.sqrt", x)), name="y")
-    b = hs.Graph.build()
-    (last,) = b.loop(hs.Loop(body.freeze(), 60, carried=(("x", "y"),)), b.input("x", (64,)))
-    here = replace(HERE, devices=(CPU, replace(GPU, hardware="gpu")))
-    plan = hs.plan(b.output(last).freeze(), here, only=owner, learn=False)
-    ((task, inner),) = plan.loops.items()
-    spans, attributed, now = [], [], 0.0
-    for turn in range(30):
-        unit = 1e-3 if turn == 0 else 10e-6 if turn < 8 else 1e-6  # the first binds; some are timed; the others are shares of what they take whole
-        for k in range(2):
-            command = Launch(k, turn, (Replica(0, turn, owner),), (Replica(1, turn, owner),))
-            attributed += [len(spans)] if turn >= 8 else []
-            spans.append(Span((Lane(owner, 0),), command, now, now + (1 + k) * unit))
-            now = spans[-1].finish
-    inner = replace(inner, spans=tuple(spans), prologue=(), epilogue=(), attributed=frozenset(attributed), measured=True)
-    found = {x.op: x.seconds for x in lessons(replace(plan, loops={task: inner}, measured=True, spans=()))}
-    assert (found["tensor.sqrt"], found["tensor.exp"]) == pytest.approx(taught)
-
-
 # Calibrations ------------------------------------------------------------------------------------------------------------------
 
 

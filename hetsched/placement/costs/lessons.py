@@ -26,8 +26,7 @@ MANY, SOME, FAR = 10, 4, 5.0
 def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
     """One lesson for each kind on each device (or link), from the spans that were measured. plan: what was followed, for loops of a few turns.
 
-    Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are. Where
-    a stream's launches were timed one by one in some turns and handed over at once in others, they teach what they take at once.
+    Of a loop the first turn is left out where there are more (it binds arrays, and touches memory first), and turns of a smaller batch are.
     """
     found: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}
     first: dict[tuple[str, str, int], tuple[Kind, list[float]]] = {}  # of launches that did more than others will
@@ -36,7 +35,6 @@ def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
         if owner.loop is None and not owner.attributed and not owner.cold and _teach_launches(owner, found, kinds):
             continue
         like, is_straight, attributed = alike(owner.graph).kind.tolist(), owner.loop is None, owner.attributed
-        at_once = _at_once(owner)
         # (kind of a task in its graph, its lanes, its width), or (value, lanes, 0) -> what spans like it have taught.
         rows: dict[tuple[int, Any, int], list[float]] = {}
         for i, (lanes, command, start, finish) in enumerate(owner.spans):
@@ -60,9 +58,7 @@ def lessons(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
             if known is None:
                 named = _named(owner, lanes, command, kinds)
                 known = rows[row] = [] if named is None else found.setdefault((named[0], named[1].text, named[2]), (named[1], []))[1]
-            known.append(
-                (finish - start) * (at_once.get((lanes[0].owner, command.task), 1.0) if at_once and lanes and type(command) is Launch else 1.0)
-            )
+            known.append(finish - start)
     out = [_lesson(key, width, kind, seconds) for (key, _, width), (kind, seconds) in found.items()]
     out += [_lesson(at[0], at[2], kind, seconds)._replace(first=True) for at, (kind, seconds) in first.items() if at not in found]
     return [*out, *_loops(trace, plan)]
@@ -196,34 +192,6 @@ def _steady(body: Timeline) -> tuple[list[float], bool]:
     pairs = usual if len(usual) >= LEAST_TURNS else pairs
     in_line = all(ends[b][0] >= ends[a][1] for a, b in pairs)
     return [ends[b][1] - ends[a][1] for a, b in pairs] or [finish - start for start, finish in (ends[t] for t in turns)], in_line and bool(pairs)
-
-
-def _at_once(owner: Timeline) -> dict[tuple[str, int], float]:
-    """(device, task) -> what its launch takes when the turn is handed over at once, as a share of what it takes timed by itself: what turns take
-
-    then over what those take that were timed. Of loops on streams of GPUs, which wait for the host meanwhile: threads have their turns measured
-    (`_loops`), and a processor has no less to do.
-    """
-    if owner.loop is None or not owner.attributed:
-        return {}
-    shared = {d.id for d in owner.machine.devices if d.shares_lanes or d.hardware == "cpu"}
-    tasks: dict[str, set[int]] = {}
-    for i in owner.attributed:
-        lanes, command, *_ = owner.spans[i]
-        if type(command) is Launch and lanes and lanes[0].owner not in shared and not _is_other(owner, command.turn):
-            tasks.setdefault(lanes[0].owner, set()).add(command.task)
-    turns: dict[tuple[str, bool], dict[int, float]] = {}
-    for i, (lanes, command, start, finish) in enumerate(owner.spans):
-        if type(command) is Launch and lanes and command.task in tasks.get(lanes[0].owner, ()) and not _is_other(owner, command.turn):
-            row = turns.setdefault((lanes[0].owner, i in owner.attributed), {})
-            row[command.turn] = row.get(command.turn, 0.0) + finish - start
-    out: dict[tuple[str, int], float] = {}
-    for device, theirs in tasks.items():
-        alone, together = turns.get((device, False), {}), turns.get((device, True), {})
-        if len(alone) >= SOME and len(together) >= SOME:
-            share = median(together.values()) / max(median(alone.values()), 1e-12)
-            out |= {(device, task): share for task in theirs if 0 < share < 1}
-    return out
 
 
 def _is_other(owner: Timeline, turn: int) -> bool:

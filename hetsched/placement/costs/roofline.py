@@ -71,10 +71,9 @@ class RooflineCosts:
 
 
 def starting_seconds(graph: Graph, op: Op, device: Device) -> float:
-    """What the calls of a launch cost beside their work. Element-wise ones are one kernel where turns of a loop become graphs."""
+    """What the calls of a launch cost beside their work: as nodes of a graph where turns of a loop become graphs."""
     in_graph = graph.is_body and device.replay_seconds is not None
-    calls = 1 if in_graph and op.elementwise and "cuda" in device.languages and "opencl" in op.kernels else op.calls_on(device)
-    return calls * device.starting_seconds(graph.is_body)
+    return op.calls_on(device, in_graph) * device.starting_seconds(graph.is_body)
 
 
 def peak(device: Device, dtype: str) -> float:
