@@ -19,7 +19,8 @@ from hetsched.executors.backends import opencl  # noqa: E402
 if not opencl.find().devices:
     pytest.skip("no OpenCL device works here", allow_module_level=True)
 
-from hetsched.executors.backends._opencl_live import Event, _local_size  # noqa: E402
+from hetsched.executors.backends._opencl_arrays import group_size  # noqa: E402
+from hetsched.executors.backends._opencl_live import Event  # noqa: E402
 from hetsched.executors.backends._opencl_programs import DeviceError  # noqa: E402
 
 ADD = """
@@ -476,6 +477,6 @@ def test_close_and_open_again_leaks_nothing():
     [((10,), (1,)), ((4096,), (1,)), ((8192,), (64,)), ((8200,), (4,)), ((10001,), (1,)), ((128, 128), (64, 1)), ((3, 4000), (1, 1))],
 )
 def test_local_sizes_come_from_a_short_list(sizes, local):
-    chosen = _local_size(sizes)
+    chosen = group_size(sizes)
     assert chosen == local
     assert all(g % n == 0 for g, n in zip(sizes, chosen, strict=True))

@@ -42,19 +42,15 @@ import numpy as np
 
 from hetsched.errors import DeviceGoneError, HetschedError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Arrival, Copiers, Landing, Landings, Watcher, alike, inside, is_on
+from hetsched.executors.backends._cuda_arrays import DeviceArray
 from hetsched.executors.backends._cuda_blas import Capturing, Doubting, Products, library
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
+from hetsched.executors.backends._cuda_errors import STICKY, is_cudas, is_out_of_memory, status_of
+from hetsched.executors.backends._cuda_events import SCRATCH_NBYTES, SPIN_SECONDS, Event, Scratch
 from hetsched.executors.backends._cuda_pins import Pins, address, lock_pages, pinned_bytes
 from hetsched.executors.backends._nvtx import find as find_ranges
-from hetsched.executors.cores import yielding
 from hetsched.graph.ops._cuda_small import lay_up, next_turn
 
-# Errors after which CUDA wants the process to be started anew (CUDA runtime API, cudaError: "this leaves the process in an inconsistent state"),
-# and those of devices that are no more.
-_NOT_READY = 600  # cudaErrorNotReady: an event that has not been reached
-STICKY = {46, 100, 101, 201, 214, 700, 701, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999}
-_OUT_OF_MEMORY = 2
-_CUBLAS_ALLOC_FAILED = 3
 _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_SECONDS = 10e-6
 _CHUNK_NBYTES = 4 << 20  # of a copy through pinned memory: the next is prepared while one is on its way
@@ -62,9 +58,7 @@ _LANDING_NBYTES = 1 << 20  # of downloads before one event: the watching thread 
 _MOST_COPIERS = 4
 _MOST_CHUNKS = 8  # of an upload at a time; the first is used again when its copy is done
 _SMALL_NBYTES = 32 << 10  # of a copy that goes through a stream's own pinned memory: the host takes 2 us for it, asking where it lies takes as long
-_SCRATCH_NBYTES = 128 << 10
 _MOST_HELD = 16  # events that hold something before they are asked whether it is needed any more
-SPIN_SECONDS = 60e-6  # asking whether an event is done, before sleeping until it is: a sleep and its end take 20 and more
 _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
 _DIRECT = "HETSCHED_CUDA_DIRECT"
@@ -80,171 +74,6 @@ _products: dict[int, Products] = {}
 _MOST_WARM = 4096
 _warm: set[Any] = set()  # launches whose like this process has done, see `_mark`, and sources of chains
 _chains: dict[tuple[int, str], Any] = {}  # kernels by device and source; None for those that do not build
-
-
-class DeviceArray:
-    """An array in the arena of an opened device; only kernels look inside `array`, an array of CuPy."""
-
-    __slots__ = ("array", "dtype", "live", "nbytes", "pointer", "shape", "size")
-
-    def __init__(self, live: LiveDevice, array: Any) -> None:
-        self.live = live
-        self.array = array
-        self.pointer = int(array.data.ptr)  # of the first element
-        self.shape: tuple[int, ...] = tuple(array.shape)
-        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
-        self.size = math.prod(self.shape)
-        self.nbytes = self.size * self.dtype.itemsize
-
-    @property
-    def buffer(self) -> Any:
-        """The arena that it lies in."""
-        return self.live.memory
-
-    @property
-    def offset(self) -> int:
-        """Where it begins: two arrays of one arena meet where their bytes from here on do."""
-        return self.pointer
-
-    def part(self, first: int, shape: tuple[int, ...]) -> DeviceArray:
-        """The elements from number `first` on under another shape; nothing is copied."""
-        size = math.prod(shape)
-        if first < 0 or first + size > self.size:
-            raise InternalError(f"no {self.dtype}{list(shape)} from element {first} on lies inside {self!r}")
-        return DeviceArray(self.live, self.array.reshape(-1)[first : first + size].reshape(shape))
-
-    def __repr__(self) -> str:
-        return f"<{self.dtype}{list(self.shape)} of {self.live.name}>"
-
-
-class Event:
-    """The mark that everything handed to a stream before it has been done.
-
-    landings: what it brings to the host. holding: what copies read and write until then; None once that is over. scratch: pinned memory for small
-    copies that no later command uses. ends: the last mark that counts in its span, where that is not `last`.
-    """
-
-    __slots__ = ("__weakref__", "_anchor", "_ends", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
-
-    def __init__(
-        self, stream: Stream, first: Any, last: Any, anchor: tuple[Any, float],
-        landings: list[Landing | Arrival], holding: list[Any], scratch: list[_Scratch], ends: Any = None,
-    ) -> None:  # fmt: skip
-        self.stream = stream
-        self._ends = last if ends is None else ends
-        self.last = last
-        self.landings = landings
-        self.holding: list[Any] | None = holding
-        self.scratch = scratch
-        self._first = first
-        self._is_landing = False  # the watching thread is to put what it brings to where it belongs
-        self._anchor = anchor  # reached before `first` and `last` were recorded: CUDA measures from an earlier event to a later one
-
-    def wait(self) -> None:
-        """Wait for it on the host; raises where the work failed."""
-        self.reach(SPIN_SECONDS)
-        live = self.stream.live
-        if live.lost:
-            raise live.gone("it was lost while the run used it")
-
-    def reach(self, spin_seconds: float = 0.0) -> None:
-        """Wait, and put what it brings to the host to where it belongs. spin_seconds: ask so long before sleeping."""
-        try:
-            for landing in self.landings:
-                if landing.parts:  # the first are put to where they belong while the last are on their way
-                    landing.land()
-            self.pass_by(spin_seconds)
-        except Exception as error:
-            raise self.stream.live.refusal("a command failed", error) from error
-        if self.landings:
-            for landing in self.landings:
-                landing.land()
-            self.stream.live.on_their_way.forget(self.landings)
-        self.release()
-
-    def pass_by(self, spin_seconds: float = 0.0) -> None:
-        """Wait until everything before it has been done; what it brings may still lie in pinned memory."""
-        if spin_seconds:
-            query, mark, until = cupy.cuda.runtime.eventQuery, self.last.ptr, perf_counter() + spin_seconds
-            while (status := query(mark)) == _NOT_READY and perf_counter() < until:
-                yielding()
-            if not status:
-                return
-        self.last.synchronize()
-
-    def release(self) -> None:
-        """Hold nothing any more: it has been reached, and all has landed."""
-        self.holding, self.landings = None, []
-        if self.scratch:
-            with suppress(IndexError):  # another thread may do the same
-                while self.scratch:
-                    self.stream.take_back(self.scratch.pop())
-
-    def land_elsewhere(self) -> None:
-        """Let the stream's watching thread put what it brings to where it belongs; it is not done before."""
-        self._is_landing = True
-        self.stream.watcher.watch(self.reach, self._landed)
-
-    def _landed(self) -> None:
-        self._is_landing = False
-
-    def done(self) -> bool:
-        """True if it has been reached and what it brings is there, or the work has failed."""
-        if self._is_landing:
-            return False
-        try:
-            # Not `last.done`, which is False for ever once the device is lost: it compares what CUDA answers with success alone.
-            return bool(cupy.cuda.runtime.eventQuery(self.last.ptr) != _NOT_READY)
-        except Exception:
-            return True
-
-    def span(self) -> tuple[float, float]:
-        """First start and last finish, `perf_counter` seconds, of what the stream did since its event before; waits for them.
-
-        No finish is later than now: the anchor may be some microseconds off, and what is handed over from here on starts behind it.
-        """
-        self.wait()
-        now = perf_counter()
-        mark, at = self._anchor
-        try:
-            finish = min(at + cupy.cuda.get_elapsed_time(mark, self._ends) * 1e-3, now)
-            start = finish if self._first is None else at + cupy.cuda.get_elapsed_time(mark, self._first) * 1e-3
-        except Exception as error:
-            raise self.stream.live.refusal("an event has no time", error) from error
-        return start, max(start, finish)
-
-    def is_over(self) -> bool:
-        """True if nothing that it holds is needed any more; nobody may have waited for it."""
-        if self._is_landing or cupy.cuda.runtime.eventQuery(self.last.ptr) == _NOT_READY or not all(x.has_landed for x in self.landings):
-            return False
-        self.release()
-        return True
-
-    def on_done(self, callback: Callable[[], object]) -> None:
-        """Call `callback()` once when it has been done or has failed: at once, or from another thread, which it must not hold up."""
-        if self.done():
-            with suppress(Exception):  # `span` tells
-                self.reach()
-            callback()
-        else:
-            self.stream.watcher.watch(self.reach, callback)
-
-    def __del__(self) -> None:
-        # Nobody waits for its CUDA events any more: they are recorded again. (One that is still to be reached is no obstacle: who waits for it on a
-        # device waits for what it stood for when it was told to.)
-        self.stream.live.marks += (self.last,) if self._first is None else (self.last, self._first)
-
-
-class _Scratch:
-    """Pinned memory for small copies of one stream, filled from its begin. landings: what is still to be taken out of it."""
-
-    __slots__ = ("landings", "place", "raw", "used")
-
-    def __init__(self) -> None:
-        self.raw = pinned_bytes(_SCRATCH_NBYTES)
-        self.place = address(self.raw)
-        self.used = 0
-        self.landings: list[Landing] = []
 
 
 _Piece: TypeAlias = tuple[int, Callable[[], object]]
@@ -300,9 +129,9 @@ class Stream:
         # What copies on their way use: arrays, and pinned memory, which CuPy's pool would hand out again at once. Events hold it, and these them.
         self._held: deque[Event] = deque()
         self._holding: list[Any] = []
-        self._scratch: _Scratch | None = None
-        self._full: list[_Scratch] = []  # used by commands since the last record, and not by those that follow
-        self._empty: list[_Scratch] = []
+        self._scratch: Scratch | None = None
+        self._full: list[Scratch] = []  # used by commands since the last record, and not by those that follow
+        self._empty: list[Scratch] = []
 
     def wait(self, event: Any) -> None:
         """What follows waits for an event of another stream, on this device or another one."""
@@ -625,18 +454,18 @@ class Stream:
     def _bring(self, src: DeviceArray, to: int, nbytes: int, first: int = 0) -> None:
         self._do("a download", self._copy, to + first, src.pointer + first, nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
 
-    def _room(self, nbytes: int) -> tuple[_Scratch, int]:
+    def _room(self, nbytes: int) -> tuple[Scratch, int]:
         """Pinned memory for a small copy: where, and the byte where it begins."""
         scratch = self._scratch
-        if scratch is None or scratch.used + nbytes > _SCRATCH_NBYTES:
+        if scratch is None or scratch.used + nbytes > SCRATCH_NBYTES:
             if scratch is not None:
                 self._full.append(scratch)
-            scratch = self._scratch = self._empty.pop() if self._empty else _Scratch()
+            scratch = self._scratch = self._empty.pop() if self._empty else Scratch()
         at = scratch.used
         scratch.used += (nbytes + 63) & ~63
         return scratch, at
 
-    def take_back(self, scratch: _Scratch) -> None:
+    def take_back(self, scratch: Scratch) -> None:
         """Use pinned memory again that commands are done with, unless something is still to be taken out of it."""
         if all(x.has_landed for x in scratch.landings):
             scratch.used = 0
@@ -940,23 +769,6 @@ def _allocated(nbytes: int) -> Any:
 
 def _no_room(name: str, nbytes: int, free: int, total: int) -> str:
     return f"{name} cannot give an arena of {nbytes} bytes: {free} of its {total} bytes are free"
-
-
-def status_of(error: BaseException) -> int | None:
-    """The number of a CUDA error, None for others."""
-    status = getattr(error, "status", None)
-    return int(status) if isinstance(status, int) else None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True where the device had no room: CUDA's own answer, cuBLAS's, and that of CuPy's pool."""
-    known = {"CUBLASError": _CUBLAS_ALLOC_FAILED}.get(type(error).__name__, _OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or status_of(error) == known
-
-
-def is_cudas(error: BaseException) -> bool:
-    """True for errors of CUDA's runtime, driver and libraries."""
-    return type(error).__module__.startswith(("cupy_backends", "cupy.cuda")) and type(error).__name__ != "CompileException"
 
 
 def copying_threads() -> int:

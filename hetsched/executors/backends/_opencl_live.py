@@ -23,6 +23,7 @@ import pyopencl as cl
 
 from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, alike
+from hetsched.executors.backends._opencl_arrays import DeviceArray, group_size, shown, types_of
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
 from hetsched.executors.backends._opencl_staging import CHUNK_NBYTES, MOST_CHUNKS, Block, PinnedPool, wants_staging
 from hetsched.executors.memory import had
@@ -41,49 +42,8 @@ _GONE = {-2, -34, -36, -9999}
 # Device clocks drift against perf_counter (28 us a second measured on PoCL, whose clock is not slewed), so their offset is taken anew.
 _CLOCK_SECONDS = 0.25
 _CLOCK_WINDOW_NS = 5_000
-_FEW_ITEMS = 4096
 _NEVER = object()  # no command
 _MOST_LAUNCHES = 4096
-
-
-class DeviceArray:
-    """A dense array in the arena of an opened device: a handle, no data. `offset` is in bytes, `first` the same in elements."""
-
-    __slots__ = ("buffer", "dtype", "first", "live", "nbytes", "offset", "shape", "size")
-
-    def __init__(self, live: LiveDevice, buffer: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> None:
-        self.live = live
-        self.buffer = buffer
-        self.offset = offset
-        self.shape = shape
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.size = math.prod(shape)
-        self.nbytes = self.size * self.dtype.itemsize
-        self.first, rest = divmod(offset, self.dtype.itemsize)
-        if rest:
-            raise InternalError(f"an array of {self.dtype} cannot begin {offset} bytes into an arena: no multiple of {self.dtype.itemsize}")
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def part(self, start: int, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
-        """The elements from number `start` on (of `dtype`, if given) under another shape; nothing is copied."""
-        kind = self.dtype if dtype is None else np.dtype(dtype)
-        out = DeviceArray(self.live, self.buffer, self.offset + start * kind.itemsize, tuple(shape), kind)
-        if start < 0 or out.offset + out.nbytes > self.offset + self.nbytes:
-            raise InternalError(f"no {kind.name}{list(shape)} from element {start} on lies inside {self!r}")
-        return out
-
-    def reshape(self, *shape: Any) -> DeviceArray:
-        """The same elements under another shape of the same size."""
-        wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-        if math.prod(wanted) != self.size:
-            raise InternalError(f"{self!r} has {self.size} elements, not those of {list(wanted)}")
-        return self.part(0, wanted)
-
-    def __repr__(self) -> str:
-        return f"<{self.dtype.name}{list(self.shape)} at byte {self.offset} of {self.live.name}>"
 
 
 class _End:
@@ -519,16 +479,16 @@ class Stream:
         if local_size is not None:
             global_size = tuple(-(-g // n) * n for g, n in zip(global_size, local_size, strict=True))
         elif self.is_cpu:
-            local_size = _local_size(global_size)
+            local_size = group_size(global_size)
         if self._tape is not None:
             self._end_chain()
-            own = self._new_kernel(source, function, _types(function, args), args)
+            own = self._new_kernel(source, function, types_of(function, args), args)
             own.set_args(*flat)
             self._taped(f"kernel {function!r}", partial(cl.enqueue_nd_range_kernel, self.queue, own, global_size, local_size))
             return
         kernel = self._kernels.get((source, function))
         if kernel is None:
-            types = _types(function, args)
+            types = types_of(function, args)
             kernel = self.live.programs.take(source, function, types) or self._new_kernel(source, function, types, args)
             self._kernels[source, function] = self._mine[source, function, types] = kernel
         if self._is_preparing:
@@ -537,7 +497,7 @@ class Stream:
         try:
             event = kernel(self.queue, global_size, local_size, *flat, wait_for=waits or None)
         except (cl.Error, TypeError, ValueError, OverflowError) as error:
-            raise self.refusal(f"kernel {function!r} over {global_size} (local {local_size}) with {_shown(args)}", error) from error
+            raise self.refusal(f"kernel {function!r} over {global_size} (local {local_size}) with {shown(args)}", error) from error
         if waits:
             self._waits = []
         if self._first is None:
@@ -608,7 +568,7 @@ class Stream:
         kernel = self.live.programs.kernel(source, function)
         if len(types) != kernel.num_args:
             raise DeviceError(
-                f"kernel {function!r} has {kernel.num_args} parameters and got {len(types)} (an array counts as two) from {_shown(args)}"
+                f"kernel {function!r} has {kernel.num_args} parameters and got {len(types)} (an array counts as two) from {shown(args)}"
             )
         kernel.set_scalar_arg_dtypes(list(types))
         return kernel
@@ -772,35 +732,5 @@ def _stamp(event: Any, what: Any) -> int:
     return int(event.get_profiling_info(what))
 
 
-def _local_size(global_size: tuple[int, ...]) -> tuple[int, ...]:
-    """Work items of a group on a processor, where the kernel leaves it open.
-
-    PoCL compiles a kernel anew (about 80 ms) for every local size, and left to itself it chooses one for every global size; so the choice is from a
-    short list. A group runs on one core: few items are taken to be large ones and go one by one, many are grouped to share the start of a group.
-    """
-    if math.prod(global_size) > _FEW_ITEMS:
-        for n in (64, 16, 4):
-            if global_size[0] % n == 0:
-                return (n,) + (1,) * (len(global_size) - 1)
-    return (1,) * len(global_size)
-
-
 def _cause(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _types(function: str, args: Sequence[Any]) -> tuple[Any, ...]:
-    """The types of a kernel's parameters, None for memory."""
-    types: list[Any] = []
-    for x in args:
-        if type(x) is DeviceArray:
-            types += (None, np.dtype(np.int64))
-        elif isinstance(x, np.generic) and x.dtype.kind in "iuf":
-            types.append(x.dtype)
-        else:
-            raise DeviceError(f"kernel {function!r}: an argument must be an array of the device or a NumPy number, got {x!r}")
-    return tuple(types)
-
-
-def _shown(args: Sequence[Any]) -> str:
-    return ", ".join(repr(x) for x in args)
