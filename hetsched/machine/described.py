@@ -239,6 +239,7 @@ class _DeviceModel(Sourced):
     always_on: bool = True
     cache_nbytes: Bytes | None = None
     caches: Annotated[int, Field(ge=1)] = 1
+    lane_cache_nbytes: Bytes | None = None
 
     @field_validator("caches")
     @classmethod
@@ -247,6 +248,14 @@ class _DeviceModel(Sourced):
         if caches > lanes:
             raise ValueError(f"{caches} last caches for {lanes} lanes: a cache has at least one lane; correct one of them")
         return caches
+
+    @field_validator("lane_cache_nbytes")
+    @classmethod
+    def _is_below_the_last(cls, nbytes: int | None, info: ValidationInfo) -> int | None:
+        last = info.data.get("cache_nbytes")
+        if nbytes is not None and last is not None and nbytes > last:
+            raise ValueError(f"a lane's own cache of {nbytes:,} bytes below a last cache of {last:,} holds no more than that; correct one of them")
+        return nbytes
 
     @field_validator("idle_watts")
     @classmethod

@@ -33,6 +33,7 @@ class Device:
     memory: its memory node. languages: what it runs, best first (see `Op.kernel_for`).
     flops_per_second: dtype name -> peak of ONE lane. bytes_per_second: memory bandwidth of one lane.
     cache_nbytes: of the last cache, which its lanes share, or of each of `caches` equal ones, over which they are spread; None: not known.
+    lane_cache_nbytes: of the largest cache that each lane has for itself, smaller than that; None: not known.
     launch_seconds: the fixed cost of a launch. replay_seconds: of one in the body of a loop, where the device takes its turns as graphs; None: the
     same. crossing_seconds: the cost of handing work from one lane to another.
     shares_lanes: True where lanes are threads that share the device's tasks (the plan fixes device and priority, not the thread);
@@ -65,6 +66,7 @@ class Device:
     always_on: bool = True
     cache_nbytes: int | None = None
     caches: int = 1
+    lane_cache_nbytes: int | None = None
     replay_seconds: float | None = None
     fingerprint: str = ""
     stands_for: str = ""

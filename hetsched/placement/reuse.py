@@ -2,11 +2,15 @@
 
 Ranks say which task is urgent, not which one finds its inputs near: a plan by ranks alone works at many places of a large matrix at once, and each
 tile comes from memory again and again (tiled Cholesky of 5,120 x 5,120 float32 in the order of HEFT: kernels take 1.10 times as long as in the order
-in which the algorithm is written). The cache is looked on as a memory that holds what was touched last. A thread takes, of the most urgent tasks that
-are ready, the one with most of its inputs there, unless the longest path to the end has become as long as all that is left.
+in which the algorithm is written). The cache is looked on as a memory that holds what was touched last. A thread takes, of the tasks that are ready,
+the one with most of its inputs there, and of several with as many the first of the graph (who writes a loop over rows reads rows one after another),
+unless the longest path to the end has become as long as all that is left.
 
 A processor may have several last caches (sockets, core complexes), each for some of its cores. Which thread takes a task is settled while it runs, so
 it is not known which cache a task will meet: tasks are dealt to the caches in turn, and a value counts by the share of caches that hold it.
+
+Beside the last caches stands the one that each lane has for itself: what it does not hold comes from the last cache, or from another lane's (an
+order for tiles of 64 KiB, all of which the last cache holds: kernels take 0.92 of what they take in the order of HEFT).
 
 Locality by work stealing and by data-aware queues is known from runtimes (Acar, Blelloch, Blumofe: The data locality of work stealing, SPAA 2000);
 here it is planned, and the plan is taken only where the bytes that need not be fetched are worth more than the makespan that they cost.
@@ -14,20 +18,34 @@ here it is planned, and the plan is taken only where the bytes that need not be 
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import NamedTuple
 
-# The share of the last-level cache that is counted on: kernels have scratch in it, and other threads and programs.
-COUNTED_SHARE = 3 / 8
-# So many ready tasks are looked at, the most urgent first.
+# The share of the last-level cache that is counted on: kernels have scratch in it, and other threads and programs; and of a lane's own, in which no
+# other lane has anything.
+COUNTED_SHARE, OWN_SHARE = 3 / 8, 5 / 8
+# So many ready tasks are looked at, the first of the graph.
 WINDOW = 64
 # A task is taken for its urgency alone where its longest path takes this share of the seconds that are left.
 URGENT = 0.9
 # What a value counts that nobody else will read: it is fetched once in any case, and hardware reads ahead of what is streamed.
 LAST_READ = 0.5
+
+
+class Level(NamedTuple):
+    """Caches of one level. nbytes: what to count on of each; caches: how many; per_byte: seconds that all threads lose by a byte fetched into one.
+
+    name: where such bytes come from.
+    """
+
+    nbytes: int
+    caches: int
+    per_byte: float
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,16 +136,16 @@ def inputs_nbytes(work: Work) -> int:
 def by_reuse(work: Work, threads: int, capacity: int, caches: int = 1) -> list[int]:
     """The tasks in the order in which `threads` threads, spread over so many caches of `capacity` bytes, would start them."""
     n = len(work.order)
-    place = [0] * n
-    for i, task in enumerate(work.order):
-        place[task] = i
     waits, path = [0] * n, [0.0] * n
     for task in reversed(work.order):
         path[task] = work.seconds[task] + max((path[after] for after in work.later[task]), default=0.0)
         for after in work.later[task]:
             waits[after] += 1
     cache, left, out = Caches(work, capacity, caches), sum(work.seconds) / threads, []
-    ready = [i for i, task in enumerate(work.order) if not waits[task]]  # places, in order
+    ready = [task for task in range(n) if not waits[task]]  # as the graph has them
+    longest = [(-path[task], task) for task in ready]  # a heap; what has run is in it until it comes to the top
+    heapify(longest)
+    has_run = [False] * n
     free = [0.0] * threads  # when each thread is
     ends: list[tuple[float, int]] = []  # (end, task) of what runs
     while ready or ends:
@@ -136,17 +154,21 @@ def by_reuse(work: Work, threads: int, capacity: int, caches: int = 1) -> list[i
             for after in work.later[task]:
                 waits[after] -= 1
                 if not waits[after]:
-                    insort(ready, place[after])
+                    insort(ready, after)
+                    heappush(longest, (-path[after], after))
             if free[0] < now:  # threads that found nothing to do
                 free = [max(at, now) for at in free]
         if not ready:
             break
-        first = work.order[ready[0]]
-        chosen = 0
-        if path[first] < URGENT * left:
-            worth = [cache.worth(work.order[i]) for i in ready[:WINDOW]]
-            chosen = worth.index(max(worth))
-        task = work.order[ready.pop(chosen)]
+        while has_run[longest[0][1]]:
+            heappop(longest)
+        task = longest[0][1]
+        if path[task] >= URGENT * left:
+            del ready[bisect_left(ready, task)]
+        else:
+            worth = list(map(cache.worth, ready[:WINDOW]))
+            task = ready.pop(worth.index(max(worth)))
+        has_run[task] = True
         cache.touch(task)
         out.append(task)
         left -= work.seconds[task] / threads

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hetsched.placement.costs.handover import body_lanes, handover_of, way_of
-from hetsched.placement.reuse import COUNTED_SHARE, Work, by_reuse, inputs_nbytes, missed_bytes
+from hetsched.placement.reuse import COUNTED_SHARE, OWN_SHARE, Level, Work, by_reuse, inputs_nbytes, missed_bytes
 from hetsched.timeline import STAY_SHARE, STAY_STEPS, Lane, Timeline
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ MOST_TASKS = 5_000
 class Shared:
     """Times of a draft as it will be run. start, finish, lane: of each task; copies: the draft's, at their new times; makespan in seconds.
 
-    fetched: bytes that come from memory, and that would have in the order of the policy, where the order was changed for that (`reuse`).
+    fetched: of each level of caches that was looked at: its name, bytes that come from beyond it, and that would have in the order of the policy,
+    where the order was changed for that (`reuse`).
     """
 
     start: list[float]
@@ -43,7 +44,7 @@ class Shared:
     lane: list[int]
     copies: Any
     makespan: float
-    fetched: tuple[int, int] | None = None
+    fetched: tuple[tuple[str, int, int], ...] = ()
 
     def order(self) -> list[int]:
         """The tasks as they start."""
@@ -51,10 +52,14 @@ class Shared:
 
     def told(self, plan: Timeline) -> Timeline:
         """`plan`, which is to have these times, with what is to be said of them."""
-        if self.fetched is None:
+        if not self.fetched:
             return plan
-        now, before = (f"{x / 2**20:,.0f} MiB" for x in self.fetched)
-        note = f"tasks that read the same values run close together: {now} of inputs come from memory rather than from the cache, instead of {before}"
+        told = [
+            f"{now / 2**20:,.0f} MiB of inputs come {name}, instead of {before / 2**20:,.0f} MiB"
+            for name, now, before in self.fetched
+            if now != before
+        ]
+        note = f"tasks that read the same values run close together: {'; '.join(told)}"
         return replace(plan, keeps_order=True, notes=(*plan.notes, note))
 
 
@@ -73,34 +78,52 @@ def shared_run(draft: GraphDraft, copies: Any) -> Shared | None:
 
 
 def near_run(draft: GraphDraft, copies: Any) -> Shared | None:
-    """A finished draft in an order of its tasks that finds more in the cache, where that is worth more than the makespan it costs; else None."""
-    if not 1 <= len(draft.booked) <= MOST_TASKS or not (capacity := _cache_nbytes(draft)):
+    """A finished draft in an order of its tasks that finds more in the caches, where that is worth more than the makespan it costs; else None."""
+    if not 1 <= len(draft.booked) <= MOST_TASKS or not (levels := _levels(draft)):
         return None
     run = _Run(draft, copies)
     found = run.to_the_end() if run.way.is_plain else None
     if found is None:
         return None
-    work, threads, caches = run.work(draft.reads), run.way.threads, min(_device_of(draft).caches, run.way.threads)
-    per_byte = 1 / (_device_of(draft).bytes_per_second * threads)
-    fetched = missed_bytes(work, found.order(), capacity, caches)
-    if (fetched - inputs_nbytes(work)) * per_byte < LEAST_CHANGE * found.makespan:
-        return None  # no order spares that much
-    near = _Run(draft, copies, by_reuse(work, threads, capacity, caches)).to_the_end()
-    if near is None:
+    work, threads = run.work(draft.reads), run.way.threads
+    levels = [level._replace(caches=min(level.caches, threads), per_byte=level.per_byte / threads) for level in levels]
+
+    def missed(shared: Shared) -> list[int]:
+        order = shared.order()
+        return [missed_bytes(work, order, level.nbytes, level.caches) for level in levels]
+
+    def cost(shared: Shared, fetched: list[int]) -> float:
+        return shared.makespan + sum(nbytes * level.per_byte for nbytes, level in zip(fetched, levels, strict=True))
+
+    before, least = missed(found), inputs_nbytes(work)
+    best, lowest, now = None, cost(found, before) * (1 - LEAST_CHANGE), before
+    for level, nbytes in zip(levels, before, strict=True):
+        if (nbytes - least) * level.per_byte < LEAST_CHANGE * found.makespan:
+            continue  # no order spares that much
+        near = _Run(draft, copies, by_reuse(work, threads, level.nbytes, level.caches)).to_the_end()
+        if near is not None and cost(near, fetched := missed(near)) <= lowest:
+            best, lowest, now = near, cost(near, fetched), fetched
+    if best is None:
         return None
-    now = missed_bytes(work, near.order(), capacity, caches)
-    if near.makespan + now * per_byte > (found.makespan + fetched * per_byte) * (1 - LEAST_CHANGE):
-        return None
-    return replace(near, fetched=(now, fetched))
+    return replace(best, fetched=tuple((level.name, a, b) for level, a, b in zip(levels, now, before, strict=True)))
 
 
-def _cache_nbytes(draft: GraphDraft) -> int:
-    """Bytes of each cache to count on where the threads of one device do everything, on one lane each, and the values are more than that; else 0."""
+def _levels(draft: GraphDraft) -> list[Level]:
+    """The levels of caches for which the order may matter: where the threads of one device do everything, on one lane each, those that hold as much
+
+    as a task touches and less than all values. per_byte: of one thread. What fills a lane's own cache is taken to be as fast as memory, at least.
+    """
     used = {draft.problem.choices[c] for c in set(draft.choice_of)}
     if len(used) > 1 or any(choice.pool < 0 or choice.width > 1 for choice in used):
-        return 0
-    capacity = int((_device_of(draft).cache_nbytes or 0) * COUNTED_SHARE)
-    return capacity if int(draft.graph.value_nbytes.sum()) > capacity else 0
+        return []
+    graph, device = draft.graph, _device_of(draft)
+    total, per_byte = int(graph.value_nbytes.sum()), 1 / device.bytes_per_second
+    levels = [
+        Level(int((device.cache_nbytes or 0) * COUNTED_SHARE), device.caches, per_byte, "from memory rather than from the cache"),
+        Level(int((device.lane_cache_nbytes or 0) * OWN_SHARE), device.lanes, per_byte, "from beyond the cache of a core"),
+    ]
+    touched = (int(graph.value_nbytes[graph.input_values].sum()) + total) / len(graph)
+    return [level for level in levels if touched <= level.nbytes < total]
 
 
 def _device_of(draft: GraphDraft) -> Device:

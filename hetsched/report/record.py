@@ -171,6 +171,7 @@ def device_record(device: Device) -> dict[str, Any]:
         "bytes_per_second": device.bytes_per_second,
         "cache_bytes": device.cache_nbytes,
         "caches": device.caches,
+        "lane_cache_bytes": device.lane_cache_nbytes,
         "launch_seconds": device.launch_seconds,
         "replay_seconds": device.replay_seconds,
         "unified": device.unified,

@@ -10,13 +10,13 @@ import hetsched as hs
 from hetsched.check import check
 from hetsched.errors import MachineError
 from hetsched.executors.backends import cpu as backend
-from hetsched.executors.backends.cpu import last_caches
+from hetsched.executors.backends.cpu import last_caches, own_cache
 from hetsched.locked import read_plan, write_plan
 from hetsched.machine import Device, Machine
 from hetsched.machine.described import read_machine
 from hetsched.placement import plan_graph
 from hetsched.placement.costs.estimate import Estimate
-from hetsched.placement.reuse import COUNTED_SHARE, Work, by_reuse, inputs_nbytes, missed_bytes
+from hetsched.placement.reuse import COUNTED_SHARE, OWN_SHARE, Work, by_reuse, inputs_nbytes, missed_bytes
 from hetsched.placement.shared import LEAST_CHANGE
 from hetsched.timeline import Launch
 
@@ -251,7 +251,7 @@ def test_the_processor_found_here_has_as_many_caches_as_linux_tells_and_no_more_
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
     made_up(tmp_path, range(8), LEVELS[:3], [])
     (found,) = backend.find().devices
-    assert (found.lanes, found.cache_nbytes, found.caches) == (3, 1 << 20, 3)
+    assert (found.lanes, found.cache_nbytes, found.caches, found.lane_cache_nbytes) == (3, 1 << 20, 3, None)
 
 
 def test_a_described_device_has_no_more_caches_than_lanes(tmp_path):
@@ -261,6 +261,67 @@ def test_a_described_device_has_no_more_caches_than_lanes(tmp_path):
     assert read_machine(file).device("cpu").caches == 2
     file.write_text(text.replace("CACHES", "3"))
     with pytest.raises(MachineError, match=r"m.yaml:3:\d+: .*3 last caches for 2 lanes"):
+        read_machine(file)
+
+
+@pytest.mark.parametrize(
+    ("levels", "sharing", "allowed", "wanted"),
+    [
+        (LEVELS, ["0-7"], range(8), 1 << 20),
+        (LEVELS[:3], [], range(8), None),  # what stands below the last one is of the first level
+        ([], [], range(2), None),
+        (LEVELS, ["0-7"], [], None),
+    ],
+)
+def test_the_own_cache_of_a_core(tmp_path, levels, sharing, allowed, wanted):
+    made_up(tmp_path, range(8), levels, sharing)
+    assert own_cache(tmp_path, allowed) == wanted
+
+
+@pytest.mark.parametrize(("allowed", "wanted"), [(range(8), 256 << 10), ([0, 1, 4], 512 << 10), ([1], 1 << 20)])
+def test_threads_of_a_core_and_cores_of_a_cluster_share_its_cache(tmp_path, allowed, wanted):
+    made_up(tmp_path, range(8), LEVELS, ["0-7"])
+    for core in range(8):
+        mates = "0,4" if core in (0, 4) else "2-3,6-7" if core in (2, 3, 6, 7) else str(core)
+        (tmp_path / f"cpu{core}" / "cache" / "index2" / "shared_cpu_list").write_text(mates)
+    assert own_cache(tmp_path, allowed) == wanted
+
+
+def test_what_the_last_cache_holds_is_put_in_an_order_for_the_own_caches_of_lanes():
+    graph = updates()
+    cpu = replace(CPU, cache_nbytes=10_000 * TILE_NBYTES, lane_cache_nbytes=round(16 * TILE_NBYTES / OWN_SHARE))
+    near = plan_graph(graph, Machine((cpu,)), Costs(), "heft")
+    bare = plan_graph(graph, Machine((replace(cpu, lane_cache_nbytes=None),)), Costs(), "heft")
+    assert near.keeps_order
+    assert not bare.keeps_order
+    check(near)
+    assert dealt(near, 16 * TILE_NBYTES, 2) < 0.85 * dealt(bare, 16 * TILE_NBYTES, 2)
+    assert near.makespan < 1.02 * bare.makespan
+    (note,) = [n for n in near.notes if "run close together" in n]
+    assert "from beyond the cache of a core" in note
+    assert "from memory" not in note  # from there comes what comes in any order
+
+
+def test_an_own_cache_that_does_not_hold_what_a_task_touches_changes_nothing():
+    graph = updates()
+    cpu = replace(CPU, cache_nbytes=10_000 * TILE_NBYTES, lane_cache_nbytes=round(2 * TILE_NBYTES / OWN_SHARE))
+    assert not plan_graph(graph, Machine((cpu,)), Costs(), "heft").keeps_order
+
+
+def test_of_tasks_with_as_much_in_the_cache_the_first_of_the_graph_goes_first():
+    # Nothing that they read is shared; ranks have them the other way round.
+    n = 6
+    work = Work([5, 4, 3, 2, 1, 0], [1.0] * n, [[t] for t in range(n)], [[n + t] for t in range(n)], [[]] * n, [10] * 2 * n, [2] * n + [0] * n)
+    assert by_reuse(work, 1, 20) == list(range(n))
+
+
+def test_a_lanes_own_cache_is_no_larger_than_the_last_one(tmp_path):
+    file = tmp_path / "m.yaml"
+    text = "hetsched_machine: 1\ndevices:\n  - {id: cpu, kind: cpu, lanes: 2, cache_nbytes: 32 MiB, lane_cache_nbytes: OWN}\n"
+    file.write_text(text.replace("OWN", "1 MiB"))
+    assert read_machine(file).device("cpu").lane_cache_nbytes == 1 << 20
+    file.write_text(text.replace("OWN", "64 MiB"))
+    with pytest.raises(MachineError, match=r"m.yaml:3:\d+: .*own cache of 67,108,864 bytes"):
         read_machine(file)
 
 

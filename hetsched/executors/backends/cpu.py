@@ -108,7 +108,8 @@ def find() -> Found:
 
     n = cores()
     speeds = _speeds()
-    nbytes, caches = last_caches(CACHES, os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    nbytes, caches = last_caches(CACHES, allowed)
     device = Device(
         id="cpu",
         kind="cpu",
@@ -127,6 +128,7 @@ def find() -> Found:
         uses={"cores": 1.0},
         cache_nbytes=nbytes,
         caches=min(caches, n),
+        lane_cache_nbytes=own_cache(CACHES, allowed),
         fingerprint=fingerprint(),
     )
     memory = MemoryNode(HOST, int(psutil.virtual_memory().available))
@@ -151,17 +153,33 @@ def last_caches(folder: Path, allowed: Iterable[int]) -> tuple[int | None, int]:
     left, sizes = set(allowed), []
     while left:
         core = min(left)
-        found = _last_cache(folder / f"cpu{core}" / "cache")
-        if found is None:
+        levels = _caches(folder / f"cpu{core}" / "cache")
+        if not levels:
             return None, 1
-        nbytes, sharing = found
+        nbytes, sharing = levels[max(levels)]
         sizes.append(nbytes)
         left -= {core, *sharing}
     return (min(sizes), len(sizes)) if sizes else (None, 1)
 
 
-def _last_cache(folder: Path) -> tuple[int, set[int]] | None:
-    """(bytes of a core's cache of the highest level, the cores that share it)."""
+def own_cache(folder: Path, allowed: Iterable[int]) -> int | None:
+    """Bytes that a core of `allowed` has of the cache below the last one, which cores of one cluster or threads of one core share in equal parts; of
+
+    unequal ones the least. None where Linux does not tell, and for caches of the first level: what they do not hold is a step away.
+    """
+    allowed, sizes = set(allowed), []
+    for core in allowed:
+        levels = _caches(folder / f"cpu{core}" / "cache")
+        below = sorted(levels)[-2:-1]
+        if not below or below[0] < 2:
+            return None
+        nbytes, sharing = levels[below[0]]
+        sizes.append(nbytes // len({core} | (sharing & allowed)))
+    return min(sizes, default=None)
+
+
+def _caches(folder: Path) -> dict[int, tuple[int, set[int]]]:
+    """Level -> (bytes, the cores that share it) of the caches of a core that hold data; none where it is not told."""
     levels: dict[int, tuple[int, set[int]]] = {}
     try:
         for at in folder.glob("index*"):
@@ -170,8 +188,8 @@ def _last_cache(folder: Path) -> tuple[int, set[int]] | None:
                 nbytes = int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
                 levels[int(at.joinpath("level").read_text())] = nbytes, _numbers(at.joinpath("shared_cpu_list").read_text())
     except (OSError, ValueError):
-        return None
-    return levels[max(levels)] if levels else None
+        return {}
+    return levels
 
 
 def _numbers(text: str) -> set[int]:
