@@ -239,8 +239,10 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[int, Any]:
 
 def _borrow(given: Any, spec: AnySpec) -> tuple[Any, str | None]:
     """A read-only view of an input, or what is wrong with it."""
-    if isinstance(spec, SequenceSpec) and not isinstance(given, np.ndarray):
-        return given, None if hasattr(given, "__len__") else f"wants {spec!r}, got {type(given).__name__}; give a list or an array"
+    if isinstance(spec, SequenceSpec):
+        problem = _misfit(given, spec)
+        if problem is not None or not isinstance(given, np.ndarray):
+            return given, problem
     if not isinstance(spec, (Spec, SequenceSpec)):
         return given, None
     fits = type(given) is np.ndarray and isinstance(spec, Spec) and given.shape == spec.shape and given.dtype == spec.dtype
@@ -264,6 +266,34 @@ def _borrow(given: Any, spec: AnySpec) -> tuple[Any, str | None]:
     view = np.ascontiguousarray(array).reshape(array.shape).view()
     view.setflags(write=False)
     return view, None
+
+
+def _misfit(given: Any, spec: SequenceSpec) -> str | None:
+    """What is wrong with a sequence of elements: a list of them, or the array that holds them all."""
+    wanted = f"wants {spec!r}"
+    if not hasattr(given, "__len__"):
+        return f"{wanted}, got {type(given).__name__}; give a list or an array"
+    element, n = spec.element, len(given)
+    if spec.rows is not None and isinstance(given, np.ndarray):
+        whole = spec.array
+        return None if given.shape == whole.shape and given.dtype == whole.dtype else f"{wanted}, which is {whole!r} in all, got {spec_of(given)!r}"
+    length = spec.length
+    if n > length.n if isinstance(length, UpTo) else length is not None and n != length:
+        return f"{wanted}, got {n} elements"
+    if not isinstance(element, Spec) or spec.rows is not None:
+        return None
+    rows = [given[0]] if isinstance(given, np.ndarray) and n else given  # all rows of an array are alike
+    for i, one in enumerate(rows):
+        if isinstance(one, (np.ndarray, np.generic)) and not _is_of(one, element):
+            return f"{wanted}, got {spec_of(one)!r} as element {i}"
+    return None
+
+
+def _is_of(array: Any, spec: Spec) -> bool:
+    """True for an array (or a number of NumPy) of `spec`, whatever its order of bytes."""
+    if array.ndim != spec.ndim or array.dtype.newbyteorder("=") != spec.dtype:
+        return False
+    return all(n <= d.n if isinstance(d, UpTo) else n == d for n, d in zip(array.shape, spec.shape, strict=True))
 
 
 def _on_host(given: Any, spec: Spec | None) -> Any:

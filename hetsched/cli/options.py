@@ -153,11 +153,15 @@ def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
 
 def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
     """The keyword arguments of `hetsched.plan` that the command line asks for; `objective` is the file's."""
+    seconds = duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0
+    if seconds and args.deterministic:
+        way = "leave one out, or give --policy search, which tries a number of plans that does not depend on time"
+        raise CommandLineError(f"--plan-time {args.plan_time} finds other plans each time, and --deterministic wants the same: {way}")
     return {
         "machine": emulated(changed(machine_of(args.machine), args.what_if, args.watts, args.device), getattr(args, "emulate", False)),
         "policy": getattr(args, "policy", "auto"),
         "objective": args.objective or objective,
-        "plan_seconds": duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0,
+        "plan_seconds": seconds,
         "only": args.device,
         "memory": memory_limits(args.memory),
         "learn": not (args.no_learn or args.deterministic),

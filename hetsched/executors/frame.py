@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from hetsched.errors import HetschedError, InternalError, TaskError
+from hetsched.errors import GraphError, HetschedError, InternalError, TaskError
 from hetsched.executors.binding import Bindings
 from hetsched.executors.gathering import Gathering
 from hetsched.executors.locking import LEAST_TIMES, moved
@@ -386,6 +386,9 @@ class Frame:
                 spec = self.graph.spec(value)
                 if name in loop.sequences and isinstance(spec, SequenceSpec) and spec.rows is not None:
                     rows[body.inputs[name]] = spec.rows
+                elif name in loop.sequences and loop.stop is None and len(found) < loop.turns:
+                    runs = f"loop {self._name(task)!r} runs {loop.turns} turns"
+                    raise GraphError(f"{runs}, and its sequence {name!r} has {len(found)} elements: give as many, or a loop of fewer turns")
         idle = self._idle.setdefault(task, [])
         frame = idle.pop() if idle else None
         if frame is None or frame.program is not program or not frame.takes(borrowed):

@@ -147,6 +147,13 @@ def test_learning_can_be_switched_off(pipeline, capsys, switch):
     assert not History().path.exists()
 
 
+@pytest.mark.parametrize("command", ["plan", "run", "check"])
+def test_a_search_by_time_is_not_deterministic(command, pipeline, capsys):
+    assert main([command, pipeline, "--deterministic", "--plan-time", "50ms"]) == 2
+    assert "--policy search, which tries a number of plans that does not depend on time" in capsys.readouterr().err
+    assert main(["plan", pipeline, "-d", "cpu", "--deterministic", "--plan-time", "0s", "--policy", "search"]) == 0
+
+
 def test_deterministic_plans_do_not_depend_on_what_was_learned(pipeline, capsys):
     first = json.loads(out(capsys, "plan", pipeline, "-d", "cpu", "--deterministic", "--format", "json"))
     for _ in range(2):
