@@ -33,7 +33,7 @@ from hetsched.executors.process import free_blas, limit_blas, tuned
 from hetsched.executors.program import LONG_SECONDS, Program
 from hetsched.executors.result import Result
 from hetsched.executors.segments import Segment
-from hetsched.executors.sharing import Sharing
+from hetsched.executors.sharing import Sharing, is_atomic
 from hetsched.executors.turnstile import SHORT_WORK
 from hetsched.graph.spec import Spec, array_form
 from hetsched.timeline import Launch, Timeline
@@ -176,7 +176,7 @@ def quiet_context() -> Callable[..., Any]:
 
 def _is_short(plan: Timeline) -> bool:
     """True where handing the interpreter lock over after each task takes longer than the tasks."""
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    if not is_atomic():
         return False
     seconds = [span.finish - span.start for span in plan.spans if isinstance(span.command, Launch)]
     return sum(seconds) <= LONG_SECONDS * len(seconds)
