@@ -187,7 +187,7 @@ class Sharing(ABC):
             command = self.frame.plan.spans[self.frame.program.steps[step].spans[-1]].command
             assert isinstance(command, Launch)
             try:
-                crew.progress(self.so_far(), crew.total, self.frame.graph.task_names[command.task])
+                crew.tell(self.so_far(), self.frame.graph.task_names[command.task])
             except BaseException as error:  # whoever listens has gone away, perhaps
                 self._fail(error)
         return self.halted

@@ -12,7 +12,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import hetsched as hs
-from hetsched.executors import kept, pages, relay, replay, rounds, sharing
+from hetsched.executors import binding, kept, pages, relay, replay, rounds, sharing
 from hetsched.machine import HOST, Device, Machine, MemoryNode
 from hetsched.run import check_inputs
 from hetsched.testing.graphs import random_graph
@@ -163,3 +163,16 @@ def test_who_looks_while_a_step_becomes_code_has_its_calls():
     assert calls
     frame.bindings.bound = lambda step, turn: Fleeting(calls)  # type: ignore[assignment,return-value]
     assert frame.bindings.calls(0, 0) is calls
+
+
+def test_short_calls_that_are_awaited_are_done_at_once_without_a_lock_too(no_gil):
+    """A round trip to a thread takes as long, whoever has a lock."""
+    b = hs.Graph.build()
+    x = b.input("x", (8,))
+    graph = b.output(b.op("tensor.scale", x, factor=2.0), "y").freeze()
+    fast = Machine((Device(**{**vars(CPU), "flops_per_second": {"float32": 1e10}}),), (), (MemoryNode(HOST),))
+    with hs.Session(fast) as session:
+        f = session.compile(graph, policy="heft", buffers=1)
+        for _ in range(2 * binding.HOT_RUNS):
+            f(np.ones(8, np.float32))
+        assert f._replay.is_instant
