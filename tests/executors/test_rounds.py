@@ -19,6 +19,7 @@ from hetsched.executors.steps import Step
 from hetsched.executors.walk import Arc
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op, Work
+from hetsched.graph.sequence import Body, loop_over_batches
 from hetsched.machine import Device, Machine
 from hetsched.placement.costs import Estimate
 from hetsched.timeline import Lane
@@ -31,7 +32,7 @@ def random_program(rng: random.Random) -> Program:
     arcs |= {Arc(rng.randrange(n), rng.randrange(n), rng.randint(1, 5)) for _ in range(rng.randint(0, 2 * n))}
     kinds = [rng.choice(["compute", "compute", "io"]) for _ in range(n)]
     steps = tuple(Step(s, (s,), (Lane("cpu", 0, kinds[s]),), rng.random(), 1e-3) for s in range(n))
-    plan: Any = SimpleNamespace(spans=(), loop=object())
+    plan: Any = SimpleNamespace(spans=(), loop=SimpleNamespace(remainder=None))
     return Program(plan, steps, tuple(arcs), rng.choice([1, 2, 3, 4, 6, 12, 24]), {}, {})
 
 
@@ -101,7 +102,7 @@ def chained(window: int) -> Program:
     """load (io) -> decode -> train, which is a chain over the turns."""
     kinds = ("io", "compute", "compute")
     steps = tuple(Step(s, (s,), (Lane("cpu", 0, kind),), float(s), 1e-3) for s, kind in enumerate(kinds))
-    plan: Any = SimpleNamespace(spans=(), loop=object())
+    plan: Any = SimpleNamespace(spans=(), loop=SimpleNamespace(remainder=None))
     return Program(plan, steps, (Arc(0, 1, 0), Arc(1, 2, 0), Arc(2, 2, 1), Arc(1, 0, window)), window, {}, {})
 
 
@@ -226,6 +227,30 @@ def test_a_stream_of_batches(turns: int, counted: Counted) -> None:
     kept = {(s.command.task, s.command.turn) for s in inner.launches}
     assert len(kept) == 3 * min(turns, 200)
     assert inner.totals["cpu"] >= sum(s.finish - s.start for s in inner.launches) * 0.99
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(10, 1), (10, 2), (10, 7), (6, 30), (50, 300)])
+def test_the_smaller_batch_comes_at_the_end_of_every_epoch(rows: int, epochs: int, counted: Counted) -> None:
+    class Even(Stated):
+        def launch(self, graph: Graph, task: int, device: Device, width: int) -> Estimate:
+            return Estimate(1e-3 if width == 1 else float("inf"), source="stated")
+
+    def write(body: Body) -> None:
+        taken = body.take(x)
+        for name, made in (("twice", body.builder.op("tensor.scale", taken, factor=2.0)), ("less", body.builder.op("tensor.neg", taken))):
+            body.collect(name, body.builder.op("tensor.sum", made, name=f"{name}_sum"))
+
+    b = Graph.build()
+    x = b.input("x", (rows, 3), np.float64)
+    found = loop_over_batches(b, write, rows=rows, batch=4, epochs=epochs, name="batches")
+    for name, value in found.items():
+        b.output(value, name)
+    given = np.random.default_rng(0).random((rows, 3))
+    sums = np.array([given[i : i + 4].sum() for i in range(0, rows, 4)] * epochs)
+    result = hs.run(hs.plan(b.freeze(), MACHINE, costs=Even()), {"x": given}, learn=False)
+    np.testing.assert_allclose(result["twice"], 2 * sums)
+    np.testing.assert_allclose(result["less"], -sums)
+    assert len(counted) == counted.each
 
 
 @pytest.mark.parametrize("counted", ["atomic"], indirect=True)
