@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections.abc import Sequence
+from operator import add
 from typing import TypeAlias
 
 from hetsched.placement.periods.problem import Ops
@@ -362,6 +363,11 @@ def lane_arcs(ops: Ops, start: Sequence[int], period: int) -> list[tuple[int, in
             groups[r].append(u)
     arcs = []
     seconds = ops.seconds
+    finish = list(map(add, start, seconds))
+    begun, ended = [s // period for s in start], [s // period for s in finish]
+    # Ops at equal keys stay in the order of their numbers.
+    starts_at = [(s - k * period, w) for s, k, w in zip(start, begun, seconds, strict=True)]
+    ends_at = [(s - k * period, w) for s, k, w in zip(finish, ended, seconds, strict=True)]
     for r, group in enumerate(groups):
         lanes, m = ops.core.capacity[r], len(group)
         if not m:
@@ -369,13 +375,12 @@ def lane_arcs(ops: Ops, start: Sequence[int], period: int) -> list[tuple[int, in
         if m <= lanes and max(seconds[u] for u in group) <= period:
             arcs += [(u, u, 1) for u in group]
             continue
-        starts = sorted((start[u] % period, seconds[u], u) for u in group)
-        ends = sorted(((start[u] + seconds[u]) % period, seconds[u], u) for u in group)
-        alive = sum((start[u] + seconds[u]) // period - start[u] // period for u in group)
-        for j, (_, _, u) in enumerate(ends):
-            turns, i = divmod(j - alive + lanes, m)
-            v = starts[i][2]
-            arcs.append((u, v, turns - start[v] // period + (start[u] + seconds[u]) // period))
+        starts, ends = sorted(group, key=starts_at.__getitem__), sorted(group, key=ends_at.__getitem__)
+        alive = sum(map(ended.__getitem__, group)) - sum(map(begun.__getitem__, group))
+        for j, u in enumerate(ends, lanes - alive):
+            turns, i = divmod(j, m)
+            v = starts[i]
+            arcs.append((u, v, turns - begun[v] + ended[u]))
     return arcs
 
 
