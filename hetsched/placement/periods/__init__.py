@@ -7,8 +7,8 @@ What a stream of batches costs is the period, not the length of a turn. The plan
 4. walks from there: moves tasks of the critical cycle, perturbs priorities, plans again below the current period;
 5. slides ops within their slack, so that values live short.
 
-Bodies of more than a hundred tasks begin with assignments that annealing would not find in time as well: a few turns one after another, each task where
-it ends first (`eager`), and all tasks in one memory.
+Bodies of more than a hundred tasks begin with assignments that annealing would not find in time as well: a few turns one after another, each task
+where it ends first (`eager`), and all tasks in one memory.
 """
 
 from __future__ import annotations
@@ -170,7 +170,10 @@ class Search:
     def _eager(self) -> list[tuple[int, list[int]]]:
         """(B, assignment) of those whose list schedules are best: a few turns one after another, all in one memory."""
         core, found = self.core, []
-        for assignment in dict.fromkeys(map(tuple, (*eager(core), *(within(core, node) for node in range(core.problem.nodes))))):
+        # Of memory nodes with like devices one will do.
+        rows = [within(core, node) for node in range(core.problem.nodes)]
+        alone = {tuple(row[d] for row, d in zip(core.durations, assignment, strict=True)): assignment for assignment in rows}
+        for assignment in dict.fromkeys(map(tuple, (*eager(core), *alone.values()))):
             least = least_period(core, self.cycles, assignment)
             found.append((self.listed(Ops(core, assignment), least)[0], least, assignment))
         return [(least, list(assignment)) for _, least, assignment in sorted(found)[:_EAGER]]
