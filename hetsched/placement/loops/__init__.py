@@ -104,13 +104,18 @@ def _drafts(body: Body, problem: Problem, seconds: Seconds, costs: CostModel, ma
     """Plans of the body, the one to prefer first; the last ones take less memory."""
     found: list[_Draft] = []
     hosts = [i for i, d in enumerate(machine.devices) if d.shares_lanes and d.memory == HOST]
+    drafts: list[_Draft] | None = None
+    if len(machine.devices) > 1:
+        drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
+    beaten = min((d.period for d in drafts or () if not _on_threads(d, hosts)), default=None)
     for device in hosts:
         model = thread_model(body, problem, seconds, machine, device)
         if model is not None:
-            found += _thread_drafts(body, problem, model, seconds, machine, seed)
+            found += _thread_drafts(body, problem, model, seconds, machine, seed, beaten)
     if not found or len(machine.devices) > 1:
         least = min((d.period for d in found), default=None)
-        drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
+        if drafts is None:
+            drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
         # There the threads of a device are alike: that work changes hands between them costs nothing. Drafts on threads alone know better.
         found += drafts if least is None else [d for d in drafts if d.period <= _WORTH * least and not _on_threads(d, hosts)]
     # What bounds one model does not bound another: only the least of the bounds holds for every plan.
@@ -124,8 +129,11 @@ def _on_threads(draft: _Draft, hosts: Sequence[int]) -> bool:
     return len(devices) <= 1 and devices <= set(hosts)
 
 
-def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds, machine: Machine, seed: int) -> list[_Draft]:
-    """On the threads of one device: the chain; the chain with wide launches; a pipeline, where it is worth it."""
+def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds, machine: Machine, seed: int, beaten: int | None) -> list[_Draft]:
+    """On the threads of one device: the chain; the chain with wide launches; a pipeline, where it is worth it.
+
+    beaten: the period of a draft on other devices. No pipeline of many tasks is looked for that could not be preferred to it.
+    """
     core = Core(model.problem)
     search = Search(core, seed, _EVALUATIONS, None)
     io = len(model.places) - 1 if model.places[-1].kind == "io" else -1
@@ -138,6 +146,8 @@ def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds,
     single = search.best.period
     drafts = [_draft(model, search, None)]
     worth = min(_WORTH * single, single - _GAIN)
+    if core.n > _FEW and beaten is not None and beaten <= _WORTH * search.enough:
+        worth = 0
     if search.enough < worth and sum(p.kind == "compute" for p in model.places) > 1:
         wider = Search(core, seed, _EVALUATIONS, None)
         if core.n > _FEW:
