@@ -1,6 +1,6 @@
 """How long planning takes: HEFT and `auto` on random layered graphs of 100 to 100,000 tasks on 16 unlike devices; `hetsched.plan` on a whole graph.
 
-usage: planning.py [--least N] [--most N] [--graphs N] [--save FILE]
+usage: planning.py [--least N] [--most N] [--graphs N] [--bodies] [--save FILE]
 
 "cold": the wall time of a process, `hetsched plan FILE --policy heft`, less that of one with `round_robin` on the same file, so that reading and
 starting do not count; both in an empty cache, so that the compiler's first build (printed) is in neither. Because `round_robin` books tasks too,
@@ -8,6 +8,9 @@ starting do not count; both in an empty cache, so that the compiler's first buil
 machine with other work is what wall time is on a quiet one: planning is one thread. "warm": the policy alone, in this process, the median of 5.
 "auto / heft": medians of 5 pairs taken in turn. "plain": machine code switched off. Beside them, HEFT elsewhere: SAGA 2.1.0, plain Python lists and
 numba, as told in the README of the placement benchmark (another machine: for the order of magnitude).
+
+--bodies: only the bodies of loops of 118 to 686 tasks (training steps of deep models; products of a matrix by tiles) on the described laptop and
+workstation: CPU seconds of planning, once the machine code is there, and the period over its lower bound. Goal: 2 s at 686 tasks.
 """
 
 from __future__ import annotations
@@ -25,9 +28,13 @@ import time
 from pathlib import Path
 
 import hetsched as hs
+from hetsched.graph.graph import Loop
 from hetsched.machine.described import machine_named
+from hetsched.pipeline.build import load
 from hetsched.placement import native
 from hetsched.placement.costed.planning import CostedDraft, read_costed
+from hetsched.placement.costs import RooflineCosts
+from hetsched.placement.loops import plan_loop
 from hetsched.placement.policies import find
 from hetsched.quiet import no_garbage_collection
 
@@ -118,13 +125,81 @@ def whole_graph(n):
     return built, time.process_time() - started, len(plan.spans)
 
 
+MODEL = """hetsched: 1
+models:
+  deep: {{input: [{shape}], layers: [{layers}, flatten, {{dense: {{units: 10}}}}]}}
+tasks:
+  load: {{op: data.npz, with: {{path: {data}}}, device: cpu}}
+  train:
+    op: nn.train
+    in: {{x: load.x, y: load.y}}
+    with: {{model: deep, loss: cross_entropy, optimizer: {{adam: {{lr: 1e-3}}}}, epochs: 2, batch: {batch}, seed: 7}}
+outputs:
+  model: {{from: train.model}}
+"""
+LAYERS = {
+    "mlp": ("64", 128, "{dense: {units: 512, activation: relu}}"),
+    "cnn": ("1, 8, 8", 64, "{conv2d: {filters: 32, kernel: 3, padding: 1, activation: relu}}"),
+}
+DATA = Path(__file__).resolve().parents[1] / "pipelines" / "data" / "digits.npz"
+BODIES = [("mlp", 15), ("mlp", 60), ("mlp", 96), ("cnn", 15), ("cnn", 60), ("cnn", 84), ("tiles", 4), ("tiles", 6), ("tiles", 7)]
+
+
+def deep_model(kind, layers):
+    """The training loop of a model of so many hidden layers."""
+    shape, batch, layer = LAYERS[kind]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "deep.yaml"
+        file.write_text(MODEL.format(shape=shape, batch=batch, layers=", ".join([layer] * layers), data=DATA))
+        graph = load(file, trust=True).graph
+    return max((op for op in graph.task_ops if isinstance(op, Loop)), key=lambda loop: len(loop.body))
+
+
+def tiles(n):
+    """x becomes x @ x, by n * n tiles: 2 * n**3 tasks, many of which may run at once."""
+    b = hs.Graph.build()
+    x = {(i, j): b.input(f"x{i}_{j}", (256, 256)) for i in range(n) for j in range(n)}
+    for i, j in x:
+        total = b.op("tensor.matmul", x[i, 0], x[0, j])
+        for k in range(1, n):
+            total = b.op("tensor.add", total, b.op("tensor.matmul", x[i, k], x[k, j]))
+        b.output(b.op("tensor.scale", total, factor=0.1), f"y{i}_{j}")
+    return Loop(b.freeze(), 100, carried=tuple((f"x{i}_{j}", f"y{i}_{j}") for i, j in x))
+
+
+def bodies():
+    rows = []
+    native.library()
+    for kind, size in BODIES:
+        loop = tiles(size) if kind == "tiles" else deep_model(kind, size)
+        for name in ("laptop", "workstation"):
+            machine = machine_named(name)
+            started = time.process_time()
+            plan = plan_loop(loop, machine, RooflineCosts(machine))
+            seconds = time.process_time() - started
+            row = {"body": f"{kind} {size}", "tasks": len(loop.body), "machine": name, "seconds": seconds, "period": plan.period}
+            rows.append(row | {"over_bound": plan.period / plan.bound.seconds})
+            print(
+                f"{row['body']:<8} {row['tasks']} tasks, {name}: planned in {seconds:.2f} s, period {1e3 * plan.period:.4f} ms, "
+                f"{rows[-1]['over_bound']:.3f} x its lower bound",
+                flush=True,
+            )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=SIZES[-1], help="tasks of the largest graph")
     parser.add_argument("--least", type=int, default=0, help="tasks of the smallest graph")
     parser.add_argument("--graphs", type=int, default=100_000, help="ops of the graph planned by hetsched.plan; 0: none")
+    parser.add_argument("--bodies", action="store_true", help="only bodies of loops")
     parser.add_argument("--save", metavar="FILE", help="write the figures there, as JSON")
     args = parser.parse_args()
+    if args.bodies:
+        rows = bodies()
+        if args.save:
+            Path(args.save).write_text(json.dumps(rows, indent=2) + "\n")
+        return
     rows = []
     library = native.library()
     print(f"machine code: {'none (no C compiler)' if library is None else f'built in {library.build_seconds:.2f} s'}; goals: {GOALS}")

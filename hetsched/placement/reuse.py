@@ -18,8 +18,7 @@ here it is planned, and the plan is taken only where the bytes that need not be 
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import OrderedDict
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
@@ -65,66 +64,133 @@ class Work:
 
 
 class Caches:
-    """What was touched last, up to `capacity` bytes in each of `count` caches. Values that nobody will read again have left them."""
+    """What was touched last, up to `capacity` bytes in each of `count` caches. Values that nobody will read again have left them.
+
+    `worth` of a task that is watched: bytes of its inputs that are there, added up over the caches (it may meet any of them), kept up to date.
+    """
 
     def __init__(self, work: Work, capacity: int, count: int = 1) -> None:
         self.work, self.capacity, self.count = work, capacity, count
-        self.held: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(count)]
+        values = len(work.nbytes)
+        # All values in the order of their touches; a touch is a value's last where its place is the one noted for it (-1: the value is not there).
+        self.touched: list[list[int]] = [[] for _ in range(count)]
+        self.last = [[-1] * values for _ in range(count)]
+        self.oldest = [0] * count  # the first touch that may be a value's last
         self.used = [0] * count
-        self.near: dict[int, int] = {}  # value -> its bytes in all caches that hold it
+        self.near = [0] * values  # bytes of a value in all caches that hold it
         self.left = list(work.readers)
         self.turn = 0  # the cache of the next task
+        self.worth = [0.0] * len(work.reads)
+        self.counts = [0.0] * values  # what a value adds to the worth of its readers
+        self.watching: dict[int, set[int]] = {}  # value -> the tasks that read it
 
-    def touch(self, task: int) -> int:
-        """Run a task. Bytes of its inputs that were not there."""
+    def watch(self, task: int) -> None:
+        """Keep the worth of a task up to date from now on."""
+        reads, watching = self.work.reads[task], self.watching
+        self.worth[task] = sum(map(self.counts.__getitem__, reads))
+        for value in reads:
+            if value in watching:
+                watching[value].add(task)
+            else:
+                watching[value] = {task}
+
+    def touch(self, task: int) -> None:
+        """Run a task."""
         at = self.turn
         self.turn = (at + 1) % self.count
-        held, left, nbytes, missed = self.held[at], self.left, self.work.nbytes, 0
-        for value in self.work.reads[task]:
-            if value in held:
-                held.move_to_end(value)
-            else:
-                missed += nbytes[value]
-                self._hold(value, at)
+        last, touched, left, watching = self.last[at], self.touched[at], self.left, self.watching
+        reads = self.work.reads[task]
+        for value in reads:
+            if value in watching:
+                watching[value].discard(task)
+            fetched = last[value] < 0
+            last[value] = len(touched)
+            touched.append(value)
             left[value] -= 1
-        for value in self.work.reads[task]:
+            if fetched:
+                self._more(value, at, self.work.nbytes[value])
+            elif left[value] == 1:
+                self._count(value)
+        for value in reads:
             if not left[value]:
                 self._drop(value)
         for value in self.work.writes[task]:
-            self._hold(value, at)
+            last[value] = len(touched)
+            touched.append(value)
+            self._more(value, at, self.work.nbytes[value])
         while self.used[at] > self.capacity:
-            value, gone = held.popitem(last=False)
-            self.used[at] -= gone
-            if self.near[value] > gone:
-                self.near[value] -= gone
-            else:
-                del self.near[value]
-        return missed
+            place = self.oldest[at]
+            self.oldest[at] += 1
+            value = touched[place]
+            if last[value] == place:
+                last[value] = -1
+                self._more(value, at, -self.work.nbytes[value])
 
-    def _hold(self, value: int, at: int) -> None:
-        nbytes = self.held[at][value] = self.work.nbytes[value]
+    def _more(self, value: int, at: int, nbytes: int) -> None:
         self.used[at] += nbytes
-        self.near[value] = self.near.get(value, 0) + nbytes
+        self.near[value] += nbytes
+        self._count(value)
 
     def _drop(self, value: int) -> None:
-        if value in self.near:
-            del self.near[value]
-            for at, held in enumerate(self.held):
-                self.used[at] -= held.pop(value, 0)
+        for at, last in enumerate(self.last):
+            if last[value] >= 0:
+                last[value] = -1
+                self.used[at] -= self.work.nbytes[value]
+        self.near[value] = 0
 
-    def worth(self, task: int) -> float:
-        """Bytes of its inputs that are there, added up over the caches: it may meet any of them."""
-        near, left, total = self.near, self.left, 0.0
-        for value in self.work.reads[task]:
-            if value in near:
-                total += near[value] if left[value] > 1 else near[value] * LAST_READ
-        return total
+    def _count(self, value: int) -> None:
+        """Tell who watches what the value is worth now. Sums of halves of whole numbers are exact, in whatever order."""
+        counts = float(self.near[value]) if self.left[value] > 1 else self.near[value] * LAST_READ
+        more = counts - self.counts[value]
+        self.counts[value] = counts
+        worth = self.worth
+        for task in self.watching.get(value, ()):
+            worth[task] += more
 
 
 def missed_bytes(work: Work, order: Sequence[int], capacity: int, caches: int = 1) -> int:
     """Bytes that come from memory when the tasks run in this order, dealt in turn to so many caches of `capacity` bytes."""
-    found = Caches(work, capacity, caches)
-    return sum(map(found.touch, order))
+    nbytes, left, missed, alone = work.nbytes, list(work.readers), 0, caches == 1
+    # As in `Caches`.
+    lasts = [[-1] * len(nbytes) for _ in range(caches)]
+    rows: list[list[int]] = [[] for _ in range(caches)]
+    oldest, used = [0] * caches, [0] * caches
+    for i, task in enumerate(order):
+        at = i % caches
+        last, touched, full, gone = lasts[at], rows[at], used[at], False
+        for value in work.reads[task]:
+            if last[value] < 0:
+                missed += nbytes[value]
+                full += nbytes[value]
+            last[value] = len(touched)
+            touched.append(value)
+            left[value] -= 1
+            gone = gone or not left[value]
+        if gone:
+            for value in work.reads[task]:
+                if not left[value]:
+                    last[value] = -1
+                    full -= nbytes[value]
+                    if not alone:
+                        for other, there in enumerate(lasts):
+                            if there[value] >= 0:
+                                there[value] = -1
+                                used[other] -= nbytes[value]
+        for value in work.writes[task]:
+            last[value] = len(touched)
+            touched.append(value)
+            full += nbytes[value]
+        if full > capacity:
+            place = oldest[at]
+            while full > capacity:
+                value = touched[place]
+                if last[value] == place:
+                    last[value] = -1
+                    full -= nbytes[value]
+                place += 1
+            oldest[at] = place
+        used[at] = full
+    return missed
 
 
 def inputs_nbytes(work: Work) -> int:
@@ -143,6 +209,15 @@ def by_reuse(work: Work, threads: int, capacity: int, caches: int = 1) -> list[i
             waits[after] += 1
     cache, left, out = Caches(work, capacity, caches), sum(work.seconds) / threads, []
     ready = [task for task in range(n) if not waits[task]]  # as the graph has them
+    is_watched = [False] * n  # all that stand in the window are
+
+    def watch(task: int) -> None:
+        if not is_watched[task]:
+            is_watched[task] = True
+            cache.watch(task)
+
+    for task in ready[:WINDOW]:
+        watch(task)
     longest = [(-path[task], task) for task in ready]  # a heap; what has run is in it until it comes to the top
     heapify(longest)
     has_run = [False] * n
@@ -154,7 +229,10 @@ def by_reuse(work: Work, threads: int, capacity: int, caches: int = 1) -> list[i
             for after in work.later[task]:
                 waits[after] -= 1
                 if not waits[after]:
-                    insort(ready, after)
+                    place = bisect_left(ready, after)
+                    ready.insert(place, after)
+                    if place < WINDOW:
+                        watch(after)
                     heappush(longest, (-path[after], after))
             if free[0] < now:  # threads that found nothing to do
                 free = [max(at, now) for at in free]
@@ -166,8 +244,10 @@ def by_reuse(work: Work, threads: int, capacity: int, caches: int = 1) -> list[i
         if path[task] >= URGENT * left:
             del ready[bisect_left(ready, task)]
         else:
-            worth = list(map(cache.worth, ready[:WINDOW]))
+            worth = list(map(cache.worth.__getitem__, ready[:WINDOW]))
             task = ready.pop(worth.index(max(worth)))
+        if len(ready) >= WINDOW:
+            watch(ready[WINDOW - 1])
         has_run[task] = True
         cache.touch(task)
         out.append(task)

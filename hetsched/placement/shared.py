@@ -12,6 +12,7 @@ scheduling (Graham, Bounds on multiprocessing timing anomalies, SIAM J. Appl. Ma
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import pairwise
@@ -100,7 +101,7 @@ def near_run(draft: GraphDraft, copies: Any) -> Shared | None:
     for level, nbytes in zip(levels, before, strict=True):
         if (nbytes - least) * level.per_byte < LEAST_CHANGE * found.makespan:
             continue  # no order spares that much
-        near = _Run(draft, copies, by_reuse(work, threads, level.nbytes, level.caches)).to_the_end()
+        near = run.again(by_reuse(work, threads, level.nbytes, level.caches)).to_the_end()
         if near is not None and cost(near, fetched := missed(near)) <= lowest:
             best, lowest, now = near, cost(near, fetched), fetched
     if best is None:
@@ -134,29 +135,26 @@ def _device_of(draft: GraphDraft) -> Device:
 class _Run:
     """One walk. Steps are the tasks, and behind them the copies. `ready`: for each pool of threads (priority, task).
 
-    order: the tasks by priority, to which threads keep; None: as they were booked, and threads may stay with what they have made ready.
+    Priority is the order of booking, and threads may stay with what they have made ready.
     """
 
-    def __init__(self, draft: GraphDraft, copies: Any, order: list[int] | None = None) -> None:
+    def __init__(self, draft: GraphDraft, copies: Any) -> None:
         problem = self.problem = draft.problem
         self.machine = draft.machine
         n = self.n = len(problem)
         self.copies = copies
         rows = copies.tolist()
         self.seconds = [b - a for a, b in zip(draft.start_of, draft.finish_of, strict=True)] + [row[4] - row[3] for row in rows]
-        self.stay = 0 if order is not None else max(STAY_STEPS, int(STAY_SHARE * n))
-        if order is None:
-            place = {task: i for i, task in enumerate(draft.booked)}
-            order = sorted(range(n), key=lambda t: (draft.start_of[t], draft.finish_of[t], place[t]))
-        self.order = order
-        self.rank = [0] * n
-        for rank, task in enumerate(order):
-            self.rank[task] = rank
         self.choices = [problem.choices[c] for c in draft.choice_of]
-        self.lane = list(draft.lane_of)
+        self.booked_lane = draft.lane_of
+        place = {task: i for i, task in enumerate(draft.booked)}
+        order = sorted(range(n), key=lambda t: (draft.start_of[t], draft.finish_of[t], place[t]))
         is_thread_pool = [self.machine.devices[p.device].shares_lanes for p in problem.pools]
         # The pools of threads that a task goes to (a loop holds several), and the one that it waits in; -1: it goes to a stream.
-        self.pools_of = [self._pools_of(t, is_thread_pool) for t in range(n)]
+        of_choice: list[tuple[int, ...]] = [(c.pool,) if c.pool >= 0 and is_thread_pool[c.pool] else () for c in problem.choices]
+        self.pools_of = [of_choice[c] for c in draft.choice_of]
+        for task in problem.loops:
+            self.pools_of[task] = self._pools_of_loop(task, is_thread_pool)
         self.pool = [pools[0] if pools else -1 for pools in self.pools_of]
         self.is_whole = [c.pool < 0 or c.width > 1 for c in self.choices]  # it takes all threads of its pools
         self.near: list[list[int]] = [[] for _ in range(n + len(rows))]
@@ -165,14 +163,32 @@ class _Run:
         self.owner += [f"{problem.node_names[row[1]]}->{problem.node_names[row[2]]}" for row in rows]
         self.queue: dict[int, Any] = {}  # step -> the stream or engine that it stands in
         self._arcs(draft, rows, order)
-        self.preds = list(self.waits)
+        self.preds = self.waits
         self.handover = handover_of(problem.costs, self.machine)
         on = list(self._lanes_used(draft, rows))
         self.way = way_of(self.machine, on, bool(problem.loops))
         owners = [*(d.id for d in self.machine.devices), *(x.id for x in self.machine.links)]
         self.next = {owner: self.handover.next(self.way, owner) for owner in owners}
         self.handed = {(owner, is_from): self.handover.handed(self.way, owner, is_from) for owner in owners for is_from in (False, True)}
-        threads = self._threads(on)
+        self.threads = self._threads(on)
+        self.uses_of = [draft.uses_of(t) for t in range(n)] if problem.resource_names else []
+        self._begin_with(order, max(STAY_STEPS, int(STAY_SHARE * n)))
+
+    def again(self, order: list[int]) -> _Run:
+        """The same steps with the tasks by another priority, to which threads keep. Only for plans whose way is plain: no step stands in a queue."""
+        other = copy(self)
+        other._begin_with(order, 0)
+        return other
+
+    def _begin_with(self, order: list[int], stay: int) -> None:
+        """Nothing has run. stay: so many places in the order threads may go back to stay with what they have made ready."""
+        problem, steps = self.problem, len(self.seconds)
+        self.order, self.stay = order, stay
+        self.rank = [0] * self.n
+        for rank, task in enumerate(order):
+            self.rank[task] = rank
+        self.lane = list(self.booked_lane)
+        self.waits = list(self.preds)
         self.idle: list[list[int]] = [[] for _ in problem.pools]
         self.busy = [0] * len(problem.pools)
         self.closed = [-1] * len(problem.pools)  # the task that waits for all threads of a pool, or has them
@@ -181,13 +197,12 @@ class _Run:
         self.began: set[Any] = set()  # streams and engines that have done something, and what holds all threads of its pools
         self.done: set[int] = set()
         self.left = [float(c) for c in problem.resource_capacity]
-        self.uses_of = [draft.uses_of(t) for t in range(n)] if self.left else []
-        self.start = [0.0] * (n + len(rows))
-        self.finish = [0.0] * (n + len(rows))
+        self.start = [0.0] * steps
+        self.finish = [0.0] * steps
         self.number = 0
         # (when, number, step that ends then, or -1 - pool of a thread that is there from then on, its lane)
         self.events: list[tuple[float, int, int, int]] = []
-        for pool, numbers in threads.items():
+        for pool, numbers in self.threads.items():
             device = self.machine.devices[problem.pools[pool].device]
             for lane in numbers:
                 self._event(self.handover.first(self.way, device, problem.pools[pool].kind, lane), -1 - pool, lane)
@@ -203,22 +218,22 @@ class _Run:
         writes = [range(a, b) for a, b in pairwise(graph.output_start.tolist())]
         return Work(self.order, self.seconds, reads, writes, self.near[: self.n], graph.value_nbytes.tolist(), readers)
 
-    def _pools_of(self, task: int, is_thread_pool: list[bool]) -> tuple[int, ...]:
-        choice, problem = self.choices[task], self.problem
-        if choice.pool >= 0:
-            return (choice.pool,) if is_thread_pool[choice.pool] else ()
+    def _pools_of_loop(self, task: int, is_thread_pool: list[bool]) -> tuple[int, ...]:
+        problem = self.problem
         kinds = {(lane.owner, lane.kind) for lane in problem.loop_lanes[task]}
         return tuple(i for i, p in enumerate(problem.pools) if is_thread_pool[i] and (problem.device_ids[p.device], p.kind) in kinds)
 
     def _lanes_used(self, draft: GraphDraft, rows: list[Any]) -> Iterator[tuple[Lane, ...]]:
+        """The sets of lanes that tasks and copies are on, most of them once."""
         problem = self.problem
-        for task, choice in enumerate(self.choices):
-            if choice.pool < 0:
-                yield from body_lanes(problem.loops[task])
-                continue
-            pool = problem.pools[choice.pool]
-            numbers = range(pool.lanes) if choice.width > 1 else (draft.lane_of[task],)
-            yield tuple(Lane(problem.device_ids[pool.device], k, pool.kind) for k in numbers)
+        for c, number in dict.fromkeys(zip(draft.choice_of, draft.lane_of, strict=True)):
+            choice = problem.choices[c]
+            if choice.pool >= 0:
+                pool = problem.pools[choice.pool]
+                numbers = range(pool.lanes) if choice.width > 1 else (number,)
+                yield tuple(Lane(problem.device_ids[pool.device], k, pool.kind) for k in numbers)
+        for plan in problem.loops.values():
+            yield from body_lanes(plan)
         for i, row in enumerate(rows):
             yield (Lane(self.owner[self.n + i], row[5], "copy"),)
 
@@ -237,19 +252,21 @@ class _Run:
         """Who waits for whom: data, order-only edges, and the order of streams and copy engines."""
         graph, choices, problem = draft.graph, self.choices, self.problem
         n, nodes = self.n, len(problem.node_names)
-        outputs, inputs, read = graph.output_start.tolist(), graph.input_start.tolist(), graph.input_values.tolist()
+        outputs, near, waits = graph.output_start.tolist(), self.near, self.waits
         maker = {value * nodes + choices[t].node: t for t in range(n) for value in range(outputs[t], outputs[t + 1])}
         maker |= {row[0] * nodes + row[2]: n + i for i, row in enumerate(rows)}
 
         def arc(before: int, later: int) -> None:
-            self.near[before].append(later)
-            self.waits[later] += 1
+            near[before].append(later)
+            waits[later] += 1
 
-        for task in range(n):
-            for value in dict.fromkeys(read[inputs[task] : inputs[task + 1]]):
-                made = maker.get(value * nodes + choices[task].node)
+        for task, values in enumerate(draft.reads):
+            node = choices[task].node
+            for value in values:
+                made = maker.get(value * nodes + node)
                 if made is not None:
-                    arc(made, task)
+                    near[made].append(task)
+                    waits[task] += 1
         for i, row in enumerate(rows):
             made = maker.get(row[0] * nodes + row[1])
             if made is not None:
@@ -258,7 +275,7 @@ class _Run:
             arc(before, later)
         queues: dict[Any, list[int]] = {}
         for task in order:
-            for queue in self._queues_of(task):
+            for queue in self._queues_of(task) if choices[task].pool < 0 or not self.pools_of[task] else ():
                 queues.setdefault(queue, []).append(task)
         for i in sorted(range(len(rows)), key=lambda i: (rows[i][3], rows[i][4], rows[i][6])):
             self.queue[n + i] = rows[i][1], rows[i][2], rows[i][5]
@@ -284,9 +301,7 @@ class _Run:
                     out.append((lane.owner, lane.kind, lane.number))
             return out
         pool = problem.pools[choice.pool]
-        if self.pools_of[task]:
-            return []
-        lanes = range(pool.lanes) if choice.width > 1 else (self.lane[task],)
+        lanes = range(pool.lanes) if choice.width > 1 else (self.booked_lane[task],)
         found = [(problem.device_ids[pool.device], pool.kind, lane) for lane in lanes]
         self.queue[task] = found[0]
         return list(found)

@@ -394,6 +394,18 @@ def test_a_body_of_many_tasks_is_planned_for_several_devices_without_one_modulo_
     assert plan.period < 2 * plan.bound.seconds
 
 
+def test_no_pipeline_over_threads_is_looked_for_where_another_device_beats_all_of_them(monkeypatch):
+    box = MACHINES["a stream"]
+    for speed, is_asked in ((1e14, False), (1e9, True)):
+        asked = []
+        monkeypatch.setattr("hetsched.placement.loops._dealt", lambda core, asked=asked: asked.append(1) or [0] * core.n)
+        other = replace(gpu(1), flops_per_second={"float32": speed}, bytes_per_second=speed / 100, languages=("array",))
+        machine = Machine((THREADS, other), tuple(replace(x, bytes_per_second=1e12) for x in box.links), box.memories)
+        plan = plan_loop(wide_body(4, 256), machine, RooflineCosts(machine))
+        assert bool(asked) == is_asked
+        assert not problems(plan)
+
+
 def test_rings_of_many_large_values_have_no_slots_to_spare():
     machine = Machine((THREADS,))
     small, large = (plan_loop(wide_body(4, tile), machine, RooflineCosts(machine)) for tile in (128, 512))

@@ -21,12 +21,14 @@ from hetsched.placement.loops.body import Body
 from hetsched.placement.loops.memory import SPARE_TOTAL_NBYTES, Memory, layout
 from hetsched.placement.loops.model import MANY, Model, Place, Seconds, choices_of, device_model, durations_of, thread_model
 from hetsched.placement.memory import PlanTooLargeError
-from hetsched.placement.periods import Search, excess, fastest, one_by_one
+from hetsched.placement.periods import Search, excess, one_by_one, within
 from hetsched.placement.periods.assign import least_period
 from hetsched.placement.periods.bound import period_bound
 from hetsched.placement.periods.modulo import heights, modulo_starts, tighten, topological
+from hetsched.placement.periods.order import by_starts
 from hetsched.placement.periods.problem import NANOSECONDS, Core, Ops, PeriodBound, whole
 from hetsched.placement.periods.slide import slid
+from hetsched.placement.periods.walk import Walk
 from hetsched.placement.problem import Problem, problem_of
 from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
 
@@ -43,6 +45,8 @@ _EVALUATIONS = 300
 # Annealing finds good places for so few tasks by itself, beginning with all of them on one thread. More are dealt out first, and not looked for any
 # further where that comes as near to the bound.
 _FEW, _ENOUGH = 64, 1.1
+# Ops in all the orders that are solved where lanes are dealt out one by one.
+_LANED = 150_000
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,18 @@ def _drafts(body: Body, problem: Problem, seconds: Seconds, costs: CostModel, ma
     """Plans of the body, the one to prefer first; the last ones take less memory."""
     found: list[_Draft] = []
     hosts = [i for i, d in enumerate(machine.devices) if d.shares_lanes and d.memory == HOST]
+    drafts: list[_Draft] | None = None
+    if len(machine.devices) > 1:
+        drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
+    beaten = min((d.period for d in drafts or () if not _on_threads(d, hosts)), default=None)
     for device in hosts:
         model = thread_model(body, problem, seconds, machine, device)
         if model is not None:
-            found += _thread_drafts(body, problem, model, seconds, machine, seed)
+            found += _thread_drafts(body, problem, model, seconds, machine, seed, beaten)
     if not found or len(machine.devices) > 1:
         least = min((d.period for d in found), default=None)
-        drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
+        if drafts is None:
+            drafts = _device_drafts(body, problem, device_model(body, problem, seconds, costs, machine), machine, seed)
         # There the threads of a device are alike: that work changes hands between them costs nothing. Drafts on threads alone know better.
         found += drafts if least is None else [d for d in drafts if d.period <= _WORTH * least and not _on_threads(d, hosts)]
     # What bounds one model does not bound another: only the least of the bounds holds for every plan.
@@ -120,8 +129,11 @@ def _on_threads(draft: _Draft, hosts: Sequence[int]) -> bool:
     return len(devices) <= 1 and devices <= set(hosts)
 
 
-def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds, machine: Machine, seed: int) -> list[_Draft]:
-    """On the threads of one device: the chain; the chain with wide launches; a pipeline, where it is worth it."""
+def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds, machine: Machine, seed: int, beaten: int | None) -> list[_Draft]:
+    """On the threads of one device: the chain; the chain with wide launches; a pipeline, where it is worth it.
+
+    beaten: the period of a draft on other devices. No pipeline of many tasks is looked for that could not be preferred to it.
+    """
     core = Core(model.problem)
     search = Search(core, seed, _EVALUATIONS, None)
     io = len(model.places) - 1 if model.places[-1].kind == "io" else -1
@@ -134,6 +146,8 @@ def _thread_drafts(body: Body, problem: Problem, model: Model, seconds: Seconds,
     single = search.best.period
     drafts = [_draft(model, search, None)]
     worth = min(_WORTH * single, single - _GAIN)
+    if core.n > _FEW and beaten is not None and beaten <= _WORTH * search.enough:
+        worth = 0
     if search.enough < worth and sum(p.kind == "compute" for p in model.places) > 1:
         wider = Search(core, seed, _EVALUATIONS, None)
         if core.n > _FEW:
@@ -215,7 +229,7 @@ def _device_drafts(body: Body, problem: Problem, model: Model, machine: Machine,
     """On all devices: a pipeline, and its assignment with one op after another."""
     core = Core(model.problem)
     search = Search(core, seed, 2 * _EVALUATIONS + 25 * core.n, None)
-    search.run([_hosted(core, problem.host)])
+    search.run([within(core, problem.host)])
     ops = search.best.ops
     assert ops is not None
     drafts = []
@@ -226,7 +240,7 @@ def _device_drafts(body: Body, problem: Problem, model: Model, machine: Machine,
             draft = straight
         if not _overtakes(draft, machine, problem):
             drafts.append(draft)
-    for assignment in dict.fromkeys((tuple(ops.assignment), tuple(_hosted(core, problem.host)))):
+    for assignment in dict.fromkeys((tuple(ops.assignment), tuple(within(core, problem.host)))):
         drafts.append(_draft(model, search, Ops(core, assignment)))
     return drafts
 
@@ -243,16 +257,6 @@ def _on_one_stream(model: Model, ops: Ops, bound: PeriodBound, machine: Machine)
     period, start = one_by_one(ops)
     period, start = tighten(ops, start, period)
     return None if excess(ops, start, period) else _drafted(model, ops, period, start, bound)
-
-
-def _hosted(core: Core, host: int) -> list[int]:
-    """Each task where it is fastest among the places of the host's memory, elsewhere only where it cannot run there."""
-    out = fastest(core)
-    for t, row in enumerate(core.allowed):
-        here = [d for d in row if core.memory[d] == host]
-        if here:
-            out[t] = min(here, key=lambda d, t=t: (core.durations[t][d], d))  # type: ignore[misc]
-    return out
 
 
 def _draft(model: Model, search: Search, serial: Ops | None) -> _Draft:
@@ -466,16 +470,34 @@ def _laned(draft: _Draft) -> _Draft:
         places=tuple(places),
     )
     assignment = [columns.index(place) for place, *_ in draft.tasks]
+    by_load, by_phase = list(assignment), list(assignment)
     for place, tasks in _shared_places(draft).items():
         load = [0] * model.places[place].lanes
         for t in sorted(tasks, key=lambda t: (-draft.tasks[t][2], t)):
             lane = load.index(min(load))
             load[lane] += draft.tasks[t][2]
-            assignment[t] += lane
+            by_load[t] += lane
+        for t, lane in _dealt_by_phase(draft, tasks, len(load)).items():
+            by_phase[t] += lane
     search = Search(Core(split.problem), 0, None, None)
-    ops = Ops(search.core, assignment)
-    search.start(ops, max(draft.period, least_period(search.core, search.cycles, assignment)), draft.period)
+    ops = Ops(search.core, by_load)
+    search.start(ops, max(draft.period, least_period(search.core, search.cycles, by_load)), draft.period)
+    ops = Ops(search.core, by_phase)
+    order = by_starts(ops, [start for _, start, *_ in draft.tasks] + [start for *_, start, _ in draft.copies], draft.period)
+    least = max(draft.period, least_period(search.core, search.cycles, by_phase))
+    if order.solve(least, search.best.period):
+        search.walk(Walk(search.core, search.cycles, order, least, draft.period, search.rng), _LANED // search.core.n, 0.0625)
     return _draft(split, search, None)
+
+
+def _dealt_by_phase(draft: _Draft, tasks: Sequence[int], lanes: int) -> dict[int, int]:
+    """Task -> lane, in the order of their phases: the lane that has been free for the shortest time, else the one that is free first."""
+    free, out = [0] * lanes, {}
+    for t in sorted(tasks, key=lambda t: (draft.tasks[t][1] % draft.period, t)):
+        at = draft.tasks[t][1] % draft.period
+        lane = min(range(lanes), key=lambda i: (free[i] > at, abs(at - free[i]), i))
+        out[t], free[lane] = lane, max(at, free[lane]) + draft.tasks[t][2]
+    return out
 
 
 def _once(body: Body, spans: Sequence[Span], draft: _Draft, problem: Problem, machine: Machine) -> tuple[tuple[Span, ...], tuple[Span, ...]]:

@@ -6,6 +6,9 @@ What a stream of batches costs is the period, not the length of a turn. The plan
 3. tightens: the order of the lanes gives an event graph, whose maximum cycle ratio is the real period;
 4. walks from there: moves tasks of the critical cycle, perturbs priorities, plans again below the current period;
 5. slides ops within their slack, so that values live short.
+
+Bodies of more than a hundred tasks begin with assignments that annealing would not find in time as well: a few turns one after another, each task
+where it ends first (`eager`), and all tasks in one memory.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hetsched.errors import OutOfMemoryError
-from hetsched.placement.periods.assign import Cycles, anneal
+from hetsched.placement.periods.assign import Cycles, anneal, least_period
 from hetsched.placement.periods.bound import period_bound
+from hetsched.placement.periods.eager import eager
 from hetsched.placement.periods.modulo import components, heights, modulo_starts, tighten, topological
 from hetsched.placement.periods.native import BUILD_FROM, for_body
 from hetsched.placement.periods.order import Order
@@ -26,8 +30,11 @@ from hetsched.placement.periods.problem import NANOSECONDS, Core, LoopProblem, O
 from hetsched.placement.periods.slide import slid
 from hetsched.placement.periods.walk import Walk
 
-# Walks begin from a list schedule that comes so near to B where a body has more tasks than that: modulo schedules of hundreds take seconds each.
-_MANY, _WELL = 100, 1.25
+# Bodies of more tasks than that begin with a few turns one after another as well (`eager`), so many of their assignments; a list schedule is near
+# enough where it comes so near to the least B (modulo schedules of hundreds take seconds each).
+_MANY, _EAGER, _WELL = 100, 3, 1.25
+# Ops in all the orders that are solved for such a body, at most: about a microsecond each.
+_WORK = 500_000
 # Periods tried for an assignment by modulo scheduling, over its B. Beyond them the walk starts from the order of the data.
 _STEPS = (1.0, 1.003, 1.01, 1.03, 1.08, 1.2, 1.5, 2.0)
 # A modulo schedule takes as long as this many orders solved on the walk.
@@ -86,6 +93,9 @@ class Search:
     def __init__(self, core: Core, seed: int, evaluations: int | None, seconds: float | None) -> None:
         self.core, self.rng = core, random.Random(seed)
         self.limit = evaluations if evaluations is not None else _usual(core.n)
+        self.share = min(1.0, self.limit / _usual(core.n))  # of the usual steps of annealing
+        if core.n > _MANY:
+            self.limit = min(self.limit, _WORK // core.n)
         core.circles = for_body(core.n * self.limit)
         self.cycles = Cycles(core)
         self.bound = period_bound(core.problem, core)
@@ -135,10 +145,13 @@ class Search:
 
     def _search(self, seeds: Sequence[Sequence[int]]) -> None:
         """Walks from several starts; the better half of them goes on, twice as far and half as hot, until one is left."""
+        is_large = self.core.n > _MANY
         pool = self.assignments([fastest(self.core), *seeds])
-        floor = pool[0][0]
+        if is_large:
+            pool = [*self._eager(), *pool]
+        floor = min(least for least, _ in pool[: _EAGER + 1])
         walks: list[Walk] = []
-        while len(walks) < (_MANY_STARTS if self.cycles.dominate and self.best.period >= _NEAR * floor else _STARTS):
+        while len(walks) < (_MANY_STARTS if self.cycles.dominate and self.best.period >= _NEAR * floor and not is_large else _STARTS):
             if len(walks) >= min(len(pool), _STARTS):
                 # Where orders, not loads, make the period long, assignments that are far apart help more than good ones.
                 pool += anneal(self.core, self.cycles, seeds or [fastest(self.core)], _SHORT * self.core.n, 1, self.rng, self.enough)
@@ -154,19 +167,29 @@ class Search:
             walks = sorted(walks, key=lambda w: w.best.period)[: len(walks) // 2]
             heat /= 2
 
+    def _eager(self) -> list[tuple[int, list[int]]]:
+        """(B, assignment) of those whose list schedules are best: a few turns one after another, all in one memory."""
+        core, found = self.core, []
+        # Of memory nodes with like devices one will do.
+        rows = [within(core, node) for node in range(core.problem.nodes)]
+        alone = {tuple(row[d] for row, d in zip(core.durations, assignment, strict=True)): assignment for assignment in rows}
+        for assignment in dict.fromkeys(map(tuple, (*eager(core), *alone.values()))):
+            least = least_period(core, self.cycles, assignment)
+            found.append((self.listed(Ops(core, assignment), least)[0], least, assignment))
+        return [(least, list(assignment)) for _, least, assignment in sorted(found)[:_EAGER]]
+
     def assignments(self, seeds: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
         """(B, assignment), the best of each annealing first (by B), then the others by B."""
         n = self.core.n
         rounds, steps, alike = _ROUNDS[0] if n < 30 else _ROUNDS[1] if self.cycles.dominate else _ROUNDS[2]
         first: list[tuple[int, list[int]]] = []
         others: list[tuple[int, list[int]]] = []
-        share = min(1.0, self.limit / _usual(n))
         for _ in range(rounds):
             # The same B (nearly) from several annealings: another will hardly find less.
             low = sorted(b for b, _ in first)
             if low and (self.late() or low[0] <= self.enough or (len(low) >= alike and low[alike - 1] <= low[0] * 1.0005)):
                 break
-            found = anneal(self.core, self.cycles, seeds, int(share * steps * n), 4, self.rng, self.enough)
+            found = anneal(self.core, self.cycles, seeds, int(self.share * steps * n), 4, self.rng, self.enough)
             first.append(found[0])
             others += found[1:]
         out: dict[tuple[int, ...], int] = {}
@@ -179,10 +202,9 @@ class Search:
         found = None
         if self.core.n > _MANY:
             found = self.listed(ops, least)
-            if found[0] > _WELL * least:
+            self.best.offer(found[0], ops, found[1])
+            if self.best.period > _WELL * least:
                 found = None
-            else:
-                self.best.offer(found[0], ops, found[1])
         if found is None:
             found = self.order(ops, least) if hard else None
         if found is None:
@@ -261,6 +283,16 @@ class Search:
 def fastest(core: Core) -> list[int]:
     """Each task on the device where it takes least (the first of several)."""
     return [min(row, key=lambda d, t=t: (core.durations[t][d], d)) for t, row in enumerate(core.allowed)]  # type: ignore[misc]
+
+
+def within(core: Core, node: int) -> list[int]:
+    """Each task where it is fastest among the places of a memory node, elsewhere only where it cannot run there."""
+    out = fastest(core)
+    for t, row in enumerate(core.allowed):
+        here = [d for d in row if core.memory[d] == node]
+        if here:
+            out[t] = min(here, key=lambda d, t=t: (core.durations[t][d], d))  # type: ignore[misc]
+    return out
 
 
 def excess(ops: Ops, start: Sequence[int], period: int) -> str:

@@ -138,10 +138,7 @@ class Cycles:
     def _weigh(self, devices: list[int]) -> None:
         """Weights of the arcs (reader, seconds of the producer and of the copy, distance) for these devices."""
         core = self.core
-        changed: set[int] = set()
-        for i, d in enumerate(devices):
-            if d != self.devices[i]:
-                changed |= self.into[i]
+        changed: set[int] = set().union(*(into for into, d, old in zip(self.into, devices, self.devices, strict=True) if d != old))
         for i in changed:
             base = core.durations[self.inner[i]][devices[i]]
             assert base is not None

@@ -28,7 +28,7 @@ def _cycle_bound(core: Core) -> PeriodBound:
     out: list[list[tuple[int, int]]] = [[] for _ in range(core.n)]
     for u, v, k in core.task_arcs:
         out[u].append((v, k))
-    _, _, cycle = cycle_ratio(seconds, out, topological(core.n, out), 0)
+    _, _, cycle = cycle_ratio(seconds, out, topological(core.n, out), 0, core.circles)
     if not cycle:
         return PeriodBound(0.0, "cycle")
     work, distance = ratio_of(cycle, seconds, out)

@@ -8,10 +8,13 @@ still positive). Everything is whole nanoseconds.
 from __future__ import annotations
 
 import heapq
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from operator import add
 from typing import TypeAlias
 
+from hetsched.placement.periods.native import Circles, Flat
 from hetsched.placement.periods.problem import Ops
 
 Arcs: TypeAlias = Sequence[Sequence[tuple[int, int]]]
@@ -75,15 +78,27 @@ def ratio_of(cycle: Sequence[int], seconds: Sequence[int], out: Arcs) -> tuple[i
     return work, distance
 
 
-def cycle_ratio(seconds: Sequence[int], out: Arcs, order: Sequence[int], least: int = 1) -> tuple[int, list[int], list[int]]:
-    """(the least period >= `least` that the arcs allow, starts at it, the critical cycle or [] where `least` itself does)."""
+def cycle_ratio(
+    seconds: Sequence[int], out: Arcs, order: Sequence[int], least: int = 1, circles: Circles | None = None
+) -> tuple[int, list[int], list[int]]:
+    """(the least period >= `least` that the arcs allow, starts at it, the critical cycle or [] where `least` itself does).
+
+    circles: machine code for the same.
+    """
     period = least
     critical: list[int] = []
+    flat, passes = (Flat(out, seconds), array("q", order)) if circles is not None else (None, None)
     while True:
-        start = [0] * len(seconds)
-        cycle = relax(seconds, out, period, start, order)
+        start: list[int] | array[int]
+        if circles is not None and flat is not None:
+            start = array("q", bytes(8 * len(seconds)))
+            found = circles.find(flat, period, start, passes)
+            cycle = found[0] if found is not None else None
+        else:
+            start = [0] * len(seconds)
+            cycle = relax(seconds, out, period, start, order)
         if cycle is None:
-            return period, start, critical
+            return period, list(start), critical
         work, distance = ratio_of(cycle, seconds, out)
         if distance <= 0:
             raise ValueError("the tasks wait for each other in a circle without a distance")
@@ -362,6 +377,11 @@ def lane_arcs(ops: Ops, start: Sequence[int], period: int) -> list[tuple[int, in
             groups[r].append(u)
     arcs = []
     seconds = ops.seconds
+    finish = list(map(add, start, seconds))
+    begun, ended = [s // period for s in start], [s // period for s in finish]
+    # Ops at equal keys stay in the order of their numbers.
+    starts_at = [(s - k * period, w) for s, k, w in zip(start, begun, seconds, strict=True)]
+    ends_at = [(s - k * period, w) for s, k, w in zip(finish, ended, seconds, strict=True)]
     for r, group in enumerate(groups):
         lanes, m = ops.core.capacity[r], len(group)
         if not m:
@@ -369,13 +389,12 @@ def lane_arcs(ops: Ops, start: Sequence[int], period: int) -> list[tuple[int, in
         if m <= lanes and max(seconds[u] for u in group) <= period:
             arcs += [(u, u, 1) for u in group]
             continue
-        starts = sorted((start[u] % period, seconds[u], u) for u in group)
-        ends = sorted(((start[u] + seconds[u]) % period, seconds[u], u) for u in group)
-        alive = sum((start[u] + seconds[u]) // period - start[u] // period for u in group)
-        for j, (_, _, u) in enumerate(ends):
-            turns, i = divmod(j - alive + lanes, m)
-            v = starts[i][2]
-            arcs.append((u, v, turns - start[v] // period + (start[u] + seconds[u]) // period))
+        starts, ends = sorted(group, key=starts_at.__getitem__), sorted(group, key=ends_at.__getitem__)
+        alive = sum(map(ended.__getitem__, group)) - sum(map(begun.__getitem__, group))
+        for j, u in enumerate(ends, lanes - alive):
+            turns, i = divmod(j, m)
+            v = starts[i]
+            arcs.append((u, v, turns - begun[v] + ended[u]))
     return arcs
 
 
@@ -390,5 +409,5 @@ def tighten(ops: Ops, start: Sequence[int], period: int, least: int = 1) -> tupl
     for u, v, k in arcs:
         out[u].append((v, k + stage[v] - stage[u]))
     order = sorted(range(ops.count), key=lambda u: (start[u] % period, ops.seconds[u]))
-    least, offsets, _ = cycle_ratio(ops.seconds, out, order, least)
+    least, offsets, _ = cycle_ratio(ops.seconds, out, order, least, ops.core.circles)
     return least, [offsets[u] + stage[u] * least for u in range(ops.count)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from hetsched.placement import native
 
@@ -27,8 +27,9 @@ class Flat:
     def __init__(self, out: Sequence[Sequence[tuple[int, int]]], seconds: Sequence[int] = (), *, weighed: bool = False) -> None:
         self.count = len(out)
         self.starts = array("q", (0, *accumulate(map(len, out))))
-        self.to = array("q", [v for row in out for v, _ in row])
-        self.turns = array("q", [k for row in out for _, k in row])
+        arcs = list(chain.from_iterable(out))
+        self.to = array("q", [v for v, _ in arcs])
+        self.turns = array("q", [k for _, k in arcs])
         self.seconds = array("q", seconds)
         self.work = array("q", bytes(8 * len(self.to))) if weighed else None
 

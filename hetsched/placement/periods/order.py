@@ -134,6 +134,25 @@ class Order:
         return True
 
 
+def by_starts(ops: Ops, start: Sequence[int], period: int) -> Order:
+    """The order of ops that start about when `start` says, each lane by itself where a resource has one: what overlaps there waits.
+
+    Where a resource has several lanes, `start` overlaps no more often than there are lanes.
+    """
+    order = Order(ops, start, period)
+    groups: list[list[int]] = [[] for _ in range(ops.core.resources)]
+    for u, r in enumerate(ops.resource):
+        if r >= 0 and ops.core.capacity[r] == 1:
+            groups[r].append(u)
+    for group in groups:
+        group.sort(key=lambda u: (start[u] % period, u))
+        for i, u in enumerate(group):
+            v = group[i + 1 - len(group)]
+            order.next[u], order.before[v] = v, u
+            order.step[u] = start[u] // period - start[v] // period + (i + 1 == len(group))
+    return order
+
+
 def settled(ops: Ops, guess: Sequence[int], period: int) -> Order | None:
     """The order of ops that start about when `guess` says: as soon after as the data allow at `period`; None where it does not allow the data."""
     start = list(guess)

@@ -173,6 +173,8 @@ class Core:
                 self.made[t].append(w)
             for r in dict.fromkeys(r for r, _ in self.readers[w]):
                 self.read[r].append(w)
+        # The arcs of each value whose readers are all in the memory node where it is made.
+        self.near = [[(p, r, k) for r, k in row] for p, row in zip(self.producer, self.readers, strict=True)]
         self.circles: Circles | None = None
         self.task_arcs = [(self.producer[w], r, k) for w, row in enumerate(self.readers) for r, k in row] + self.orders
 
@@ -183,21 +185,23 @@ class Ops:
     def __init__(self, core: Core, assignment: Sequence[int]) -> None:
         self.core, self.assignment = core, list(assignment)
         memory, link_of = core.memory, core.link_of
-        self.seconds: list[int] = []
+        self.seconds: list[int] = [row[d] for row, d in zip(core.durations, assignment, strict=True)]  # type: ignore[misc]
         self.resource = list(assignment)
-        for t, d in enumerate(assignment):
-            duration = core.durations[t][d]
-            assert duration is not None
-            self.seconds.append(duration)
         self.copies: list[tuple[int, int]] = []
         self.arcs: list[tuple[int, int, int]] = list(core.orders)
         arcs, holds = self.arcs, core.problem.holds
-        for w, readers in enumerate(core.readers):
-            p = core.producer[w]
-            home = memory[assignment[p]]
+        node_of = [memory[d] for d in assignment]
+        for w, (p, readers, near) in enumerate(zip(core.producer, core.readers, core.near, strict=True)):
+            home = node_of[p]
+            for r, _ in readers:
+                if node_of[r] != home:
+                    break
+            else:
+                arcs += near
+                continue
             away: dict[int, int] = {}
             for r, k in readers:
-                node = memory[assignment[r]]
+                node = node_of[r]
                 if node == home:
                     arcs.append((p, r, k))
                     continue

@@ -15,6 +15,9 @@ from hetsched.placement.periods.problem import Core, Ops
 _MOVES_IN_CYCLES, _MOVES = 0.4, 0.25
 _SHARE = 0.4
 _HOT, _COLD = 0.04, 0.0005
+# A new assignment counts for as many orders solved as a body has hundreds of tasks: it is worked out in Python, orders are solved by machine code.
+# Steps that come to nothing count for this share of one.
+_HUNDRED, _NOTHING = 100, 0.1
 # A new assignment may be this much worse than allowed before its order is mended, in so many exchanges.
 _PROBATION, _MENDING = 1.5, 12
 
@@ -27,6 +30,7 @@ class Walk:
         self.order, self.least = order, least
         self.best = order.copy()
         self.spent = 0
+        self.adopted = max(1, core.n // _HUNDRED)
         self.moves = _MOVES_IN_CYCLES if cycles.dominate else _MOVES
         self.balance = Balance(core, order.ops.assignment)
         self.movable = [t for t in range(core.n) if len(core.allowed[t]) > 1]
@@ -55,7 +59,7 @@ class Walk:
                 self._reassign(limit)
             else:
                 return
-            step += max(self.spent - before, 0.1)
+            step += max(self.spent - before, _NOTHING * self.adopted)
 
     def _roof(self) -> int:
         """B of an assignment may grow to this: a share of the way from the least B known to the period. What is over B, an order can still mend."""
@@ -131,7 +135,7 @@ class Walk:
         """Try the assignment of `balance`; True if it was taken."""
         ops = Ops(self.core, self.balance.assignment)
         trial = settled(ops, guesses(self.order, ops), max(self.order.period, least))
-        self.spent += 1
+        self.spent += self.adopted
         if trial is None or not trial.solve(least, int(limit * _PROBATION)):
             return False
         for _ in range(_MENDING):
