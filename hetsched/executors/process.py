@@ -39,16 +39,22 @@ _modules = 0  # how many the interpreter had when BLAS libraries were looked for
 
 
 def _libraries() -> tuple[_Limit, ...]:
-    global _found, _is_openblas, _before, _modules
+    global _before
     if _found is None:
-        _modules = len(sys.modules)
-        from threadpoolctl import ThreadpoolController
+        _before = _look()
+    return _found or ()
 
-        libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
-        _is_openblas = all(library.internal_api == "openblas" for library in libraries)
-        _before = [library.get_num_threads() for library in libraries]
-        _found = tuple(_switch(library) for library in libraries)
-    return _found
+
+def _look() -> list[int]:
+    """Find the BLAS libraries there are; how many threads each is set to."""
+    global _found, _is_openblas, _modules
+    from threadpoolctl import ThreadpoolController
+
+    _modules = len(sys.modules)
+    libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+    _is_openblas = all(library.internal_api == "openblas" for library in libraries)
+    _found = tuple(_switch(library) for library in libraries)
+    return [library.get_num_threads() for library in libraries]
 
 
 def _switch(library: Any) -> _Limit:
@@ -96,13 +102,13 @@ def limit_blas(who: object) -> None:
 
     Where Ctrl-C interrupts one of them, another `free_blas` puts it right.
     """
-    global _before, _found
+    global _before
     with _lock:
         is_first = not _limiting
         _limiting.add(who)
         if is_first:
             if len(sys.modules) != _modules:  # an import may have brought a BLAS of its own (SciPy's)
-                _found = None
+                _look()
                 _placers.cache_clear()
             _before = [limit(1) for limit in _found or _libraries()]
 
