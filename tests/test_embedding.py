@@ -144,3 +144,41 @@ def test_a_process_forked_off_one_that_has_run_runs_without_the_devices_that_do_
     if there:
         assert "forked" in notes[0]
         assert "spawn" in notes[0]
+
+
+@hs.op(lambda x: x)
+def plus(x: Any, *, by: float = 1.0) -> Any:
+    return x + by
+
+
+@hs.array_op("mine.half")
+def half(xp: Any, x: Any) -> Any:
+    return x / 2
+
+
+THIRD = hs.kernel(
+    "mine.third", {"x": "in float32[n]", "y": "out float32[n]", "n": "value int64 = n"}, size="n", group=64,
+    opencl="__kernel void third(__global const float *x, __global float *y, const long n) { long i = get_global_id(0); if (i < n) y[i] = x[i] / 3; }",
+)  # fmt: skip
+
+
+def test_decorated_functions_and_kernels_go_to_other_processes() -> None:
+    b = hs.Graph.build()
+    graph = b.output(b.op(half, b.op(plus, b.input("x", (4, 4)), by=3.0)), "y").freeze()
+    plan = hs.plan(graph, HERE, policy="heft")
+    again = pickle.loads(pickle.dumps(plan))
+    assert [op is mine for op, mine in zip(again.graph.task_ops, (plus, half), strict=True)] == [True, True]
+    np.testing.assert_array_equal(hs.run(again, X, executor="simulated")["y"], (X["x"] + 3) / 2)
+    kernel = pickle.loads(pickle.dumps(THIRD))
+    assert (kernel.name, kernel.inputs, kernel.outputs, set(kernel.kernels)) == ("mine.third", ("x",), ("y",), {"opencl"})
+    assert kernel.infer([Spec((5,), np.float32)], {}) == [Spec((5,), np.float32)]
+
+
+def test_an_op_of_a_function_that_no_name_leads_to_says_so() -> None:
+    @hs.op(lambda x: x)
+    def local(x: Any) -> Any:
+        return x
+
+    with pytest.raises(pickle.PicklingError, match=r"op local is not found as test_embedding.*\.local; define its function at the top"):
+        pickle.dumps(local)
+    assert copy.deepcopy(local) is local

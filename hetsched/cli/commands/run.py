@@ -184,7 +184,7 @@ def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
     out = {}
     for output in pipeline.outputs.values():
         if not output.is_bundle:
-            value = result[next(iter(output.values.values()))] if set(output.values.values()) <= set(result) else None
+            value: Any = result.get(next(iter(output.values.values())))
             if getattr(value, "size", 0) == 1 and value.dtype.kind in "biuf":
                 out[output.name] = float(value.reshape(()))
         elif output.kind == "metrics":
