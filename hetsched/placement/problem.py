@@ -359,7 +359,7 @@ def _lacks(graph: Graph, task: int, machine: Machine) -> str:
             parts.append(f"{device.id} cannot hold {hosted!r}, which lives on the host")
         else:
             have = ", ".join(sorted(op.kernels)) if not isinstance(op, Loop) else ""
-            parts.append(f"{device.id} speaks {', '.join(device.languages)}, the op has kernels for {have or 'nothing'}")
+            parts.append(f"{device.id} speaks {', '.join(device.languages) or 'no language'}, the op has kernels for {have or 'nothing'}")
     return f"task {graph.task_names[task]!r} ({op.name}): no device can run it: {'; '.join(parts)}"
 
 
