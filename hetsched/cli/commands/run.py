@@ -161,7 +161,10 @@ def _keep(
     """Keep the run for `hetsched runs`."""
     from hetsched.report.runs import Runs, record_of
 
-    options = {"machine": args.machine, "what_if": args.what_if or None, "emulate": args.emulate, "only": given["only"], "memory": given["memory"]}
+    options = {
+        "machine": args.machine, "what_if": args.what_if or None, "watts": args.watts or None, "emulate": args.emulate, "only": given["only"],
+        "memory": given["memory"],
+    }  # fmt: skip
     files = {name: written.get(name) for name in pipeline.outputs}
     record = record_of(
         result, file=args.file, sha256=pipeline.sha256, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
