@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.errors import DeviceGoneError, GraphError, PlacementError, PlanError, TaskError
+from hetsched.errors import CommandLineError, DeviceGoneError, GraphError, PlacementError, PlanError, TaskError
 from hetsched.graph.graph import Loop
 from hetsched.graph.spec import Spec
 from hetsched.machine.named import find
@@ -182,3 +182,12 @@ def test_an_op_of_a_function_that_no_name_leads_to_says_so() -> None:
     with pytest.raises(pickle.PicklingError, match=r"op local is not found as test_embedding.*\.local; define its function at the top"):
         pickle.dumps(local)
     assert copy.deepcopy(local) is local
+
+
+def test_inputs_without_names_and_policies_that_are_none_are_told() -> None:
+    graph = graph_of()
+    for given in ([X["x"]], X["x"]):
+        with pytest.raises(GraphError, match=r"inputs are given by name, \{'x': \.\.\.\}, not as (list|ndarray)"):
+            hs.run(graph, given, machine=HERE, executor="simulated")  # type: ignore[arg-type]
+    with pytest.raises(CommandLineError, match="a policy is a name or a function of a draft, not int; known: auto, "):
+        hs.plan(graph, HERE, policy=7)  # type: ignore[arg-type]
