@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ def plan(
         machine = Machine.here(*graph.patterns(), *([] if only is None else [only]))
     elif not isinstance(machine, Machine):
         raise CommandLineError(f"plan() takes a Machine, got {machine!r}; Machine.here() finds one, machine.described reads one")
+    if not isinstance(plan_seconds, Real):
+        raise CommandLineError(f"plan_seconds is a number of seconds, got {plan_seconds!r}")
     if costs is None:
         costs = costs_for(machine, graph, learn=learn, measure=measure, only=only)
     return plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
@@ -147,7 +150,7 @@ def checked_timeout(timeout: float | None) -> float | None:
     """A limit in seconds as runs take it: None where it is longer than any wait can be. `CommandLineError` for what is no duration."""
     if timeout is None:
         return None
-    if not timeout > 0:
+    if not isinstance(timeout, Real) or not timeout > 0:
         raise CommandLineError(f"timeout must be more than 0 seconds (None: no limit), got {timeout!r}")
     return timeout if timeout < threading.TIMEOUT_MAX / 2 else None
 

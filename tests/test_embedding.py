@@ -191,3 +191,22 @@ def test_inputs_without_names_and_policies_that_are_none_are_told() -> None:
             hs.run(graph, given, machine=HERE, executor="simulated")  # type: ignore[arg-type]
     with pytest.raises(CommandLineError, match="a policy is a name or a function of a draft, not int; known: auto, "):
         hs.plan(graph, HERE, policy=7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"memory": "1GiB"}, "the memory limit of 'host' is '1GiB'; give a number of bytes above 0"),
+        ({"memory": 1e6}, "the memory limit of 'host' is 1000000.0; give a number of bytes above 0"),
+        ({"timeout": "5s"}, r"timeout must be more than 0 seconds \(None: no limit\), got '5s'"),
+        ({"plan_seconds": "1s"}, "plan_seconds is a number of seconds, got '1s'"),
+    ],
+)
+def test_limits_as_the_command_has_them_are_told_in_python(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(CommandLineError, match=told):
+        hs.run(graph_of(), X, machine=HERE, executor="simulated", **options)
+
+
+def test_a_shape_of_broken_numbers_is_told() -> None:
+    with pytest.raises(GraphError, match=r"a shape has whole numbers as extents, got \(2\.5, 3\)"):
+        hs.Graph.build().input("x", (2.5, 3))  # type: ignore[arg-type]

@@ -254,7 +254,7 @@ def limits_of(machine: Machine, memory: Mapping[str, int] | int | None) -> dict[
     """
     if memory is None:
         return {}
-    given = {HOST: memory} if isinstance(memory, int) else memory
+    given = memory if isinstance(memory, Mapping) else {HOST: memory}
     names = [m.name for m in machine.memories]
     out: dict[str, int] = {}
     for name, nbytes in given.items():
