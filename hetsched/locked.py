@@ -199,6 +199,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    if isinstance(value, slice):  # from Python 3.14 on a constant of byte code
+        return ["slice", *map(_plain, (value.start, value.stop, value.step))]
     if is_dataclass(value) and not isinstance(value, type):
         return [type(value).__name__, *(_plain(getattr(value, f.name)) for f in fields(value))]
     return f"{type(value).__module__}.{type(value).__qualname__}"

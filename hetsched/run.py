@@ -100,7 +100,8 @@ def run(
     executor: `auto` (threads, and the devices that the plan names), `cpu` (threads alone), or `simulated` (virtual clock, any machine, values by
     NumPy). trace: False records nothing.
     timeout: seconds; checked between steps, `RunTimeoutError`. keep_going: a task that fails stops only what needs it (see `Result.failed`).
-    progress: called with (launches and copies done, how many there are in all, the task, or `copy of` a value), from the threads of the run.
+    progress: called with (launches and copies done, how many there are in all, the task, or `copy of` a value), by one of
+    the threads of the run at a time; it never goes back.
     learn: the costs learn from the trace when the run is over (of a plan run again and again, in 1 % of the time at most); False, or
     `HETSCHED_LEARN=0` in the environment: nothing is learned, and a graph is planned without what runs have taught.
     energy: measure what the run draws, where the machine has meters for it (`Result.energy`); costs some 0.1 ms.

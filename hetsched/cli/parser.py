@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
         return f"one argument too many: {extra[0]!r}"
 
     def error(self, message: str) -> NoReturn:
+        self.color = False  # from Python 3.14 on usage is coloured for a terminal, and this text may go elsewhere
         raise CommandLineError(f"{self.prog}: {message}\n{self.format_usage().strip()}\ntell more: {self.prog} --help")
 
 

@@ -141,9 +141,10 @@ class Bindings:
     def calls(self, step: int, turn: int) -> list[Call]:
         """The bound calls of a step in a turn."""
         bound = self.bound(step, turn)
-        if bound.calls is None:
-            bound.calls = (self._bind_again(step) if self._touching is not None else None) or self._bind(self.frame.program.steps[step], turn)
-        return bound.calls
+        found = bound.calls  # looked at once: whoever makes code of the step takes them away
+        if found is None:
+            found = bound.calls = (self._bind_again(step) if self._touching is not None else None) or self._bind(self.frame.program.steps[step], turn)
+        return found
 
     def _bind_again(self, step: int) -> list[Call] | None:
         """The calls of a step of a straight plan that has been bound before, a tenth of the time; None where there is no short way."""

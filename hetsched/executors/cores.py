@@ -96,7 +96,7 @@ class Cores:
         """Called before the thread of `lane` sleeps: its core is free."""
         core = self._at.pop(lane, -1)
         if self._taken.get(core) == lane:
-            del self._taken[core]
+            self._taken.pop(core, None)  # another thread that has taken the same core may just have left it
 
 
 def _found_yielding() -> Callable[[], object]:

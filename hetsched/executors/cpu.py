@@ -78,6 +78,8 @@ class Crew:
         self.deadline = None if timeout is None else (perf_counter() if began is None else began) + timeout
         self.timeout = timeout
         self.progress = progress
+        self.telling = threading.Lock()
+        self.most_told = 0
         self.lock = threading.Lock()
         self.ready: dict[str, list[Item]] = {"compute": [], "io": []}
         self.idle: dict[str, list[Any]] = {"compute": [], "io": []}
@@ -125,6 +127,13 @@ class Crew:
             # A loop has stopped before its last turn: what there was to do is done.
             self.progress(self.done, self.done, root.graph.task_names[-1])
         return active
+
+    def tell(self, done: int, name: str) -> None:
+        """Progress, as far as anybody asks for it. It never goes back, whichever thread comes first."""
+        with self.telling:
+            if self.progress is not None and done >= self.most_told:
+                self.most_told = done
+                self.progress(done, self.total, name)
 
     def told(self, traced: Callable[[], Timeline]) -> Callable[[], Timeline]:
         """`traced`, what makes the trace of the run, with what is to be said of it."""
@@ -201,7 +210,7 @@ class Crew:
         active.logs = runner.noted()
         active.busy[self.host] = runner.seconds
         if self.progress is not None:
-            self.progress(self.total, self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
+            self.tell(self.total, frame.graph.task_names[-1] if len(frame.graph) else "")
 
     # Under the lock -----------------------------------------------------------------------------------------------------------
 
@@ -487,7 +496,7 @@ class Crew:
             priority += period
             if self.progress is not None and finish - told > TELL_SECONDS:
                 told = finish
-                self.progress(self.done + (turn - item.turn) * len(step.spans), self.total, name)
+                self.tell(self.done + (turn - item.turn) * len(step.spans), name)
             if turn >= turns or self.error is not None or self.pausing or any(x.priority < priority for x in others[:1]):
                 break
             if self.deadline is not None and finish + zero > self.deadline:
@@ -567,9 +576,9 @@ class Crew:
             self.push(active, active.walk.finish(step.index, turn))
             ended = active.walk.done
             self.done += len(step.spans)
-            report = (self.done, self.total) if self.progress is not None else None
-        if report is not None and self.progress is not None:
-            self.progress(*report, name_of(active.frame.plan, step))
+            done = self.done
+        if self.progress is not None:
+            self.tell(done, name_of(active.frame.plan, step))
         if self.replanner is not None:
             self.look()
         if ended and active.around is not None:

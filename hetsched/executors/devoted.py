@@ -322,7 +322,7 @@ class Devoted:
         if crew.progress is not None and now - self.told > TELL_SECONDS:
             self.told = now
             program = self.frame.program
-            crew.progress(crew.done + turn * _commands(self.inner), crew.total, name_of(program.plan, program.steps[self.order[-1]]))
+            crew.tell(crew.done + turn * _commands(self.inner), name_of(program.plan, program.steps[self.order[-1]]))
 
     # What was measured ----------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ A frame can run again (`renew`): with other inputs and fresh outputs, in the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, cast
 
@@ -386,8 +387,9 @@ class Frame:
                 spec = self.graph.spec(value)
                 if name in loop.sequences and isinstance(spec, SequenceSpec) and spec.rows is not None:
                     rows[body.inputs[name]] = spec.rows
-        idle = self._idle.setdefault(task, [])
-        frame = idle.pop() if idle else None
+        frame = None
+        with suppress(IndexError):  # another turn may begin the loop too
+            frame = self._idle.setdefault(task, []).pop()
         if frame is None or frame.program is not program or not frame.takes(borrowed):
             places = self.plan.bodies.get(task, {})
             needed = program.plan.arenas

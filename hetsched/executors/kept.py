@@ -7,7 +7,8 @@ that, where memory cannot be had otherwise, and when their plan goes. A frame th
 each has its own.
 
 What is kept refers to a twin of the plan (the same spans, graph and machine under another identity), never to the plan, which so can go. A finalizer
-may run in any thread between any two instructions: here are single operations of the interpreter (`dict.pop`, `list.append`) and no lock.
+may run in any thread between any two instructions: here are single operations of the interpreter (`dict.pop`, `list.append`), which a free-threaded
+one keeps whole too, and no lock.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
 from hetsched.errors import CommandLineError
@@ -52,8 +52,13 @@ class _Row(NamedTuple):
     nbytes: int
 
 
-_shelf: dict[int, _Row] = {}  # ticket -> what no run has, the oldest first
-_tickets = count()
+class _Ticket:
+    """Stands for one thing on the shelf. An object, not a number: no two are the same, whoever makes one at the same time."""
+
+    __slots__ = ()
+
+
+_shelf: dict[_Ticket, _Row] = {}  # what no run has, the oldest first
 
 
 class Kept:
@@ -62,7 +67,7 @@ class Kept:
     def __init__(self, plan: Timeline) -> None:
         self.twin = copy.copy(plan)
         self.programs: dict[tuple[bool, bool], Program] = {}
-        self.tickets: dict[int, list[int]] = {}
+        self.tickets: dict[int, list[_Ticket]] = {}
 
     def program(self, join: bool, whole: bool) -> Program:
         """See `compile_plan`."""
@@ -130,13 +135,13 @@ def lent(plan: Timeline, program: Program, make: Callable[[], T], takes: Callabl
         if not is_well or nbytes > most_bytes():
             thing.close()
         else:
-            ticket = next(_tickets)
+            ticket = _Ticket()
             _shelf[ticket] = _Row(thing, nbytes)
             tickets.append(ticket)
             _trim(most_bytes())
 
 
-def _take(tickets: list[int], takes: Callable[[T], bool]) -> T | None:
+def _take(tickets: list[_Ticket], takes: Callable[[T], bool]) -> T | None:
     while tickets:
         try:
             row = _shelf.pop(tickets.pop())
@@ -149,7 +154,7 @@ def _take(tickets: list[int], takes: Callable[[T], bool]) -> T | None:
     return None
 
 
-def _close(ticket: int) -> None:
+def _close(ticket: _Ticket) -> None:
     row = _shelf.pop(ticket, None)
     if row is not None:
         row.thing.close()

@@ -10,7 +10,6 @@ way: a wake-up for each event would cost more than a small kernel does.
 
 from __future__ import annotations
 
-import importlib
 import queue
 import threading
 import weakref
@@ -22,8 +21,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from hetsched.errors import InternalError, PlacementError
+from hetsched.errors import InternalError
 from hetsched.executors.active import Active, Item
+from hetsched.executors.backends import opens
 from hetsched.executors.binding import Call
 from hetsched.executors.cores import yielding
 from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
@@ -457,8 +457,8 @@ def run_plan(
 ) -> Result:
     """Run a plan on the threads of this process and on the devices that it names. `inputs`: value id -> read-only array or object.
 
-    backends: kind of device -> backend, where it is not the one of that name in `backends/`. replanner: plans the rest anew when it says so, and
-    the run goes on with that plan in a new epoch.
+    backends: kind of device -> backend, where it is not the one of that name (`backends.backend_of`). replanner: plans the rest anew when it says
+    so, and the run goes on with that plan in a new epoch.
 
     Devices are opened for the run and closed after it. Raises `TaskError`, `RunTimeoutError`, `OutOfMemoryError` where an arena cannot be had.
     """
@@ -492,7 +492,7 @@ class Fleet:
         machine = plan.machine
         try:
             for device in self.devices:
-                backend = (backends or {}).get(device.kind) or _backend(device)
+                backend = (backends or {}).get(device.kind) or opens(device, f"the plan uses {device.id!r}")
                 live = self.opened[device.id] = backend.open(device, plan.arenas.get(device.memory, 0))
                 self.memories[device.memory] = DeviceMemory(live)
                 self.drivers[device.id] = DeviceDriver(device, live)
@@ -603,16 +603,6 @@ def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any]) -> None:
             stream.prepare(kernel, reads, writes, plan.workspaces.get(task, ("", 0, 0))[2], graph.task_attributes[task])
     for body in plan.loops.values():
         _prepare_launches(body, streams)
-
-
-def _backend(device: Device) -> Any:
-    try:
-        backend = importlib.import_module(f"hetsched.executors.backends.{device.kind}")
-    except ImportError as error:
-        raise PlacementError(f"the plan uses {device.id!r}, and there is no backend for devices of kind {device.kind!r} here ({error})") from error
-    if not hasattr(backend, "open"):
-        raise PlacementError(f"the plan uses {device.id!r}; devices of kind {device.kind!r} cannot be opened here")
-    return backend
 
 
 class _Transfer:

@@ -6,7 +6,6 @@ for an event behind them. Several commands go between two events, so that the wa
 
 from __future__ import annotations
 
-import importlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hetsched.errors import PlacementError
+from hetsched.executors.backends import opens
 from hetsched.executors.backends._common import lone_seconds
 from hetsched.executors.backends.cpu import crossing_seconds
 from hetsched.executors.memory import stride_of
@@ -58,14 +57,7 @@ class Bench:
     """A device opened to be measured. `with Bench(device, nbytes) as bench: bench.launches(case)`."""
 
     def __init__(self, device: Device, nbytes: int, seed: int = 0) -> None:
-        try:
-            backend = importlib.import_module(f"hetsched.executors.backends.{device.kind}")
-        except ImportError as error:
-            raise PlacementError(
-                f"{device.id!r} cannot be measured: there is no backend for devices of kind {device.kind!r} here ({error})"
-            ) from error
-        if not hasattr(backend, "open"):
-            raise PlacementError(f"{device.id!r} cannot be measured: devices of kind {device.kind!r} cannot be opened here")
+        backend = opens(device, f"{device.id!r} cannot be measured")
         self.device = device
         self.nbytes = nbytes
         self.live = backend.open(device, nbytes)

@@ -21,9 +21,8 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from itertools import repeat
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -144,8 +143,8 @@ class _Area(mmap.mmap):
     """Anonymous memory. start, first: its address, and the first byte in it at the begin of a huge page; nbytes: from there on.
 
     locks: pages of it that are locked, by (address, bytes); they go before it does. uses: how often arrays of it were a device's to copy.
-    shares: weak references to the arrays that have it in shares; dead: those whose arrays are gone, and whose pages are still there; left: a 1 for
-    each of them but one. has_holes: not all pages are there. is_kept: it may be, when no array is left.
+    shares: weak references to the arrays that have it in shares; dead: those whose arrays are gone, and whose pages are still there; left: an item
+    for each of them but one. has_holes: not all pages are there. is_kept: it may be, when no array is left.
     """
 
     start: int
@@ -155,7 +154,7 @@ class _Area(mmap.mmap):
     uses: int
     shares: list[_Share]
     dead: list[_Share]
-    left: Iterator[int]
+    left: list[None]
     has_holes: bool
     is_kept: bool
 
@@ -173,7 +172,7 @@ class _Share(weakref.ref["NDArray[Any]"]):
 _idle: list[_Area] = []
 _partly: list[weakref.ref[_Area]] = []
 # Held where pages are given back or an area is used again: not both at once. What a share does when its array goes, in any thread between any two
-# instructions, are single operations of the interpreter, and it takes no lock.
+# instructions, are single operations of the interpreter (of lists, which a free-threaded one keeps whole too), and it takes no lock.
 _lock = threading.Lock()
 _most_kept: Callable[[], int] = int
 
@@ -228,10 +227,11 @@ def _let_go(share: _Share) -> None:
         if (gives := _gives()) is not None and _unlock(share):
             gives(share.address, share.nbytes)
     else:
-        if not area.dead:
-            _partly.append(weakref.ref(area))
         area.dead.append(share)
-    if not next(area.left, 0):  # the last one
+        _partly.append(weakref.ref(area))  # behind it: who looks finds it, or the next look does
+    try:
+        area.left.pop()
+    except IndexError:  # the last one
         area.shares, area.dead = [], []  # they hold the area
         if area.is_kept and held() + area.nbytes <= _most_kept():
             _idle.append(area)
@@ -347,7 +347,7 @@ def arrays(
             wanted.append((share.address, nbytes))
         out.append(made)
         at += nbytes
-    area.shares, area.dead, area.left = shares, [], repeat(1, len(shares) - 1)
+    area.shares, area.dead, area.left = shares, [], [None] * (len(shares) - 1)
     area.has_holes, area.is_kept = total < area.nbytes and area.has_holes, area.nbytes <= _most_kept()
     if lock is not None:
         _lock_shares(area, wanted, lock)

@@ -35,11 +35,13 @@ GEMV_ALONE, GEMM_ALONE = 2304 * 4 - 1, 65536 * 4
 _Limit: TypeAlias = Callable[[int], int]
 _found: tuple[_Limit, ...] | None = None
 _is_openblas = False
+_modules = 0  # how many the interpreter had when BLAS libraries were looked for
 
 
 def _libraries() -> tuple[_Limit, ...]:
-    global _found, _is_openblas, _before
+    global _found, _is_openblas, _before, _modules
     if _found is None:
+        _modules = len(sys.modules)
         from threadpoolctl import ThreadpoolController
 
         libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
@@ -94,11 +96,14 @@ def limit_blas(who: object) -> None:
 
     Where Ctrl-C interrupts one of them, another `free_blas` puts it right.
     """
-    global _before
+    global _before, _found
     with _lock:
         is_first = not _limiting
         _limiting.add(who)
         if is_first:
+            if len(sys.modules) != _modules:  # an import may have brought a BLAS of its own (SciPy's)
+                _found = None
+                _placers.cache_clear()
             _before = [limit(1) for limit in _found or _libraries()]
 
 

@@ -33,7 +33,7 @@ from hetsched.executors.process import free_blas, limit_blas, tuned
 from hetsched.executors.program import LONG_SECONDS, Program
 from hetsched.executors.result import Result
 from hetsched.executors.segments import Segment
-from hetsched.executors.sharing import Sharing
+from hetsched.executors.sharing import Sharing, is_atomic
 from hetsched.executors.turnstile import SHORT_WORK
 from hetsched.graph.spec import Spec, array_form
 from hetsched.timeline import Launch, Timeline
@@ -56,8 +56,9 @@ class Seat:
         self._direct: direct.Direct | None = None  # of a plan that one stream does by itself, after a first run
         self._untraced = solo.traced(program, None)
         self._quiet = quiet_context()
-        self._is_short = _is_short(self.plan)
-        self._is_instant = self._is_short and self.plan.makespan <= INSTANT_SECONDS
+        has_short_tasks = _has_short_tasks(self.plan)
+        self._is_short = has_short_tasks and is_atomic()  # else there is no interpreter lock to hand over
+        self._is_instant = has_short_tasks and self.plan.makespan <= INSTANT_SECONDS
         self._end = weakref.finalize(self, _end, self.hands, self.fleet)  # a seat that is let fall leaves no thread behind
         self._end.atexit = False
 
@@ -174,10 +175,8 @@ def quiet_context() -> Callable[..., Any]:
     return context.run
 
 
-def _is_short(plan: Timeline) -> bool:
+def _has_short_tasks(plan: Timeline) -> bool:
     """True where handing the interpreter lock over after each task takes longer than the tasks."""
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return False
     seconds = [span.finish - span.start for span in plan.spans if isinstance(span.command, Launch)]
     return sum(seconds) <= LONG_SECONDS * len(seconds)
 

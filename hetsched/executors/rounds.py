@@ -170,6 +170,9 @@ class Rounds(Sharing):
         self.acts: list[list[Act | None]] = [[None] * frame.bindings.period(step) for step in pattern.order]
         self.sizes = [len(program.steps[step].spans) for step in pattern.order]
         self.careful = self._find_careful()
+        # Every so many turns comes a smaller one, whose steps are bound to other arrays; 0: never.
+        loop = program.plan.loop
+        self.cycle = loop.cycle if loop is not None and loop.remainder is not None else 0
         self.told = 0.0
         self.halted = not self.turns
         for code in ready:
@@ -182,7 +185,7 @@ class Rounds(Sharing):
         return act
 
     def _find_careful(self) -> frozenset[int]:
-        """Codes of steps whose tasks are timed one by one, and of those of the last turn, which may be smaller than the others."""
+        """Codes of steps whose tasks are timed one by one, and of those of the last turn, whose elements may be smaller than the others."""
         places = self.places
         found = set(range(self.end - places, self.end))
         if self.crew.trace:
@@ -215,7 +218,7 @@ class Rounds(Sharing):
         crew, pattern, mine, places, tokens, end, owed = self.crew, self.pattern, kind == "io", self.places, self.tokens, self.end, self.owed
         order = self.order
         near, far, later, acts, lag, least, span = pattern.near, pattern.far, pattern.later, self.acts, self.lag, self.least, len(tokens)
-        take, clock, careful, note, looked = next, perf_counter, self.careful, log.times.extend, perf_counter()
+        take, clock, careful, smaller, note, looked = next, perf_counter, self.careful, self.cycle, log.times.extend, perf_counter()
         kept, late = (KEPT_TURNS * places, end - KEPT_TURNS * places) if crew.trace else (0, end)
         settle = crew.cores.settle if crew.cores is not None and not mine else None
         is_asked = crew.deadline is not None or crew.progress is not None
@@ -223,7 +226,7 @@ class Rounds(Sharing):
         while True:
             turn, at = divmod(code, places)
             try:
-                if code in careful:
+                if code in careful or (smaller and (turn + 1) % smaller == 0):
                     start = self._carefully(code, log)
                 else:
                     row = acts[at]

@@ -3,7 +3,7 @@
 A thread that finishes a step takes the tokens of those that waited for it; who takes the last token of a step has made it ready, goes on with
 the readied or waiting step of highest priority and leaves the others in a heap for whoever is idle. Taking a token (`next` of a `repeat` or a
 `cycle`), the heap's `heappush` and `heappop` of whole numbers, and appending to a list are single operations of the interpreter, so threads need no
-lock between them while the interpreter has one; without it (a free-threaded build) `is_atomic` says no, and the crew's lock does the work. A thread
+lock between them while the interpreter has one; in a free-threaded build `is_atomic` says no, and the crew's lock does the work. A thread
 that finds nothing puts its gate among the idle, looks once more, and sleeps; who leaves work behind opens the gate of one that is idle: one of the
 two sees the other.
 
@@ -40,8 +40,12 @@ WAKE_SECONDS = 20e-6
 
 
 def is_atomic() -> bool:
-    """True where the interpreter does one thing at a time."""
-    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+    """True where the interpreter does one thing at a time, and will as long as it runs.
+
+    A free-threaded build has its lock back while it imports a module in C, and perhaps for good after it: only where it was asked for at the start
+    (`python -X gil=1`, a `sys.flags.gil` of 1, as that of other builds is) will it stay.
+    """
+    return getattr(sys.flags, "gil", 1) == 1 and bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def is_plain(program: Program, host: str) -> bool:
@@ -183,7 +187,7 @@ class Sharing(ABC):
             command = self.frame.plan.spans[self.frame.program.steps[step].spans[-1]].command
             assert isinstance(command, Launch)
             try:
-                crew.progress(self.so_far(), crew.total, self.frame.graph.task_names[command.task])
+                crew.tell(self.so_far(), self.frame.graph.task_names[command.task])
             except BaseException as error:  # whoever listens has gone away, perhaps
                 self._fail(error)
         return self.halted

@@ -20,6 +20,7 @@ from hetsched.graph.expression import Expression
 from hetsched.graph.function import of_module
 from hetsched.graph.guard import store
 from hetsched.graph.op import REQUIRED, Attribute, Attributes, Gradient, Infer, Kernel, Op, Work, WorkRule
+from hetsched.graph.signature import parameters_of
 from hetsched.graph.spec import AnySpec, Spec
 
 _KINDS = {"bool": bool, "int": int, "float": float, "str": str}
@@ -71,7 +72,7 @@ def array_op(
 
 def _signature(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Attribute]]:
     """The inputs and options of a function."""
-    parameters = list(inspect.signature(function).parameters.values())
+    parameters = parameters_of(function)
     kind = inspect.Parameter
     if not parameters or parameters[0].kind not in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD):
         raise GraphError(f"{function.__name__} must take the array library first: def {function.__name__}(xp, x, ...)")

@@ -16,6 +16,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.guard import read_only
 from hetsched.graph.op import Attribute, Attributes, Op, Work
+from hetsched.graph.signature import parameters_of
 from hetsched.graph.spec import AnySpec, Opaque, Spec
 from hetsched.graph.spec import Sequence as SequenceSpec
 
@@ -118,7 +119,7 @@ def _specs(given: Any) -> list[AnySpec]:
 def _parameters(function: Callable[..., Any], title: str) -> tuple[tuple[str, ...], dict[str, Attribute]]:
     inputs: list[str] = []
     attributes: dict[str, Attribute] = {}
-    for p in inspect.signature(function).parameters.values():
+    for p in parameters_of(function):
         if p.kind is p.VAR_KEYWORD:
             raise GraphError(f"op {title}: **{p.name} cannot be an option; name each option after a *")
         if p.kind is p.KEYWORD_ONLY:

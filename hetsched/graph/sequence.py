@@ -2,7 +2,8 @@
 
 `data.batch` turns an array into a `LazySequence`. `apply` adds a row-wise op to the recipe instead of a task to the graph. What needs batches
 (`nn.train`) writes a loop with `loop_over_batches`, whose body takes rows of a recipe with `Body.take`; what needs the whole array gets it from
-`materialize`. A recipe answers for any rows in any order, so shuffled training over a recipe gives what training over the array gives.
+`materialize`. A recipe answers for any rows in any order, so shuffled training over a recipe gives what training over the array gives. Where a
+recipe begins with rows of a file (`data.batches`), reading them is a stage like the others, and no array is ever whole.
 """
 
 from __future__ import annotations
@@ -53,15 +54,29 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
+class Stored:
+    """An array in a file, whose rows are read where they are wanted. `member`: of an .npz file, else "". `name` is the task's full name."""
+
+    path: str
+    member: str
+    name: str
+    where: Where | None = None
+
+    def __repr__(self) -> str:
+        return f"<Stored {self.name}: {self.path}>"
+
+
+@dataclass(frozen=True, eq=False)
 class LazySequence:
     """The rows of an array that need not exist, in batches. `element` is the spec of a full batch; the last of `length` batches may be smaller.
 
-    `source` is the array itself, or the stage that computes its rows (then `output` is the position among the stage's outputs).
+    `source` is the array itself, the file that it lies in, or the stage that computes its rows (then `output` is the position among the stage's
+    outputs).
     """
 
     element: Spec
     rows: int
-    source: Stage | Value
+    source: Stage | Stored | Value
     output: int = 0
     _whole: dict[Builder, Value] = field(default_factory=dict, repr=False)
 
@@ -90,6 +105,8 @@ class LazySequence:
         """The values of the surrounding graph that the recipe reads, each once."""
         if isinstance(self.source, Value):
             return (self.source,)
+        if isinstance(self.source, Stored):
+            return ()
         found = [v for x in self.source.inputs for v in (x.invariants if isinstance(x, LazySequence) else (x,))]
         return tuple(dict.fromkeys(found))
 
@@ -107,6 +124,19 @@ def batched(value: Value, batch: int) -> LazySequence:
     if batch < 1:
         raise GraphError(f"a batch needs at least 1 row, got {batch}")
     return LazySequence(Spec((min(batch, rows), *spec.shape[1:]), spec.dtype), rows, value)
+
+
+def batched_file(builder: Builder, path: str, member: str, spec: Spec, batch: int, name: str) -> LazySequence:
+    """The rows of an array of `spec` in a file, in batches of `batch`: each is read when its turn comes. member: of an .npz file, else ""."""
+    rows, where = spec.bounds[0], builder._where
+    full = builder._unique(name)
+    if where is not None and where.same_as is not None:
+        raise GraphError(_same_as_problem(full, where.same_as))
+    return LazySequence(Spec((min(batch, rows), *spec.shape[1:]), spec.dtype), rows, Stored(path, member, full, where))
+
+
+def _same_as_problem(name: str, target: str) -> str:
+    return f"task {name!r} handles a sequence batch by batch inside a loop: `same_as` cannot name task {target!r} outside of it"
 
 
 def row_count(data: Data) -> int:
@@ -177,7 +207,7 @@ def _stage(builder: Builder, op: Op, inputs: Sequence[Data], attributes: Attribu
     full = builder._unique(name or op.name.rpartition(".")[2])
     where = where if where is not None else builder._where
     if where is not None and where.same_as is not None:
-        raise GraphError(f"task {full!r} handles a sequence batch by batch inside a loop: `same_as` cannot name task {where.same_as!r} outside of it")
+        raise GraphError(_same_as_problem(full, where.same_as))
     try:
         checked = op.check_attributes(attributes)
         # Batches of different recipes may differ; a stage's are those of its first recipe.
@@ -285,11 +315,18 @@ class Body:
                 self._taken[key] = found if isinstance(found, tuple) else (found,)
             return self._taken[key][data.output]
         source = data.source if isinstance(data, LazySequence) else data
-        assert isinstance(source, Value)
         key = (source, order)
         if key not in self._taken:
             more = () if order is None else (order,)
             sizes: dict[str, Any] = {"batch": self.batch, "count": self.count, "cycle": self.cycle}
+            if isinstance(source, Stored):
+                with _root(self.builder):
+                    read = self.builder.op(
+                        "data.read_rows", self.turn, *more, name=source.name, where=source.where, path=source.path, member=source.member, **sizes
+                    )
+                self._taken[key] = (read,)
+                return self._taken[key][0]
+            assert isinstance(source, Value)
             rows = self.builder.op("data.batch_rows", self.bind(source), self.turn, *more, name=f"take_{_last_part(source.name)}", **sizes)
             self._taken[key] = (rows,)
         return self._taken[key][0]

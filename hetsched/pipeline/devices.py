@@ -35,14 +35,9 @@ def names_in(machine: Machine | None) -> frozenset[str]:
 @lru_cache(maxsize=1)
 def kinds() -> tuple[str, ...]:
     """Every kind of device that a pipeline may name: the hardware's, the backends' (their files' names) and outsiders' (entry points)."""
-    import pkgutil
-    from importlib.metadata import entry_points
-
     from hetsched.executors import backends
 
-    own = [m.name for m in pkgutil.iter_modules(backends.__path__) if not m.name.startswith("_")]
-    others = [e.name for e in entry_points(group="hetsched.backends")]
-    return tuple(dict.fromkeys((*KINDS, *own, *others)))
+    return tuple(dict.fromkeys((*KINDS, *backends.kinds())))
 
 
 def pattern_problem(pattern: str, here: frozenset[str] = frozenset()) -> str | None:

@@ -1,4 +1,4 @@
-"""Pictures of a graph: plain text, Mermaid, Graphviz dot. Loops show their body inside; tasks are grouped by the part of their name before `/`."""
+"""Pictures of a graph: plain text, Mermaid, Graphviz dot (SVG: svg.py). Loops show their body inside; tasks are grouped by their names up to `/`."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def _task_line(task: Task, indent: str) -> str:
 
 def mermaid(graph: Graph, most: int = 400) -> str:
     """A Mermaid flowchart. Of a graph with more than `most` tasks, tasks of one group are drawn as one."""
-    return _drawn(graph, most, _Mermaid())
+    return drawn(graph, most, _Mermaid())
 
 
 def dot(graph: Graph, name: str = "graph", most: int = 2000) -> str:
     """A Graphviz digraph. Of a graph with more than `most` tasks, tasks of one group are drawn as one."""
-    return _drawn(graph, most, _Dot(name))
+    return drawn(graph, most, _Dot(name))
 
 
 class _Mermaid:
@@ -109,7 +109,8 @@ class _Dot:
         return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
 
 
-def _drawn(graph: Graph, most: int, style: Any) -> str:
+def drawn(graph: Graph, most: int, style: Any) -> str:
+    """A picture of `graph` in a form: boxes, frames around them (`open`, `close`) and arrows, each as a line of text of `style`."""
     lines: list[str] = []
     edges: dict[tuple[str, str, str, bool], None] = {}
     _draw(graph, "n", "  ", lines, edges, style, most)
@@ -173,4 +174,4 @@ def _arrows(
             edges[source[value], f"{key}o{i}", "", False] = None
 
 
-PICTURES: Mapping[str, Callable[[Graph], str]] = {"mmd": mermaid, "dot": dot, "txt": graph_text}
+PICTURES: Mapping[str, Callable[[Graph], str]] = {"mmd": mermaid, "dot": dot}

@@ -63,7 +63,8 @@ def check_backend(
 ) -> dict[str, dict[str, float]]:
     """Prove a backend; raises `AssertionError` with every problem, each with device and check. Gives device -> what was measured.
 
-    backend: the name of one of ours (`"opencl"`), or a module or object with `find()` and, for devices with streams, `open(device, nbytes)`.
+    backend: the name of one of ours (`"opencl"`) or of an entry point, or a module or object with `find()` and, for devices with streams,
+    `open(device, nbytes)`.
     machine: where its devices are; where None, the host's processor and what `backend.find()` gives. devices: ids; left out, every device of the
     machine that is not the host's processor (that one too where there is no other).
     Raises `PlacementError` with the backend's notes where it finds no device here.
@@ -84,7 +85,7 @@ def check_backend(
     if isinstance(backend, str):
         if backend not in backends.kinds():
             raise PlacementError(f"there is no backend {backend!r}{did_you_mean(backend, backends.kinds())}")
-        backend = importlib.import_module(f"hetsched.executors.backends.{backend}")
+        backend = backends.backend_of(backend)
     machine = machine if machine is not None else _machine_of(backend)
     known = checks()
     for name in only or ():

@@ -10,6 +10,7 @@ import pytest
 
 import hetsched
 from hetsched.cli import entry, main
+from hetsched.cli.parser import Parser
 from hetsched.errors import CommandLineError, GraphError, OutOfMemoryError, PlacementError, PlanError, TaskError
 
 HEAVY = ("numpy", "networkx", "pydantic", "yaml", "rich", "psutil", "cupy", "pyopencl", "hetsched.run", "hetsched.graph.graph")
@@ -168,3 +169,17 @@ def test_ops_lists_and_shows_every_op(capsys):
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "hetsched", "--version"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     assert done.stdout == f"hetsched {hetsched.__version__}\n"
+
+
+def test_an_error_shows_plain_usage_wherever_it_goes():
+    """From Python 3.14 on argparse colours what it shows on a terminal; the text of an error is told elsewhere, in JSON perhaps."""
+
+    class Coloured(Parser):
+        color = True
+
+        def format_usage(self):
+            return "\x1b[1musage\x1b[0m" if self.color else "usage"
+
+    with pytest.raises(CommandLineError, match="usage") as caught:
+        Coloured(prog="hetsched run").error("no such thing")
+    assert "\x1b" not in str(caught.value)

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 import hetsched as hs
 from hetsched.errors import CommandLineError, GraphError, PlacementError, RunTimeoutError, TaskError
-from hetsched.executors import cpu
+from hetsched.executors import cpu, process
 from hetsched.graph.graph import Builder, Graph, Loop, Value
 from hetsched.graph.op import Op, Work
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
@@ -137,6 +138,43 @@ def test_a_wide_launch_runs_alone_with_blas_at_its_width() -> None:
     assert [float(x) for x in result.values()] == [1, 1, 2, 1]
     assert seen == {"narrow": {1}, "alone": True, "wide": {2}}
     assert {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"} == before
+
+
+def test_a_blas_that_is_loaded_after_a_run_is_limited_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `import scipy.linalg` inside a kernel brings one."""
+    found = []
+
+    class Library:
+        user_api, internal_api = "blas", "other"
+
+        def __init__(self, threads: int) -> None:
+            self.threads = threads
+
+        def get_num_threads(self) -> int:
+            return self.threads
+
+        def set_num_threads(self, threads: int) -> None:
+            self.threads = threads
+
+    monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: SimpleNamespace(lib_controllers=list(found)))
+    monkeypatch.setattr(process, "_found", None)
+    monkeypatch.setattr(process, "_is_openblas", process._is_openblas)
+    monkeypatch.setattr(process, "_before", [])
+    first, second = Library(4), Library(6)
+    found.append(first)
+
+    def limits() -> list[int]:
+        with process.tuned():
+            return [first.threads, second.threads]
+
+    assert limits() == [1, 6]
+    found.append(second)
+    monkeypatch.setitem(sys.modules, "brings_blas", process)
+    with process.tuned():
+        assert limits() == [1, 1], "within another run too"
+    assert limits() == [1, 1]
+    assert [first.threads, second.threads] == [4, 6]
+    process._placers.cache_clear()
 
 
 @pytest.mark.parametrize(("here", "threads"), [(2, 2), (16, 6)])

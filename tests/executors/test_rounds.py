@@ -19,6 +19,7 @@ from hetsched.executors.steps import Step
 from hetsched.executors.walk import Arc
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Op, Work
+from hetsched.graph.sequence import Body, loop_over_batches
 from hetsched.machine import Device, Machine
 from hetsched.placement.costs import Estimate
 from hetsched.timeline import Lane
@@ -31,7 +32,7 @@ def random_program(rng: random.Random) -> Program:
     arcs |= {Arc(rng.randrange(n), rng.randrange(n), rng.randint(1, 5)) for _ in range(rng.randint(0, 2 * n))}
     kinds = [rng.choice(["compute", "compute", "io"]) for _ in range(n)]
     steps = tuple(Step(s, (s,), (Lane("cpu", 0, kinds[s]),), rng.random(), 1e-3) for s in range(n))
-    plan: Any = SimpleNamespace(spans=(), loop=object())
+    plan: Any = SimpleNamespace(spans=(), loop=SimpleNamespace(remainder=None))
     return Program(plan, steps, tuple(arcs), rng.choice([1, 2, 3, 4, 6, 12, 24]), {}, {})
 
 
@@ -63,6 +64,10 @@ class Watched:
             self.done.add((step, turn))
 
 
+needs_lock = pytest.mark.skipif(not rounds.is_atomic(), reason="this interpreter has no lock: loops do not go round so")
+
+
+@needs_lock
 @pytest.mark.parametrize("block", range(4))
 def test_every_step_of_every_turn_once_and_in_order(block: int) -> None:
     for seed in range(block * 40, (block + 1) * 40):
@@ -97,10 +102,11 @@ def chained(window: int) -> Program:
     """load (io) -> decode -> train, which is a chain over the turns."""
     kinds = ("io", "compute", "compute")
     steps = tuple(Step(s, (s,), (Lane("cpu", 0, kind),), float(s), 1e-3) for s, kind in enumerate(kinds))
-    plan: Any = SimpleNamespace(spans=(), loop=object())
+    plan: Any = SimpleNamespace(spans=(), loop=SimpleNamespace(remainder=None))
     return Program(plan, steps, (Arc(0, 1, 0), Arc(1, 2, 0), Arc(2, 2, 1), Arc(1, 0, window)), window, {}, {})
 
 
+@needs_lock
 @pytest.mark.parametrize("window", [1, 3, 16])
 def test_a_chain_leaves_its_turns_to_be_closed_in_groups(window: int) -> None:
     frame: Any = Watched(chained(window), 64)
@@ -186,10 +192,20 @@ MACHINE = Machine((Device("cpu", "cpu", lanes=2, io_lanes=1, languages=("host", 
 FIRST = np.arange(4.0)
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[rounds.Rounds]:
-    """The loops that went round without the lock."""
-    made: list[rounds.Rounds] = []
+class Counted(list[rounds.Rounds]):
+    """The loops that went round without the lock: `each` of a run, none where the interpreter has no lock either."""
+
+    each = 1
+
+
+@pytest.fixture(params=["atomic", "free-threaded"])
+def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Runs as they are here, and as in an interpreter that says that it has no lock."""
+    if request.param == "atomic" and not rounds.is_atomic():
+        pytest.skip("this interpreter has no lock")
+    made = Counted()
+    made.each = int(request.param == "atomic")
+    monkeypatch.setattr(rounds, "is_atomic", lambda: bool(made.each))
     plain = rounds.Rounds.__init__
 
     def init(self: rounds.Rounds, *args: Any) -> None:
@@ -201,19 +217,44 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[rounds.Rounds]:
 
 
 @pytest.mark.parametrize("turns", [1, 3, 40, 300])
-def test_a_stream_of_batches(turns: int, counted: list[rounds.Rounds]) -> None:
+def test_a_stream_of_batches(turns: int, counted: Counted) -> None:
     plan = hs.plan(stream(turns), MACHINE, costs=Stated())
     result = hs.run(plan, {"first": FIRST}, learn=False)
     np.testing.assert_allclose(result["all"], wanted(turns, FIRST))
     np.testing.assert_allclose(result["last"], wanted(turns, FIRST)[-1])
-    assert len(counted) == 1
+    assert len(counted) == counted.each
     (inner,) = result.trace.loops.values()
     kept = {(s.command.task, s.command.turn) for s in inner.launches}
     assert len(kept) == 3 * min(turns, 200)
     assert inner.totals["cpu"] >= sum(s.finish - s.start for s in inner.launches) * 0.99
 
 
-def test_a_run_that_is_over_is_let_go(counted: list[rounds.Rounds]) -> None:
+@pytest.mark.parametrize(("rows", "epochs"), [(10, 1), (10, 2), (10, 7), (6, 30), (50, 300)])
+def test_the_smaller_batch_comes_at_the_end_of_every_epoch(rows: int, epochs: int, counted: Counted) -> None:
+    class Even(Stated):
+        def launch(self, graph: Graph, task: int, device: Device, width: int) -> Estimate:
+            return Estimate(1e-3 if width == 1 else float("inf"), source="stated")
+
+    def write(body: Body) -> None:
+        taken = body.take(x)
+        for name, made in (("twice", body.builder.op("tensor.scale", taken, factor=2.0)), ("less", body.builder.op("tensor.neg", taken))):
+            body.collect(name, body.builder.op("tensor.sum", made, name=f"{name}_sum"))
+
+    b = Graph.build()
+    x = b.input("x", (rows, 3), np.float64)
+    found = loop_over_batches(b, write, rows=rows, batch=4, epochs=epochs, name="batches")
+    for name, value in found.items():
+        b.output(value, name)
+    given = np.random.default_rng(0).random((rows, 3))
+    sums = np.array([given[i : i + 4].sum() for i in range(0, rows, 4)] * epochs)
+    result = hs.run(hs.plan(b.freeze(), MACHINE, costs=Even()), {"x": given}, learn=False)
+    np.testing.assert_allclose(result["twice"], 2 * sums)
+    np.testing.assert_allclose(result["less"], -sums)
+    assert len(counted) == counted.each
+
+
+@pytest.mark.parametrize("counted", ["atomic"], indirect=True)
+def test_a_run_that_is_over_is_let_go(counted: Counted) -> None:
     plan = hs.plan(stream(10), MACHINE, costs=Stated())
     gc.collect()
     gc.disable()
@@ -226,15 +267,15 @@ def test_a_run_that_is_over_is_let_go(counted: list[rounds.Rounds]) -> None:
         gc.enable()
 
 
-def test_again_and_again_in_a_session(counted: list[rounds.Rounds]) -> None:
+def test_again_and_again_in_a_session(counted: Counted) -> None:
     with hs.Session(MACHINE) as session:
         run = session.compile(stream(30), costs=Stated(), buffers=1)
         for i in range(8):
             np.testing.assert_allclose(run(FIRST + i)["all"], wanted(30, FIRST + i))
-    assert len(counted) == 8
+    assert len(counted) == 8 * counted.each
 
 
-def test_what_can_be_done_beside_the_loop_is_done_by_the_crew(counted: list[rounds.Rounds]) -> None:
+def test_what_can_be_done_beside_the_loop_is_done_by_the_crew(counted: Counted) -> None:
     result = hs.run(hs.plan(stream(20, beside=True), MACHINE, costs=Stated()), {"first": FIRST, "z": FIRST}, learn=False)
     np.testing.assert_allclose(result["all"], wanted(20, FIRST))
     np.testing.assert_array_equal(result["other"], FIRST)
@@ -242,11 +283,11 @@ def test_what_can_be_done_beside_the_loop_is_done_by_the_crew(counted: list[roun
 
 
 @pytest.mark.parametrize(("turns", "spoil"), [(100, 7), (100, 99), (2000, 1700)])  # the last has become code
-def test_a_task_that_fails_names_its_turn(turns: int, spoil: int, counted: list[rounds.Rounds]) -> None:
+def test_a_task_that_fails_names_its_turn(turns: int, spoil: int, counted: Counted) -> None:
     before = running_threads()
     with pytest.raises(TaskError, match=f"'scale' failed in turn {spoil}: ValueError: a bad batch"):
         hs.run(hs.plan(stream(turns, spoil=spoil), MACHINE, costs=Stated()), {"first": FIRST}, learn=False)
-    assert len(counted) == 1
+    assert len(counted) == counted.each
     assert running_threads() <= before
 
 
@@ -255,11 +296,11 @@ def test_a_loop_that_takes_too_long() -> None:
         hs.run(hs.plan(stream(1_000_000), MACHINE, costs=Stated()), {"first": FIRST}, learn=False, timeout=0.2)
 
 
-def test_progress_never_goes_back(counted: list[rounds.Rounds]) -> None:
+def test_progress_never_goes_back(counted: Counted) -> None:
     told: list[tuple[int, int]] = []
     plan = hs.plan(stream(400), MACHINE, costs=Stated())
     hs.run(plan, {"first": FIRST}, learn=False, progress=lambda done, total, name: told.append((done, total)))
-    assert len(counted) == 1
+    assert len(counted) == counted.each
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert all(0 < done <= total for done, total in told)
 

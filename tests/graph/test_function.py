@@ -1,5 +1,8 @@
 """Ops made from plain functions of values: what they return is what their specs say, or the run fails with the task's name."""
 
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -101,3 +104,15 @@ def test_functions_cannot_write_their_inputs_cold_or_hot() -> None:
                     call(X)
             else:
                 assert call(X)["y"].tolist() == [0, 2, 4]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are worked out late from Python 3.14 on")
+def test_annotations_for_type_checkers_only_are_left_alone() -> None:
+    made: dict[str, Any] = {"hs": hs}
+    exec(
+        "@hs.op(hs.Spec((4,), 'float32'))\ndef own(x: Nowhere, *, n: int = 2) -> Nowhere:\n    return x * n\n"
+        "@hs.array_op()\ndef other(xp, x: Nowhere, *, n: int = 2):\n    return x * n\n",
+        made,
+    )
+    assert made["own"].inputs == made["other"].inputs == ("x",)
+    assert made["other"].attributes["n"].kind is int

@@ -1,4 +1,4 @@
-"""draw the graph of a pipeline: text, Mermaid (.mmd) or Graphviz (.dot)"""
+"""draw the graph of a pipeline: text, a picture (.svg), a page (.html), Mermaid (.mmd) or Graphviz (.dot)"""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from hetsched.cli.output import STANDARD, files, write
 from hetsched.cli.parser import Parser
 from hetsched.errors import CommandLineError, did_you_mean
 
-FORMS = ("txt", "mmd", "dot")
+FORMS = ("txt", "svg", "html", "mmd", "dot")
 
 
 def arguments(parser: Parser) -> None:
     """The arguments of `hetsched graph`."""
     parser.add_argument("file", metavar="FILE", help="a pipeline")
     pipeline_options(parser)
-    parser.add_argument("-o", "--output", metavar="F", help="write to F; its extension says the form: .txt, .mmd, .dot; - is standard output")
+    forms = ", ".join(f".{form}" for form in FORMS)
+    parser.add_argument("-o", "--output", metavar="F", help=f"write to F; its extension says the form: {forms}; - is standard output")
     parser.add_argument("--format", choices=FORMS, help="the form (default: as -o says, else txt)")
 
 
@@ -28,9 +29,11 @@ def execute(args: Any) -> int:
         raise CommandLineError(f"-o {args.output}: no picture of form {form!r}{did_you_mean(form, FORMS)}")
     from hetsched.pipeline.build import load
     from hetsched.report.pictures import PICTURES, graph_text
+    from hetsched.report.svg import html, svg
 
     pipeline = load(args.file, overrides(args), trust=args.trust)
-    text = graph_text(pipeline.graph, pipeline.name) if form == "txt" else PICTURES[form](pipeline.graph)
+    named = {"txt": graph_text, "svg": svg, "html": html}
+    text = named[form](pipeline.graph, pipeline.name) if form in named else PICTURES[form](pipeline.graph)
     if args.output is None:
         write(text.rstrip("\n"))
         return 0

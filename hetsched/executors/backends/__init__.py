@@ -1,6 +1,7 @@
 """The backends: one file per kind of device, whose name is the kind. Each has `find() -> Found`, and is loaded only when machines are looked for.
 
-A backend whose library or driver is absent finds nothing; it never makes an import fail.
+A backend whose library or driver is absent finds nothing; it never makes an import fail. Outsiders add theirs by entry points of the group
+`hetsched.backends`: kind of device = module (or object) with `find()` and, for devices with streams, `open(device, nbytes)`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hetsched.errors import PlacementError, did_you_mean
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode, Resource
 from hetsched.machine.calibration import applied, load
 from hetsched.machine.machine import HERE
@@ -46,14 +49,71 @@ class Found:
 
 
 def kinds() -> list[str]:
-    """The kinds of device there are backends for, the host's first."""
+    """The kinds of device there are backends for: the host's, ours, and those of entry points."""
+    return [*_files(), *(name for name in _entries() if name not in _files())]
+
+
+@lru_cache(maxsize=1)
+def _files() -> tuple[str, ...]:
     names = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
-    return sorted(names, key=lambda name: name != "cpu")
+    return tuple(sorted(names, key=lambda name: name != "cpu"))
+
+
+@lru_cache(maxsize=1)
+def _entries() -> dict[str, Any]:
+    """Kind of device -> entry point of a backend that somebody else has installed."""
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group="hetsched.backends")}
+
+
+def backend_of(kind: str) -> Any:
+    """The backend of a kind of device: a module or an object with `find()`. `PlacementError` where there is none, or it cannot be loaded."""
+    if kind in _files():
+        return importlib.import_module(f"{__name__}.{kind}")
+    if kind not in _entries():
+        raise PlacementError(f"there is no backend for devices of kind {kind!r} here{did_you_mean(kind, kinds())}")
+    try:
+        return _entries()[kind].load()
+    except Exception as error:
+        where = _entries()[kind].value
+        raise PlacementError(f"the backend {kind!r}, which the entry point {where!r} names, cannot be loaded: {_told(error)}") from error
+
+
+def opens(device: Device, what: str) -> Any:
+    """The backend that opens `device`. `PlacementError` that begins with `what`, which wants it open, where there is none."""
+    try:
+        backend = backend_of(device.kind)
+    except PlacementError as error:
+        raise PlacementError(f"{what}: {error}") from error
+    if not hasattr(backend, "open"):
+        raise PlacementError(f"{what}: devices of kind {device.kind!r} cannot be opened here")
+    return backend
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _look() -> list[Found]:
-    """What each backend finds."""
-    return [importlib.import_module(f"{__name__}.{kind}").find() for kind in kinds()]
+    """What each backend finds. One of somebody else's that fails finds nothing, and a note says why: the other devices work without it."""
+    return [importlib.import_module(f"{__name__}.{kind}").find() if kind in _files() else _others(kind) for kind in kinds()]
+
+
+def _others(kind: str) -> Found:
+    try:
+        backend = backend_of(kind)
+    except PlacementError as error:
+        return Found(notes=(str(error),))
+    try:
+        found = backend.find()
+    except Exception as error:
+        return Found(notes=(f"the backend {kind!r} failed to look for devices: {_told(error)}",))
+    others = [d.id for d in found.devices if d.kind != kind] if isinstance(found, Found) else []
+    if others or not isinstance(found, Found):
+        what = f"devices of another kind ({', '.join(others)})" if others else f"{type(found).__name__}, not a Found"
+        return Found(notes=(f"the backend {kind!r} gave {what}; its devices are left out",))
+    return found
 
 
 def twins(looked: Iterable[Found]) -> dict[str, str]:

@@ -18,7 +18,7 @@ _MOST_PARTS = 4096
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 _PIN = "HETSCHED_CUDA_PIN"
 _locked: dict[int, int] = {}  # what `lock_pages` has locked: address -> bytes
-_changes = 0  # of that
+_changes = object()  # another one whenever that changes (a number that two threads count up at once may miss one)
 
 
 class _Known(NamedTuple):
@@ -38,12 +38,12 @@ class Pins:
 
     def __init__(self) -> None:
         self._known: dict[int, _Known] = {}
-        self._changes = 0
+        self._changes = _changes
 
     def has(self, array: Any) -> bool:
         """True if a device can copy a contiguous array of the host by itself."""
-        if self._changes != _changes:
-            self._changes = _changes
+        if self._changes is not (now := _changes):
+            self._changes = now
             self._known.clear()
         owner = array
         while isinstance(owner.base, np.ndarray):
@@ -120,7 +120,7 @@ def _note(start: int, nbytes: int) -> None:
         _locked[start] = nbytes
     else:
         _locked.pop(start, None)
-    _changes += 1
+    _changes = object()
 
 
 def pinned_bytes(nbytes: int) -> Any:

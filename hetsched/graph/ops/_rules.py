@@ -216,3 +216,29 @@ def unbroadcast(builder: Builder, grad: Value, like: Value) -> Value:
     like_spec = like.array_spec
     out: Value = builder.op("tensor.sum_to", grad, like) if like_spec.is_bounded else builder.op("tensor.sum_to", grad, shape=like_spec.bounds)
     return out
+
+
+# Rows in batches --------------------------------------------------------------------------------------------------------------
+
+BATCHES: Mapping[str, Attribute] = {
+    "batch": Attribute(int, doc="rows of a full batch", low=1),
+    "count": Attribute(int, doc="rows of this batch: `batch`, or fewer in the last one", low=1),
+    "cycle": Attribute(int, doc="batches of an epoch", low=1),
+}
+
+
+def batches_problems(rows: int, what: str, specs: Sequence[AnySpec], a: Attributes) -> None:
+    """`GraphError` with every mistake of an op that takes batch number `turn` of so many `rows` of `what`. specs: of turn, and of order if given."""
+    problems = []
+    if specs[0] != Spec((), np.int64):
+        problems.append(f"turn must be int64[], got {specs[0]!r}")
+    if len(specs) > 1 and specs[1] != Spec((rows,), np.int64):
+        problems.append(f"order must hold the {rows} row numbers of {what} as int64[{rows}], got {specs[1]!r}")
+    batch, count, cycle = a["batch"], a["count"], a["cycle"]
+    last = rows - (cycle - 1) * batch
+    if not 0 < last <= batch <= rows:
+        problems.append(f"{rows} rows of {what} are not {cycle} batches of {batch} rows, the last one perhaps smaller")
+    elif count not in (batch, last):
+        problems.append(f"count must be {batch}, a full batch, or {last}, the last one, got {count}")
+    if problems:
+        raise GraphError(problems)

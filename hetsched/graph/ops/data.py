@@ -16,7 +16,7 @@ from hetsched.errors import GraphError
 from hetsched.graph.graph import Builder, Value
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
 from hetsched.graph.ops import _cl_data, _cuda_small, find
-from hetsched.graph.ops._rules import arrays, nbytes, per_input
+from hetsched.graph.ops._rules import BATCHES, arrays, batches_problems, nbytes, per_input
 from hetsched.graph.sequence import Data, LazySequence, apply, batched, is_unknown, materialize, row_count, spec_of_rows, unknown
 from hetsched.graph.spec import AnySpec, Spec, UpTo
 from hetsched.graph.spec import Sequence as SequenceSpec
@@ -43,19 +43,7 @@ def _rows_of(specs: Sequence[AnySpec], names: Sequence[str]) -> tuple[Spec, int]
 
 def _infer_batch_rows(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
     x, rows = _rows_of(specs, ("x", "turn", "order"))
-    problems = []
-    if specs[1] != Spec((), np.int64):
-        problems.append(f"turn must be int64[], got {specs[1]!r}")
-    if len(specs) > 2 and specs[2] != Spec((rows,), np.int64):
-        problems.append(f"order must hold the {rows} row numbers of x as int64[{rows}], got {specs[2]!r}")
-    batch, count, cycle = a["batch"], a["count"], a["cycle"]
-    last = rows - (cycle - 1) * batch
-    if not 0 < last <= batch <= rows:
-        problems.append(f"{rows} rows of x are not {cycle} batches of {batch} rows, the last one perhaps smaller")
-    elif count not in (batch, last):
-        problems.append(f"count must be {batch}, a full batch, or {last}, the last one, got {count}")
-    if problems:
-        raise GraphError(problems)
+    batches_problems(rows, "x", specs[1:], a)
     return [Spec((a["count"], *x.shape[1:]), x.dtype)]
 
 
@@ -89,11 +77,7 @@ BATCH_ROWS = Op(
     _infer_batch_rows,
     _copy_work,
     kernels={"array": _batch_rows, "opencl": _cl_data.batch_rows, "cuda": _cuda_batch_rows},
-    attributes={
-        "batch": Attribute(int, doc="rows of a full batch", low=1),
-        "count": Attribute(int, doc="rows of this batch: `batch`, or fewer in the last one", low=1),
-        "cycle": Attribute(int, doc="batches of an epoch", low=1),
-    },
+    attributes=BATCHES,
     doc="""The rows of batch number turn % cycle: x[s : s + count] with s = (turn % cycle) * batch, or x[order[s : s + count]].
 
     x [n, ...], turn int64 [], order int64 [n], a permutation of the row numbers (not checked).""",

@@ -1,6 +1,7 @@
-"""Arrays from files: `data.npy`, `data.npz`, `data.csv`. Shapes and dtypes come from headers, or from one bounded scan, before anything runs.
+"""Arrays from files: `data.npy`, `data.npz`, `data.csv`, and `data.batches` of what need not fit in memory. Shapes and dtypes come from headers, or
+from one bounded scan, before anything runs.
 
-The tasks that read (`data.npy`, `data.read_npz`, `data.read_csv`) wait on a disk and compute little: they belong on an io lane.
+The tasks that read (`data.npy`, `data.read_npz`, `data.read_csv`, `data.read_rows`) wait on a disk and compute little: they belong on an io lane.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from hetsched.errors import GraphError, did_you_mean
 from hetsched.graph import formats, table
 from hetsched.graph.graph import Builder, Value
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
-from hetsched.graph.ops._rules import nbytes
+from hetsched.graph.ops._rules import BATCHES, batches_problems, nbytes
+from hetsched.graph.sequence import LazySequence, batched_file
 from hetsched.graph.spec import AnySpec, Spec
 
 PATH = Attribute("path", doc="the file, relative to the pipeline's folder")
@@ -71,18 +73,24 @@ READ_NPZ = Op(
 
 def _expand_npz(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, Value]:
     members = formats.npz_members(a["path"])
-    wanted = _texts(a["members"], "members") if a["members"] is not None else tuple(members.specs)
+    wanted = _wanted(a["path"], members, a["members"])
+    return {name: builder.op(READ_NPZ, name=name, path=a["path"], member=name) for name in wanted}
+
+
+def _wanted(path: str, members: formats.Members, asked: Any) -> tuple[str, ...]:
+    """The members that the option `members` asks for, all that can be read where it is None; `GraphError` where one cannot, or there is none."""
+    wanted = _texts(asked, "members") if asked is not None else tuple(members.specs)
     problems = []
     for name in wanted:
         if name in members.refused:
             problems.append(members.refused[name])
         elif name not in members.specs:
-            problems.append(f"{a['path']} has no member {name!r}{did_you_mean(name, members.specs)}")
+            problems.append(f"{path} has no member {name!r}{did_you_mean(name, members.specs)}")
     if not wanted:
-        problems = list(members.refused.values()) or [f"{a['path']} holds no array"]
+        problems = list(members.refused.values()) or [f"{path} holds no array"]
     if problems:
         raise GraphError(problems)
-    return {name: builder.op(READ_NPZ, name=name, path=a["path"], member=name) for name in wanted}
+    return wanted
 
 
 def _texts(value: Any, option: str) -> tuple[str, ...]:
@@ -101,6 +109,83 @@ NPZ = Composite(
     doc="""The arrays of an .npz file; outputs are called as they are called in the file. Only headers are read before the run.
 
     Members that are no plain arrays (pickles, texts) are left out unless they are asked for, which is an error.""",
+)
+
+
+def _infer_rows(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
+    array = formats.stored_rows(a["path"], a["member"]).header.spec
+    batches_problems(array.bounds[0], "the file", specs, a)
+    return [Spec((a["count"], *array.shape[1:]), array.dtype)]
+
+
+def _read_rows(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    start = int(inputs[0]) % a["cycle"] * a["batch"]
+    wanted = range(start, start + a["count"])
+    formats.read_rows(a["path"], a["member"], wanted if len(inputs) == 1 else inputs[1][wanted.start : wanted.stop], outputs[0])
+
+
+READ_ROWS = Op(
+    "data.read_rows",
+    ("turn", "order?"),
+    ("rows",),
+    _infer_rows,
+    _reading_work,
+    kernels={"host": _read_rows},
+    attributes={
+        "path": PATH,
+        "member": Attribute(str, "", "which array of an .npz file; nothing for an .npy file"),
+        **BATCHES,
+    },
+    waits=True,
+    doc="""The rows of batch number turn % cycle of an array in a file: what `data.batch_rows` gives of the array itself.
+
+    turn int64 [], order int64 [n], a permutation of the row numbers.""",
+)
+
+
+def _expand_batches(builder: Builder, inputs: Mapping[str, Any], a: Attributes, scene: Scene) -> dict[str, LazySequence]:
+    path, batch = a["path"], a["batch"]
+    if formats.is_zip(path):
+        members = formats.npz_members(path)
+        wanted = _wanted(path, members, a["members"])
+    else:
+        if a["members"] is not None:
+            raise GraphError(f"option 'members' is for .npz files; {path} is none")
+        wanted = ("",)
+    problems: list[str] = []
+    found: dict[str, Spec] = {}
+    for member in wanted:
+        try:
+            spec = formats.stored_rows(path, member).header.spec
+            if not spec.size:
+                raise GraphError(f"{path}{f': member {member!r}' if member else ''}: {spec!r} has no rows to read")
+            found[member] = spec
+        except GraphError as error:
+            problems += error.problems
+    if problems:
+        raise GraphError(problems)
+    return {
+        member or "array": batched_file(builder, path, member, spec, batch, member or "array")
+        for member, spec in found.items()
+    }  # fmt: skip
+
+
+BATCHED = Composite(
+    "data.batches",
+    (),
+    ("members*",),
+    _expand_batches,
+    attributes={
+        "path": PATH,
+        "batch": Attribute(int, doc="rows of a batch; the last one may be smaller", low=1),
+        "members": Attribute("any", None, "names of the arrays of an .npz file; all where not given", optional=True),
+    },
+    doc="""Batches of rows of the array in an .npy file (output `array`), or of the arrays in an .npz file (called as they are called there).
+
+    They are read one by one inside the loop that takes them (`nn.train`, `nn.evaluate`, `nn.predict`), while others are worked at: a file may be
+    larger than memory. Ops that work row by row go on with batches, as after `data.batch`; what needs all rows at once (`data.split`,
+    `data.standardize`) reads the file whole. An .npz file must not be packed
+    (`numpy.savez`, not `savez_compressed`).""",
 )
 
 
