@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ def plan(
         machine = Machine.here(*graph.patterns(), *([] if only is None else [only]))
     elif not isinstance(machine, Machine):
         raise CommandLineError(f"plan() takes a Machine, got {machine!r}; Machine.here() finds one, machine.described reads one")
+    if not isinstance(plan_seconds, Real):
+        raise CommandLineError(f"plan_seconds is a number of seconds, got {plan_seconds!r}")
     if costs is None:
         costs = costs_for(machine, graph, learn=learn, measure=measure, only=only)
     return plan_graph(graph, machine, costs=costs, policy=policy, objective=objective, plan_seconds=plan_seconds, only=only, memory=memory)
@@ -112,14 +115,14 @@ def run(
         raise CommandLineError(f"unknown executor {executor!r}{did_you_mean(executor, EXECUTORS)}")
     is_for_once = isinstance(what, Graph)
     if isinstance(what, Graph):
-        given = check_inputs(what, inputs or {})
+        given = check_inputs(what, {} if inputs is None else inputs)
         what = plan(
             what, machine, policy, objective, plan_seconds=plan_seconds, only=only, memory=memory, costs=costs, learn=learn, measure=learn
         )  # fmt: skip
     elif isinstance(what, Timeline):
         if what.measured:
             raise CommandLineError("this timeline is a trace of what has run; run a plan (hetsched.plan) or a graph")
-        given = check_inputs(what.graph, inputs or {})
+        given = check_inputs(what.graph, {} if inputs is None else inputs)
     else:
         raise CommandLineError(f"run() takes a plan or a graph, got {type(what).__name__}; finish a builder with freeze()")
     timeout = checked_timeout(timeout)
@@ -148,7 +151,7 @@ def checked_timeout(timeout: float | None) -> float | None:
     """A limit in seconds as runs take it: None where it is longer than any wait can be. `CommandLineError` for what is no duration."""
     if timeout is None:
         return None
-    if not timeout > 0:
+    if not isinstance(timeout, Real) or not timeout > 0:
         raise CommandLineError(f"timeout must be more than 0 seconds (None: no limit), got {timeout!r}")
     return timeout if timeout < threading.TIMEOUT_MAX / 2 else None
 
@@ -224,6 +227,9 @@ async def run_async(what: Timeline | Graph, inputs: Mapping[str, Any] | None = N
 
 def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[int, Any]:
     """Value id -> read-only array (or object) for every input of `graph`; raises `GraphError` with every misfit."""
+    if not isinstance(inputs, Mapping):
+        example = ", ".join(f"{name!r}: ..." for name in list(graph.inputs)[:3])
+        raise GraphError(f"inputs are given by name, {{{example or ''}}}, not as {type(inputs).__name__}")
     problems = [f"input {name!r} is missing; it wants {graph.spec(v)!r}" for name, v in graph.inputs.items() if name not in inputs]
     problems += [f"the graph has no input {name!r}{did_you_mean(name, graph.inputs)}" for name in inputs if name not in graph.inputs]
     out: dict[int, Any] = {}

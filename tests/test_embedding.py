@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import hetsched as hs
-from hetsched.errors import DeviceGoneError, GraphError, PlacementError, PlanError, TaskError
+from hetsched.errors import CommandLineError, DeviceGoneError, GraphError, PlacementError, PlanError, TaskError
 from hetsched.graph.graph import Loop
 from hetsched.graph.spec import Spec
 from hetsched.machine.named import find
@@ -144,3 +144,69 @@ def test_a_process_forked_off_one_that_has_run_runs_without_the_devices_that_do_
     if there:
         assert "forked" in notes[0]
         assert "spawn" in notes[0]
+
+
+@hs.op(lambda x: x)
+def plus(x: Any, *, by: float = 1.0) -> Any:
+    return x + by
+
+
+@hs.array_op("mine.half")
+def half(xp: Any, x: Any) -> Any:
+    return x / 2
+
+
+THIRD = hs.kernel(
+    "mine.third", {"x": "in float32[n]", "y": "out float32[n]", "n": "value int64 = n"}, size="n", group=64,
+    opencl="__kernel void third(__global const float *x, __global float *y, const long n) { long i = get_global_id(0); if (i < n) y[i] = x[i] / 3; }",
+)  # fmt: skip
+
+
+def test_decorated_functions_and_kernels_go_to_other_processes() -> None:
+    b = hs.Graph.build()
+    graph = b.output(b.op(half, b.op(plus, b.input("x", (4, 4)), by=3.0)), "y").freeze()
+    plan = hs.plan(graph, HERE, policy="heft")
+    again = pickle.loads(pickle.dumps(plan))
+    assert [op is mine for op, mine in zip(again.graph.task_ops, (plus, half), strict=True)] == [True, True]
+    np.testing.assert_array_equal(hs.run(again, X, executor="simulated")["y"], (X["x"] + 3) / 2)
+    kernel = pickle.loads(pickle.dumps(THIRD))
+    assert (kernel.name, kernel.inputs, kernel.outputs, set(kernel.kernels)) == ("mine.third", ("x",), ("y",), {"opencl"})
+    assert kernel.infer([Spec((5,), np.float32)], {}) == [Spec((5,), np.float32)]
+
+
+def test_an_op_of_a_function_that_no_name_leads_to_says_so() -> None:
+    @hs.op(lambda x: x)
+    def local(x: Any) -> Any:
+        return x
+
+    with pytest.raises(pickle.PicklingError, match=r"op local is not found as test_embedding.*\.local; define its function at the top"):
+        pickle.dumps(local)
+    assert copy.deepcopy(local) is local
+
+
+def test_inputs_without_names_and_policies_that_are_none_are_told() -> None:
+    graph = graph_of()
+    for given in ([X["x"]], X["x"]):
+        with pytest.raises(GraphError, match=r"inputs are given by name, \{'x': \.\.\.\}, not as (list|ndarray)"):
+            hs.run(graph, given, machine=HERE, executor="simulated")  # type: ignore[arg-type]
+    with pytest.raises(CommandLineError, match="a policy is a name or a function of a draft, not int; known: auto, "):
+        hs.plan(graph, HERE, policy=7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"memory": "1GiB"}, "the memory limit of 'host' is '1GiB'; give a number of bytes above 0"),
+        ({"memory": 1e6}, "the memory limit of 'host' is 1000000.0; give a number of bytes above 0"),
+        ({"timeout": "5s"}, r"timeout must be more than 0 seconds \(None: no limit\), got '5s'"),
+        ({"plan_seconds": "1s"}, "plan_seconds is a number of seconds, got '1s'"),
+    ],
+)
+def test_limits_as_the_command_has_them_are_told_in_python(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(CommandLineError, match=told):
+        hs.run(graph_of(), X, machine=HERE, executor="simulated", **options)
+
+
+def test_a_shape_of_broken_numbers_is_told() -> None:
+    with pytest.raises(GraphError, match=r"a shape has whole numbers as extents, got \(2\.5, 3\)"):
+        hs.Graph.build().input("x", (2.5, 3))  # type: ignore[arg-type]

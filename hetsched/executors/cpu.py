@@ -123,6 +123,9 @@ class Crew:
         if not active.walk.done and not self.failed and not self.pausing:
             stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
             raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
+        if self.progress is not None and self.done < self.total and not self.failed and not self.pausing:
+            # A loop has stopped before its last turn: what there was to do is done.
+            self.progress(self.done, self.done, root.graph.task_names[-1])
         return active
 
     def tell(self, done: int, name: str) -> None:
@@ -194,7 +197,7 @@ class Crew:
         frame = active.frame
         runner = relay.Relay(self, frame, self.new_thread)
         frame.ready()
-        self.total = len(frame.program.steps)
+        self.total = launches_of(frame.plan) if self.progress is not None else 0
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
             runner.run(lanes)
@@ -202,7 +205,7 @@ class Crew:
             raise self.error
         if not runner.is_done:
             raise InternalError(
-                f"the run came to a stop before its end, {sum(len(log.times) for log in runner.logs) // 3} of {self.total} steps done"
+                f"the run came to a stop before its end, {sum(len(log.times) for log in runner.logs) // 3} of {len(frame.program.steps)} steps done"
             )
         active.logs = runner.noted()
         active.busy[self.host] = runner.seconds

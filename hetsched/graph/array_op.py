@@ -17,6 +17,7 @@ from typing import Any
 
 from hetsched.errors import GraphError
 from hetsched.graph.expression import Expression
+from hetsched.graph.function import of_module
 from hetsched.graph.guard import store
 from hetsched.graph.op import REQUIRED, Attribute, Attributes, Gradient, Infer, Kernel, Op, Work, WorkRule
 from hetsched.graph.signature import parameters_of
@@ -64,7 +65,7 @@ def array_op(
         return Op(
             full, inputs, tuple(outputs), infer or _like_first(outputs), rule, {"array": run, **(kernels or {})}, gradient, attributes,
             calls=calls, doc=inspect.cleandoc(function.__doc__ or "") if doc is None else doc, allocating=True,
-        )  # fmt: skip
+        ).made_by(of_module, function.__module__, function.__qualname__)  # fmt: skip
 
     return decorate
 

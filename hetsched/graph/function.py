@@ -6,6 +6,7 @@ returns are copied to where the plan wants them, which costs a pass over memory;
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -96,9 +97,19 @@ def op(
         kernel = FunctionKernel(function, title)
         return Op(
             title, inputs, names, infer, work, {"host": kernel}, attributes=attributes, waits=waits, pure=pure, doc=inspect.getdoc(function) or ""
-        )
+        ).made_by(of_module, function.__module__, function.__qualname__)
 
     return make
+
+
+def of_module(module: str, name: str) -> Op:
+    """The op that a decorator has made of the function `name` of a module: what pickle calls in the other process."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, Op):
+        raise GraphError(f"{module}.{name} is {type(found).__name__}, not the op that was sent")
+    return found
 
 
 def _specs(given: Any) -> list[AnySpec]:

@@ -24,7 +24,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -155,6 +155,10 @@ def kernel(
         built.kernels(),
         attributes={a.name: _attribute(a) for a in built.arguments if a.role == "option"},
         doc=doc or f"A kernel of the user's own, checked against {check}." if check else doc or "A kernel of the user's own.",
+    ).made_by(
+        partial(kernel, size=size, cuda=cuda, opencl=opencl, function=function, group=group, flops=flops, nbytes=nbytes, check=check, doc=doc),
+        name,
+        dict(arguments),
     )
 
 

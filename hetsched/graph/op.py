@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from hetsched.errors import GraphError, did_you_mean
 from hetsched.graph.guard import guarded, is_ours
@@ -236,6 +236,17 @@ class Op:
     capable: Capable = has_dtypes
     doc: str = ""
     allocating: bool = False
+
+    # (function, arguments): what makes it again in another process, where it was not made of its parts (see `made_by`).
+    again: ClassVar[tuple[Callable[..., Any], tuple[Any, ...]] | None] = None
+
+    def made_by(self, function: Callable[..., Any], *arguments: Any) -> Op:
+        """This op, which `function` of `arguments` gives again: so it is pickled."""
+        object.__setattr__(self, "again", (function, arguments))
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Op:
+        return self  # nothing of it changes
 
     def __post_init__(self) -> None:
         kernels = {

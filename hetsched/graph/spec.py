@@ -46,7 +46,10 @@ class Spec:
     dtype: np.dtype[Any]
 
     def __init__(self, shape: Iterable[Dim], dtype: Any = np.float32) -> None:
-        dims = tuple(d if isinstance(d, UpTo) else int(d) for d in shape)
+        given = tuple(shape)
+        dims = tuple(d if isinstance(d, UpTo) else int(d) for d in given)
+        if dims != given:
+            raise GraphError(f"a shape has whole numbers as extents, got {given}")
         if any(not isinstance(d, UpTo) and d < 0 for d in dims):
             raise GraphError(f"a shape needs extents of at least 0, got {dims}")
         object.__setattr__(self, "shape", dims)

@@ -111,6 +111,12 @@ class Resource:
     capacity: float
 
 
+_DEVICE_AMOUNTS = (
+    "io_lanes", "launch_seconds", "replay_seconds", "crossing_seconds", "busy_watts", "idle_watts", "price_per_hour", "cache_nbytes",
+    "lane_cache_nbytes",
+)  # fmt: skip
+
+
 class Fault(NamedTuple):
     """What is wrong between the parts of a machine. where: in a description, of what is to be corrected."""
 
@@ -131,6 +137,11 @@ def faults(devices: tuple[Device, ...], links: tuple[Link, ...], memories: tuple
     for i, d in enumerate(devices):
         if d.lanes < 1:
             out.append(Fault(("devices", i, "lanes"), f"device {d.id!r} needs at least 1 lane, got {d.lanes}"))
+        out += _wrong_figures(("devices", i), f"device {d.id!r}", d, ("bytes_per_second",), _DEVICE_AMOUNTS)
+        for dtype, speed in d.flops_per_second.items():
+            if not speed > 0:
+                told = f"device {d.id!r}: flops_per_second of {dtype} must be above 0, got {speed}"
+                out.append(Fault(("devices", i, "flops_per_second", dtype), told))
         if d.memory not in names:
             out.append(Fault(("devices", i, "memory"), f"device {d.id!r}: no memory node {d.memory!r}{did_you_mean(d.memory, names)}"))
         for r in d.uses:
@@ -141,10 +152,19 @@ def faults(devices: tuple[Device, ...], links: tuple[Link, ...], memories: tuple
         for end, n in (("src", x.src), ("dst", x.dst)):
             if n not in names:
                 out.append(Fault(("links", i, end), f"link {x.id}: no memory node {n!r}{did_you_mean(n, names)}"))
-        if x.bytes_per_second <= 0:
-            out.append(Fault(("links", i, "bytes_per_second"), f"link {x.id}: bytes_per_second must be above 0, got {x.bytes_per_second}"))
+        out += _wrong_figures(("links", i), f"link {x.id}", x, ("bytes_per_second",), ("latency_seconds",))
     out += _missing_links(devices, links, names)
     return out
+
+
+def _wrong_figures(where: Where, what: str, of: Device | Link, speeds: tuple[str, ...], amounts: tuple[str, ...]) -> Iterator[Fault]:
+    """Speeds that are not above 0, and amounts below it (NaN is neither)."""
+    for key in speeds:
+        if not getattr(of, key) > 0:
+            yield Fault((*where, key), f"{what}: {key} must be above 0, got {getattr(of, key)}")
+    for key in amounts:
+        if getattr(of, key) is not None and not getattr(of, key) >= 0:
+            yield Fault((*where, key), f"{what}: {key} must be at least 0, got {getattr(of, key)}")
 
 
 def _twice(section: str, key: str, noun: str, names: list[str]) -> Iterator[Fault]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -56,20 +56,25 @@ def plan_graph(
     chosen, policy = find(policy), policy if isinstance(policy, str) else name_of(policy)
     with no_garbage_collection():
         problem, plan_loop = _problem(graph, machine, costs, only, limits)
-        if goal == Objective() and not (policy == "auto" and is_worth_it(problem)):
-            draft = GraphDraft(problem)
-            chosen(draft)
-            if plan_seconds > 0:
-                improve(draft, plan_seconds * (1 - SHARE))
-            try:
-                plan = draft.plan()
-            except PlanTooLargeError as error:
-                plan = fitted(draft, chosen, error, is_auto=policy == "auto")
-        else:
+
+        def write(problem: Problem, plan_loop: PlanLoop | None) -> tuple[Timeline, Problem]:
+            if goal == Objective() and not (policy == "auto" and is_worth_it(problem)):
+                draft = GraphDraft(problem)
+                chosen(draft)
+                if plan_seconds > 0:
+                    improve(draft, plan_seconds * (1 - SHARE))
+                try:
+                    return draft.plan(), problem
+                except PlanTooLargeError as error:
+                    return fitted(draft, chosen, error, is_auto=policy == "auto"), problem
             pool = _pool(problem, chosen, policy, plan_loop, only)
-            problem = pool.bound_problem()
             left = started + plan_seconds * (1 - SHARE) - time.perf_counter() if plan_seconds > 0 else 0.0
-            plan = choose(pool, goal, lower_bound(problem), max(left, 0.0))
+            return choose(pool, goal, lower_bound(pool.bound_problem()), max(left, 0.0)), pool.bound_problem()
+
+        try:
+            plan, problem = write(problem, plan_loop)
+        except PlanTooLargeError as error:
+            plan, problem = _with_smaller_loops(error, problem, lambda bodies: write(*_problem(graph, machine, costs, only, limits, bodies)))
         bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
     finished = _finished(plan, machine, limits, policy, goal, bound, started)
     left_out = [name for name in getattr(costs, "building", ()) if name not in finished.owners]
@@ -102,17 +107,49 @@ def plan_front(
     return [replace(p, plan=_finished(p.plan, machine, limits, policy, goal, bound, started)) for p in points]
 
 
+def _with_smaller_loops(
+    error: PlanTooLargeError, problem: Problem, write: Callable[[Mapping[str, int]], tuple[Timeline, Problem]]
+) -> tuple[Timeline, Problem]:
+    """What `write` gives where the bodies of loops are limited to so many bytes of a node: as much as the rest of the graph leaves, or less.
+
+    A body is planned by itself, with all of the memory: what the rest of the graph holds meanwhile shows only when the whole is laid out. Raises
+    `error` where nothing fits, or no loop takes of that memory: what it says would be enough is.
+    """
+    bodies = dict.fromkeys(problem.node_names, 0)
+    for body in problem.loops.values():
+        bodies |= {node: max(bodies[node], nbytes) for node, nbytes in body.arenas.items()}
+    limits: dict[str, int] = {}
+    last = error
+    for share in (1.0, 0.5, 0.25, 0.0, 0.0):
+        node = last.node
+        if node is None or not bodies.get(node):
+            break
+        # At first what is missing less; at last as much as a loop needs at least, which it says where it is given a byte.
+        is_refused = limits.get(node) == 1
+        limits[node] = max(1, bodies[node] - last.missing if share == 1.0 else 1 + last.missing if is_refused else int(bodies[node] * share))
+        try:
+            return write(limits)
+        except PlanTooLargeError as found:
+            last = found
+    raise error
+
+
 def _problem(
-    graph: Graph, machine: Machine, costs: CostModel | None, only: str | None, memory: Mapping[str, int] | None
+    graph: Graph,
+    machine: Machine,
+    costs: CostModel | None,
+    only: str | None,
+    memory: Mapping[str, int] | None,
+    bodies: Mapping[str, int] | None = None,
 ) -> tuple[Problem, PlanLoop | None]:
-    """The problem, and what plans the bodies of its loops."""
+    """The problem, and what plans the bodies of its loops; `bodies`: what one of those may have of a memory node, where less than the whole."""
     limits = dict(memory or {})
     plan_loop: PlanLoop | None = None
     if graph.has_loops:
         # Loops plan their bodies with tools of this package: loaded only where there are some.
         from hetsched.placement.loops import plan_loop as plan_body
 
-        plan_loop = partial(plan_body, only=only, memory=limits or None)
+        plan_loop = partial(plan_body, only=only, memory=limits | dict(bodies or {}) or None)
     return problem_of(graph, machine, costs or RooflineCosts(machine), only=only, memory=limits, plan_loop=plan_loop), plan_loop
 
 

@@ -254,7 +254,7 @@ def limits_of(machine: Machine, memory: Mapping[str, int] | int | None) -> dict[
     """
     if memory is None:
         return {}
-    given = {HOST: memory} if isinstance(memory, int) else memory
+    given = memory if isinstance(memory, Mapping) else {HOST: memory}
     names = [m.name for m in machine.memories]
     out: dict[str, int] = {}
     for name, nbytes in given.items():
@@ -359,7 +359,7 @@ def _lacks(graph: Graph, task: int, machine: Machine) -> str:
             parts.append(f"{device.id} cannot hold {hosted!r}, which lives on the host")
         else:
             have = ", ".join(sorted(op.kernels)) if not isinstance(op, Loop) else ""
-            parts.append(f"{device.id} speaks {', '.join(device.languages)}, the op has kernels for {have or 'nothing'}")
+            parts.append(f"{device.id} speaks {', '.join(device.languages) or 'no language'}, the op has kernels for {have or 'nothing'}")
     return f"task {graph.task_names[task]!r} ({op.name}): no device can run it: {'; '.join(parts)}"
 
 

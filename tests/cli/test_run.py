@@ -565,3 +565,24 @@ def test_replan_is_reachable_and_refuses_what_it_cannot_go_with(matmul, capsys):
     capsys.readouterr()
     assert main(["run", str(matmul), "--replan", "--keep-going"]) == 2
     assert "--replan cannot be used with --keep-going" in capsys.readouterr().err
+
+
+def test_an_output_that_is_one_number_is_told_and_what_is_not_saved_is_named(tmp_path, capsys):
+    (tmp_path / "p.yaml").write_text("""hetsched: 1
+name: numbers
+tasks:
+  ones:  {op: tensor.full, with: {shape: [3], value: 2.0}}
+  sum:   {op: tensor.sum, in: {x: ones}}
+  count: {op: tensor.full, with: {shape: [1], value: 7, dtype: int64}}
+outputs:
+  total: {from: sum}
+  kept:  {from: sum, save: out/kept.npy}
+  count: {from: count}
+  rows:  {from: ones}
+""")
+    assert main(["run", str(tmp_path / "p.yaml")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in out[1:4]] == [["total", "6"], ["kept", "6"], ["count", "7"]]
+    assert "not kept: rows (save: FILE under outputs: writes them)" in out
+    assert main(["run", str(tmp_path / "p.yaml"), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == {"total": 6.0, "kept": 6.0, "count": 7.0}

@@ -238,3 +238,16 @@ def test_the_energy_of_a_run_is_kept_with_it(pipeline, capsys):
     assert line in out(capsys, "report", "--policies", "heft").splitlines()
     out(capsys, "run", pipeline, "--machine", "workstation", "--emulate")
     assert any(re.fullmatch(r"energy: \S+ J and \S+ J \([-+].* %\)", x) for x in out(capsys, "diff", "last~1", "last").splitlines())
+
+
+def test_a_report_of_a_run_with_stated_watts_knows_them(pipeline, tmp_path, capsys):
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("""hetsched_machine: 1
+name: bare
+memories: [{name: host, nbytes: 8 GiB}]
+devices: [{id: cpu, kind: cpu, lanes: 2, languages: [host, array], flops_per_second: {float32: 5e10}, bytes_per_second: 1e10, shares_lanes: true}]
+""")
+    out(capsys, "run", pipeline, "--machine", bare, "--emulate", "--policy", "serial", "--objective", "energy", "--watts", "cpu=60/10")
+    told = out(capsys, "report", "last", "--policies", "heft")
+    assert "watts=cpu=60/10" in told
+    assert "regret: not told" not in told

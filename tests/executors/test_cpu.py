@@ -304,6 +304,34 @@ def test_progress_reaches_its_total() -> None:
     assert [row[0] for row in told] == sorted(row[0] for row in told)
 
 
+def test_progress_counts_launches_where_adjacent_ones_are_a_step() -> None:
+    b = Graph.build()
+    for row in range(3):
+        y = b.input(f"x{row}", (4,))
+        for _ in range(5):
+            y = b.op("tensor.neg", y)
+        b.output(y, f"y{row}")
+    graph = b.freeze()
+    told: list[tuple[int, int, str]] = []
+    hs.run(graph, {f"x{i}": np.ones(4, np.float32) for i in range(3)}, machine=machine(), learn=False, progress=lambda *row: told.append(row))
+    assert {total for _, total, _ in told} == {15}
+    assert told[-1][0] == 15
+    assert len(told) < 15, "adjacent launches are one step, or this shows nothing"
+
+
+def test_progress_ends_where_a_loop_stops_before_its_last_turn() -> None:
+    body = Graph.build()
+    y = body.op("tensor.add", body.input("s", ()), body.op("tensor.full", shape=[], value=1.0))
+    body.output(y, "s2")
+    body.output(body.op("tensor.greater", y, body.op("tensor.full", shape=[], value=3.5)), "stop")
+    b = Graph.build()
+    b.output(*b.loop(Loop(body.freeze(), turns=100, carried=(("s", "s2"),), stop="stop"), b.input("s0", ())), "y")
+    told: list[tuple[int, int, str]] = []
+    result = hs.run(b.freeze(), {"s0": 0}, machine=machine(), learn=False, progress=lambda *row: told.append(row))
+    assert result["y"] == 4
+    assert told[-1][0] == told[-1][1] < 100
+
+
 def test_no_trace_where_none_is_wanted() -> None:
     b = Graph.build()
     b.output(b.op("tensor.neg", b.input("x", (3,))), "y")

@@ -228,3 +228,22 @@ def test_the_catalog_is_found_by_name() -> None:
         MachineError, match=r"no machine 'servre' in the catalog; did you mean 'server'\? known: laptop, server, workstation; or give"
     ):
         machine_named("servre")
+
+
+@pytest.mark.parametrize(
+    ("figure", "told"),
+    [
+        ({"flops_per_second": {"float32": 0}}, "flops_per_second of float32 must be above 0, got 0"),
+        ({"flops_per_second": {"float32": -1e9}}, "flops_per_second of float32 must be above 0, got -1000000000.0"),
+        ({"bytes_per_second": 0}, "bytes_per_second must be above 0, got 0"),
+        ({"bytes_per_second": float("nan")}, "bytes_per_second must be above 0, got nan"),
+        ({"busy_watts": -4}, "busy_watts must be at least 0, got -4"),
+        ({"launch_seconds": -1e-6}, "launch_seconds must be at least 0, got -1e-06"),
+        ({"price_per_hour": -1}, "price_per_hour must be at least 0, got -1"),
+    ],
+)
+def test_figures_that_no_device_has_are_told_in_python_too(figure, told):
+    with pytest.raises(MachineError, match=f"device 'cpu': {told}"):
+        Machine((Device("cpu", "cpu", **figure),))
+    with pytest.raises(MachineError, match="link a->host: latency_seconds must be at least 0, got -1"):
+        Machine((Device("cpu", "cpu"),), (Link("a", "host", -1, 1e9), Link("host", "a", 0, 1e9)), (MemoryNode("host"), MemoryNode("a")))

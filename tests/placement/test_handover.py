@@ -18,6 +18,7 @@ from hetsched.placement.costs.handover import STREAM_FIRST, Handover, Way, hando
 from hetsched.placement.costs.history import Known
 from hetsched.placement.costs.kinds import GAP, device_key
 from hetsched.placement.costs.known import KnownCosts
+from hetsched.placement.policies import auto
 from hetsched.timeline import Copy, Free, Lane, Launch, Timeline
 
 CPU = Device("cpu", "cpu", lanes=2, io_lanes=1, languages=("host", "array"), flops_per_second={"float32": 1e9}, shares_lanes=True, fingerprint="c")
@@ -204,3 +205,16 @@ def test_auto_stays_at_home_where_handing_over_costs_more_than_it_gains():
     check(home)
     assert {s.lanes[0].owner for s in home.launches} == {"cpu"}
     assert home.makespan < 2e-2
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_device_more_does_not_make_the_plan_of_a_large_graph_longer(is_known):
+    """Many short rows that come together on the processor: greedy choice sends their ends to and fro."""
+    graph = chains(110, 3)
+    known = known_of(Way(True, 2), own=1e-5) | known_of(Way(False, 2), own=1e-5)
+    known |= {(device_key(GPU), STREAM_FIRST): 0.4} if is_known else {}
+    with_it = plan_graph(graph, BOTH, costs=Faster(known if is_known else None, BOTH))
+    without = plan_graph(graph, ONE, costs=Faster(known if is_known else None, ONE))
+    assert len(graph) > auto.SMALL
+    check(with_it)
+    assert with_it.makespan <= without.makespan * 1.001

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetsched.check import check, problems
+from hetsched.check.certificate import certify
 from hetsched.errors import OutOfMemoryError
-from hetsched.graph.graph import Graph
+from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement import plan_graph
 from hetsched.placement.costs import RooflineCosts
@@ -312,3 +313,26 @@ def test_late_copies_make_room():
     assert tight.makespan == free.makespan
     assert problems(tight) == []
     assert max(s.finish for s in tight.spans if isinstance(s.command, Copy) and s.command.dst.node == "gpu") > tight.makespan / 2
+
+
+@pytest.mark.parametrize("nbytes_less", [64, 4000])
+def test_a_loop_gets_what_the_rest_of_the_graph_leaves(nbytes_less):
+    """A body that fits the memory by itself, rings and all, and not beside what the graph holds meanwhile: its rings become smaller."""
+    body = Graph.build()
+    row = body.input("row", (5000,))
+    big = body.op("tensor.exp", body.op("tensor.matmul", body.op("tensor.reshape", row, shape=[50, 100]), body.input("w", (100, 50))))
+    body.output(body.op("tensor.sum", body.op("nn.softmax", big)), "sum")
+    loop = Loop(body.freeze(), turns=20, invariants=("w",), sequences=("row",), collected=("sum",))
+    b = Graph.build()
+    held = b.op("tensor.exp", b.input("z", (100, 50)), name="held")
+    (sums,) = b.loop(loop, held, b.input("x", (20, 5000)), name="loop")
+    total = b.op("tensor.sum", b.op("data.whole", sums))
+    b.output(b.op("tensor.sum", b.op("tensor.add", held, total)))
+    graph, machine = b.freeze(), Machine((replace(CPU, lanes=2),))
+    free = plan_graph(graph, machine)
+    limit = certify(free).memory[HOST].peak - nbytes_less
+    task = graph.task_names.index("loop")
+    tight = plan_graph(graph, machine, memory={HOST: limit})
+    assert problems(tight) == []
+    assert certify(tight).memory[HOST].peak <= limit
+    assert tight.loops[task].arenas[HOST] < free.loops[task].arenas[HOST] <= limit

@@ -49,7 +49,7 @@ def _regret(record: dict[str, Any], args: Any) -> list[str]:
             return [f"regret: not told, {record['file']} has changed since the run"]
         described = machine_of(options.get("machine"))
         pipeline = load(record["file"], record["parameters"], trust=args.trust, machine=described)
-        machine = changed(described, options.get("what_if") or [])
+        machine = changed(described, options.get("what_if") or [], options.get("watts") or [])
         if machine is None:
             import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
 

@@ -161,7 +161,10 @@ def _keep(
     """Keep the run for `hetsched runs`."""
     from hetsched.report.runs import Runs, record_of
 
-    options = {"machine": args.machine, "what_if": args.what_if or None, "emulate": args.emulate, "only": given["only"], "memory": given["memory"]}
+    options = {
+        "machine": args.machine, "what_if": args.what_if or None, "watts": args.watts or None, "emulate": args.emulate, "only": given["only"],
+        "memory": given["memory"],
+    }  # fmt: skip
     files = {name: written.get(name) for name in pipeline.outputs}
     record = record_of(
         result, file=args.file, sha256=pipeline.sha256, name=pipeline.name, parameters=parameters, options=options, metrics=metrics(pipeline, result),
@@ -180,10 +183,14 @@ def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> Mapping[
 
 
 def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
-    """`task.metric` -> number, of every output that is a bundle of metrics."""
+    """`task.metric` -> number, of every output that is a bundle of metrics; the name of every output that is one number -> it."""
     out = {}
     for output in pipeline.outputs.values():
-        if output.kind == "metrics":
+        if not output.is_bundle:
+            value: Any = result.get(next(iter(output.values.values())))
+            if getattr(value, "size", 0) == 1 and value.dtype.kind in "biuf":
+                out[output.name] = float(value.reshape(()))
+        elif output.kind == "metrics":
             task = output.source.partition(".")[0]
             out.update({f"{task}.{part}": float(result[name]) for part, name in output.values.items() if name in result and result[name].ndim == 0})
     return out
@@ -221,6 +228,8 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         return
     lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {_from_here(path)}" for name, path in written.items()]
+    lost = [name for name, o in pipeline.outputs.items() if o.save is None and o.kind != "metrics" and name not in numbers]
+    lines += [f"not kept: {', '.join(lost)} (save: FILE under outputs: writes them)"] if lost else []
     lines += [f"warning: {text}" for text in doubted]
     lines += drift_lines(drifts)
     far = worst_line(compare(result.plan, result.trace), result.trace.makespan)

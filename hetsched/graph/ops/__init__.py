@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import pickle
 import pkgutil
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
 from hetsched.errors import GraphError, did_you_mean
+from hetsched.graph.function import of_module
 from hetsched.graph.op import Composite, Op
 
 
@@ -28,13 +30,26 @@ def registry() -> dict[str, Op | Composite]:
 
 
 def _reduced(op: Op) -> tuple[Any, ...]:
-    """An op as it is pickled: one of the registry by its name, another by its parts, which must be functions that pickle can name."""
+    """An op as it is pickled: one of the registry, or of a decorated function, by its name, a kernel by what declared it, another by its parts,
+    which must be functions that pickle can name."""
     if registry().get(op.name) is op:
         return find, (op.name,)
+    if op.again is not None:
+        if op.again[0] is of_module and _at_home(*op.again[1]) is not op:
+            where = ".".join(op.again[1])
+            raise pickle.PicklingError(f"op {op.name} is not found as {where}; define its function at the top of a module, under its own name")
+        return op.again
     parts = {f.name: getattr(op, f.name) for f in fields(op)}
     parts["kernels"] = {language: getattr(kernel, "__wrapped__", kernel) for language, kernel in op.kernels.items()}
     parts["attributes"] = dict(op.attributes)
     return Op, tuple(parts.values())
+
+
+def _at_home(module: str, name: str) -> Op | None:
+    try:
+        return of_module(module, name)
+    except (ImportError, AttributeError, GraphError):
+        return None
 
 
 copyreg.pickle(Op, _reduced)

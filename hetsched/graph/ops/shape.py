@@ -391,7 +391,8 @@ gather = Op(
     {"axis": Attribute(int, 0, "the axis of x that the indices count")},
     capable=anywhere,
     calls=6,
-    doc="Slices of x picked by indices (integers from 0): out[..., i, ...] = x[..., indices[i], ...]. An index out of range is an error on CPU.",
+    doc="Slices of x picked by indices (integers from 0): out[..., i, ...] = x[..., indices[i], ...].\n\n"
+    "An index out of range is an error on CPU; on other devices, where nobody waits to look, it picks some other slice.",
 )  # fmt: skip
 
 

@@ -386,6 +386,7 @@ def _excess(body: Body, problem: Problem, memory: Memory, name: str) -> PlanTooL
                 nbytes - limit,
                 f"loop {name!r} needs {nbytes} bytes of {node}, where {limit} are free; the largest piece is {what}. "
                 f"Raise the limit of {node} to at least {nbytes} bytes, or {help}",
+                node=node,
             )
     return None
 

@@ -44,14 +44,14 @@ GREEDY_BLOCKS = 400
 
 
 class PlanTooLargeError(OutOfMemoryError):
-    """A plan does not fit a memory node by `missing` bytes."""
+    """A plan does not fit memory node `node` (where it is known which) by `missing` bytes."""
 
-    def __init__(self, missing: int, message: str, task: str | None = None) -> None:
-        self.missing, self.task = missing, task
+    def __init__(self, missing: int, message: str, task: str | None = None, node: str | None = None) -> None:
+        self.missing, self.task, self.node = missing, task, node
         super().__init__(message)
 
-    def __reduce__(self) -> tuple[type[PlanTooLargeError], tuple[int, str, str | None]]:
-        return type(self), (self.missing, str(self), self.task)
+    def __reduce__(self) -> tuple[type[PlanTooLargeError], tuple[int, str, str | None, str | None]]:
+        return type(self), (self.missing, str(self), self.task, self.node)
 
 
 @dataclass(eq=False)
@@ -546,6 +546,7 @@ def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[
             f"results and objects on the {node} need {loose} bytes, its limit is {limit}; the largest is {name}. "
             f"Raise the limit of {node} to at least {loose} bytes, or process the data in smaller batches",
             graph.task_names[maker] if maker >= 0 else None,
+            node,
         )
     command = plan.spans[culprit.first].command
     if isinstance(command, Launch):
@@ -568,4 +569,5 @@ def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[
         f"{what} needs {culprit.nbytes} bytes in {node}, where {free} of {limit} are free{pieces} at {culprit.start:.6g} s. "
         f"Raise the limit of {node} to at least {arena + loose} bytes{move}, or use smaller batches",
         task,
+        node,
     )

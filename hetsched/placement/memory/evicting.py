@@ -520,6 +520,7 @@ class EvictingDraft(GraphDraft):
             f"{what} needs {nbytes} bytes in {name}, where {free} of {limit} are free or could be made free. "
             f"Raise the limit of {name} to at least {limit + short} bytes, or use smaller batches",
             graph.task_names[task] if task is not None else None,
+            name,
         )
 
     # The plan -------------------------------------------------------------------------------------------------------------------

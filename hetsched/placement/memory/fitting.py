@@ -186,6 +186,7 @@ def _hopeless(problem: Problem, task: int, needs: Mapping[int, int]) -> PlanTooL
         nbytes - limit,
         f"{what}, where {limit} are free, all there are{others}. Raise the limit of {name} to at least {nbytes} bytes, or use smaller batches",
         graph.task_names[task],
+        name,
     )
 
 

@@ -27,6 +27,8 @@ def find(name: str | Policy) -> Policy:
     """The policy called `name` (or the function given); an error with the nearest name where there is none."""
     if callable(name):
         return name
+    if not isinstance(name, str):
+        raise CommandLineError(f"a policy is a name or a function of a draft, not {type(name).__name__}; known: {', '.join(names())}")
     if name in _files():
         policy: Policy = importlib.import_module(f"{__name__}.{name}").policy
         return policy
