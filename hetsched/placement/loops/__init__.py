@@ -453,7 +453,7 @@ def _shared_places(draft: _Draft) -> dict[int, list[int]]:
 
 
 def _laned(draft: _Draft) -> _Draft:
-    """The same devices with every lane a place of its own, tasks dealt out by load, scheduled anew (no shorter than `draft`)."""
+    """The same devices with every lane a place of its own, tasks dealt out by load, many also by phase, scheduled anew (no shorter than `draft`)."""
     model, problem = draft.model, draft.model.problem
     columns, places = [], []
     for i, p in enumerate(model.places):
@@ -483,6 +483,8 @@ def _laned(draft: _Draft) -> _Draft:
     search = Search(Core(split.problem), 0, None, None)
     ops = Ops(search.core, by_load)
     search.start(ops, max(draft.period, least_period(search.core, search.cycles, by_load)), draft.period)
+    if search.core.n <= _FEW:
+        return _draft(split, search, None)
     ops = Ops(search.core, by_phase)
     order = by_starts(ops, [start for _, start, *_ in draft.tasks] + [start for *_, start, _ in draft.copies], draft.period)
     least = max(draft.period, least_period(search.core, search.cycles, by_phase))
