@@ -143,7 +143,15 @@ test_draws = test_random.test_shapes_and_workspaces
 test_dropout = test_random.test_dropout_agrees_with_its_reference_and_its_gradient_draws_the_same
 test_data_ops = test_data.test_primitive_ops_hold_what_ops_promise
 
-HOST_ONLY = {"data.npy", "data.read_csv", "data.read_npz", "data.read_rows", "data.stratified", "model.read", "model.write"}  # files, and Python objects
+HOST_ONLY = {
+    "data.npy",
+    "data.read_csv",
+    "data.read_npz",
+    "data.read_rows",
+    "data.stratified",
+    "model.read",
+    "model.write",
+}  # files, and Python objects
 
 
 def test_every_op_has_a_kernel_on_the_device():
