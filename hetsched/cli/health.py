@@ -125,7 +125,7 @@ def measured(device: Device) -> Seen:
     """What is known of how fast the device is."""
     what, found = f"calibration of {device.id}", load(device)
     if found is None or not found.whole:
-        return Seen(what, NOTE, f"none: first plans rest on what is measured before them; `hetsched calibrate {device.id}` measures all, in 40 s")
+        return Seen(what, NOTE, f"none: first plans rest on what is measured before them; `hetsched calibrate {device.id}` measures all")
     problems = complaints(found)
     return Seen(what, NOTE, "; ".join(problems)) if problems else Seen(what, OK, f"{plural(len(found.curves), 'curve')}")
 

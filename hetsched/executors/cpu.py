@@ -125,7 +125,8 @@ class Crew:
             raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
         if self.progress is not None and self.done < self.total and not self.failed and not self.pausing:
             # A loop has stopped before its last turn: what there was to do is done.
-            self.progress(self.done, self.done, root.graph.task_names[-1])
+            self.total = self.done
+            self.tell(self.done, root.graph.task_names[-1])
         return active
 
     def tell(self, done: int, name: str) -> None:

@@ -164,10 +164,7 @@ def _expand_batches(builder: Builder, inputs: Mapping[str, Any], a: Attributes, 
             problems += error.problems
     if problems:
         raise GraphError(problems)
-    return {
-        member or "array": batched_file(builder, path, member, spec, batch, member or "array")
-        for member, spec in found.items()
-    }  # fmt: skip
+    return {member or "array": batched_file(builder, path, member, spec, batch, member or "array") for member, spec in found.items()}
 
 
 BATCHED = Composite(
