@@ -21,11 +21,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush, heappushpop
 from itertools import cycle
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
+from hetsched.executors.seat import SAMPLES, SHORT_SECONDS, WORTH, Seat
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS, Sharing, is_atomic, is_plain
 from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Log
 
@@ -43,6 +44,9 @@ TELL_SECONDS = 0.05
 
 # A thread looks this often whether it has a core of its own (see `cores`): 3 us where the caches are cold.
 LOOK_SECONDS = 0.01
+
+# Who gives the chain away looks this often whether it was taken.
+TAKEN_SECONDS = 5e-5
 
 
 def suits(program: Program, host: str) -> bool:
@@ -118,6 +122,9 @@ class Pattern:
             group[before].append(turns * places + later - before)
         soon = [arc[:2] for arc in self.arcs if arc[2] <= self.lag and places - 1 not in arc[:2]]
         self.is_serial = on_cycles(len(steps), soon) if self.lag else [False] * len(steps)
+        chain = [at for at, step in enumerate(self.order) if self.is_serial[at] and not self.is_io[at] and steps[step].seconds > SHORT_SECONDS]
+        # Behind the longest step of the chain it may change hands (see `seat`); -1: there is no chain, or it is of short steps.
+        self.chain = max(chain, key=lambda at: steps[self.order[at]].seconds, default=-1)
         # So many turns may hold tokens at a time: turns ahead of what is in flight wait for it.
         self.ring = self.window + max(turns for _, _, turns in self.arcs)
 
@@ -173,6 +180,7 @@ class Rounds(Sharing):
         # Every so many turns comes a smaller one, whose steps are bound to other arrays; 0: never.
         loop = program.plan.loop
         self.cycle = loop.cycle if loop is not None and loop.remainder is not None else 0
+        self.seat = Seat(pattern.window)
         self.told = 0.0
         self.halted = not self.turns
         for code in ready:
@@ -222,6 +230,7 @@ class Rounds(Sharing):
         kept, late = (KEPT_TURNS * places, end - KEPT_TURNS * places) if crew.trace else (0, end)
         settle = crew.cores.settle if crew.cores is not None and not mine else None
         is_asked = crew.deadline is not None or crew.progress is not None
+        chain, took = pattern.chain, deque[float](maxlen=SAMPLES)
         code = first
         while True:
             turn, at = divmod(code, places)
@@ -256,6 +265,10 @@ class Rounds(Sharing):
                     self._settle(mine)
             if self.halted or (is_asked and self._is_due(at, finish, log) and self._asked(order[at], finish)):
                 return
+            if at == chain:
+                took.append(finish - start)
+                if self.starved > WORTH * (finish - start) and best >= 0 and self._is_given_away(best, heap, idle, lane, took):
+                    best = -1
             code = heappushpop(heap, best) if best >= 0 else self._next(heap, mine)
             if code < 0:
                 return
@@ -314,6 +327,21 @@ class Rounds(Sharing):
                     self._hand_over(other, not mine)
             if code == self.end - 1:
                 self.halt()
+
+    def _is_given_away(self, code: int, heap: list[int], idle: list[Any], lane: int, took: deque[float]) -> bool:
+        """Where it is better so, leave the chain's next step to another thread that computes, and wait until that has it: at most a step longer."""
+        self.starved = 0.0
+        if code < self.pattern.window * self.places or len(took) < SAMPLES:  # in the first turns threads wait for what is loaded
+            return False
+        if not self.seat.is_left(lane, code // self.places, took):
+            return False
+        self._settle(False)
+        heappush(heap, code)
+        self._wake(idle, 1)
+        until = perf_counter() + took[-1]
+        while code in heap and not self.halted and perf_counter() < until:
+            sleep(TAKEN_SECONDS)
+        return True
 
     def _is_due(self, at: int, now: float, log: Log) -> bool:
         """Count a step; True where it is time to tell of it, or too late."""

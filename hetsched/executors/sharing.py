@@ -79,6 +79,8 @@ class Sharing(ABC):
         self.ready: dict[str, list[int]] = {kind: [] for kind in KINDS}
         self.idle: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         self.halted = False
+        # Seconds that threads which compute have had nothing to do; whoever looks begins anew.
+        self.starved = 0.0
 
     def interrupted(self) -> None:
         """Ctrl-C: start no more. See `interrupts.heard`."""
@@ -142,7 +144,10 @@ class Sharing(ABC):
                             pass  # somebody has taken the gate, and opens it
                     if cores is not None:
                         cores.leave(lane)
+                    start = perf_counter()
                     self._sleep(gate, main)
+                    if kind == "compute":
+                        self.starved += perf_counter() - start
                     continue
                 if cores is not None:
                     cores.settle(lane)
