@@ -57,7 +57,7 @@ def test_what_cannot_be_written_is_told_before_anything_runs(matmul, tmp_path, c
     (tmp_path / "file").write_text("in the way")
     for argv, told in (
         (["-o", str(tmp_path / "file" / "there")], f"{tmp_path}/file is a file, not a folder"),
-        (["--trace", str(tmp_path)], "the trace cannot be written: this is a folder"),
+        (["--trace", str(tmp_path)], f"--trace {tmp_path}: cannot be written: this is a folder"),
     ):
         assert main(["run", str(matmul), *argv]) == 7
         captured = capsys.readouterr()
@@ -586,3 +586,18 @@ outputs:
     assert "not kept: rows (save: FILE under outputs: writes them)" in out
     assert main(["run", str(tmp_path / "p.yaml"), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == {"total": 6.0, "kept": 6.0, "count": 7.0}
+
+
+@pytest.mark.parametrize("command", [["plan"], ["plan", "--trace"], ["graph"], ["trace"]])
+def test_a_folder_is_no_file_to_write(command, matmul, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = [] if command == ["trace"] else [str(matmul)]
+    assert main([*command[:1], *file, "-o" if len(command) == 1 else command[1], "."]) == 7
+    captured = capsys.readouterr()
+    assert "cannot be written: this is a folder; choose another name" in captured.err
+    assert captured.out == "", "it was not even planned"
+
+
+def test_a_picture_wants_an_extension(matmul, tmp_path, capsys):
+    assert main(["graph", str(matmul), "-o", str(tmp_path / "picture")]) == 2
+    assert "the extension says the form, and there is none: add one of .txt, .svg" in capsys.readouterr().err

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.options import format_option, machine_of, options_of, overrides, pipeline_options, placement_arguments, placement_options
-from hetsched.cli.output import STANDARD, Progress, ProgressLines, Put, files, folder, is_ascii_only, width, write, write_json
+from hetsched.cli.output import Progress, ProgressLines, Put, files, folder, is_ascii_only, refuse, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
-from hetsched.errors import CommandLineError, FileError, PlacementError, TaskError
+from hetsched.errors import CommandLineError, PlacementError, TaskError
 
 if TYPE_CHECKING:
     from hetsched.costing import Taught
@@ -49,12 +49,13 @@ def arguments(parser: Parser) -> None:
 def execute(args: Any) -> int:
     """Run the file. With json or jsonl a run that fails prints an object as well, with `status` "failed"."""
     folder(args.output, "-o")
-    with files({"--trace": args.trace}, args.format) as put:
+    with files({"--trace": args.trace}, args.format, refused=False) as put:
         return _run_or_tell(args, put)
 
 
 def _run_or_tell(args: Any, put: Put) -> int:
     try:
+        refuse({"--trace": args.trace})
         return _run(args, put)
     except _Told:
         raise
@@ -74,14 +75,11 @@ def _run(args: Any, put: Put) -> int:
     parameters = overrides(args)
     from hetsched.pipeline.build import load, refuse_unwritable
     from hetsched.pipeline.placing import placing
-    from hetsched.pipeline.publish import unwritable
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
     pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
     refuse_unwritable(pipeline, args.output)
-    if args.trace not in (None, STANDARD) and (problem := unwritable(args.trace)) is not None:
-        raise FileError(f"{args.trace}: the trace cannot be written: {problem}")
     given = placement_arguments(args, pipeline.goal)
     if args.plan is not None:
         planned = _locked(args, pipeline, given["machine"])
