@@ -601,3 +601,39 @@ def test_a_folder_is_no_file_to_write(command, matmul, tmp_path, capsys, monkeyp
 def test_a_picture_wants_an_extension(matmul, tmp_path, capsys):
     assert main(["graph", str(matmul), "-o", str(tmp_path / "picture")]) == 2
     assert "the extension says the form, and there is none: add one of .txt, .svg" in capsys.readouterr().err
+
+
+BAD_LABEL = """hetsched: 1
+models: {m: {input: [3], layers: [{dense: {units: 2}}]}}
+tasks:
+  rows: {op: data.csv, with: {path: rows.csv, label: l}}
+  learn: {op: nn.train, in: {x: rows.x, y: rows.y}, with: {model: m, batch: 2, shuffle: false}}
+outputs: {m: {from: learn.model}, losses: {from: learn.losses}}
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json", "jsonl"])
+def test_a_task_that_fails_is_told_at_its_place_with_its_loop_and_turn(form, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("a,b,c,l\n1,2,3,0\n1,2,3,1\n1,2,3,0\n1,2,3,5\n")
+    file = tmp_path / "bad.yaml"
+    file.write_text(BAD_LABEL)
+    assert main(["run", str(file), "-d", "cpu", "--no-learn", "--format", form]) == 1
+    captured = capsys.readouterr()
+    told = captured.err.splitlines()[-1]
+    assert told.startswith(f"{file}:5:3: error: task '"), told
+    assert "failed in turn 1 of loop 'learn/steps': ValueError: labels[1] is 5, outside the 2 classes" in told
+    if form == "json":
+        assert json.loads(captured.out)["error"] == told
+    if form == "jsonl":
+        assert json.loads(captured.out.splitlines()[-1]) == {"event": "end", "version": 1, "status": "failed", "exit_code": 1, "error": told}
+
+
+def test_outputs_that_needed_what_failed_are_named_under_keep_going(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("a,b,c,l\n1,2,3,0\n1,2,3,7\n")
+    file = tmp_path / "bad.yaml"
+    file.write_text(BAD_LABEL)
+    assert main(["run", str(file), "-d", "cpu", "--no-learn", "--keep-going"]) == 1
+    captured = capsys.readouterr()
+    assert "not made: m, losses (needed what failed)" in captured.out
+    assert "not kept" not in captured.out
+    assert f"{file}:5:3: error: task '" in captured.err

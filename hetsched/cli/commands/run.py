@@ -63,7 +63,8 @@ def _run_or_tell(args: Any, put: Put) -> int:
         if args.format != "text":
             from hetsched.cli.entry import exit_code
 
-            write_json({"version": 1, "status": "failed", "exit_code": exit_code(error), "error": str(error)}, 2 if args.format == "json" else None)
+            told = {"version": 1, "status": "failed", "exit_code": exit_code(error), "error": str(error)}
+            write_json(told if args.format == "json" else {"event": "end", **told}, 2 if args.format == "json" else None)
         raise
 
 
@@ -74,7 +75,7 @@ def _run(args: Any, put: Put) -> int:
             raise CommandLineError(f"--replan cannot be used with --{option.replace('_', '-')}; leave one out")
     parameters = overrides(args)
     from hetsched.pipeline.build import load, refuse_unwritable
-    from hetsched.pipeline.placing import placing
+    from hetsched.pipeline.placing import at_task, failing, placing
     from hetsched.report.text import plural
     from hetsched.run import plan, run
 
@@ -94,7 +95,8 @@ def _run(args: Any, put: Put) -> int:
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
         try:
-            result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True, replan=args.replan)
+            with failing(pipeline):
+                result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True, replan=args.replan)
         except PlacementError as absent:
             if args.emulate or (args.machine is None and not args.what_if):
                 raise
@@ -123,7 +125,8 @@ def _run(args: Any, put: Put) -> int:
         print(f"hetsched: warning: {taught.warning}", file=sys.stderr)
     _keep(args, pipeline, parameters, given, result, written, energy, taught)
     for task, error in result.failed.items():
-        raise _Told(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
+        first = at_task(pipeline, error) if isinstance(error, TaskError) else str(error)
+        raise _Told(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {first}") from error
     return 0
 
 
@@ -226,8 +229,10 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         return
     lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {_from_here(path)}" for name, path in written.items()]
-    lost = [name for name, o in pipeline.outputs.items() if o.save is None and o.kind != "metrics" and name not in numbers]
+    missing = [name for name, o in pipeline.outputs.items() if any(value not in result for value in o.values.values())]
+    lost = [name for name, o in pipeline.outputs.items() if o.save is None and o.kind != "metrics" and name not in (*numbers, *missing)]
     lines += [f"not kept: {', '.join(lost)} (save: FILE under outputs: writes them)"] if lost else []
+    lines += [f"not made: {', '.join(missing)} (needed what failed)"] if missing else []
     lines += [f"warning: {text}" for text in doubted]
     lines += drift_lines(drifts)
     far = worst_line(compare(result.plan, result.trace), result.trace.makespan)
