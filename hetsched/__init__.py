@@ -9,9 +9,11 @@ import os
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # `typing` takes half as long as all of this; Ctrl-C before the command has begun is a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from hetsched.check import check
     from hetsched.errors import DeviceGoneError, GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
     from hetsched.executors.pinned import pinned_empty
