@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 
 import fake_cupy
@@ -186,7 +187,7 @@ def test_ctrl_c_while_programs_are_built_begins_no_other_one(card, monkeypatch):
         if len(built) == 1:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(sys.modules["hetsched.executors.backends._cuda_live"].Stream, "prepare", build, raising=False)
+    monkeypatch.setattr(import_module("hetsched.executors.backends._cuda_live").Stream, "prepare", build, raising=False)
     plan = hs.plan(row(), card.machine)
     with pytest.raises(KeyboardInterrupt):
         hs.run(plan, {"x": X}, learn=False)
