@@ -365,6 +365,7 @@ class _Build:
         op, builder = entry.op, self.builder
         where = Where(same_as=entry.same_as[0]) if entry.same_as is not None else entry.where
         if isinstance(op, Composite):
+            where = replace(where, of_parts=True) if where is not None else None
             with builder.scope(entry.name, where, after):
                 return dict(op.expand(builder, inputs, entry.options, Scene(self.document.models, self._resolve)))
         assert isinstance(op, Op)
@@ -540,7 +541,7 @@ class _Build:
                 continue
             where = Where(same_as=self.builder.task_names[chosen[0]])
             for t in self.ranges[entry.name]:
-                if self.builder.where.get(t) == Where(same_as=target):
+                if (given := self.builder.where.get(t)) is not None and given.same_as == target:
                     self.builder.where[t] = replace(where)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from hetsched.graph.op import Op
 from hetsched.machine import HOST
 from hetsched.report.events import ALL_TURNS, Event, busy_seconds, events, merged, totals
 from hetsched.report.text import bytes_text, percent_text, plural, seconds_text
@@ -159,7 +160,9 @@ def fallbacks(timeline: Timeline, prefix: str = "") -> list[str]:
         if command.task in timeline.loops:
             out += fallbacks(timeline.loops[command.task], name + "/")
             continue
-        where = timeline.graph.where.get(command.task)
+        op, where = timeline.graph.task_ops[command.task], timeline.graph.where.get(command.task)
+        if isinstance(op, Op) and op.view:
+            continue
         devices = dict.fromkeys(lane.owner for lane in span.lanes)
         if where is not None and where.allow and not all(timeline.machine.device(d).matches(where.allow[0]) for d in devices):
             out.append(f"{name} to {'+'.join(devices)}")
