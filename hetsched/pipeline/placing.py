@@ -21,7 +21,13 @@ def placing(pipeline: Pipeline) -> Iterator[None]:
         found = mistakes(pipeline, error)
         if not found:
             raise
-        raise PlacementError(render(found), error.conflicts) from error
+        raise _Misplaced(render(found), error.conflicts) from error
+
+
+class _Misplaced(PlacementError):
+    """One that says where: its text stands as it is."""
+
+    mistakes = True
 
 
 class _Placed(OutOfMemoryError):

@@ -110,9 +110,11 @@ def _apply(
         asked.append(f"`device: {', '.join(where.allow)}`")
     if where.exclude:
         asked.append(f"`not: {', '.join(where.exclude)}`")
+    way_out = ""
     if only is not None:
         asked.append(f"the limit to {only!r} given for the whole run")
-    problems.append((f"task {name!r} ({op}): no device satisfies {' and '.join(asked)}; it can run on {_describe(machine, can)}", (name,)))
+        way_out = "; leave out that limit (-d), or this `device`"
+    problems.append((f"task {name!r} ({op}): no device satisfies {' and '.join(asked)}; it can run on {_describe(machine, can)}{way_out}", (name,)))
     return can
 
 

@@ -50,6 +50,8 @@ def run_lines(record: Mapping[str, Any], most: int = 12) -> list[str]:
     if t["copies"]:
         hidden = f", {percent_text(t['hidden_fraction'])} hidden" if t["hidden_fraction"] is not None else ""
         lines.append(f"transfers: {plural(t['copies'], 'copy', 'copies')}, {bytes_text(t['bytes'])} in {seconds_text(t['seconds'])}{hidden}")
+    if around := t.get("around_loops"):
+        lines.append(f"copies around loops, not timed: {around['copies']}, {bytes_text(around['bytes'])}")
     lines += energy_lines(energy_from(r["energy"])) if r.get("energy") else []  # runs of older versions have none
     lines += drift_lines(drifts_of(r))
     lines += [f"{name}: {value:.6g}" for name, value in r["metrics"].items()]
