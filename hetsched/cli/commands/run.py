@@ -69,7 +69,7 @@ def _run_or_tell(args: Any, put: Put) -> int:
 
 
 def _run(args: Any, put: Put) -> int:
-    timeout = duration(args.timeout) if args.timeout is not None else None
+    timeout = duration(args.timeout, "--timeout") if args.timeout is not None else None
     for option in ("keep_going", "deterministic"):
         if args.replan and getattr(args, option):
             raise CommandLineError(f"--replan cannot be used with --{option.replace('_', '-')}; leave one out")
