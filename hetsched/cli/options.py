@@ -121,7 +121,7 @@ def changed(machine: Machine | None, changes: list[str], watts: list[str] | None
         from hetsched.machine import Machine
 
         machine = Machine.here(device or "any")
-    return with_watts(what_if(machine, changes), watts or [])
+    return with_watts(what_if(machine, changes), watts or [], "--watts")
 
 
 def options_of(machine: str) -> list[str]:

@@ -68,9 +68,9 @@ def publishing(path: str) -> Iterator[IO[bytes]]:
     A file that is there keeps its permissions, and a link stays one: what it points to is written. What is no file (/dev/null, /dev/stdout, a named
     pipe) is written to as it is, and never replaced.
     """
+    if os.path.isdir(path):
+        raise FileError(f"{path}: cannot be written: {A_FOLDER}")
     try:
-        if os.path.isdir(path):
-            raise FileError(f"{path}: cannot be written: {A_FOLDER}")
         if _is_written_through(path):
             with open(path, "ab") as stream:
                 yield stream

@@ -637,3 +637,41 @@ def test_outputs_that_needed_what_failed_are_named_under_keep_going(tmp_path, ca
     assert "not made: m, losses (needed what failed)" in captured.out
     assert "not kept" not in captured.out
     assert f"{file}:5:3: error: task '" in captured.err
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_output_that_cannot_be_written_loses_no_other_one_and_not_the_run(form, matmul, tmp_path, capsys, monkeypatch):
+    from hetsched.pipeline import build
+
+    write = build.write
+
+    def full(path, value, **options):
+        if path.endswith("product.npy"):
+            raise FileError(f"{path}: cannot be written: No space left on device")
+        write(path, value, **options)
+
+    monkeypatch.setattr(build, "write", full)
+    assert main(["run", str(matmul), "-o", str(tmp_path / "o"), "--no-learn", "--format", form]) == 7
+    captured = capsys.readouterr()
+    told = f"output 'product': {tmp_path / 'o'}/out/product.npy: cannot be written: No space left on device (written: features)"
+    assert captured.err.splitlines()[-1] == f"hetsched: error: {told}"
+    assert (tmp_path / "o" / "out" / "features.npy").exists()
+    if form == "json":
+        record = json.loads(captured.out)
+        assert record["status"] == "failed"
+        assert record["unwritten"] == [told]
+        assert record["outputs"]["features"].endswith("features.npy")
+    else:
+        assert "features -> " in captured.out
+        assert "\ntime: " in captured.out
+    assert main(["show"]) == 0
+    assert "matmul_conv" in capsys.readouterr().out
+
+
+def test_a_trace_that_cannot_be_written_does_not_lose_the_run(matmul, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hetsched.cli.output.refuse", lambda paths: None)
+    monkeypatch.setattr("hetsched.cli.commands.run.refuse", lambda paths: None)
+    assert main(["run", str(matmul), "-o", str(tmp_path), "--no-learn", "--trace", str(tmp_path)]) == 7
+    captured = capsys.readouterr()
+    assert "product -> " in captured.out
+    assert captured.err.splitlines()[-1] == f"hetsched: error: {tmp_path}: cannot be written: this is a folder; choose another name"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from hetsched.cli.options import format_option, machine_of, options_of, override
 from hetsched.cli.output import Progress, ProgressLines, Put, files, folder, is_ascii_only, refuse, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
-from hetsched.errors import CommandLineError, PlacementError, TaskError
+from hetsched.errors import CommandLineError, FileError, PlacementError, TaskError
 
 if TYPE_CHECKING:
     from hetsched.costing import Taught
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 class _Told(TaskError):
     """Tasks failed under --keep-going, and the object that tells of the run has been printed."""
+
+
+class _Unwritten(FileError):
+    """Files could not be written, and what there is to tell of the run has been printed."""
 
 
 def arguments(parser: Parser) -> None:
@@ -57,7 +61,7 @@ def _run_or_tell(args: Any, put: Put) -> int:
     try:
         refuse({"--trace": args.trace})
         return _run(args, put)
-    except _Told:
+    except (_Told, _Unwritten):
         raise
     except Exception as error:
         if args.format != "text":
@@ -104,11 +108,14 @@ def _run(args: Any, put: Put) -> int:
             verb = "describe" if args.machine and args.what_if else "describes"
             way_out = f"--emulate runs what {described} {verb} in software, and `hetsched plan` plans for it without running"
             raise PlacementError(f"{absent}; {way_out}") from absent
-    written = _publish(pipeline, result, args.output)
+    written, unwritten = _publish(pipeline, result, args.output)
     if args.trace is not None:
         from hetsched.report.perfetto import perfetto_text
 
-        put(args.trace, perfetto_text(result.trace))
+        try:
+            put(args.trace, perfetto_text(result.trace))
+        except FileError as refused:
+            unwritten.append(str(refused))
     if args.gantt and args.format == "text":
         from hetsched.report.gantt import gantt
 
@@ -120,13 +127,17 @@ def _run(args: Any, put: Put) -> int:
     taught = learn_from(result.trace, crowded=result.crowded, plan=followed) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
     energy = energy_of(result.trace, result.energy)
-    _tell(args.format, pipeline, result, written, energy, drifts)
+    _tell(args.format, pipeline, result, written, energy, drifts, unwritten)
     if taught is not None and taught.warning:
         print(f"hetsched: warning: {taught.warning}", file=sys.stderr)
     _keep(args, pipeline, parameters, given, result, written, energy, taught)
     for task, error in result.failed.items():
         first = at_task(pipeline, error) if isinstance(error, TaskError) else str(error)
-        raise _Told(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {first}") from error
+        raise _Told(
+            task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {'; '.join((first, *unwritten))}"
+        ) from error
+    if unwritten:
+        raise _Unwritten("; ".join(unwritten))
     return 0
 
 
@@ -175,12 +186,15 @@ def _keep(
     Runs().add(record)
 
 
-def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> Mapping[str, str]:
-    """Write the outputs that are there (all of them, unless a task failed under --keep-going)."""
-    from hetsched.pipeline.build import publish
+def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> tuple[Mapping[str, str], list[str]]:
+    """Write the outputs that are there (all of them, unless a task failed under --keep-going): output -> path, and what could not be written."""
+    from hetsched.pipeline.build import UnwrittenError, publish
 
     there = {name: o for name, o in pipeline.outputs.items() if all(value in result for value in o.values.values())}
-    return publish(replace(pipeline, outputs=there), result, folder)
+    try:
+        return publish(replace(pipeline, outputs=there), result, folder), []
+    except UnwrittenError as error:
+        return error.written, [str(error)]
 
 
 def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
@@ -205,7 +219,15 @@ def _from_here(path: str) -> str:
     return path
 
 
-def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], energy: Energy, drifts: tuple[Drift, ...] = ()) -> None:
+def _tell(
+    form: str,
+    pipeline: Pipeline,
+    result: Result,
+    written: Mapping[str, str],
+    energy: Energy,
+    drifts: tuple[Drift, ...] = (),
+    unwritten: Sequence[str] = (),
+) -> None:
     from hetsched.report.after import compare, drift_lines, worst_line
     from hetsched.report.doubts import doubts
     from hetsched.report.energy import energy_lines, energy_record
@@ -223,6 +245,8 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds, "counts": d.counts} for d in drifts]
         if result.failed:
             record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
+        if unwritten:
+            record |= {"status": "failed", "unwritten": list(unwritten)}
         if form == "jsonl":
             record = {"event": "end", **record}
         write_json(record, 2 if form == "json" else None)
