@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
     from hetsched.locked import write_plan
     from hetsched.machine.machine import Machine
+    from hetsched.pipeline.build import Pipeline, load, publish
     from hetsched.run import plan, read_plan, run, run_async
     from hetsched.session import Compiled, Session
     from hetsched.timeline import Timeline
@@ -55,6 +56,7 @@ _HOME = {
     "Loop": "hetsched.graph.graph",
     "Machine": "hetsched.machine.machine",
     "Op": "hetsched.graph.op",
+    "Pipeline": "hetsched.pipeline.build",
     "Opaque": "hetsched.graph.spec",
     "Result": "hetsched.executors.result",
     "Sequence": "hetsched.graph.spec",
@@ -70,9 +72,11 @@ _HOME = {
     "Work": "hetsched.graph.op",
     "check": "hetsched.check",
     "gradient": "hetsched.graph.gradient",
+    "load": "hetsched.pipeline.build",
     "op": "hetsched.graph.function",
     "pinned_empty": "hetsched.executors.pinned",
     "plan": "hetsched.run",
+    "publish": "hetsched.pipeline.build",
     "read_plan": "hetsched.run",
     "run": "hetsched.run",
     "run_async": "hetsched.run",
@@ -122,6 +126,7 @@ __all__ = [
     "Op",
     "Opaque",
     "OutOfMemoryError",
+    "Pipeline",
     "PlacementError",
     "PlanError",
     "Result",
@@ -139,9 +144,11 @@ __all__ = [
     "check",
     "gradient",
     "kernel",
+    "load",
     "op",
     "pinned_empty",
     "plan",
+    "publish",
     "read_plan",
     "run",
     "run_async",
