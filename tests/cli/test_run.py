@@ -79,6 +79,25 @@ def test_what_does_not_fit_the_memory_is_told_at_its_place(tmp_path, capsys):
         assert "another memory" not in told, "none could hold it"
 
 
+@pytest.mark.parametrize("limit", ["250KiB", "480KiB"])
+def test_where_a_file_does_not_fit_the_memory_reading_it_by_rows_is_a_way_out(limit, tmp_path, capsys):
+    np.savez(tmp_path / "d.npz", x=np.zeros((2400, 32), np.float32), y=np.zeros(2400, np.int64))
+    text = """hetsched: 1
+models: {m: {input: [32], layers: [{dense: {units: 2}}]}}
+tasks:
+  d: {op: data.npz, with: {path: d.npz}}
+  s: {op: data.split, in: {x: d.x, y: d.y}, with: {test: 0.2}}
+  t: {op: nn.train, in: {x: s.x_train, y: s.y_train}, with: {model: m}}
+outputs: {m: {from: t.model}}
+"""
+    made = text.replace("data.npz, with: {path: d.npz}", "data.synthetic, with: {rows: 2400, shape: [32], classes: 2}")
+    for content, expected in ((text, True), (made, False)):
+        (tmp_path / "p.yaml").write_text(content)
+        assert main(["check", str(tmp_path / "p.yaml"), "--machine", "workstation", "-d", "cpu", "--memory", limit]) == 5
+        told = capsys.readouterr().out
+        assert ("or use smaller batches, or read the file by rows (data.batches)" in told) == expected, told
+
+
 def test_a_loop_that_does_not_fit_the_memory_is_told_at_its_place(capsys):
     file = PIPELINES / "digits_mlp.yaml"
     line = next(i for i, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if text == "  train:")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hetsched.errors import InternalError
 from hetsched.graph.graph import Loop
 from hetsched.placement.draft import GraphDraft
-from hetsched.placement.memory import Places, PlanTooLargeError, in_arena, lay_out
+from hetsched.placement.memory import Places, PlanTooLargeError, in_arena, lay_out, smaller
 from hetsched.placement.memory.arena import ALIGNMENT, Arena, Held, Rank, Want, Window, padded
 from hetsched.placement.problem import Problem
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
@@ -518,7 +518,7 @@ class EvictingDraft(GraphDraft):
         return PlanTooLargeError(
             short,
             f"{what} needs {nbytes} bytes in {name}, where {free} of {limit} are free or could be made free. "
-            f"Raise the limit of {name} to at least {limit + short} bytes, or use smaller batches",
+            f"Raise the limit of {name} to at least {limit + short} bytes, or {smaller(graph, name)}",
             graph.task_names[task] if task is not None else None,
             name,
         )
