@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -564,7 +565,9 @@ def test_ctrl_c_while_the_command_is_being_loaded_is_quiet(tmp_path, module):
     """Wherever it strikes once the command has been entered: the word and the code, no traceback."""
     argv = [sys.executable, "-c", STRUCK, module, "run", str(PIPELINES / "matmul_conv.yaml"), "-o", str(tmp_path), "--format", "json"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.stdout == "struck\n", "the module is loaded before the command is entered, or never"
+    struck, _, rest = done.stdout.partition("\n")
+    assert struck == "struck", "the module is loaded before the command is entered, or never"
+    assert not rest or json.loads(rest)["exit_code"] == 130
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert done.stderr.endswith("hetsched: interrupted\n")
@@ -645,6 +648,20 @@ def test_a_task_that_fails_is_told_at_its_place_with_its_loop_and_turn(form, tmp
         assert json.loads(captured.out)["error"] == told
     if form == "jsonl":
         assert json.loads(captured.out.splitlines()[-1]) == {"event": "end", "version": 1, "status": "failed", "exit_code": 1, "error": told}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_ctrl_c_ends_json_with_an_object_too(form, matmul, capsys, monkeypatch):
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("hetsched.run"), "run", interrupted)
+    assert main(["run", str(matmul), "-d", "cpu", "--no-learn", "--format", form]) == 130
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told.pop("event", "end") == "end"
+    assert told == {"version": 1, "status": "failed", "exit_code": 130, "error": "interrupted"}
+    assert captured.err.splitlines()[-1] == "hetsched: interrupted"
 
 
 def test_outputs_that_needed_what_failed_are_named_under_keep_going(tmp_path, capsys):

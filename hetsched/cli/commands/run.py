@@ -63,11 +63,11 @@ def _run_or_tell(args: Any, put: Put) -> int:
         return _run(args, put)
     except (_Told, _Unwritten):
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if args.format != "text":
             from hetsched.cli.entry import exit_code
 
-            told = {"version": 1, "status": "failed", "exit_code": exit_code(error), "error": str(error)}
+            told = {"version": 1, "status": "failed", "exit_code": exit_code(error), "error": str(error) or "interrupted"}
             write_json(told if args.format == "json" else {"event": "end", **told}, 2 if args.format == "json" else None)
         raise
 
