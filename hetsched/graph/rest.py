@@ -97,6 +97,8 @@ class _Left:
         return Rest(made, self.sources, tuple(self.task_of), tuple(self.value_of[i] for i in order), dict(self.turns))
 
     def _where(self, where: Where) -> Where:
+        if where.of_parts and where.allow:
+            return replace(where, allow=(*where.allow, "any"))  # those of the group that could do as it says may be done
         if where.same_as is None:
             return where
         other = self.graph.task_index.get(where.same_as)

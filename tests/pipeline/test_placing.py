@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import hetsched as hs
 from hetsched.cli import main
 from hetsched.errors import PlacementError
+from hetsched.graph.rest import rest_of
 from hetsched.machine import Machine
 from hetsched.machine.described import machine_named
 from hetsched.pipeline.build import check, load
@@ -182,3 +184,22 @@ def test_a_device_that_is_not_there_is_refused_for_a_composite_too(tmp_path: Pat
     pipeline = load(file)
     with pytest.raises(PlacementError, match=r"p.yaml:7:\d+: error: task .*no device satisfies `device: cuda:7`"), placing(pipeline):
         plan_graph(pipeline.graph, machine_named("workstation"))
+
+
+def test_what_is_left_of_a_group_goes_where_it_can_when_it_is_planned_anew() -> None:
+    @hs.op(lambda x: x)
+    def here(x):  # type: ignore[no-untyped-def]
+        return x
+
+    where = hs.Where(("cuda",), of_parts=True)
+    b = hs.Graph.build()
+    first = b.op("tensor.neg", b.input("x", (4,)), name="first", where=where)
+    graph = b.output(b.op(here, first, name="last", where=where), "y").freeze()
+    machine = machine_named("workstation")
+    assert _devices(plan_graph(graph, machine)) == {("first", "cuda:0"), ("last", "cpu")}
+    left = rest_of(graph, {graph.task_index["first"]}, {}, lambda task: "cuda:0")
+    assert _devices(plan_graph(left.graph, machine)) == {("last", "cpu")}
+    alone = hs.Graph.build()
+    refused = alone.output(alone.op(here, alone.input("x", (4,)), name="last", where=where), "y").freeze()
+    with pytest.raises(PlacementError, match="no device satisfies `device: cuda`"):
+        plan_graph(refused, machine)
