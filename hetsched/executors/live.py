@@ -213,6 +213,10 @@ class DeviceDriver:
     def serve(self, crew: Crew) -> None:
         """Serve a run; the one before is over."""
         self.events.clear()
+        for stream in self.streams.values():
+            forget = getattr(stream, "forget_faults", None)
+            if forget is not None:
+                forget()
         self.crew = crew
         if self.thread.ident is None:
             self.thread.start()
@@ -407,7 +411,7 @@ class DeviceDriver:
             if issued.marks:
                 marks = {task: max(event.span()[1] - crew.zero, start) for task, event in issued.marks.items()}
         except Exception as failure:  # the device refused or lost the work
-            error = item.active.frame.failure(failure, _task(item), item.turn)
+            error = item.active.frame.failure(failure, _failed(item, failure), item.turn)
         except BaseException as failure:
             error = failure
         crew.done_by(item, start, finish, item.step.lanes[0].number, error, marks)
@@ -422,6 +426,16 @@ def title(plan: Timeline, step: Step) -> str:
 def _task(item: Item) -> int:
     command = item.active.frame.plan.spans[item.step.spans[0]].command
     return getattr(command, "task", -1)
+
+
+def _failed(item: Item, error: Exception) -> int:
+    """The task of a step that has failed: the one whose launch writes what `error.written` says, else the first."""
+    out = getattr(error, "written", None)
+    if out is not None:
+        for _, _, outputs, _, _, task in item.active.frame.bindings.calls(item.step.index, item.turn):
+            if outputs is not None and any(x is out for x in outputs):
+                return int(task)
+    return _task(item)
 
 
 def drives(plan: Timeline) -> list[Device]:

@@ -15,6 +15,7 @@ from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
 from hetsched.graph.ops import _cl_loss, _cuda_rows, _cuda_small
 from hetsched.graph.ops._cl_types import Reduction
+from hetsched.graph.ops._ids import check_ids
 from hetsched.graph.ops._rules import arrays, one_axis, per_input, want_float
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.spec import AnySpec, Spec
@@ -190,16 +191,6 @@ LOG_SOFTMAX_GRAD = Op(
 # Cross entropy --------------------------------------------------------------------------------------------------------------------
 
 
-def _check_labels(xp: Any, labels: Any, classes: int) -> None:
-    """An error that names the first label outside 0..classes-1, where looking does not make a device wait for its host."""
-    if xp is not np or not labels.size:
-        return
-    # As unsigned numbers negative labels are large: one pass finds both mistakes.
-    if int(labels.view(f"u{labels.itemsize}").max()) >= classes:
-        row = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
-        raise ValueError(f"labels[{row}] is {labels[row]}, outside the {classes} classes 0..{classes - 1} of the logits")
-
-
 # Classes up to which the losses lay them out as rows.
 _FEW = 64
 
@@ -216,7 +207,7 @@ def _exponentials(xp: Any, logits: Any, labels: Any, workspace: Any) -> tuple[An
     (128 rows of 10: 10 us for all of the loss, 18 the other way).
     """
     n, classes = logits.shape
-    _check_labels(xp, labels, classes)
+    check_ids(xp, labels, classes, "labels")
     (flat,) = scratch(xp, workspace, logits.dtype, logits.size)
     rows = xp.arange(n)
     if classes <= _FEW:
@@ -340,8 +331,7 @@ CROSS_ENTROPY = Op(
     workspace=_like_first_or_reduced,
     doc="""-log(softmax(logits))[label] over the rows: logits [n, classes], labels [n] of an integer dtype, loss a scalar of the dtype of logits.
 
-    A label outside 0..classes-1 is an error on NumPy. A device that cannot raise without its host's waiting gives NaN: OpenCL as the loss,
-    CUDA too in float32 and float64.""",
+    A label outside 0..classes-1 is an error on NumPy and OpenCL. CUDA gives NaN in float32 and float64.""",
     calls=25,
 )
 
@@ -357,7 +347,7 @@ CROSS_ENTROPY_GRAD = Op(
     workspace=_like_first,
     doc="""The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.
 
-    On OpenCL, and on CUDA in float32 and float64, a row whose label is outside 0..classes-1 becomes NaN.""",
+    A label outside 0..classes-1 is an error on NumPy and OpenCL; on CUDA in float32 and float64 its row becomes NaN.""",
     calls=30,
 )
 
@@ -454,6 +444,7 @@ def _correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
     if not logits.size:
         count.fill(0)
         return
+    check_ids(xp, labels, logits.shape[1], "labels")
     xp.sum(logits.argmax(axis=1) == labels, out=count)
 
 
