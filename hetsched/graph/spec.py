@@ -146,6 +146,15 @@ def array_form(spec: AnySpec) -> Spec | None:
     return spec.array if spec.rows is not None or not spec.element.is_bounded else None
 
 
+def seen_spec(found: Any, spec: AnySpec) -> AnySpec:
+    """The spec of a value that has been made, `found`, of which `spec` was known before: bounded dimensions and lengths have become exact."""
+    if not hasattr(found, "shape"):
+        return spec
+    if isinstance(spec, Sequence):
+        return Sequence(spec.element, len(found)) if spec.rows is None else spec
+    return Spec(found.shape, found.dtype)
+
+
 def spec_of(value: Any) -> Spec:
     """The spec of an array (anything with `shape` and `dtype`, or what `numpy.asarray` takes)."""
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):

@@ -14,7 +14,7 @@ import numpy as np
 from hetsched.errors import GraphError, InternalError
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.op import Attributes, Kernel, Op
-from hetsched.graph.spec import AnySpec, Spec, UpTo, array_form, bound, spec_of
+from hetsched.graph.spec import AnySpec, Spec, UpTo, array_form, bound, seen_spec, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
 
 
@@ -66,7 +66,7 @@ def launch(op: Op, inputs: Sequence[Any], specs: Sequence[AnySpec], attributes: 
     kernel = kernel or op.kernels.get("array") or op.kernels.get("host")
     if kernel is None:
         raise GraphError(f"op {op.name} has no array or host kernel, only {', '.join(op.kernels) or 'none'}")
-    here = [spec_of(x) if isinstance(s, Spec) else s for x, s in zip(inputs, specs, strict=True)]
+    here = [seen_spec(x, s) for x, s in zip(inputs, specs, strict=True)]
     out_specs = list(op.infer(here, attributes))
     outputs = [empty(s) for s in out_specs]
     planned = list(outputs)

@@ -67,6 +67,17 @@ def test_digits_cnn_learns(shipped: Path) -> None:
     assert run(shipped / "digits_cnn.yaml")["metrics/accuracy"] >= 0.96
 
 
+def test_digits_early_stop_stops_and_keeps_the_best_weights(shipped: Path) -> None:
+    found = run(shipped / "digits_early_stop.yaml")
+    looks = found["history/val_loss"]
+    assert 5 < len(looks) == found["history/epochs"] < 200
+    assert found["history/best_epoch"] == found["history/epochs"] - 5
+    assert looks[:-5].min() >= found["history/best_val_loss"] > looks.min() - 2e-3
+    assert found["metrics/accuracy"] >= 0.95
+    kept = json.loads((shipped / "out" / "history.json").read_text())
+    assert kept["val_loss"] == looks.tolist()
+
+
 def test_a_run_gives_what_a_plain_loop_over_the_tasks_gives(shipped: Path) -> None:
     path = shipped / "digits_mlp.yaml"
     wanted, found = interpret(load(path).graph), run(path)

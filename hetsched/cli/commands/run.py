@@ -196,6 +196,12 @@ def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
+def histories(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Task -> metric -> what it was, number by number, of every output that is a bundle of metrics."""
+    bundles = [o for o in pipeline.outputs.values() if o.is_bundle and o.kind == "metrics"]
+    return {o.source.partition(".")[0]: {part: result[name] for part, name in o.values.items() if name in result} for o in bundles}
+
+
 def _from_here(path: str) -> str:
     """A path as one would type it here: relative where it lies below the current folder."""
     with suppress(OSError, ValueError):  # no current folder any more; another drive
@@ -205,9 +211,11 @@ def _from_here(path: str) -> str:
 
 
 def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], energy: Energy, drifts: tuple[Drift, ...] = ()) -> None:
+    from hetsched.pipeline.publish import to_json
     from hetsched.report.after import compare, drift_lines, worst_line
     from hetsched.report.doubts import doubts
     from hetsched.report.energy import energy_lines, energy_record
+    from hetsched.report.history import history_lines, history_of
     from hetsched.report.record import run_record
     from hetsched.report.summary import three_lines
     from hetsched.report.text import table
@@ -217,6 +225,9 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
     if form != "text":
         files = {name: written.get(name) for name in pipeline.outputs}
         record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
+        found = {f"{task}.{name}": values for task, parts in histories(pipeline, result).items() for name, values in history_of(parts).items()}
+        if found:
+            record["history"] = to_json(found)
         record["warnings"] = doubted
         record["energy"] = energy_record(energy)
         record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds, "counts": d.counts} for d in drifts]
@@ -226,7 +237,8 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
             record = {"event": "end", **record}
         write_json(record, 2 if form == "json" else None)
         return
-    lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
+    lines = [line for parts in histories(pipeline, result).values() for line in history_lines(parts)]
+    lines += table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {_from_here(path)}" for name, path in written.items()]
     lost = [name for name, o in pipeline.outputs.items() if o.save is None and o.kind != "metrics" and name not in numbers]
     lines += [f"not kept: {', '.join(lost)} (save: FILE under outputs: writes them)"] if lost else []
