@@ -357,7 +357,7 @@ def _held_out(builder: Builder, inputs: Mapping[str, Any], a: Attributes, model:
         problems.append(f"validation needs both x_val and y_val, there is only {given[0]}")
     every = a["validate_every"] or 1
     if a["epochs"] % every:
-        problems.append(f"option 'validate_every': {a['epochs']} epochs are no multiple of {every}, so the last would not be validated; give a divisor")
+        problems.append(f"option 'validate_every': {a['epochs']} epochs are no multiple of {every}: the last would not be validated; give a divisor")
     if a["monitor"] == "accuracy" and a["loss"] != "cross_entropy":
         problems.append(f"option 'monitor': accuracy is of labels; the loss {a['loss']} has none")
     if problems or model is None:
