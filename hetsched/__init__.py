@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hetsched.graph.array_op import array_op
     from hetsched.graph.function import op
     from hetsched.graph.gradient import gradient
-    from hetsched.graph.graph import Builder, Bundle, Graph, Loop, Value, Where
+    from hetsched.graph.graph import Builder, Bundle, Graph, If, Loop, Value, Where
     from hetsched.graph.kernel import KernelError, kernel
     from hetsched.graph.op import Attribute, Composite, Op, Work
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
@@ -50,6 +50,7 @@ _HOME = {
     "PlacementError": "hetsched.errors",
     "OutOfMemoryError": "hetsched.errors",
     "GraphError": "hetsched.errors",
+    "If": "hetsched.graph.graph",
     "Loop": "hetsched.graph.graph",
     "Machine": "hetsched.machine.machine",
     "Op": "hetsched.graph.op",
@@ -115,6 +116,7 @@ __all__ = [
     "GraphError",
     "HetschedError",
     "KernelError",
+    "If",
     "Loop",
     "Machine",
     "Op",

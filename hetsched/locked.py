@@ -27,7 +27,7 @@ import numpy as np
 from hetsched.check import problems
 from hetsched.errors import FileError, GraphError, OutOfMemoryError, PlacementError
 from hetsched.graph.formats import publishing
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, If, Loop, Nested
 from hetsched.graph.op import Op
 from hetsched.graph.ops import registry
 from hetsched.machine import Machine
@@ -159,13 +159,15 @@ def task_digest(graph: Graph, task: int) -> str:
     what: list[Any] = [graph.task_names[task], list(graph.reads(task)), [_plain(graph.value_specs[v]) for v in graph.writes(task)]]
     where = graph.where.get(task)
     what.append(None if where is None else [list(where.allow), list(where.exclude), where.same_as])
-    if isinstance(op, Loop):
+    if isinstance(op, If):
+        what += ["if", op.likelihood, op.outputs, op.captured, graph_fingerprint(op.then), graph_fingerprint(op.otherwise)]
+    elif isinstance(op, Loop):
         rest = None if op.remainder is None else graph_fingerprint(op.remainder)
         what += [
             "loop", op.turns, op.invariants, op.sequences, op.carried, op.collected, dict(op.rows), op.turn, op.stop, dict(op.every), op.cycle,
             graph_fingerprint(op.body), rest,
         ]  # fmt: skip
-    else:
+    elif isinstance(op, Op):
         paths = {name for name, attribute in op.attributes.items() if attribute.kind == "path"}
         attributes = graph.task_attributes[task]
         own = None if registry().get(op.name) is op else [_code(op.kernels[language]) for language in sorted(op.kernels)]
@@ -327,10 +329,11 @@ def encoded(plan: Timeline) -> dict[str, Any]:
         "bodies": sorted([tasks[t], node, offset] for t, body in plan.bodies.items() for node, offset in body.items()),
         "notes": list(plan.notes),
         "loops": {tasks[t]: encoded(body) for t, body in sorted(plan.loops.items())},
+        **({} if plan.otherwise is None else {"otherwise": encoded(plan.otherwise)}),
     }
 
 
-def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop | None = None) -> Timeline:
+def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop | None = None, branch: If | None = None) -> Timeline:
     """The plan that `encoded` wrote, of `graph` on `machine`. Raises one of the errors of plain data where it is something else."""
     values, tasks = _numbers(graph.value_names), _numbers(graph.task_names)
     known = {m.name for m in machine.memories}
@@ -365,9 +368,12 @@ def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop 
     loops = {}
     for name, body in data["loops"].items():
         op = graph.task_ops[tasks[name]]
-        if not isinstance(op, Loop):
-            raise ValueError(f"task {name!r} is no loop")
-        loops[tasks[name]] = decoded(body, op.body, machine, op)
+        if not isinstance(op, Nested):
+            raise ValueError(f"task {name!r} is no loop and no if")
+        if isinstance(op, Loop):
+            loops[tasks[name]] = decoded(body, op.body, machine, op)
+        elif isinstance(op, If):
+            loops[tasks[name]] = decoded(body, op.then, machine, branch=op)
     bound = data["bound"]
     return Timeline(
         graph,
@@ -383,6 +389,8 @@ def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop 
         epilogue=tuple(map(span, data["epilogue"])),
         loops=loops,
         loop=loop,
+        branch=branch,
+        otherwise=decoded(data["otherwise"], branch.otherwise, machine, branch=branch) if branch is not None and "otherwise" in data else None,
         turns=_int(data["turns"]),
         peak={_str(node): _int(nbytes) for node, nbytes in data["peak"].items()},
         bound=None if bound is None else Bound(_float(bound[0]), _str(bound[1])),

@@ -35,7 +35,7 @@ from hetsched.executors.program import Program, describe, is_solo
 from hetsched.executors.result import Result
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS
 from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.timeline import Launch, Timeline
 
 # A chain of turns tells of its progress this often, and asks this often whether another plan is due.
@@ -450,9 +450,9 @@ class Crew:
         if timed or frame.loop is None:
             frame.bindings.prepare(step.index, turn)
         start = perf_counter() - self.zero
-        if isinstance(command, Launch) and isinstance(loop := frame.graph.task_ops[command.task], Loop):
+        if isinstance(command, Launch) and isinstance(frame.graph.task_ops[command.task], Nested):
             if frame.fires(command.task, turn):
-                self._begin_loop(item, command.task, loop, start, kind, lane)
+                self._begin_loop(item, command.task, start, kind, lane)
             else:
                 frame.collect_loop(command.task, turn)
                 self._finish(item, start, perf_counter() - self.zero, lane)
@@ -585,7 +585,7 @@ class Crew:
         if ended and active.around is not None:
             self._end_loop(active)
 
-    def _begin_loop(self, item: Item, task: int, loop: Loop, start: float, kind: str, lane: int) -> None:
+    def _begin_loop(self, item: Item, task: int, start: float, kind: str, lane: int) -> None:
         frame = item.active.frame.child(task, item.turn, self.programs)
         inner = Active(frame, item.priority, item, self.drivers)
         inner.began = start
@@ -601,7 +601,8 @@ class Crew:
             if item.active.around is None:
                 if self.pausing:
                     return  # it has not begun: the next plan does it
-                self.loops[task] = inner
+                if frame.loop is not None:  # a branch goes on to its end
+                    self.loops[task] = inner
             self.push(inner, inner.walk.begin())
             empty = inner.walk.done
         if empty:

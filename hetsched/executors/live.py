@@ -38,7 +38,7 @@ from hetsched.executors.result import Result
 from hetsched.executors.steps import Step
 from hetsched.executors.warming import multiplies_on, warm
 from hetsched.graph.alike import alike
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.graph.spec import Spec, array_form
 from hetsched.machine import HOST, Device
 from hetsched.timeline import Lane, Launch, Timeline
@@ -442,7 +442,7 @@ def drives(plan: Timeline) -> list[Device]:
     """The devices with streams that a plan uses, itself or in its loops."""
     machine = plan.machine
     owners = set(plan.owners)
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         owners |= {d.id for d in drives(body)}
     ends = {name for link in machine.links if link.id in owners for name in (link.src, link.dst)}
     return [d for d in machine.devices if not d.shares_lanes and (d.id in owners or (d.memory in ends and d.memory != HOST))]
@@ -453,7 +453,7 @@ def lanes_of(plan: Timeline) -> set[Lane]:
     out: set[Lane] = set()
     for lanes in {s.lanes for s in (*plan.prologue, *plan.spans, *plan.epilogue)}:
         out.update(lanes)
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         out |= lanes_of(body)
     return out
 
@@ -607,7 +607,7 @@ def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any]) -> None:
         if stream is None or not isinstance(command, Launch):
             continue
         task, op, key = command.task, graph.task_ops[command.task], (int(kinds[command.task]), span.lanes[0])
-        if isinstance(op, Loop) or op.view or key in seen:
+        if isinstance(op, Nested) or op.view or key in seen:
             continue
         seen.add(key)
         specs = [graph.spec(v) for v in graph.reads(task)]
@@ -615,7 +615,7 @@ def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any]) -> None:
         reads, writes = ([array_form(s) for s in row] for row in (specs, [graph.spec(v) for v in graph.writes(task)]))
         if kernel is not None and None not in (*reads, *writes):
             stream.prepare(kernel, reads, writes, plan.workspaces.get(task, ("", 0, 0))[2], graph.task_attributes[task])
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         _prepare_launches(body, streams)
 
 

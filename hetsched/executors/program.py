@@ -24,7 +24,7 @@ from hetsched.errors import InternalError
 from hetsched.executors.steps import Step
 from hetsched.executors.straight import Straight, straight
 from hetsched.executors.walk import Arc, find_cycle
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Loop, Nested
 from hetsched.machine import HOST, Device
 from hetsched.machine.calibration import load
 from hetsched.timeline import Copy, Free, Lane, Launch, Replica, Span, Timeline
@@ -310,7 +310,7 @@ def _segments(plan: Timeline, arcs: list[Arc]) -> list[list[int]]:
 
     def joinable(i: int) -> bool:
         span = plan.spans[i]
-        plain = isinstance(span.command, Launch) and not isinstance(plan.graph.task_ops[span.command.task], Loop)
+        plain = isinstance(span.command, Launch) and not isinstance(plan.graph.task_ops[span.command.task], Nested)
         return plain and len(span.lanes) == 1 and span.lanes[0].owner in shared
 
     return _lane_segments(plan, order, before, after, joinable) if plan.loop is not None else _chains(plan, order, before, after, joinable)
@@ -330,7 +330,7 @@ def _stream_segments(plan: Timeline, arcs: list[Arc], groups: list[list[int]]) -
 
     def joinable(i: int) -> bool:
         lanes, command = spans[i].lanes, spans[i].command
-        plain = isinstance(command, Launch) and not isinstance(plan.graph.task_ops[command.task], Loop) and command.task not in every
+        plain = isinstance(command, Launch) and not isinstance(plan.graph.task_ops[command.task], Nested) and command.task not in every
         return plain and len(lanes) == 1 and lanes[0].kind == "compute" and lanes[0].owner not in shared
 
     waits: dict[int, set[tuple[int, int]]] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from hetsched.errors import FileError, GraphError, HetschedError, InternalError
 from hetsched.graph.formats import reading
-from hetsched.graph.graph import UNKNOWN, Builder, Bundle, Graph, Loop, Value, Where
+from hetsched.graph.graph import UNKNOWN, Builder, Bundle, Graph, Nested, Value, Where
 from hetsched.graph.model import ModelError, parse
 from hetsched.graph.op import Composite, Op, Scene
 from hetsched.graph.ops import registry
@@ -532,7 +532,7 @@ class _Build:
             if target not in self.ranges:
                 continue
             own = self.ranges[target]
-            loops = [t for t in own if isinstance(self.builder.task_ops[t], Loop)]
+            loops = [t for t in own if isinstance(self.builder.task_ops[t], Nested)]
             chosen = list(own) if len(own) == 1 else loops
             if len(chosen) != 1:
                 count = f"{len(own)} primitive tasks" if own else "none of its own: its work is done inside a loop"

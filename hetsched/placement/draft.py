@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from hetsched.errors import InternalError, PlanError
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.placement import native
 from hetsched.placement.facts import graph_facts
 from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
@@ -582,7 +582,7 @@ class GraphDraft(Draft):
         reads = tuple(Replica(v, 0, node) for v in self.graph.reads(task))
         writes = tuple(Replica(v, 0, node) for v in self.graph.writes(task))
         lanes = self._lanes(task)
-        width = len(lanes) if isinstance(self.graph.task_ops[task], Loop) else choice.width
+        width = len(lanes) if isinstance(self.graph.task_ops[task], Nested) else choice.width
         return Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], self.finish_of[task])
 
 

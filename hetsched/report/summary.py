@@ -157,7 +157,8 @@ def fallbacks(timeline: Timeline, prefix: str = "") -> list[str]:
         seen.add(command.task)
         name = prefix + timeline.graph.task_names[command.task]
         if command.task in timeline.loops:
-            out += fallbacks(timeline.loops[command.task], name + "/")
+            for body in timeline.loops[command.task].alternatives:
+                out += fallbacks(body, f"{name}/{body.prefix}")
             continue
         where = timeline.graph.where.get(command.task)
         devices = dict.fromkeys(lane.owner for lane in span.lanes)

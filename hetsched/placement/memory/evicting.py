@@ -17,7 +17,7 @@ from math import inf
 from typing import NamedTuple
 
 from hetsched.errors import InternalError
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.placement.draft import GraphDraft
 from hetsched.placement.memory import Places, PlanTooLargeError, in_arena, lay_out
 from hetsched.placement.memory.arena import ALIGNMENT, Arena, Held, Rank, Want, Window, padded
@@ -213,7 +213,7 @@ class EvictingDraft(GraphDraft):
                 held = self._held[into, node]
                 ready = max(ready, held.free_at)
                 self._held[out, node] = held
-            if isinstance(self.graph.task_ops[task], Loop):
+            if isinstance(self.graph.task_ops[task], Nested):
                 ready = max(ready, self._room_for_body(task, scratch))
         finally:
             self._pin(task, node, False)
@@ -228,7 +228,7 @@ class EvictingDraft(GraphDraft):
         op = graph.task_ops[task]
         wants = [(v, self._nbytes[v]) for v in self.reads[task] if node not in self._there[v] and in_arena(graph, v, name, self._results)]
         donors: dict[int, int] = {}
-        if isinstance(op, Loop) or not op.view:
+        if isinstance(op, Nested) or not op.view:
             for position, value in enumerate(graph.writes(task)):
                 if not in_arena(graph, value, name, self._results):
                     continue
@@ -237,7 +237,7 @@ class EvictingDraft(GraphDraft):
                     wants.append((value, self._nbytes[value]))
                 else:
                     donors[value] = into
-        if not isinstance(op, Loop) and op.workspace is not None:
+        if not isinstance(op, Nested) and op.workspace is not None:
             reads, writes = ([graph.value_specs[v] for v in values] for values in (graph.reads(task), graph.writes(task)))
             nbytes = op.workspace(reads, writes, graph.task_attributes[task])
             if nbytes > 0:
@@ -249,7 +249,7 @@ class EvictingDraft(GraphDraft):
         graph = self.graph
         op, specs = graph.task_ops[task], graph.value_specs
         reads, out = graph.reads(task), graph.writes(task)[position]
-        if isinstance(op, Loop):
+        if isinstance(op, Nested):
             return None
         for written, into in op.inplace:
             if written != position or into >= len(reads) or specs[reads[into]] != specs[out]:
@@ -288,7 +288,7 @@ class EvictingDraft(GraphDraft):
     def _room_for_body(self, task: int, scratch: list[Held]) -> float:
         """Take the bytes of a loop's body on every node it uses; gives when they are free."""
         ready = 0.0
-        for name, nbytes in self.problem.loops[task].arenas.items():
+        for name, nbytes in self.problem.loops[task].room.items():
             node = self.problem.node_names.index(name)
             if not nbytes or node not in self._arenas:
                 continue
@@ -309,7 +309,7 @@ class EvictingDraft(GraphDraft):
         for value in graph.writes(task):
             self._made[value, node] = 1
         writes = tuple(Replica(v, 0, name) for v in graph.writes(task))
-        if not isinstance(op, Loop) and op.view:
+        if not isinstance(op, Nested) and op.view:
             base = self._held.get((graph.reads(task)[0], node))
             if base is not None:
                 view = graph.writes(task)[0]
@@ -321,7 +321,7 @@ class EvictingDraft(GraphDraft):
                     self._distances.pop(base, None)
         lanes = self._lanes(task)
         choice = self.problem.choices[self.choice_of[task]]
-        width = len(lanes) if isinstance(op, Loop) else choice.width
+        width = len(lanes) if isinstance(op, Nested) else choice.width
         self._spans.append(Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], finish))
         for value in (*self.reads[task], *graph.writes(task)):
             held = self._held.get((value, node))
@@ -340,7 +340,7 @@ class EvictingDraft(GraphDraft):
             self._distances.pop(held, None)
         if node in self._arenas:
             for value in graph.writes(task):
-                if (value, node) in self._held and not (not isinstance(op, Loop) and op.view):
+                if (value, node) in self._held and not (not isinstance(op, Nested) and op.view):
                     self.places.replicas[self._replica(value, node)] = self._held[value, node].offset
         for value in self.reads[task]:
             uses = self._readers[value]

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.placement.draft import GraphDraft, Policy
 from hetsched.placement.memory import PlanTooLargeError, in_arena
 from hetsched.placement.memory.arena import padded
@@ -129,15 +129,15 @@ def needed(problem: Problem, task: int, node: int) -> int:
     op, sizes = graph.task_ops[task], graph.value_nbytes
     reads, writes = list(graph.reads(task)), list(graph.writes(task))
     total = sum(padded(int(sizes[v])) for v in dict.fromkeys(reads) if in_arena(graph, v, name, results))
-    if isinstance(op, Loop):
-        total += padded(problem.loops[task].arenas.get(name, 0))
+    if isinstance(op, Nested):
+        total += padded(problem.loops[task].room.get(name, 0))
     elif op.view:
         return total
     taken: set[int] = set()
     for position, value in enumerate(writes):
         if not in_arena(graph, value, name, results):
             continue
-        pairs = () if isinstance(op, Loop) else (into for out, into in op.inplace if out == position and into < len(reads))
+        pairs = () if isinstance(op, Nested) else (into for out, into in op.inplace if out == position and into < len(reads))
         over = next(
             (
                 reads[i]
@@ -153,7 +153,7 @@ def needed(problem: Problem, task: int, node: int) -> int:
             total += padded(int(sizes[value]))
         else:
             taken.add(over)
-    if not isinstance(op, Loop) and op.workspace is not None:
+    if not isinstance(op, Nested) and op.workspace is not None:
         ins, outs = [graph.value_specs[v] for v in reads], [graph.value_specs[v] for v in writes]
         total += padded(op.workspace(ins, outs, graph.task_attributes[task]))
     return total
