@@ -16,7 +16,8 @@ import numpy as np
 
 import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
 from hetsched import locked
-from hetsched.costing import costs_for, learn_from
+from hetsched.checkpoints.asked import Checkpoint
+from hetsched.costing import costs_for, learn_from_run
 from hetsched.errors import CommandLineError, GraphError, did_you_mean
 from hetsched.executors.epochs import Replanner
 from hetsched.executors.kept import let_go
@@ -158,7 +159,6 @@ def _run_plan_of(plan: Timeline, executor: str, replanner: Replanner | None = No
 
 def _in_pieces(checkpoint: Checkpoint | str | os.PathLike[str], executor: str, costs: CostModel | None) -> Callable[..., Result]:
     """What runs a plan with checkpoints, called as what runs one without is."""
-    from hetsched.checkpoints import Checkpoint
     from hetsched.checkpoints.running import run_with_checkpoints
 
     asked = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
@@ -220,7 +220,7 @@ class _Lessons:
         self.ran += result.wall_seconds
         if is_due:
             begun = time.perf_counter()
-            learn_from(result.trace, crowded=result.crowded, plan=result.plan if len(result.plans) == 1 else None)
+            learn_from_run(result)
             self.took, self.ran = time.perf_counter() - begun, 0.0
 
 

@@ -14,8 +14,9 @@ from hetsched.errors import CommandLineError
 class Checkpoint:
     """`hetsched.run(..., checkpoint=Checkpoint(folder))`: the carried state of loops is kept there, and a run that finds some goes on from it.
 
-    folder: of this run alone; empty when the run is done. seconds: about so often. turns: every so many turns of a loop instead. fresh: True begins
-    anew, whatever is there. tell: called with a sentence (what is not kept and why, where the run goes on).
+    folder: of this run alone; empty when the run is done. seconds: about so often. turns: every so many turns of a loop instead. fresh: True
+    begins anew, whatever is there. tell: called with a sentence (what is not kept and why, where the run goes on). clear: False leaves what is kept
+    there when the run is done, for who has still to write its outputs.
     Raises `CommandLineError` for times and turns that are none.
     """
 
@@ -24,6 +25,7 @@ class Checkpoint:
     turns: int | None = None
     fresh: bool = False
     tell: Callable[[str], None] | None = None
+    clear: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.seconds, Real) or isinstance(self.seconds, bool) or not 0 < self.seconds < float("inf"):

@@ -1,6 +1,6 @@
-"""What a run rests on, as far as its bits depend on it: hetsched itself, NumPy, the code of others' ops, inputs, files. Graph and machine are those of
+"""What a run rests on, as far as its bits depend on it: hetsched itself, NumPy, the code of others' ops, inputs, files.
 
-its locked plan.
+Graph and machine are those of its locked plan.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 import hetsched
 from hetsched.errors import CommandLineError, GraphError
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph
 from hetsched.graph.op import Op
 from hetsched.locked import code_of
 
@@ -153,7 +153,9 @@ def _update(digest: Any, value: Any, name: str) -> None:
             _update(digest, x, name)
     else:
         way = "give arrays, numbers, texts, or lists and mappings of them"
-        raise CommandLineError(f"input {name!r} holds an object ({type(value).__name__}), which cannot be told from another when the run goes on; {way}")
+        raise CommandLineError(
+            f"input {name!r} holds an object ({type(value).__name__}), which cannot be told from another when the run goes on; {way}"
+        )
 
 
 __all__ = ["changes", "digest_of", "ground_of", "refuse_changes"]

@@ -33,7 +33,7 @@ from hetsched.machine import Device, Link
 from hetsched.placement import plan_graph
 from hetsched.placement.asked import asked_for
 from hetsched.placement.costs import CostModel, Estimate
-from hetsched.timeline import Copy, Launch, Replica, Span, Timeline
+from hetsched.timeline import Copy, Free, Launch, Replica, Span, Timeline
 
 # The first piece takes about this share of the time between two checkpoints, as planned: it is measured, and the others follow from that. Loops
 # that are planned to take less in all are not parted.
@@ -95,7 +95,7 @@ def run_with_checkpoints(
 
     has changed since it began, with what; `FileError` where what was kept cannot be read; `CommandLineError` where another process runs with it.
     """
-    with Store(asked.folder) as store:
+    with Store(asked.folder, clear=asked.clear) as store:
         ground = ground_of(plan.graph, inputs)
         found = None if asked.fresh else store.read()
         if found is not None:
@@ -120,6 +120,7 @@ class _Run:
         self.values: dict[int, Any] = {self.graph.inputs[name]: x for name, x in inputs.items()} | dict(self.graph.constants)
         self.done: set[int] = set()
         self.plans: list[Timeline] = [plan]
+        self.traces: dict[Timeline, Timeline] = {}  # plan of a part or a piece -> the trace of its last run
         self.merged = Merged(plan)
         self.total, self.past = launches_of(plan), 0
         self.notes: list[str] = []
@@ -136,7 +137,8 @@ class _Run:
             self.progress(self.total, self.total, graph.task_names[-1] if len(graph) else "")
         outputs = {name: self._own(v) for name, v in graph.outputs.items()}
         trace = self.merged.trace(self.notes)
-        return Result(outputs, trace, tuple(self.plans), self.clock() - self.began, {})
+        plans = [plan for plan in self.plans if plan in self.traces]
+        return Result(outputs, trace, (self.plan, *plans), self.clock() - self.began, {}, tuple(self.traces[plan] for plan in plans))
 
     def _own(self, v: int) -> Any:
         """A value as the caller's own: inputs and constants that are outputs are copied."""
@@ -194,7 +196,7 @@ class _Run:
         while turn < loop.turns:
             end = next_turn(loop, turn, pace)
             began = self.clock()
-            result, piece = self._piece(t, shape_of(loop, turn, end), turn, carried)
+            result = self._piece(t, shape_of(loop, turn, end), turn, carried)
             carried = [result[str(k)] for k in range(carries)]
             new = [result[str(carries + k)] for k in range(len(loop.collected))]
             for rows, part in zip(parts, new, strict=True):
@@ -220,7 +222,7 @@ class _Run:
             return pace
         return max(1, round(self.asked.seconds * turns / max(seconds, 1e-9)))
 
-    def _piece(self, t: int, shape: Shape, turn: int, carried: Sequence[Any]) -> tuple[Result, Piece]:
+    def _piece(self, t: int, shape: Shape, turn: int, carried: Sequence[Any]) -> Result:
         if (t, shape) not in self.pieces:
             piece = piece_of(self.graph, t, shape, self.places)
             self.pieces[t, shape] = piece, self._planned(piece.graph)
@@ -233,7 +235,7 @@ class _Run:
         self._merge(trace, piece.tasks, piece.values, {t: turn})
         if t in self.merged.loops and turn:
             self.merged.loops[t] = _ends(self.merged.loops[t])
-        return result, piece
+        return result
 
     def _keep(self, name: str, number: int, turn: int, turns: int, carried: Sequence[Any], collected: Sequence[Any]) -> None:
         self.store.keep(name, number, turn, turns, carried, collected)
@@ -287,6 +289,7 @@ class _Run:
 
         result = self.run_one(plan, inputs, timeout=left, progress=tell if self.progress is not None else None)
         self.past = past + whole
+        self.traces[plan] = result.trace
         return result
 
     def _merge(self, trace: Timeline, tasks: Sequence[int], values: Sequence[int], first: Mapping[int, int]) -> None:
@@ -323,13 +326,16 @@ def _in_terms_of(trace: Timeline, whole: Timeline, piece: Piece) -> Timeline:
             continue
         spans.append(Span(span.lanes, c, span.start, span.finish))
     loops = {tasks[t]: body for t, body in trace.loops.items()}
-    return replace(trace, graph=whole.graph, loop=whole.loop, spans=tuple(spans), loops=loops, prologue=(), epilogue=(), attributed=frozenset(), cold=frozenset())
+    return replace(
+        trace, graph=whole.graph, loop=whole.loop, spans=tuple(spans), loops=loops, prologue=(), epilogue=(), attributed=frozenset(), cold=frozenset()
+    )
 
 
 def _ends(trace: Timeline) -> Timeline:
     """The trace of a loop's body with its first and last turns, as runs in one keep them."""
     last = trace.turns - KEPT_TURNS
-    return replace(trace, spans=tuple(s for s in trace.spans if s.command.turn < KEPT_TURNS or s.command.turn >= last))
+    spans = [s for s in trace.spans if not isinstance(s.command, Free) and (s.command.turn < KEPT_TURNS or s.command.turn >= last)]
+    return replace(trace, spans=tuple(spans))
 
 
 __all__ = ["places_of", "run_with_checkpoints"]

@@ -1,8 +1,8 @@
 """What is kept of a run that may be taken up again: a folder with the plan, what the run rests on, and how far its loops are.
 
-`state.json` says how far each loop is and names the files that hold its carried and collected values. It is written last, beside, synced and renamed:
-a crash at any moment leaves the state before or the state after. Collected values are written once, a file a piece; a file of carried values goes when
-the next one is named. Arrays are kept as .npz, whose members have checksums.
+`state.json` says how far each loop is and names the files that hold its carried and collected values. It is written last, beside, synced
+and renamed: a crash at any moment leaves the state before or the state after. Collected values are written once, a file a piece; a file of
+carried values goes when the next one is named. Arrays are kept as .npz, whose members have checksums.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class LoopState:
 class Store:
     """The folder of one run. Use it as a context manager: one process at a time has it."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], clear: bool = True) -> None:
+        self._is_cleared = clear
         self.folder = Path(os.path.abspath(os.fspath(folder)))
         self.loops: dict[str, LoopState] = {}
         self._lock: IO[bytes] | None = None
@@ -51,7 +52,7 @@ class Store:
     def __enter__(self) -> Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / LOCK, "ab")  # noqa: SIM115 (open as long as the run)
+            self._lock = open(self.folder / LOCK, "ab")
         except OSError as error:
             raise FileError(f"{self.folder}: checkpoints cannot be kept here: {error.strerror or error}; choose another folder") from error
         if not _locked(self._lock):
@@ -65,7 +66,7 @@ class Store:
         assert self._lock is not None
         self._writer.shutdown()
         self._settle()
-        if kind is None:
+        if kind is None and self._is_cleared:
             self.clear()
             with suppress(OSError):
                 (self.folder / LOCK).unlink()
@@ -116,7 +117,7 @@ class Store:
     def arrays(self, name: str) -> list[Any]:
         """The arrays of a file that a state names."""
         try:
-            with np.load(self.folder / name, allow_pickle=False) as found:
+            with open(self.folder / name, "rb") as file, np.load(file, allow_pickle=False) as found:
                 return [found[str(i)] for i in range(len(found.files))]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise self._broken(name, error) from error
@@ -137,9 +138,9 @@ class Store:
             stream.write((json.dumps(content, indent=1) + "\n").encode())
 
     def keep(self, loop: str, number: int, turn: int, turns: int, carried: Sequence[Any], collected: Sequence[Any]) -> None:
-        """Loop `loop`, the run's `number`th, has come to `turn`. collected: of the turns since the last time. Written by a thread of its own, while the
+        """Loop `loop`, the run's `number`th, has come to `turn`. collected: of the turns since the last time.
 
-        run goes on: nobody may change the arrays.
+        Written by a thread of its own, while the run goes on: nobody may change the arrays.
         """
         assert self._writer is not None
         self._settle()
@@ -188,4 +189,13 @@ def _locked(file: IO[bytes]) -> bool:
     return True
 
 
-__all__ = ["LoopState", "Store"]
+def is_in_use(folder: Path) -> bool:
+    """True if a process runs with the checkpoints in `folder`."""
+    try:
+        with open(folder / LOCK, "rb") as file:
+            return not _locked(file)
+    except OSError:
+        return False
+
+
+__all__ = ["STATE", "LoopState", "Store", "is_in_use"]

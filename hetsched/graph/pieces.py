@@ -33,7 +33,10 @@ class Places:
 
 
 class Shape(NamedTuple):
-    """What pieces of one loop have in common that are one graph. is_inside: of a cycle, not from one's beginning to another's end. is_last: of it."""
+    """What pieces of one loop have in common that are one graph. is_inside: of a cycle, not from the beginning of one to an end.
+
+    is_last: with its smaller turn.
+    """
 
     turns: int
     is_inside: bool
@@ -52,7 +55,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """Some tasks of a graph, as a graph. inputs, outputs: name -> value of the whole graph. tasks, values: of each of the part's those of the whole."""
+    """Some tasks of a graph as a graph. inputs, outputs: name -> value of the whole graph. tasks, values: of each of the part's that of the whole."""
 
     graph: Graph
     inputs: Mapping[str, int]
@@ -463,4 +466,18 @@ def _slice(found: Any, spec: AnySpec, wanted: AnySpec, begun: int) -> Any:
     return tail[:n]
 
 
-__all__ = ["Part", "Piece", "Places", "Shape", "Source", "inputs_of", "needed_for", "next_turn", "part_of", "piece_of", "pinned", "shape_of", "why_whole"]
+__all__ = [
+    "Part",
+    "Piece",
+    "Places",
+    "Shape",
+    "Source",
+    "inputs_of",
+    "needed_for",
+    "next_turn",
+    "part_of",
+    "piece_of",
+    "pinned",
+    "shape_of",
+    "why_whole",
+]
