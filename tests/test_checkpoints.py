@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_samples import CPU, HOME, Arrays, arrays, batches, planned
 
 import hetsched as hs
 from hetsched.checkpoints import ground
@@ -21,49 +22,11 @@ from hetsched.checkpoints.running import run_with_checkpoints
 from hetsched.checkpoints.store import STATE, Store
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.pieces import Places, next_turn, piece_of, shape_of, why_whole
-from hetsched.graph.sequence import Body, loop_over_batches
 from hetsched.graph.spec import Sequence, Spec
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.testing.graphs import random_graph, random_machine
 from hetsched.testing.opencl import available
 from hetsched.testing.runs import value_problems
-
-SPEED = {"float32": 1e9}
-CPU = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, bytes_per_second=1e9, flops_per_second=SPEED)
-HOME = Machine((CPU,), (), (MemoryNode(HOST),))
-Arrays = dict[str, Any]
-
-
-def batches(rows: int, batch: int, epochs: int) -> Graph:
-    """Rows drawn anew in every epoch, noise by the turn, a state that is carried and numbers that are collected; tasks before, after and beside."""
-
-    def write(body: Body) -> None:
-        inner = body.builder
-        order = inner.op("random.permutation", body.turn, name="order", n=rows, seed=3)
-        body.run_every(order, body.cycle)
-        taken = body.take(x, order)
-        state = body.carry("state", first)
-        noise = inner.op("random.normal", body.turn, name="noise", shape=(3,), seed=5)
-        mean = inner.op("tensor.add", inner.op("tensor.mean", taken, axes=[0]), noise, name="mean")
-        body.give("state", inner.op("tensor.add", inner.op("tensor.scale", state, factor=0.5), mean, name="new"))
-        body.collect("sums", inner.op("tensor.sum", inner.op("tensor.neg", taken), name="sum"))
-
-    b = Graph.build()
-    given, first = b.input("x", (rows, 3)), b.input("first", (3,))
-    x = b.op("nn.tanh", given, name="prepared")
-    made = loop_over_batches(b, write, rows=rows, batch=batch, epochs=epochs, name="train")
-    b.output(b.op("tensor.scale", made["state"], factor=2.0, name="after"), "after")
-    b.output(made["sums"], "sums")
-    b.output(b.op("tensor.sum", x, name="beside"), "beside")
-    return b.freeze()
-
-
-def arrays(rows: int) -> Arrays:
-    return {"x": np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32), "first": np.ones(3, np.float32)}
-
-
-def planned(graph: Graph) -> hs.Timeline:
-    return hs.plan(graph, machine=HOME, learn=False)
 
 
 class CutError(Exception):
@@ -416,7 +379,7 @@ SCRIPT = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import hetsched as hs
-from test_checkpoints import arrays, batches, planned
+from checkpoint_samples import arrays, batches, planned
 
 folder, kill = sys.argv[1], int(sys.argv[2])
 
@@ -425,7 +388,7 @@ def progress(done, total, name):
         os.kill(os.getpid(), kill)
 
 try:
-    result = hs.run(planned(batches(64, 8, 8)), arrays(64), learn=False, progress=progress, checkpoint=hs.Checkpoint(folder, turns=4, tell=print))
+    result = hs.run(planned(batches(64, 8, 6)), arrays(64), learn=False, progress=progress, checkpoint=hs.Checkpoint(folder, turns=8, tell=print))
 except KeyboardInterrupt:
     sys.exit(130)
 print(result["after"].tobytes().hex(), result["sums"].tobytes().hex())
@@ -448,5 +411,5 @@ def test_a_process_that_was_killed_is_taken_up_again(tmp_path, kill):
     told, values = second.stdout.splitlines()
     assert told.startswith("goes on from turn "), told
     assert int(told.split()[4]) >= 4
-    wanted = hs.run(planned(batches(64, 8, 8)), arrays(64), learn=False)
+    wanted = hs.run(planned(batches(64, 8, 6)), arrays(64), learn=False)
     assert values == f"{wanted['after'].tobytes().hex()} {wanted['sums'].tobytes().hex()}"
