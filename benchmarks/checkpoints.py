@@ -26,7 +26,7 @@ tasks:
 outputs: {model: {from: train.model}, losses: {from: train.losses}}
 """
 # name -> (units of the layers, rows, epochs, turns between checkpoints)
-CASES = {"784-10-10": ((10, 10), 6000, 40, 470), "784-1024-1024-10": ((1024, 1024, 10), 2048, 5, 16)}
+CASES = {"784-10-10": ((10, 10), 6000, 40, 470), "784-1024-1024-10": ((1024, 1024, 10), 2048, 6, 16)}
 DEFAULT_SECONDS = 30.0
 
 

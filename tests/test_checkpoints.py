@@ -161,6 +161,11 @@ def test_pieces_of_one_shape_are_one_plan_and_keep_the_places_of_the_whole(tmp_p
     assert set(there) - set(here) == {"order"}, "made once a piece, before it"
 
 
+@hs.op(hs.Opaque("state", 8))
+def grown(state: list[int]) -> list[int]:
+    return [*state, len(state)]
+
+
 # Where loops are cut ----------------------------------------------------------------------------------------------------------
 
 
@@ -209,29 +214,54 @@ def test_a_piece_has_the_tasks_of_the_loop_and_the_number_of_the_turn_from_outsi
     assert not inner.problems()
 
 
-def stopping() -> tuple[Graph, Arrays]:
+def stopping(limit: float, turns: int = 20) -> tuple[Graph, Arrays]:
+    """A loop that counts until it is enough, and what is made of the numbers that it collected."""
     body = Graph.build()
     s = body.input("s", ())
     new = body.op("tensor.add", s, body.constant(np.float32(1.0), "one"))
     body.output(new, "s_new")
-    body.output(body.op("tensor.less", body.constant(np.float32(5.0), "five"), new), "enough")
+    body.output(body.op("tensor.scale", new, factor=0.5), "half")
+    body.output(body.op("tensor.greater_equal", new, body.constant(np.float32(limit), "limit")), "enough")
     b = Graph.build()
-    loop = Loop(body.freeze(), 100, carried=(("s", "s_new"),), stop="enough")
-    b.output(b.loop(loop, b.input("s", ()), name="until")[0], "s")
+    loop = Loop(body.freeze(), turns, carried=(("s", "s_new"),), collected=("half",), stop="enough")
+    s, halves = b.loop(loop, b.input("s", ()), name="until")
+    b.output(s, "s")
+    b.output(halves, "halves")
     return b.freeze(), {"s": np.zeros((), np.float32)}
 
 
+@pytest.mark.parametrize("limit", [1, 3, 4, 7, 50])
+def test_a_loop_that_ends_by_a_value_ends_in_the_turn_in_which_it_would(tmp_path, limit):
+    graph, given = stopping(limit)
+    plan = planned(graph)
+    wanted = hs.run(plan, given, learn=False)
+    assert wanted["s"] == min(limit, 20)
+    for runs in (1, 2, 50):
+        asked = hs.Checkpoint(tmp_path / "kept", turns=3, fresh=True)
+        try:
+            result = run_with_checkpoints(plan, given, asked, cut_after(runs))
+        except CutError:
+            result = hs.run(plan, given, learn=False, checkpoint=replace(asked, fresh=False))
+        assert same_bits(result, wanted)
+        assert result.trace.loops[0].turns == min(limit, 20)
+
+
 def test_a_loop_that_cannot_be_taken_up_again_says_so_before_it_runs(tmp_path):
-    graph, given = stopping()
-    assert why_whole(graph, 0) == "it ends by a value ('enough'), so nobody knows how many turns it has"
+    body = Graph.build()
+    state = body.input("state", hs.Opaque("state", 8))
+    body.output(body.op(grown, state), "next")
+    b = Graph.build()
+    b.output(b.loop(Loop(body.freeze(), 20, carried=(("state", "next"),)), b.input("state", hs.Opaque("state", 8)), name="grow")[0], "state")
+    graph = b.freeze()
     told: list[str] = []
 
     def run_one(*args: Any, **options: Any) -> Any:
-        assert told == ["no checkpoints in loop 'until': it ends by a value ('enough'), so nobody knows how many turns it has"]
+        assert told == [f"no checkpoints in loop 'grow': {why_whole(graph, 0)}"]
         return hs.run(*args[:2], learn=False)
 
-    result = run_with_checkpoints(planned(graph), given, hs.Checkpoint(tmp_path / "kept", turns=10, tell=told.append), run_one)
-    assert result["s"] == 6
+    result = run_with_checkpoints(planned(graph), {"state": [0]}, hs.Checkpoint(tmp_path / "kept", turns=10, tell=told.append), run_one)
+    assert len(result["state"]) == 21
+    assert "its carried value 'state' is" in told[0]
     assert told[0] in result.trace.notes
 
 

@@ -177,23 +177,23 @@ class _Run:
         assert isinstance(loop, Loop)
         name, carries = graph.task_names[t], len(loop.carried)
         reads, writes = graph.reads(t), list(graph.writes(t))
-        turn, parts = 0, [list[Any]() for _ in loop.collected]
+        turn, turns, parts = 0, loop.turns, [list[Any]() for _ in loop.collected]
         kept = self.store.loops.get(name)
         if kept is not None:
-            turn, carried = kept.turn, self.store.arrays(kept.carried)
+            turn, turns, carried = kept.turn, kept.turns, self.store.arrays(kept.carried)
             for file in kept.collected:
                 for rows, part in zip(parts, self.store.arrays(file), strict=True):
                     rows.append(part)
-            self._say(f"goes on from turn {turn} of {loop.turns} of loop {name!r}")
+            self._say(f"goes on from turn {turn} of {turns} of loop {name!r}")
             self.past += round(launches_of(self.plan.loops[t]) * turn)
-            before = needed_for(graph, [] if turn >= loop.turns else reads[: len(reads) - carries], self.values, self.done)
+            before = needed_for(graph, [] if turn >= turns else reads[: len(reads) - carries], self.values, self.done)
         else:
             before = needed_for(graph, reads, self.values, self.done, [a for a, b in graph.after if b == t])
         self._part(before)
         if kept is None:
             carried = [self.values[v] for v in reads[len(reads) - carries :]]
         pace = self._first_pace(t)
-        while turn < loop.turns:
+        while turn < turns:
             end = next_turn(loop, turn, pace)
             began = self.clock()
             result = self._piece(t, shape_of(loop, turn, end), turn, carried)
@@ -201,7 +201,10 @@ class _Run:
             new = [result[str(carries + k)] for k in range(len(loop.collected))]
             for rows, part in zip(parts, new, strict=True):
                 rows.append(part)
-            self._keep(name, number, end, loop.turns, carried, new)
+            if loop.stop is not None:
+                end = turn + len(result["stop"])
+                turns = end if result["stop"][-1] else turns
+            self._keep(name, number, end, turns, carried, new)
             pace = self._pace(pace, end - turn, self.clock() - began)
             turn = end
         for v, found in zip(writes, [*carried, *(_joined(p, graph.spec(v)) for p, v in zip(parts, writes[carries:], strict=True))], strict=True):

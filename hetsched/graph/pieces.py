@@ -68,6 +68,8 @@ class Part:
 class Piece:
     """Some turns of loop task `task` of a graph, as a graph; its outputs are called by their numbers: carried values, then collected ones.
 
+    Of a loop that ends by a value, `stop` is what that was in each turn.
+
     tasks, values: of each of the piece's those of the whole graph, else -1. body_tasks, body_values: the same of the loop's body.
     """
 
@@ -94,8 +96,6 @@ def why_whole(graph: Graph, task: int) -> str | None:
     loop = graph.task_ops[task]
     assert isinstance(loop, Loop)
     reads = dict(zip(loop.inputs, graph.reads(task), strict=True))
-    if loop.stop is not None:
-        return f"it ends by a value ({loop.stop!r}), so nobody knows how many turns it has"
     if whole_turns(loop) >= loop.turns and _unit(loop) >= loop.turns:
         return f"its {loop.turns} turns belong together"
     for name, _ in loop.carried:
@@ -105,14 +105,14 @@ def why_whole(graph: Graph, task: int) -> str | None:
     for name in loop.collected:
         if array_form(loop.body.spec(loop.body.outputs[name])) is None:
             return f"it collects {name!r}, which is no array"
-        if name in loop.rows and loop.remainder is not None and loop.turns != loop.cycle:
-            return f"rows of {name!r} from several cycles"
+        if name in loop.rows and ((loop.remainder is not None and loop.turns != loop.cycle) or loop.stop is not None):
+            return f"it collects rows of {name!r} from {'a number of turns that nobody knows' if loop.stop is not None else 'several cycles'}"
     for name in loop.sequences:
         spec = graph.spec(reads[name])
         if isinstance(spec, SequenceSpec) and not isinstance(spec.length, int):
             return f"nobody knows how long its sequence {name!r} is"
         if isinstance(spec, SequenceSpec) and spec.rows is not None and loop.remainder is not None and loop.turns != loop.cycle:
-            return f"rows of {name!r} for several cycles"
+            return f"its sequence {name!r} is of rows for several cycles"
     return None
 
 
@@ -324,6 +324,7 @@ class _Piece:
             cycle=0 if kept_remainder is None else self.shape.turns if self.shape.is_inside else loop.cycle,
             every={name: k for name, k in loop.every.items() if body.task_index[name] not in self.seldom},
             rows={name: self._rows(name, n) for name, n in loop.rows.items()},
+            collected=(*loop.collected, *([loop.stop] if loop.stop is not None and loop.stop not in loop.collected else [])),
         )  # fmt: skip
         ins = [self._value(self.reads[x]) for x in loop.invariants] + [held[v] for v in made]
         if new.has_first:
@@ -333,8 +334,14 @@ class _Piece:
             ins.append(self._input(Source("carried", k), x, body.spec(body.inputs[x])))
         number = outer.append(self.task, self.graph.task_names[self.task], written, self.graph.task_attributes[self.task], ins, None)
         specs = written.infer([outer.builder.value_specs[i] for i in ins])
-        for k, (v, spec) in enumerate(zip(self.graph.writes(self.task), specs, strict=True)):
-            outer.builder.outputs[str(k)] = outer.new(self.graph.value_names[v], spec, number, v)
+        writes = list(self.graph.writes(self.task))
+        for k, (name, spec) in enumerate(zip(written.outputs, specs, strict=True)):
+            v = writes[k] if k < len(writes) else -1
+            made_here = outer.new(self.graph.value_names[v] if v >= 0 else "stop", spec, number, v)
+            if v >= 0:
+                outer.builder.outputs[str(k)] = made_here
+            if name == loop.stop and k >= len(loop.carried):
+                outer.builder.outputs["stop"] = made_here
         made_graph, tasks, values = outer.finished()
         return Piece(made_graph, self.task, self.shape, self.sources, tasks, values, new.tasks, new.values)
 
