@@ -122,6 +122,7 @@ class _Run:
         self.plans: list[Timeline] = [plan]
         self.traces: dict[Timeline, Timeline] = {}  # plan of a part or a piece -> the trace of its last run
         self.merged = Merged(plan)
+        self.last: tuple[Piece, Timeline, int, float] | None = None  # the piece that ran last, its trace, first turn and start
         self.total, self.past = launches_of(plan), 0
         self.notes: list[str] = []
         self.problem: str | None = None
@@ -210,6 +211,7 @@ class _Run:
         for v, found in zip(writes, [*carried, *(_joined(p, graph.spec(v)) for p, v in zip(parts, writes[carries:], strict=True))], strict=True):
             self.values[v] = found
         self.done.add(t)
+        self._end_trace()
         self._let_go()
 
     def _first_pace(self, t: int) -> int:
@@ -231,14 +233,29 @@ class _Run:
             self.pieces[t, shape] = piece, self._planned(piece.graph)
         piece, plan = self.pieces[t, shape]
         result = self._run(plan, inputs_of(piece, self.graph, turn, self.values.__getitem__, carried))
-        trace = result.trace
-        if trace.loops:
-            body = _in_terms_of(trace.loops[piece.number], self.plan.loops[t], piece)
-            trace = replace(trace, loops={piece.number: body})
-        self._merge(trace, piece.tasks, piece.values, {t: turn})
-        if t in self.merged.loops and turn:
-            self.merged.loops[t] = _ends(self.merged.loops[t])
+        self._trace(piece, result.trace, turn)
         return result
+
+    def _trace(self, piece: Piece, trace: Timeline, turn: int) -> None:
+        """Take in the trace of a piece. Of loops the first and last turns are kept: pieces between are, of the outermost spans, and in sums."""
+        begun = self.merged.now
+        if piece.task not in self.merged.loops:
+            self._merge(replace(trace, loops=self._body(piece, trace)), piece.tasks, piece.values, {piece.task: turn}, begun)
+            return
+        self._merge(replace(trace, loops={}), piece.tasks, piece.values, {}, begun)
+        self.last = piece, trace, turn, begun
+
+    def _end_trace(self) -> None:
+        """The last piece of a loop has run: its last turns are the loop's."""
+        if self.last is not None:
+            (piece, trace, turn, begun), self.last = self.last, None
+            body = replace(trace, spans=(), totals={}, loops=self._body(piece, trace))
+            self._merge(body, piece.tasks, piece.values, {piece.task: turn}, begun)
+            self.merged.loops[piece.task] = _ends(self.merged.loops[piece.task])
+
+    def _body(self, piece: Piece, trace: Timeline) -> dict[int, Timeline]:
+        number = piece.number
+        return {number: _in_terms_of(trace.loops[number], self.plan.loops[piece.task], piece)} if number in trace.loops else {}
 
     def _keep(self, name: str, number: int, turn: int, turns: int, carried: Sequence[Any], collected: Sequence[Any]) -> None:
         self.store.keep(name, number, turn, turns, carried, collected)
@@ -258,7 +275,7 @@ class _Run:
         part = part_of(graph, tasks, self.places, wanted)
         plan = self._planned(part.graph)
         result = self._run(plan, {name: self.values[v] for name, v in part.inputs.items()})
-        self._merge(result.trace, part.tasks, part.values, {})
+        self._merge(result.trace, part.tasks, part.values, {}, self.merged.now)
         self.values |= {v: result[name] for name, v in part.outputs.items()}
         self._let_go()
 
@@ -295,8 +312,8 @@ class _Run:
         self.traces[plan] = result.trace
         return result
 
-    def _merge(self, trace: Timeline, tasks: Sequence[int], values: Sequence[int], first: Mapping[int, int]) -> None:
-        self.merged.add(trace, tasks, values, first, self.merged.now)
+    def _merge(self, trace: Timeline, tasks: Sequence[int], values: Sequence[int], first: Mapping[int, int], begun: float) -> None:
+        self.merged.add(trace, tasks, values, first, begun)
 
 
 def _joined(parts: Sequence[Any], spec: Any) -> Any:
