@@ -123,7 +123,7 @@ class _Run:
         self.traces: dict[Timeline, Timeline] = {}  # plan of a part or a piece -> the trace of its last run
         self.merged = Merged(plan)
         self.last: tuple[Piece, Timeline, int, float] | None = None  # the piece that ran last, its trace, first turn and start
-        self.total, self.past = launches_of(plan), 0
+        self.total, self.past, self.told = launches_of(plan), 0, -1
         self.notes: list[str] = []
         self.problem: str | None = None
         self.pieces: dict[tuple[int, Shape], tuple[Piece, Timeline]] = {}
@@ -305,10 +305,15 @@ class _Run:
 
         def tell(done: int, total: int, name: str) -> None:
             assert self.progress is not None
-            self.progress(min(past + done, self.total - 1), self.total, name)
+            now = min(past + done, self.total - 1)
+            if now > self.told:
+                self.told = now
+                self.progress(now, self.total, name)
 
         result = self.run_one(plan, inputs, timeout=left, progress=tell if self.progress is not None else None)
         self.past = past + whole
+        if self.progress is not None and len(plan.graph):
+            tell(whole, whole, plan.graph.task_names[-1])  # who shares threads tells little
         self.traces[plan] = result.trace
         return result
 
