@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hetsched.check import check
+    from hetsched.checkpoints.asked import Checkpoint
     from hetsched.errors import DeviceGoneError, GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
     from hetsched.executors.pinned import pinned_empty
     from hetsched.executors.result import Result
@@ -40,6 +41,7 @@ _HOME = {
     "Attribute": "hetsched.graph.op",
     "Builder": "hetsched.graph.graph",
     "Bundle": "hetsched.graph.graph",
+    "Checkpoint": "hetsched.checkpoints.asked",
     "Compiled": "hetsched.session",
     "Composite": "hetsched.graph.op",
     "Graph": "hetsched.graph.graph",
@@ -109,6 +111,7 @@ __all__ = [
     "Attribute",
     "Builder",
     "Bundle",
+    "Checkpoint",
     "Compiled",
     "Composite",
     "DeviceGoneError",

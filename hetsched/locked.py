@@ -170,7 +170,7 @@ def task_digest(graph: Graph, task: int) -> str:
     elif isinstance(op, Op):
         paths = {name for name, attribute in op.attributes.items() if attribute.kind == "path"}
         attributes = graph.task_attributes[task]
-        own = None if registry().get(op.name) is op else [_code(op.kernels[language]) for language in sorted(op.kernels)]
+        own = None if registry().get(op.name) is op else [code_of(op.kernels[language]) for language in sorted(op.kernels)]
         what += [op.name, sorted(op.kernels), own, {k: os.path.basename(str(v)) if k in paths else v for k, v in attributes.items()}]
     return hashlib.sha256(json.dumps(_plain(what), sort_keys=True).encode("utf-8")).hexdigest()[:8]
 
@@ -208,23 +208,23 @@ def _plain(value: Any) -> Any:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _code(value: Any, depth: int = 0) -> Any:
+def code_of(value: Any, depth: int = 0) -> Any:
     """What a kernel of the user's own does, as far as it can be seen: byte code, constants, what it closes over, source in other languages."""
     if depth > _DEPTH or isinstance(value, Op):
         return value.name if isinstance(value, Op) else type(value).__name__
     if isinstance(value, FunctionType):
-        cells = [_code(_contents(cell), depth + 1) for cell in value.__closure__ or ()]
-        return [_code(value.__code__, depth), cells, _code(value.__defaults__, depth + 1)]
+        cells = [code_of(_contents(cell), depth + 1) for cell in value.__closure__ or ()]
+        return [code_of(value.__code__, depth), cells, code_of(value.__defaults__, depth + 1)]
     if isinstance(value, CodeType):
-        return [hashlib.sha256(value.co_code).hexdigest()[:16], list(value.co_names), [_code(c, depth + 1) for c in value.co_consts]]
+        return [hashlib.sha256(value.co_code).hexdigest()[:16], list(value.co_names), [code_of(c, depth + 1) for c in value.co_consts]]
     if isinstance(value, MethodType):
-        return [_code(value.__func__, depth), _code(value.__self__, depth + 1)]
+        return [code_of(value.__func__, depth), code_of(value.__self__, depth + 1)]
     if isinstance(value, Mapping):
-        return {str(k): _code(v, depth + 1) for k, v in value.items()}
+        return {str(k): code_of(v, depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_code(v, depth + 1) for v in value]
+        return [code_of(v, depth + 1) for v in value]
     if hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)) and not is_dataclass(value):
-        return [type(value).__qualname__, _code(vars(value), depth + 1)]
+        return [type(value).__qualname__, code_of(vars(value), depth + 1)]
     return _plain(value)
 
 

@@ -18,7 +18,7 @@ from hetsched.cli import main
 from hetsched.errors import FileError, GraphError, OutOfMemoryError, PlacementError
 from hetsched.executors import simulated
 from hetsched.graph.graph import Graph
-from hetsched.locked import _code, document_of, equal_plans, graph_fingerprint, plan_text, read_document, read_plan, write_plan
+from hetsched.locked import code_of, document_of, equal_plans, graph_fingerprint, plan_text, read_document, read_plan, write_plan
 from hetsched.machine import MemoryNode
 from hetsched.machine.named import find
 from hetsched.pipeline.build import load
@@ -339,7 +339,7 @@ def test_slices_that_byte_code_names_are_part_of_a_kernel():
 
     def with_constant(value):
         code = kernel.__code__.replace(co_consts=(*kernel.__code__.co_consts, value))
-        return _code(code)
+        return code_of(code)
 
     assert with_constant(slice(1, 3, None)) == with_constant(slice(1, 3, None))
     assert with_constant(slice(1, 3, None)) != with_constant(slice(1, 4, None))

@@ -139,7 +139,7 @@ def run_epochs(run_one: RunOne, plan: Timeline, inputs: Mapping[int, Any], repla
     values: Sequence[int] = range(len(graph.value_specs))
     first_turn: dict[int, int] = {}  # loop task of the whole graph -> turns done in earlier epochs
     outputs: dict[str, Any] = {}
-    plans, traces, merged = [plan], [], _Merged(plan)
+    plans, traces, merged = [plan], [], Merged(plan)
     start = 0.0
     while True:
         outcome = run_one(plan, inputs)
@@ -255,7 +255,7 @@ def _on_host(frame: Frame, value: int, turn: int, root: Frame, node: str | None 
 # Traces -----------------------------------------------------------------------------------------------------------------------
 
 
-class _Merged:
+class Merged:
     """The traces of the epochs, in terms of the whole graph."""
 
     def __init__(self, plan: Timeline) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hetsched.cli.keeping import Keeping
 from hetsched.cli.options import format_option, machine_of, options_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import STANDARD, Progress, ProgressLines, Put, files, folder, is_ascii_only, width, write, write_json
 from hetsched.cli.parser import Parser
@@ -43,6 +45,11 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--keep-going", action="store_true", help="a task that fails stops only what needs it")
     parser.add_argument("--timeout", metavar="D", help="give up after this long: 30s, 2min")
     parser.add_argument("--replan", action="store_true", help="plan the rest anew where durations leave the plan and another one pays")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="WHEN",
+        help="keep the state of long loops every 30s, 5min or 500turns, so that `hetsched resume` goes on from there after a failure or Ctrl-C",
+    )
     format_option(parser)
 
 
@@ -71,19 +78,25 @@ def _run(args: Any, put: Put) -> int:
     for option in ("keep_going", "deterministic"):
         if args.replan and getattr(args, option):
             raise CommandLineError(f"--replan cannot be used with --{option.replace('_', '-')}; leave one out")
+    for option in ("keep_going", "replan"):
+        if args.checkpoint is not None and getattr(args, option):
+            raise CommandLineError(f"--checkpoint cannot be used with --{option.replace('_', '-')}; leave one out")
     parameters = overrides(args)
     from hetsched.pipeline.build import load, refuse_unwritable
     from hetsched.pipeline.placing import placing
     from hetsched.pipeline.publish import unwritable
     from hetsched.report.text import plural
-    from hetsched.run import plan, run
+    from hetsched.run import plan, read_plan, run
 
+    kept = Keeping.of(args)
     pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
     refuse_unwritable(pipeline, args.output)
     if args.trace not in (None, STANDARD) and (problem := unwritable(args.trace)) is not None:
         raise FileError(f"{args.trace}: the trace cannot be written: {problem}")
     given = placement_arguments(args, pipeline.goal)
-    if args.plan is not None:
+    if kept is not None and kept.plan is not None:
+        planned = read_plan(kept.plan, pipeline.graph, given["machine"])
+    elif args.plan is not None:
         planned = _locked(args, pipeline, given["machine"])
     else:
         with placing(pipeline):
@@ -95,8 +108,9 @@ def _run(args: Any, put: Put) -> int:
     progress = Progress(quiet=args.format != "text")
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
+        how = {"timeout": timeout, "keep_going": args.keep_going, "progress": told, "learn": False, "energy": True, "replan": args.replan}
         try:
-            result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True, replan=args.replan)
+            result = run(planned, **how) if kept is None else kept.run(functools.partial(run, planned, **how), pipeline)
         except PlacementError as absent:
             if args.emulate or (args.machine is None and not args.what_if):
                 raise
@@ -105,6 +119,8 @@ def _run(args: Any, put: Put) -> int:
             way_out = f"--emulate runs what {described} {verb} in software, and `hetsched plan` plans for it without running"
             raise PlacementError(f"{absent}; {way_out}") from absent
     written = _publish(pipeline, result, args.output)
+    if kept is not None:
+        kept.end()
     if args.trace is not None:
         from hetsched.report.perfetto import perfetto_text
 
@@ -113,11 +129,10 @@ def _run(args: Any, put: Put) -> int:
         from hetsched.report.gantt import gantt
 
         write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
-    from hetsched.costing import learn_from
+    from hetsched.costing import learn_from_run
     from hetsched.report.energy import energy_of
 
-    followed = result.plan if len(result.plans) == 1 else None
-    taught = learn_from(result.trace, crowded=result.crowded, plan=followed) if given["learn"] else None
+    taught = learn_from_run(result) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
     energy = energy_of(result.trace, result.energy)
     _tell(args.format, pipeline, result, written, energy, drifts)
