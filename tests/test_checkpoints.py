@@ -54,6 +54,36 @@ def same_bits(a: Arrays, b: Arrays) -> bool:
 # Values -----------------------------------------------------------------------------------------------------------------------
 
 
+def with_ifs(turns: int) -> Graph:
+    """An if before a loop, and one in it whose condition changes from turn to turn."""
+
+    def branch(op: str, **attributes: Any) -> Graph:
+        b = Graph.build()
+        return b.output(b.op(op, b.input("x", (3,)), **attributes), "y").freeze()
+
+    less, more = branch("tensor.scale", factor=0.5), branch("nn.tanh")
+    body = Graph.build()
+    state = body.input("state", (3,))
+    large = body.op("tensor.greater", body.op("tensor.mean", state, axes=[0]), body.constant(np.float32(0.5)))
+    noise = body.op("random.normal", body.input("turn", (), np.int64), shape=(3,), seed=1)
+    body.output(body.op("tensor.add", body.branch(large, less, more, {"x": state}, name="kept")["y"], noise), "new")
+    b = Graph.build()
+    first = b.input("first", (3,))
+    chosen = b.branch(b.op("tensor.greater", b.op("tensor.mean", first, axes=[0]), b.constant(np.float32(0))), less, more, {"x": first})
+    (last,) = b.loop(Loop(body.freeze(), turns, carried=(("state", "new"),), turn="turn"), chosen["y"], name="train")
+    return b.output(last, "last").freeze()
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_graphs_with_ifs_go_on_too(tmp_path, cut):
+    plan, given = planned(with_ifs(12)), {"first": np.linspace(-1, 2, 3, dtype=np.float32)}
+    wanted = hs.run(plan, given, learn=False)
+    asked = hs.Checkpoint(tmp_path / "kept", turns=5)
+    with pytest.raises(CutError):
+        run_with_checkpoints(plan, given, asked, cut_after(cut))
+    assert same_bits(wanted, run_with_checkpoints(plan, given, asked, cut_after(99)))
+
+
 @pytest.mark.parametrize(("rows", "epochs", "turns"), [(32, 3, 4), (32, 3, 3), (35, 3, 2), (35, 3, 5), (35, 3, 7), (5, 6, 2), (8, 1, 1)])
 def test_wherever_a_run_is_cut_off_it_ends_with_the_bits_of_a_run_in_one(tmp_path, rows, epochs, turns):
     plan, given = planned(batches(rows, 8, epochs)), arrays(rows)

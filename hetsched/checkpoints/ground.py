@@ -84,9 +84,8 @@ def _ops(graph: Graph) -> Iterator[tuple[Op, Mapping[str, Any]]]:
         if isinstance(op, Op):
             yield op, attributes
         else:
-            for body in (op.body, op.remainder):
-                if body is not None:
-                    yield from _ops(body)
+            for inner in op.graphs:
+                yield from _ops(inner)
 
 
 def _others(graph: Graph) -> list[Op]:

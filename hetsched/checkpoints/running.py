@@ -71,13 +71,13 @@ def places_of(plan: Timeline) -> Places:
     """Where a plan has its tasks, those of loops too."""
     launches = [(s.command.task, s) for s in plan.launches if isinstance(s.command, Launch)]
     devices = {t: s.lanes[0].owner for t, s in launches if t not in plan.loops and s.lanes}
-    return Places(devices, {t: places_of(body) for t, body in plan.loops.items()})
+    return Places(devices, {t: places_of(body) for t, body in plan.loops.items()}, None if plan.otherwise is None else places_of(plan.otherwise))
 
 
 def _wide(plan: Timeline) -> set[str]:
     out = {plan.graph.task_names[s.command.task] for s in plan.launches if isinstance(s.command, Launch) and s.command.width > 1}
-    for body in plan.loops.values():
-        out |= _wide(body)
+    for _, inner in plan.nested:
+        out |= _wide(inner)
     return out
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hetsched.graph.graph import TURN, Builder, Graph, Loop, Where
+from hetsched.graph.graph import TURN, Builder, Graph, If, Loop, Nested, Where
 from hetsched.graph.op import Attributes, Op
 from hetsched.graph.rest import tail_of, whole_turns
 from hetsched.graph.spec import AnySpec, Spec, array_form
@@ -26,10 +26,14 @@ from hetsched.graph.spec import Sequence as SequenceSpec
 
 @dataclass(frozen=True)
 class Places:
-    """The device of each task of a graph that is no loop, and the places inside its loops."""
+    """The device of each task of a graph that holds no graph, and the places inside its loops and ifs.
+
+    otherwise: of an if those of its other branch.
+    """
 
     devices: Mapping[int, str] = field(default_factory=dict)
     loops: Mapping[int, Places] = field(default_factory=dict)
+    otherwise: Places | None = None
 
 
 class Shape(NamedTuple):
@@ -158,7 +162,7 @@ def _window(loop: Loop) -> tuple[set[int], set[int]] | None:
     pending = list(seldom)
     while pending:
         t = pending.pop()
-        if t in needed or isinstance(body.task_ops[t], Loop):
+        if t in needed or isinstance(body.task_ops[t], Nested):
             if t in needed:
                 continue
             return None
@@ -210,7 +214,7 @@ class _Writer:
         self.builder.constants[i] = self.whole.constants[v]
         return i
 
-    def append(self, t: int, name: str, op: Op | Loop, attributes: Attributes, reads: Sequence[int], device: str | None) -> int:
+    def append(self, t: int, name: str, op: Op | Nested, attributes: Attributes, reads: Sequence[int], device: str | None) -> int:
         b = self.builder
         b.task_names.append(name)
         b.task_ops.append(op)
@@ -226,9 +230,8 @@ class _Writer:
         whole, op = self.whole, self.whole.task_ops[t]
         reads = [read(v) for v in whole.reads(t)]
         device = self.places.devices.get(t)
-        if isinstance(op, Loop):
-            inner = self.places.loops.get(t, Places())
-            op = replace(op, body=pinned(op.body, inner), remainder=None if op.remainder is None else pinned(op.remainder, inner))
+        if isinstance(op, Nested):
+            op = _held(op, self.places.loops.get(t, Places()))
         self.number[t] = self.append(t, whole.task_names[t], op, whole.task_attributes[t], reads, device)
         for v in whole.writes(t):
             self.value[v] = self.new(whole.value_names[v], whole.spec(v), self.number[t], v)
@@ -247,12 +250,19 @@ def pinned(graph: Graph, places: Places) -> Graph:
     if places.loops:
         out.task_ops = list(graph.task_ops)
         for t, inner in places.loops.items():
-            loop = out.task_ops[t]
-            assert isinstance(loop, Loop)
-            rest = None if loop.remainder is None else pinned(loop.remainder, inner)
-            out.task_ops[t] = replace(loop, body=pinned(loop.body, inner), remainder=rest)
+            op = out.task_ops[t]
+            assert isinstance(op, Nested)
+            out.task_ops[t] = _held(op, inner)
         out.kinds = None
     return out
+
+
+def _held(op: Nested, places: Places) -> Nested:
+    """A loop or an if, the tasks in it held to their places."""
+    if isinstance(op, If):
+        return replace(op, then=pinned(op.then, places), otherwise=pinned(op.otherwise, places.otherwise or Places()))
+    assert isinstance(op, Loop)
+    return replace(op, body=pinned(op.body, places), remainder=None if op.remainder is None else pinned(op.remainder, places))
 
 
 def needed_for(graph: Graph, values: Collection[int], known: Collection[int], done: Collection[int], tasks: Collection[int] = ()) -> set[int]:
