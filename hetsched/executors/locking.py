@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hetsched.graph.graph import Loop, Nested
+from hetsched.graph.graph import If, Loop, Nested
 from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Span, Timeline
@@ -39,7 +39,8 @@ def moved(plan: Timeline) -> dict[int, int]:
         op, inner = graph.task_ops[task], moved(body)
         assert isinstance(op, Nested)
         outputs = [*(name for _, name in op.carried), *op.collected] if isinstance(op, Loop) else op.outputs
-        ends = [(body.graph.inputs[name], v) for name, v in zip(op.inputs, graph.reads(task), strict=True) if name in body.graph.inputs]
+        names, reads = (op.captured, graph.reads(task)[1:]) if isinstance(op, If) else (op.inputs, graph.reads(task))
+        ends = [(body.graph.inputs[name], v) for name, v in zip(names, reads, strict=True) if name in body.graph.inputs]
         ends += zip([body.graph.outputs[name] for name in outputs], graph.writes(task), strict=True)
         for value, outer in ends:
             nbytes = inner.get(body.graph.base(value), 0)

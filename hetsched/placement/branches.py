@@ -22,7 +22,7 @@ from hetsched.placement.draft import GraphDraft, Policy
 from hetsched.placement.loops import plan_loop
 from hetsched.placement.memory import PlanTooLargeError
 from hetsched.placement.memory.fitting import fitted
-from hetsched.placement.policies import find, name_of
+from hetsched.placement.policies import TOOK, find, name_of
 from hetsched.placement.problem import Problem, problem_of
 from hetsched.timeline import Timeline
 
@@ -73,7 +73,8 @@ def _plan_branch(
         plan = fitted(draft, chosen, error, is_auto=policy == "auto")
     bound = lower_bound(problem, 0.0, plan.makespan)
     name = policy if isinstance(policy, str) else name_of(policy)
-    return replace(plan, branch=op, policy=name, bound=bound, plan_seconds=time.perf_counter() - began)
+    notes = tuple(note for note in plan.notes if not note.startswith(TOOK))  # which policy it was is told of the whole
+    return replace(plan, branch=op, notes=notes, policy=name, bound=bound, plan_seconds=time.perf_counter() - began)
 
 
 def _held(problem: Problem, graph: Graph, machine: Machine, where: Where | None) -> Problem:

@@ -52,7 +52,7 @@ def _sums(timeline: Timeline) -> dict[tuple[str, str], tuple[float, float, str]]
         if not isinstance(command, Launch) or not span.lanes or body_of(owner, span) is not None:
             continue
         name = owner.graph.task_names[command.task]
-        key = f"{loop}/{name}" if loop else name, span.lanes[0].owner
+        key = f"{loop}/{owner.prefix}{name}" if loop else name, span.lanes[0].owner
         before, launches, _ = out.get(key, (0.0, 0.0, ""))
         out[key] = before + seconds, launches + n, owner.graph.task_ops[command.task].name
     return out

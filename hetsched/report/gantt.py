@@ -59,7 +59,8 @@ def _loop_chart(event: Event, body: Timeline, width: int, turns: int, shades: st
     loop = event.timeline.graph.task_ops[event.span.command.task]  # type: ignore[union-attr]
     total = loop.turns if isinstance(loop, Loop) else body.turns
     head = f"loop {event.name}: {plural(body.turns if body.measured else total, 'turn')}"
-    if body.branch is not None:
+    is_branch = body.branch is not None
+    if is_branch:
         head = f"if {event.name}: {body.prefix[:-1]}"
     if body.period is not None:
         once = max(s.finish for s in body.spans if s.lanes) if not body.measured else 0.0
@@ -79,8 +80,9 @@ def _loop_chart(event: Event, body: Timeline, width: int, turns: int, shades: st
         # A trace keeps only some turns, so its idle time is that of the turns drawn.
         idle = {lane: _idle(sum(f - s for s, f in spans), finish - start) for lane, spans in _intervals(drawn).items()}
     shown = len({e.turn for e in drawn})
-    head += f"; {'turn 0 drawn' if shown == 1 else f'turns 0 to {max(e.turn for e in drawn)} drawn'}"
-    return [shorten(head, width), *_chart(drawn, start, finish, width, shades, idle, by_turn=True)]
+    if not is_branch:
+        head += f"; {'turn 0 drawn' if shown == 1 else f'turns 0 to {max(e.turn for e in drawn)} drawn'}"
+    return [shorten(head, width), *_chart(drawn, start, finish, width, shades, idle, by_turn=not is_branch)]
 
 
 def _intervals(drawn: Iterable[Event]) -> dict[Lane, list[tuple[float, float]]]:

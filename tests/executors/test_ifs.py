@@ -404,3 +404,26 @@ def test_why_tells_what_it_does_not_know_yet() -> None:
     for name, message in (("pick", "'pick' is an if"), ("pick/then/product", "in a branch of the if 'pick'")):
         with pytest.raises(hs.errors.CommandLineError, match=message):
             find_task(graph, name)
+
+
+def test_what_needs_a_branch_that_failed_is_left_out_and_the_rest_runs() -> None:
+    def bad(xp, inputs, outputs, workspace, attributes):
+        raise ValueError("no such thing")
+
+    op = Op("bad", ("x",), ("y",), lambda specs, a: [specs[0]], lambda i, o, a: Work(1, 1, 1), kernels={"array": bad})
+    then = Graph.build()
+    then = then.output(then.op(op, then.input("x", (4,)), name="boom"), "y").freeze()
+    other = Graph.build()
+    other = other.output(other.op("tensor.neg", other.input("x", (4,))), "y").freeze()
+    b = Graph.build()
+    x = b.input("x", (4,))
+    y = b.branch(b.input("c", (), np.bool_), then, other, {"x": x})["y"]
+    graph = b.output(b.op("nn.relu", y, name="after"), "after").output(b.op("tensor.scale", x, factor=2.0), "twice").freeze()
+    given = {"x": np.ones(4, np.float32)}
+    for machine in (ONE, emulate(BOX)):
+        plan = hs.plan(graph, machine)
+        result = hs.run(plan, {**given, "c": np.asarray(True)}, keep_going=True)
+        assert "after" not in result
+        np.testing.assert_array_equal(result["twice"], 2 * given["x"])
+        assert any("boom" in str(error) for error in result.failed.values())
+        np.testing.assert_array_equal(hs.run(plan, {**given, "c": np.asarray(False)}, keep_going=True)["after"], np.zeros(4))

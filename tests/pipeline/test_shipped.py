@@ -100,6 +100,16 @@ def test_matmul_conv_agrees_with_numpy(shipped: Path) -> None:
     assert np.array_equal(np.load(shipped / "out" / "features.npy"), found["features"])
 
 
+@pytest.mark.parametrize("noise", [0.5, 0.01])
+def test_denoise_smooths_what_is_noisy_and_nothing_else(shipped: Path, noise: float) -> None:
+    found = run(shipped / "denoise.yaml", noise=noise, size=40)
+    before, after = found["before"].astype(np.float64), found["after"]
+    assert found["spread"] == pytest.approx(np.mean((before - 0.5) ** 2), rel=1e-3)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(before, ((0, 0), (0, 0), (2, 2), (2, 2))), (5, 5), axis=(2, 3))
+    assert np.allclose(after, windows.mean(axis=(-2, -1)) if noise == 0.5 else before, atol=1e-5)
+    assert np.array_equal(np.load(shipped / "out" / "denoised.npy"), after)
+
+
 @pytest.mark.skipif(not opencl.available(), reason="no OpenCL device works here")
 def test_vector_add_runs_its_own_kernel(shipped: Path) -> None:
     found = run(shipped / "vector_add.yaml", trust=True, n=10_001)

@@ -15,7 +15,7 @@ import numpy as np
 
 from hetsched.placement.costs.handover import handover_of
 from hetsched.placement.draft import Draft, HopelessError, Policy
-from hetsched.placement.policies import earliest_finish, heft, one_device, peft, twice
+from hetsched.placement.policies import TOOK, earliest_finish, heft, one_device, peft, twice
 from hetsched.placement.problem import Problem
 from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upward_ranks
 
@@ -68,7 +68,7 @@ def policy(draft: Draft) -> None:
             if seconds < least:
                 attempt(f"heft on {problem.device_ids[home]}", partial(heft_at, home=home))
     draft.adopt(best)
-    draft.notes.append(f"auto took the plan of {name}")
+    draft.notes.append(TOOK + name)
 
 
 def sufficient_homes(problem: Problem) -> list[tuple[int, float]]:
