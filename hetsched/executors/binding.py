@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from hetsched.errors import PlacementError
-from hetsched.executors.memory import HERE, Doer, HostMemory, shaped
+from hetsched.executors.memory import HERE, Doer, HostMemory, exact, shaped
 from hetsched.executors.segments import Segment, compile_segment
 from hetsched.executors.steps import Step
 from hetsched.graph.guard import read_only, shut
@@ -513,7 +513,7 @@ class Bindings:
             writes: list[Any] = []
             actual: list[AnySpec] | None = None
             if bounded:
-                seen = [Spec(a.shape, a.dtype) if hasattr(a, "shape") else specs[r.value] for a, r in zip(reads, command.reads, strict=True)]
+                seen = [exact(specs[r.value], a) for a, r in zip(reads, command.reads, strict=True)]
                 actual = list(op.infer(seen, attributes))
             for i, r in enumerate(command.writes):
                 if array_form(specs[r.value]) is None:

@@ -15,6 +15,7 @@ from hetsched.executors.pages import Bytes, Lock, Touching, area, arrays
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import AnySpec, Spec
+from hetsched.graph.spec import Sequence as SequenceSpec
 
 ALIGNMENT = 64
 
@@ -123,13 +124,23 @@ def shaped(array: Any, shape: tuple[int, ...]) -> Any:
     return array if tuple(array.shape) == tuple(shape) else array.part(0, shape)
 
 
-def alias(op: Op, base: Any, attributes: Mapping[str, Any], spec: AnySpec) -> Any:
-    """What a view op gives: `base`'s own bytes under another shape."""
+def exact(spec: AnySpec, array: Any) -> AnySpec:
+    """The spec of a value whose array is there: what was bounded has the extents of the array."""
+    if not hasattr(array, "shape"):
+        return spec
+    if not isinstance(spec, SequenceSpec) or not isinstance(spec.element, Spec):
+        return Spec(array.shape, array.dtype)
+    n = int(array.shape[0])
+    return SequenceSpec(spec.element, n) if spec.rows is None else SequenceSpec(spec.element, -(-n // max(spec.element.bounds[0], 1)), n)
+
+
+def alias(op: Op, base: Any, attributes: Mapping[str, Any], source_spec: AnySpec, spec: AnySpec) -> Any:
+    """What a view op gives of a value of `source_spec`: `base`'s own bytes under another shape."""
     if not isinstance(spec, Spec):
         return base
     source = Spec(base.shape, base.dtype)
     if spec.is_bounded:
-        (found,) = op.infer([source], attributes)
+        (found,) = op.infer([exact(source_spec, base)], attributes)
         assert isinstance(found, Spec)
         spec = found
     first = view_offset(op, source, attributes) // spec.dtype.itemsize

@@ -66,7 +66,7 @@ def launch(op: Op, inputs: Sequence[Any], specs: Sequence[AnySpec], attributes: 
     kernel = kernel or op.kernels.get("array") or op.kernels.get("host")
     if kernel is None:
         raise GraphError(f"op {op.name} has no array or host kernel, only {', '.join(op.kernels) or 'none'}")
-    here = [spec_of(x) if isinstance(s, Spec) else s for x, s in zip(inputs, specs, strict=True)]
+    here = [_exact(s, x) for s, x in zip(specs, inputs, strict=True)]
     out_specs = list(op.infer(here, attributes))
     outputs = [empty(s) for s in out_specs]
     planned = list(outputs)
@@ -85,6 +85,15 @@ def launch(op: Op, inputs: Sequence[Any], specs: Sequence[AnySpec], attributes: 
             outputs[i] = np.array(array[tuple(slice(n) for n in shapes[i])], order="C")
         outputs[i].setflags(write=False)
     return outputs
+
+
+def _exact(spec: AnySpec, given: Any) -> AnySpec:
+    """The spec of an input that is there."""
+    if isinstance(spec, Spec):
+        return spec_of(given)
+    if not isinstance(spec, SequenceSpec) or not isinstance(spec.length, UpTo) or not isinstance(spec.element, Spec):
+        return spec
+    return SequenceSpec(spec.element, len(given)) if spec.rows is None else SequenceSpec(spec.element, spec.length.n, len(given))
 
 
 def run_loop(loop: Loop, inputs: Sequence[Any], specs: Sequence[AnySpec]) -> list[Any]:
