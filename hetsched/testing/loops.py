@@ -25,23 +25,23 @@ WIDTH = 3  # columns of rows, of vectors and of matrices, which are square
 
 
 def random_loops(
-    rng: random.Random | int, *, loops: int = 3, most_turns: int = 24, discrete: bool = True, stops: bool = True
+    rng: random.Random | int, *, loops: int = 3, most_turns: int = 24, discrete: bool = True, stops: bool = True, nested: bool = True
 ) -> tuple[Graph, Inputs]:
     """A graph of 1 to `loops` loops and arrays for its inputs.
 
     rng: a `random.Random` or a seed; equal seeds give equal graphs and inputs. most_turns: of a loop, about. discrete: with ops whose results jump
     where their inputs differ by rounding; leave them out to compare devices that round differently. stops: with loops that end before their last
-    turn, whose plans some ways to run do not take.
+    turn. nested: with loops in loops. Without both, threads that have nothing beside a loop share its turns.
     """
     rng = random.Random(rng) if isinstance(rng, int) else rng
-    return _Whole(rng, most_turns, discrete, stops).grow(rng.randint(1, loops))
+    return _Whole(rng, most_turns, discrete, stops, nested).grow(rng.randint(1, loops))
 
 
 class _Whole:
     """The graph around the loops."""
 
-    def __init__(self, rng: random.Random, most_turns: int, discrete: bool, stops: bool) -> None:
-        self.rng, self.most_turns, self.discrete, self.stops = rng, most_turns, discrete, stops
+    def __init__(self, rng: random.Random, most_turns: int, discrete: bool, stops: bool, nested: bool) -> None:
+        self.rng, self.most_turns, self.discrete, self.stops, self.nested = rng, most_turns, discrete, stops, nested
         self.numbers = np.random.default_rng(rng.getrandbits(64))
         self.b = Builder("loops")
         self.inputs: Inputs = {}
@@ -165,7 +165,7 @@ class _Turn:
         self.matrices += [v for _, v, ndim in states if ndim == 2]
         self.vectors += [body.bind(v) for v in self.around.vectors[:1] if not self.vectors or rng.random() < 0.4]
         self.matrices += [body.bind(v) for v in self.around.matrices[:1] if not self.matrices or rng.random() < 0.4]
-        ways = _WAYS + (_DISCRETE if self.around.discrete else ())
+        ways = _WAYS + (_DISCRETE if self.around.discrete else ()) + (_NESTED if self.around.nested else ())
         for _ in range(rng.randint(3, 12)):
             rng.choice(ways)(self)
         self._update(states)
@@ -363,6 +363,7 @@ def _best(t: _Turn) -> None:
 
 _WAYS: tuple[Callable[[_Turn], None], ...] = (
     _rows_alone, _rows_together, _product, _dropout, _by_id, _one_hot, _over_rows, _over_rows, _loss, _total, _with_number, _vectors, _uniform,
-    _turned_around, _row_of, _outer, _matrices, _inner,
+    _turned_around, _row_of, _outer, _matrices,
 )  # fmt: skip
 _DISCRETE: tuple[Callable[[_Turn], None], ...] = (_where, _best)
+_NESTED: tuple[Callable[[_Turn], None], ...] = (_inner,)

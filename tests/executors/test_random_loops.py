@@ -133,10 +133,29 @@ def test_plans_without_a_planner(seed: int) -> None:
         assert value_problems(WAYS[way](plan, inputs), wanted) == [], way
 
 
-@pytest.mark.parametrize("seed", range(200, 200 + SEEDS))
+def test_turns_that_threads_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One loop and nothing beside it; ring slots in all relations to the batches of an epoch."""
+    shared, plain = [], rounds.Rounds.__init__
+
+    def init(self: rounds.Rounds, *args: Any) -> None:
+        shared.append(self)
+        plain(self, *args)
+
+    monkeypatch.setattr(rounds.Rounds, "__init__", init)
+    for seed in range(40):
+        graph, inputs = random_loops(seed, most_turns=12, loops=1, stops=False, nested=False)
+        wanted = interpret(graph, inputs)
+        for slots in (2, 3):
+            plan = plain_plan(graph, THREADS, seed=seed, slots=slots)
+            for way in ("threads", "chains that move", "keep going"):
+                assert value_problems(WAYS[way](plan, inputs), wanted) == [], (seed, slots, way)
+    assert len(shared) > 40 or not rounds.is_atomic()
+
+
+@pytest.mark.parametrize("seed", range(202, 206))
 def test_devices_of_their_own_memory_at_its_limit(seed: int) -> None:
     rng = random.Random(seed)
-    graph, inputs = random_loops(rng, most_turns=8, loops=2)
+    graph, inputs = random_loops(rng, most_turns=8, loops=2, nested=seed % 3 == 0)
     wanted = interpret(graph, inputs)
     machine = emulate(random_machine(rng, accelerators=2, memory_limits=False))
     plan = hs.plan(graph, machine, measure=False, learn=False)
