@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -195,6 +196,12 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, (bytes, bytearray)):
+        return ["bytes", hashlib.sha256(value).hexdigest()]
+    if isinstance(value, complex):
+        return ["complex", repr(value.real), repr(value.imag)]
+    if isinstance(value, (set, frozenset)):  # in an order that does not depend on the process
+        return ["set", *sorted(json.dumps(_plain(v), sort_keys=True) for v in value)]
     if isinstance(value, np.dtype):
         return value.str
     if isinstance(value, Mapping):
@@ -214,7 +221,10 @@ def code_of(value: Any, depth: int = 0) -> Any:
         return value.name if isinstance(value, Op) else type(value).__name__
     if isinstance(value, FunctionType):
         cells = [code_of(_contents(cell), depth + 1) for cell in value.__closure__ or ()]
-        return [code_of(value.__code__, depth), cells, code_of(value.__defaults__, depth + 1)]
+        by_name = [code_of(value.__kwdefaults__, depth + 1)] if value.__kwdefaults__ else []
+        return [code_of(value.__code__, depth), cells, code_of(value.__defaults__, depth + 1), *by_name]
+    if isinstance(value, partial):
+        return ["partial", *(code_of(part, depth + 1) for part in (value.func, value.args, value.keywords))]
     if isinstance(value, CodeType):
         return [hashlib.sha256(value.co_code).hexdigest()[:16], list(value.co_names), [code_of(c, depth + 1) for c in value.co_consts]]
     if isinstance(value, MethodType):

@@ -314,7 +314,8 @@ def _misfit(given: Any, spec: SequenceSpec) -> str | None:
     element, n = spec.element, len(given)
     if spec.rows is not None and isinstance(given, np.ndarray):
         whole = spec.array
-        return None if given.shape == whole.shape and given.dtype == whole.dtype else f"{wanted}, which is {whole!r} in all, got {spec_of(given)!r}"
+        fits = given.ndim == whole.ndim and all(n <= d.n if isinstance(d, UpTo) else n == d for n, d in zip(given.shape, whole.shape, strict=True))
+        return None if fits and given.dtype == whole.dtype else f"{wanted}, which is {whole!r} in all, got {spec_of(given)!r}"
     length = spec.length
     if n > length.n if isinstance(length, UpTo) else length is not None and n != length:
         return f"{wanted}, got {n} elements"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -343,3 +344,30 @@ def test_slices_that_byte_code_names_are_part_of_a_kernel():
 
     assert with_constant(slice(1, 3, None)) == with_constant(slice(1, 3, None))
     assert with_constant(slice(1, 3, None)) != with_constant(slice(1, 4, None))
+
+
+def test_constants_and_what_is_given_by_name_are_part_of_a_kernel():
+    def of(constant):
+        return code_of((lambda x: x).__code__.replace(co_consts=(constant,)))
+
+    for one, other in (
+        (b"a", b"b"),
+        (1j, 2j),
+        (complex(0.0, 1.0), complex(-0.0, 1.0)),
+        (frozenset({1, 2}), frozenset({1, 3})),
+        (bytearray(1), bytearray(2)),
+    ):
+        assert of(one) == of(one)
+        assert of(one) != of(other)
+        assert json.dumps(of(one)) == json.dumps(of(one))
+    assert of(frozenset({"a", "b", "c"})) == of(frozenset({"c", "b", "a"}))
+
+    def kernel(*, factor):
+        def scale(x, *, by=factor):
+            return x * by
+
+        return scale
+
+    assert code_of(kernel(factor=2)) == code_of(kernel(factor=2))
+    assert code_of(kernel(factor=2)) != code_of(kernel(factor=3))
+    assert code_of(functools.partial(max, 1)) != code_of(functools.partial(max, 2))

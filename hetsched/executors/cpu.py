@@ -48,6 +48,11 @@ AHEAD_STEPS = 16
 Progress = Callable[[int, int, str], None]
 
 
+def too_late(timeout: float) -> RunTimeoutError:
+    """What a run that took longer than `timeout` seconds raises."""
+    return RunTimeoutError(f"the run took longer than {timeout:g} s; raise --timeout, or see --trace for what takes the time")
+
+
 class Crew:
     """The threads of one run. Used once."""
 
@@ -100,7 +105,7 @@ class Crew:
 
     def timed_out(self) -> RunTimeoutError:
         """What a run that took too long raises."""
-        return RunTimeoutError(f"the run took longer than {self.timeout:g} s; raise --timeout, or see --trace for what takes the time")
+        return too_late(self.timeout or 0.0)
 
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
@@ -123,8 +128,8 @@ class Crew:
         if not active.walk.done and not self.failed and not self.pausing:
             stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
             raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
-        if self.progress is not None and self.done < self.total and not self.failed and not self.pausing:
-            # A loop has stopped before its last turn: what there was to do is done.
+        if self.progress is not None and (self.done < self.total or self.most_told < self.done) and not self.failed and not self.pausing:
+            # A loop may have stopped before its last turn, and its end is told nobody: what there was to do is done.
             self.total = self.done
             self.tell(self.done, root.graph.task_names[-1])
         return active
@@ -202,6 +207,8 @@ class Crew:
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
             runner.run(lanes)
+        if self.error is None and self.deadline is not None and perf_counter() > self.deadline:
+            self.error = self.timed_out()
         if self.error is not None:
             raise self.error
         if not runner.is_done:

@@ -90,7 +90,7 @@ def _is_laid_up(inner: Active, command: Copy) -> bool:
     if command.dst.node != HOST or command.src.node == HOST or form is None or form.is_bounded:
         return False
     is_small = 0 < form.size <= MOST_LAID_UP and form.nbytes * frame.turns <= MOST_LAID_UP_NBYTES
-    return is_small and frame.gathering.is_straight(value) and value not in frame.gathering.by_rows
+    return is_small and frame.gathering.is_straight(value) and not frame.gathering.is_by_rows(value)
 
 
 class _Turn:
@@ -192,7 +192,7 @@ class Devoted:
                     self._mark(turn)
             if crew.error is None:
                 for value, (rows, _) in self.laid_up.items():
-                    self.doer.move(rows, self.frame.gathering.targets[value][:last])
+                    self.doer.move(rows, self.frame.gathering.target(value)[:last])
             end = self.stream.record()
             self._wait(end, turn)
         except BaseException:

@@ -208,8 +208,7 @@ def _found(pause: Pause, source: Source) -> Any:
         value = inner.program.carried[inner.graph.inputs[loop.carried[source.value][0]]]
         return _on_host(inner, value, turns - 1, pause.frame)
     names = dict(zip(list(graph.writes(source.task))[len(loop.carried) :], loop.collected, strict=True))
-    value = inner.graph.outputs[names[source.value]]
-    whole = inner.gathering.so_far(value, turns)
+    whole = inner.gathering.so_far(names[source.value], turns)
     return np.array(whole) if isinstance(whole, np.ndarray) else whole
 
 

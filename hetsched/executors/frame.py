@@ -253,8 +253,9 @@ class Frame:
         if task >= 0 and (value, node) not in self.copied and not mine:
             op = self.graph.task_ops[task]
             if isinstance(op, Op) and op.view:
-                base = self.locate(self.graph.reads(task)[0], node, turn, self.view_generation(task))
-                return alias(op, base, self.attributes(task, turn), spec)
+                source = self.graph.reads(task)[0]
+                base = self.locate(source, node, turn, self.view_generation(task))
+                return alias(op, base, self.attributes(task, turn), self.specs(turn)[source], spec)
         if value in self.dynamic:
             return self.cells[value, node, self.slot(value, node, turn)]
         return self.buffer(value, node, turn)

@@ -242,6 +242,40 @@ class Loop(Nested):
                 for name, _ in self.carried:
                     if name in body.inputs and body.spec(body.inputs[name]) != rest.spec(rest.inputs[name]):
                         out.append(f"carried {name!r} differs between body and remainder")
+                out += [] if out else self._remainder_problems(rest)
+        return out or self._rows_problems()
+
+    def _remainder_problems(self, rest: Graph) -> list[str]:
+        """What is kept over turns of both bodies has one shape, or is rows of one array."""
+        out, body = [], self.body
+        for task in self.seldom:
+            for value, other in zip(body.writes(task), rest.writes(task), strict=True):
+                if body.spec(value) != rest.spec(other):
+                    out.append(
+                        f"every: task {body.task_names[task]!r} gives {body.spec(value)!r} in the body and {rest.spec(other)!r} in the remainder, so "
+                        "no turn can take what another one made; run it in every turn"
+                    )
+        for name in self.collected:
+            full, last = body.spec(body.outputs[name]), rest.spec(rest.outputs[name])
+            what = f"collected {name!r} is {full!r} in the body and {last!r} in the remainder"
+            if full != last and name not in self.rows:
+                out.append(f"{what}; say how many rows of one array they make (rows)")
+            elif full != last and self.turns > self.cycle:
+                out.append(f"{what}: such rows make one array in a loop of {self.cycle} turns only")
+        return out
+
+    def _rows_problems(self) -> list[str]:
+        """Elements that are rows of one array make just that array."""
+        out, last = [], self.remainder if self.remainder is not None else self.body
+        for name, rows in self.rows.items():
+            if name not in self.collected:
+                continue
+            ends = [graph.spec(graph.outputs[name]) for graph in (self.body, last)]
+            n = [spec.shape[0] if isinstance(spec, Spec) and spec.shape else None for spec in ends]
+            if n[0] is None:
+                out.append(f"collected {name!r} is {ends[0]!r}, which has no rows")
+            elif isinstance(n[0], int) and isinstance(n[1], int) and self.turns and rows != (made := (self.turns - 1) * n[0] + n[1]):
+                out.append(f"collected {name!r}: {self.turns} turns make {made} rows, not {rows}")
         return out
 
     def _carried_problems(self) -> list[str]:

@@ -393,7 +393,7 @@ def loop_over_batches(
     return dict(zip((*body.carried, *body.collected), outputs, strict=True))
 
 
-def _written(outer: Builder, write: Callable[[Body], None], rows: int, count: int, batch: int, around: Body | None) -> Body:
+def _written(outer: Builder, write: Callable[[Body], None], rows: int, count: int, batch: int, around: Body | None = None) -> Body:
     body = Body(outer, rows, count, batch, around)
     where = outer._where
     # Tasks of the body are named like tasks of the graph around it: unique in the run, and the key of random ops.
