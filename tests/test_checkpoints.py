@@ -403,6 +403,53 @@ def test_a_disk_that_is_full_costs_the_checkpoints_not_the_run(tmp_path, monkeyp
     assert "No space left on device" in told[0]
 
 
+# Retries ----------------------------------------------------------------------------------------------------------------------
+
+
+def flaky(failures: list[float], pure: bool = True) -> tuple[Graph, Arrays]:
+    """A loop that counts to 24 and fails, once each, at the numbers in `failures`."""
+
+    @hs.op(lambda x: x, name="checkpoint_test.flaky", pure=pure)
+    def counted(x: np.ndarray) -> np.ndarray:
+        if failures and x[0] == failures[0]:
+            failures.pop(0)
+            raise OSError("no answer")
+        return x + np.float32(1)
+
+    body = Graph.build()
+    body.output(body.op(counted, body.input("s", (4,)), name="count"), "s_new")
+    b = Graph.build()
+    b.output(b.loop(Loop(body.freeze(), 24, carried=(("s", "s_new"),)), b.input("s", (4,)), name="train")[0], "s")
+    return b.freeze(), {"s": np.zeros(4, np.float32)}
+
+
+def test_a_task_that_fails_is_tried_again_from_the_last_checkpoint(tmp_path):
+    graph, given = flaky([6.0, 7.0, 14.0])
+    told: list[str] = []
+    result = hs.run(planned(graph), given, learn=False, checkpoint=hs.Checkpoint(tmp_path / "kept", turns=4, retries=3, tell=told.append))
+    assert result["s"].tolist() == [24.0] * 4
+    assert [text.rpartition("; ")[2] for text in told] == [f"tried again from turn {n} of loop 'train'" for n in (4, 4, 12)]
+    assert all("no answer" in text and "count" in text for text in told)
+    assert set(told) <= set(result.trace.notes)
+
+
+def test_more_failures_than_retries_end_the_run_which_can_be_taken_up_again(tmp_path):
+    failures = [6.0, 6.0, 6.0]
+    graph, given = flaky(failures)
+    with pytest.raises(hs.TaskError, match="no answer"):
+        hs.run(planned(graph), given, learn=False, checkpoint=hs.Checkpoint(tmp_path / "kept", turns=4, retries=2))
+    assert (tmp_path / "kept" / STATE).exists()
+    assert not failures
+    with pytest.raises(hs.HetschedError, match="retries are a whole number"):
+        hs.Checkpoint(tmp_path, retries=-1)
+
+
+def test_effects_outside_are_not_repeated(tmp_path):
+    graph, given = flaky([6.0], pure=False)
+    with pytest.raises(hs.TaskError, match="no answer"):
+        hs.run(planned(graph), given, learn=False, checkpoint=hs.Checkpoint(tmp_path / "kept", turns=4, retries=5))
+
+
 # Cut off for good -------------------------------------------------------------------------------------------------------------
 
 SCRIPT = """

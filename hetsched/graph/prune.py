@@ -46,7 +46,7 @@ def _needed(graph: Graph, outputs: Collection[str], *, body: bool) -> _Needed:
     for t in reversed(range(len(graph))):
         op, reads = graph.task_ops[t], graph.reads(t)
         wanted = not need.values.isdisjoint(graph.writes(t))
-        if not wanted and t in optional and not _has_effect(op) and graph.task_names[t] not in named:
+        if not wanted and t in optional and not has_effect(op) and graph.task_names[t] not in named:
             continue
         need.tasks.add(t)
         if isinstance(op, Loop) and wanted:
@@ -82,8 +82,9 @@ def _views_of_collected(graph: Graph) -> set[int]:
     return tasks
 
 
-def _has_effect(op: Op | Loop) -> bool:
-    return not op.pure or (isinstance(op, Loop) and any(_has_effect(inner) for body in _bodies(op) for inner in body.task_ops))
+def has_effect(op: Op | Loop) -> bool:
+    """True if an op, or one inside a loop, has an effect outside."""
+    return not op.pure or (isinstance(op, Loop) and any(has_effect(inner) for body in _bodies(op) for inner in body.task_ops))
 
 
 def _bodies(loop: Loop) -> list[Graph]:
