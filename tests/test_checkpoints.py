@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import hetsched as hs
 from hetsched.checkpoints import ground
 from hetsched.checkpoints.running import run_with_checkpoints
 from hetsched.checkpoints.store import STATE, Store
+from hetsched.costing import Taught, learn_from_run
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.pieces import Places, next_turn, piece_of, shape_of, why_whole
 from hetsched.graph.spec import Sequence, Spec
@@ -27,6 +29,7 @@ from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.testing.graphs import random_graph, random_machine
 from hetsched.testing.opencl import available
 from hetsched.testing.runs import value_problems
+from hetsched.timeline import Launch
 
 
 class CutError(Exception):
@@ -196,6 +199,31 @@ def grown(state: list[int]) -> list[int]:
     return [*state, len(state)]
 
 
+def wide_tasks(plan: hs.Timeline) -> set[str]:
+    """The tasks that a plan gives several lanes at once, those of loops too."""
+    here = {plan.graph.task_names[s.command.task] for s in plan.launches if isinstance(s.command, Launch) and s.command.width > 1}
+    return here.union(*map(wide_tasks, plan.loops.values()))
+
+
+@pytest.mark.parametrize("lanes", [2, 4])
+def test_products_that_take_all_lanes_take_them_in_pieces_too_and_no_others_do(tmp_path, lanes):
+    """How many threads share a product decides about its last bits."""
+    machine = Machine((replace(CPU, lanes=lanes, widths=(1, lanes)),), (), (MemoryNode(HOST),))
+    body = Graph.build()
+    w, s, t = body.input("w", (64, 64)), body.input("s", (64, 64)), body.input("t", (64, 64))
+    body.output(body.op("tensor.scale", body.op("tensor.matmul", s, w, name="chain"), factor=0.01), "s_new")
+    body.output(body.op("nn.tanh", t), "t_new")
+    b = Graph.build()
+    w = b.op("tensor.matmul", b.input("a", (64, 64)), b.input("b", (64, 64)), name="before")
+    s, _ = b.loop(Loop(body.freeze(), 9, invariants=("w",), carried=(("s", "s_new"), ("t", "t_new"))), w, w, b.input("t", (64, 64)), name="train")
+    b.output(b.op("tensor.matmul", s, w, name="behind"), "out")
+    plan = hs.plan(b.freeze(), machine=machine, learn=False)
+    assert wide_tasks(plan), "else this test shows nothing"
+    given = {name: np.random.default_rng(i).normal(size=(64, 64)).astype(np.float32) for i, name in enumerate("abt")}
+    result = hs.run(plan, given, learn=False, checkpoint=hs.Checkpoint(tmp_path / "kept", turns=4), executor="simulated")
+    assert set().union(*map(wide_tasks, result.plans[1:])) == wide_tasks(plan)
+
+
 # Where loops are cut ----------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +353,32 @@ def test_short_loops_are_not_parted(tmp_path):
     assert len(result.plans) == 2, "the whole, and the whole as one part"
 
 
+def test_what_a_run_with_checkpoints_tells_is_of_the_whole_graph(tmp_path, monkeypatch):
+    """The trace is one of the whole graph, progress goes on over all pieces, and what teaches are the traces of the pieces themselves."""
+    plan, given, told = planned(batches(400, 8, 6)), arrays(400), []
+    asked = hs.Checkpoint(tmp_path / "kept", turns=25)
+    result = hs.run(plan, given, learn=False, checkpoint=asked, progress=lambda done, total, name: told.append((done, total)))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == told[-1][1] == max(total for _, total in told)
+    assert len(told) >= 12, "behind each of twelve pieces"
+    task, loop = loop_of(plan.graph)
+    trace = result.trace.loops[task]
+    assert trace.graph is plan.loops[task].graph
+    turns = {span.command.turn for span in trace.spans if isinstance(span.command, Launch)}
+    assert trace.turns == loop.turns == 300
+    assert turns >= {*range(25), *range(275, 300)}
+    assert len(turns) <= 200
+    assert [p.graph for p in result.plans[1:]] == [t.graph for t in result.traces]
+    taught: list[Any] = []
+    monkeypatch.setattr("hetsched.costing.learn_from", lambda trace, crowded, plan: taught.append((trace, plan)) or Taught((), (), "", 0.0))
+    learn_from_run(result)
+    assert taught == list(zip(result.traces, result.plans[1:], strict=True))
+    bare = hs.run(plan, given, learn=False, trace=False, checkpoint=asked)
+    awaited = asyncio.run(hs.run_async(plan, given, learn=False, checkpoint=asked))
+    assert same_bits(bare, result)
+    assert same_bits(awaited, result)
+
+
 # Refusals ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +485,53 @@ def test_a_disk_that_is_full_costs_the_checkpoints_not_the_run(tmp_path, monkeyp
     assert same_bits(result, hs.run(plan, arrays(32), learn=False))
     assert len(told) == 1
     assert "No space left on device" in told[0]
+
+
+# Retries ----------------------------------------------------------------------------------------------------------------------
+
+
+def flaky(failures: list[float], pure: bool = True) -> tuple[Graph, Arrays]:
+    """A loop that counts to 24 and fails, once each, at the numbers in `failures`."""
+
+    @hs.op(lambda x: x, name="checkpoint_test.flaky", pure=pure)
+    def counted(x: np.ndarray) -> np.ndarray:
+        if failures and x[0] == failures[0]:
+            failures.pop(0)
+            raise OSError("no answer")
+        return x + np.float32(1)
+
+    body = Graph.build()
+    body.output(body.op(counted, body.input("s", (4,)), name="count"), "s_new")
+    b = Graph.build()
+    b.output(b.loop(Loop(body.freeze(), 24, carried=(("s", "s_new"),)), b.input("s", (4,)), name="train")[0], "s")
+    return b.freeze(), {"s": np.zeros(4, np.float32)}
+
+
+def test_a_task_that_fails_is_tried_again_from_the_last_checkpoint(tmp_path):
+    graph, given = flaky([6.0, 7.0, 14.0])
+    told: list[str] = []
+    result = hs.run(planned(graph), given, learn=False, checkpoint=hs.Checkpoint(tmp_path / "kept", turns=4, retries=3, tell=told.append))
+    assert result["s"].tolist() == [24.0] * 4
+    assert [text.rpartition("; ")[2] for text in told] == [f"tried again from turn {n} of loop 'train'" for n in (4, 4, 12)]
+    assert all("no answer" in text and "count" in text for text in told)
+    assert set(told) <= set(result.trace.notes)
+
+
+def test_more_failures_than_retries_end_the_run_which_can_be_taken_up_again(tmp_path):
+    failures = [6.0, 6.0, 6.0]
+    graph, given = flaky(failures)
+    with pytest.raises(hs.TaskError, match="no answer"):
+        hs.run(planned(graph), given, learn=False, checkpoint=hs.Checkpoint(tmp_path / "kept", turns=4, retries=2))
+    assert (tmp_path / "kept" / STATE).exists()
+    assert not failures
+    with pytest.raises(hs.HetschedError, match="retries are a whole number"):
+        hs.Checkpoint(tmp_path, retries=-1)
+
+
+def test_effects_outside_are_not_repeated(tmp_path):
+    graph, given = flaky([6.0], pure=False)
+    with pytest.raises(hs.TaskError, match="no answer"):
+        hs.run(planned(graph), given, learn=False, checkpoint=hs.Checkpoint(tmp_path / "kept", turns=4, retries=5))
 
 
 # Cut off for good -------------------------------------------------------------------------------------------------------------

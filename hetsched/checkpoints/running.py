@@ -20,13 +20,14 @@ import numpy as np
 from hetsched.checkpoints.asked import Checkpoint
 from hetsched.checkpoints.ground import ground_of, refuse_changes
 from hetsched.checkpoints.store import Store
-from hetsched.errors import RunTimeoutError
+from hetsched.errors import RunTimeoutError, TaskError
 from hetsched.executors.epochs import Merged
 from hetsched.executors.outline import launches_of
 from hetsched.executors.result import Result
 from hetsched.executors.tracing import KEPT_TURNS
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.pieces import Piece, Places, Shape, inputs_of, needed_for, next_turn, part_of, piece_of, shape_of, why_whole
+from hetsched.graph.prune import has_effect
 from hetsched.graph.spec import array_form
 from hetsched.locked import read_plan, write_plan
 from hetsched.machine import Device, Link
@@ -81,6 +82,11 @@ def _wide(plan: Timeline) -> set[str]:
     return out
 
 
+def has_effects(graph: Graph) -> bool:
+    """True if some task of a graph, or inside its loops, has an effect outside."""
+    return any(map(has_effect, graph.task_ops))
+
+
 def run_with_checkpoints(
     plan: Timeline,
     inputs: Mapping[str, Any],
@@ -123,6 +129,7 @@ class _Run:
         self.traces: dict[Timeline, Timeline] = {}  # plan of a part or a piece -> the trace of its last run
         self.merged = Merged(plan)
         self.last: tuple[Piece, Timeline, int, float] | None = None  # the piece that ran last, its trace, first turn and start
+        self.retries, self.at = asked.retries, "its beginning"
         self.total, self.past, self.told = launches_of(plan), 0, -1
         self.notes: list[str] = []
         self.problem: str | None = None
@@ -132,7 +139,7 @@ class _Run:
         graph = self.graph
         for number, t in enumerate(self._parted()):
             self._loop(number, t)
-        effects = [t for t, op in enumerate(graph.task_ops) if t not in self.done and not op.pure]
+        effects = [t for t, op in enumerate(graph.task_ops) if t not in self.done and has_effect(op)]
         self._part(needed_for(graph, graph.outputs.values(), self.values, self.done, effects))
         if self.progress is not None:
             self.progress(self.total, self.total, graph.task_names[-1] if len(graph) else "")
@@ -197,6 +204,7 @@ class _Run:
         while turn < turns:
             end = next_turn(loop, turn, pace)
             began = self.clock()
+            self.at = f"turn {turn} of loop {name!r}"
             result = self._piece(t, shape_of(loop, turn, end), turn, carried)
             carried = [result[str(k)] for k in range(carries)]
             new = [result[str(carries + k)] for k in range(len(loop.collected))]
@@ -211,6 +219,7 @@ class _Run:
         for v, found in zip(writes, [*carried, *(_joined(p, graph.spec(v)) for p, v in zip(parts, writes[carries:], strict=True))], strict=True):
             self.values[v] = found
         self.done.add(t)
+        self.at = f"the end of loop {name!r}"
         self._end_trace()
         self._let_go()
 
@@ -235,6 +244,22 @@ class _Run:
         result = self._run(plan, inputs_of(piece, self.graph, turn, self.values.__getitem__, carried))
         self._trace(piece, result.trace, turn)
         return result
+
+    def _tried(self, plan: Timeline, inputs: Mapping[str, Any], progress: Any) -> Result:
+        """Run a part or a piece, again where a task of it fails: its inputs are as they were, for values are written once."""
+        while True:
+            left = None
+            if self.until is not None:
+                left = self.until - self.clock()
+                if left <= 0:
+                    raise RunTimeoutError("the run took longer than it may; what is kept of it can be taken up again")
+            try:
+                return self.run_one(plan, inputs, timeout=left, progress=progress)
+            except TaskError as error:
+                if not self.retries or has_effects(plan.graph):
+                    raise
+                self.retries -= 1
+                self._say(f"{error}; tried again from {self.at}")
 
     def _trace(self, piece: Piece, trace: Timeline, turn: int) -> None:
         """Take in the trace of a piece. Of loops the first and last turns are kept: pieces between are, of the outermost spans, and in sums."""
@@ -296,11 +321,6 @@ class _Run:
         return plan
 
     def _run(self, plan: Timeline, inputs: Mapping[str, Any]) -> Result:
-        left = None
-        if self.until is not None:
-            left = self.until - self.clock()
-            if left <= 0:
-                raise RunTimeoutError("the run took longer than it may; what is kept of it can be taken up again")
         past, whole = self.past, launches_of(plan)
 
         def tell(done: int, total: int, name: str) -> None:
@@ -310,7 +330,7 @@ class _Run:
                 self.told = now
                 self.progress(now, self.total, name)
 
-        result = self.run_one(plan, inputs, timeout=left, progress=tell if self.progress is not None else None)
+        result = self._tried(plan, inputs, tell if self.progress is not None else None)
         self.past = past + whole
         if self.progress is not None and len(plan.graph):
             tell(whole, whole, plan.graph.task_names[-1])  # who shares threads tells little

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.units import how_often
-from hetsched.errors import FileError, GraphError
+from hetsched.errors import CommandLineError, FileError, GraphError
 
 if TYPE_CHECKING:
     from hetsched.executors.result import Result
@@ -28,6 +28,7 @@ class Keeping:
     args: dict[str, Any]
     seconds: float | None
     turns: int | None
+    retries: int = 0
     name: str = ""
     plan: Path | None = None
 
@@ -35,11 +36,13 @@ class Keeping:
     def of(args: Any) -> Keeping | None:
         """That of a command line, None without `--checkpoint`. Where it goes on with a run, its file must be as it was."""
         if args.checkpoint is None:
+            if args.retries:
+                raise CommandLineError("--retries goes back to the last checkpoint; give --checkpoint 30s as well")
             return None
         seconds, turns = how_often(args.checkpoint)
         name = getattr(args, "resumed", "")
         given = {key: value for key, value in vars(args).items() if key != "resumed"}
-        keeping = Keeping({**given, **{k: _whole(k, given[k]) for k in _PATHS}}, seconds, turns, name)
+        keeping = Keeping({**given, **{k: _whole(k, given[k]) for k in _PATHS}}, seconds, turns, args.retries, name)
         if name:
             from hetsched.checkpoints.store import PLAN, STATE
             from hetsched.report.unfinished import Unfinished
@@ -55,20 +58,18 @@ class Keeping:
         from hetsched.checkpoints import Checkpoint
         from hetsched.report.unfinished import Unfinished
 
-        runs = Unfinished()
-        if not self.name:
+        runs, is_new = Unfinished(), not self.name
+        if is_new:
             self.name = runs.add({"name": pipeline.name, "file": self.args["file"], "sha256": pipeline.sha256, "args": self.args})
         every = {"seconds": self.seconds} if self.seconds is not None else {"turns": self.turns}
         try:
-            return run(checkpoint=Checkpoint(runs.state(self.name), tell=_tell, clear=False, **every))
-        except GraphError:
-            raise  # what the run rests on has changed: told by the error itself
-        except BaseException:
+            return run(checkpoint=Checkpoint(runs.state(self.name), tell=_tell, clear=False, retries=self.retries, **every))
+        except BaseException as error:
             turns = runs.turns(self.name)
-            if turns:
+            if not turns:
+                runs.remove(self.name)  # nothing is lost by beginning anew
+            elif is_new or not isinstance(error, GraphError):  # that tells what has changed, and the way out
                 print(f"hetsched: `hetsched resume {self.name}` goes on from {turns_text(turns)}", file=sys.stderr)
-            else:
-                runs.remove(self.name)
             raise
 
     def end(self) -> None:

@@ -101,7 +101,7 @@ def why_whole(graph: Graph, task: int) -> str | None:
     assert isinstance(loop, Loop)
     reads = dict(zip(loop.inputs, graph.reads(task), strict=True))
     if whole_turns(loop) >= loop.turns and _unit(loop) >= loop.turns:
-        return f"its {loop.turns} turns belong together"
+        return "its turns belong together"
     for name, _ in loop.carried:
         spec = loop.body.spec(loop.body.inputs[name])
         if not isinstance(spec, Spec) or spec.is_bounded:

@@ -46,7 +46,7 @@ def _needed(graph: Graph, outputs: Collection[str], *, body: bool) -> _Needed:
     for t in reversed(range(len(graph))):
         op, reads = graph.task_ops[t], graph.reads(t)
         wanted = not need.values.isdisjoint(graph.writes(t))
-        if not wanted and t in optional and not _has_effect(op) and graph.task_names[t] not in named:
+        if not wanted and t in optional and not has_effect(op) and graph.task_names[t] not in named:
             continue
         need.tasks.add(t)
         if isinstance(op, Loop) and wanted:
@@ -82,8 +82,9 @@ def _views_of_collected(graph: Graph) -> set[int]:
     return tasks
 
 
-def _has_effect(op: Op | Nested) -> bool:
-    return not op.pure or (isinstance(op, Nested) and any(_has_effect(inner) for body in op.graphs for inner in body.task_ops))
+def has_effect(op: Op | Nested) -> bool:
+    """True if an op, or one inside a loop or an if, has an effect outside."""
+    return not op.pure or (isinstance(op, Nested) and any(has_effect(inner) for body in op.graphs for inner in body.task_ops))
 
 
 def _without(loop: Loop, collected: Collection[str]) -> Loop:

@@ -137,6 +137,7 @@ def test_what_checkpoint_takes(pipeline, capsys):
     for wrong in ("soon", "0turns", "0s"):
         with pytest.raises(CommandLineError, match="--checkpoint"):
             how_often(wrong)
+    assert "--retries goes back to the last checkpoint; give --checkpoint 30s as well" in told(capsys, 2, "run", pipeline, "--retries", "2").err
     assert "--checkpoint cannot be used with --keep-going" in told(capsys, 2, "run", pipeline, "--checkpoint", "30s", "--keep-going").err
 
 

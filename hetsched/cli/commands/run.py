@@ -50,6 +50,9 @@ def arguments(parser: Parser) -> None:
         metavar="WHEN",
         help="keep the state of long loops every 30s, 5min or 500turns, so that `hetsched resume` goes on from there after a failure or Ctrl-C",
     )
+    parser.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="with --checkpoint: a task that fails is tried again from there, N times in all"
+    )
     format_option(parser)
 
 
