@@ -71,7 +71,7 @@ def _ways(draft: GraphDraft, is_auto: bool) -> Iterator[Way]:
     rules = (BESIDE, FARTHEST, LEAST_RECENT, ELSEWHERE) if is_auto else (BESIDE, FARTHEST, LEAST_RECENT)
     for rule in rules:
         for order, sequence in (("its own order", first), ("an order that holds little at once", frugal)):
-            yield partial(_evicted, draft, sequence, rule, order)
+            yield _tried if sequence is frugal and frugal == first else partial(_evicted, draft, sequence, rule, order)
     if not is_auto:
         return
     for name, book in _frugal(problem):
@@ -80,6 +80,11 @@ def _ways(draft: GraphDraft, is_auto: bool) -> Iterator[Way]:
         other.notes.append(f"the fastest plan does not fit the memory; this one is that of {name}")
         yield partial(_planned, other)
         yield partial(_evicted, other, sequence_of(other), BESIDE, "its own order")
+
+
+def _tried(shorter_than: float) -> Timeline:
+    """The way before, again: both orders are one, as those of chains are."""
+    raise HopelessError
 
 
 def _planned(draft: GraphDraft, shorter_than: float) -> Timeline:
