@@ -6,7 +6,8 @@ Each batch is loaded (1 ms of waiting, no core used), decoded (2 ms of NumPy), n
 of the one before). Two threads compute. `free` is the bound: the same kernels on as many arrays and threads (two that compute, one that loads), which
 wait for nothing; beside it the share of two threads for which nothing is loaded, and which stay with arrays of their own. Every system's last state
 is compared with that of a plain loop; ratios are of one round (systems take turns), the figure is their median; 1.00 is the
-bound.
+bound. `by hand` is what somebody would write for these four kernels alone: a thread that loads, one that decodes and normalizes, one that trains,
+and queues between them, with the ring that the plan has. Free threads share all work evenly; who must train in order waits where its core is slow.
 
 even: as above, the estimates true. tail: decode times drawn from a lognormal distribution (sigma 1, at most ten times the mean, mean 2 ms), and
 estimates three times wrong: decode and train a third of the truth, normalize three times it. Peers that are not installed are left out by name.
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -190,6 +192,43 @@ def hetsched(plan: hs.Timeline) -> tuple[float, Any]:
     return time.perf_counter() - start, result["last"]
 
 
+def by_hand(work: Work, ring: int) -> tuple[float, Any]:
+    """Three threads and three queues of ring slots; each thread has its kernels."""
+    slots = [[fresh() for _ in range(3)] for _ in range(ring)]
+    free_slots: SimpleQueue[int] = SimpleQueue()
+    loaded: SimpleQueue[int] = SimpleQueue()
+    normal: SimpleQueue[int] = SimpleQueue()
+    for at in range(ring):
+        free_slots.put(at)
+
+    def load() -> None:
+        for i in range(work.batches):
+            at = free_slots.get()
+            work.load(i, slots[at][0])
+            loaded.put(at)
+
+    def prepare() -> None:
+        for i in range(work.batches):
+            at = loaded.get()
+            raw, x, y = slots[at]
+            work.decoded(i, raw, x)
+            work.normalized(x, y)
+            normal.put(at)
+
+    states = np.zeros((N, N), np.float32), fresh()
+    start = time.perf_counter()
+    threads = [threading.Thread(target=target) for target in (load, prepare)]
+    for thread in threads:
+        thread.start()
+    for i in range(work.batches):
+        at = normal.get()
+        work.trained(states[i % 2], slots[at][2], states[1 - i % 2])
+        free_slots.put(at)
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - start, states[work.batches % 2]
+
+
 def pool(work: Work) -> tuple[float, Any]:
     """A thread pool: preparing up to 8 batches ahead, training in order, each as a task of its own."""
     ahead = 8
@@ -275,27 +314,36 @@ def compare(case: str, batches: int, repeat: int, peers: bool) -> dict[str, Any]
         work = Work(batches, case == "tail")
     plan = planned(work)
     wanted = plain(work)
-    shares: dict[str, list[float]] = {"hetsched": []}
+    shares: dict[str, list[float]] = {"hetsched": [], "by hand": []}
     seconds: dict[str, list[float]] = {"free": [], "hetsched": []}
     missing: dict[str, str] = {}
     interval = sys.getswitchinterval()
     chains: list[float] = []
     bare: list[float] = []
+    hand: list[float] = []
 
-    def at_best(whole: bool) -> tuple[float, Any]:
+    def at_best(run: Callable[[], tuple[float, Any]]) -> tuple[float, Any]:
         with threadpool_limits(1):
             sys.setswitchinterval(1e-4)
-            taken, chain = free(work, whole)
-            sys.setswitchinterval(interval)
+            try:
+                return run()
+            finally:
+                sys.setswitchinterval(interval)
+
+    def two_free(whole: bool) -> tuple[float, Any]:
+        taken, chain = at_best(lambda: free(work, whole))
         if whole:
             chains.append(chain / taken)
         return taken, wanted
 
+    body = next(iter(plan.loops.values()))
+    ring = max(body.rings.values())
     systems: dict[str, Callable[[], tuple[float, Any]]] = {
-        "free": lambda: at_best(True), "hetsched": lambda: hetsched(plan), BARE: lambda: at_best(False)
+        "free": lambda: two_free(True), "hetsched": lambda: hetsched(plan), BARE: lambda: two_free(False),
+        "by hand": lambda: at_best(lambda: by_hand(work, ring)),
     }  # fmt: skip
     for round_ in range(repeat + 1):
-        now = dict(reversed(systems.items())) if round_ % 2 else dict(systems)  # the two take turns at being first
+        now = dict(reversed(systems.items())) if round_ % 2 else dict(systems)  # they take turns at being first
         if peers and round_ <= min(repeat, 3):
             now |= {name: (lambda peer=peer: peer(work)) for name, peer in PEERS.items() if name not in missing}  # type: ignore[misc]
         took: dict[str, float] = {}
@@ -309,15 +357,16 @@ def compare(case: str, batches: int, repeat: int, peers: bool) -> dict[str, Any]
             assert np.allclose(state, wanted, rtol=1e-4), f"{name} differs from the plain loop"
         if round_:  # the first round warms up
             bare.append(took[BARE] / took["hetsched"])
+            hand.append(took["by hand"] / took["hetsched"])
             for name, taken in took.items():
                 seconds.setdefault(name, []).append(taken)
                 if name not in ("free", BARE):
                     shares.setdefault(name, []).append(took["free"] / taken)
-    body = next(iter(plan.loops.values()))
     return {
         "case": case, "batches": batches, "share_of_free": {name: statistics.median(x) for name, x in shares.items()},
         "spread": {name: [min(x), max(x)] for name, x in shares.items()}, "seconds": {name: statistics.median(x) for name, x in seconds.items()},
-        "share_of_bare": statistics.median(bare), "chain_of_free": statistics.median(chains[1:]), "planned_period": body.period,
+        "share_of_bare": statistics.median(bare), "speed_of_by_hand": statistics.median(hand),
+        "chain_of_free": statistics.median(chains[1:]), "planned_period": body.period,
         "rings": {body.graph.value_names[r.value]: n for r, n in body.rings.items()}, "missing": missing,
     }  # fmt: skip
 
@@ -338,6 +387,7 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"{case}: of two free threads: {shares}; free {row['seconds']['free']:.3f} s, "
             f"its train steps, one after another, {row['chain_of_free']:.3f} of that; of threads that load nothing {row['share_of_bare']:.3f}; "
+            f"{row['speed_of_by_hand']:.3f} x the speed of by hand; "
             f"period planned {row['planned_period'] * 1e3:.2f} ms"
         )
         for name, why in row["missing"].items():
