@@ -47,7 +47,7 @@ def fitted(draft: GraphDraft, policy: Policy, error: PlanTooLargeError, *, is_au
     unlimited = min(draft.finish(), draft.expected())
     for number, make in enumerate(_ways(draft, is_auto)):
         # A plan as short as that without a limit is taken at once.
-        if best is not None and (number * len(problem) > MOST_BOOKED or best.makespan <= unlimited):
+        if best is not None and (number * len(problem) > MOST_BOOKED or best.makespan <= unlimited * (1 + LEAST_GAIN)):
             break
         try:
             best = make(best.makespan * (1 - LEAST_GAIN) if best is not None else inf)
