@@ -128,8 +128,8 @@ class Crew:
         if not active.walk.done and not self.failed and not self.pausing:
             stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
             raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
-        if self.progress is not None and (self.done < self.total or self.most_told < self.done) and not self.failed and not self.pausing:
-            # A loop may have stopped before its last turn, and its end is told nobody: what there was to do is done.
+        if self.progress is not None and not self.failed and not self.pausing and (self.done < self.total or self.most_told < self.done):
+            # What there was to do is done; less than was planned where a loop has stopped before its last turn.
             self.total = self.done
             self.tell(self.done, root.graph.task_names[-1])
         return active
@@ -480,7 +480,7 @@ class Crew:
     def _follow(self, item: Item, lane: int) -> None:
         """Turn after turn of a chain, until it ends or something of higher priority is ready."""
         active, step, turn = item.active, item.step, item.turn
-        perform, turns, zero = active.frame.perform, active.walk.turns, self.zero
+        perform, turns, zero, program = active.frame.perform, active.walk.turns, self.zero, active.frame.program
         others, period = self.ready[step.kind], active.frame.plan.period or 0.0
         notes: list[Note] = []
         busy, told, priority = 0.0, 0.0, item.priority
@@ -504,7 +504,7 @@ class Crew:
             priority += period
             if self.progress is not None and finish - told > TELL_SECONDS:
                 told = finish
-                self.tell(self.done + (turn - item.turn) * len(step.spans), name)
+                self.tell(self.done + program.commands(step.index, item.turn, turn), name)
             if turn >= turns or self.error is not None or self.pausing or any(x.priority < priority for x in others[:1]):
                 break
             if self.deadline is not None and finish + zero > self.deadline:
@@ -519,7 +519,7 @@ class Crew:
             active.measured[0] = [active.measured[0][0] + turn - counted, active.measured[0][1] + busy - busy_counted]
             active.notes += notes
             self.push(active, active.walk.skip_to(turn))
-            self.done += (turn - item.turn) * len(step.spans)
+            self.done += program.commands(step.index, item.turn, turn)
             ended = active.walk.done
         if ended and active.around is not None:
             self._end_loop(active)
@@ -583,7 +583,8 @@ class Crew:
                 self.push(active, active.walk.stop_after(turn))
             self.push(active, active.walk.finish(step.index, turn))
             ended = active.walk.done
-            self.done += len(step.spans)
+            program = active.frame.program
+            self.done += program.commands(step.index, turn, turn + 1) if program.every else len(step.spans)
             done = self.done
         if self.progress is not None:
             self.tell(done, name_of(active.frame.plan, step))
@@ -636,7 +637,7 @@ class Crew:
         program = inner.frame.program
         inner.logs = shared.noted()
         inner.busy[self.host] = inner.busy.get(self.host, 0.0) + shared.seconds
-        self.done += shared.turns * sum(len(step.spans) for step in program.steps)
+        self.done += program.commands_of_all(shared.turns)
         self._end_loop(inner)
 
     def _join(self, shared: rounds.Rounds, kind: str, lane: int) -> None:

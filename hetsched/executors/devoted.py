@@ -322,7 +322,7 @@ class Devoted:
         if crew.progress is not None and now - self.told > TELL_SECONDS:
             self.told = now
             program = self.frame.program
-            crew.tell(crew.done + turn * _commands(self.inner), name_of(program.plan, program.steps[self.order[-1]]))
+            crew.tell(crew.done + program.commands_of_all(turn), name_of(program.plan, program.steps[self.order[-1]]))
 
     # What was measured ----------------------------------------------------------------------------------------------------------
 
@@ -418,12 +418,8 @@ def run(crew: Crew, inner: Active, stream: Any) -> bool:
     owner = next(lane.owner for step in inner.frame.program.steps for lane in step.lanes if lane.kind != "copy")
     inner.busy[owner] = inner.busy.get(owner, 0.0) + loop.seconds()
     with crew.lock:
-        crew.done += inner.frame.turns * _commands(inner)
+        crew.done += inner.frame.program.commands_of_all(inner.frame.turns)
     return True
-
-
-def _commands(inner: Active) -> int:
-    return sum(len(step.spans) for step in inner.frame.program.steps)
 
 
 __all__ = ["Devoted", "run", "stream_for"]

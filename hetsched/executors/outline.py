@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterable
 
 from hetsched.executors.kept import program_of
-from hetsched.executors.program import Program, every_of
+from hetsched.executors.program import Program, every_k, every_of
 from hetsched.timeline import Free, Lane, Launch, Timeline
 
 
@@ -36,10 +36,11 @@ def programs_of(plan: Timeline) -> dict[int, Program]:
 
 
 def launches_of(plan: Timeline) -> int:
-    """Spans of a run, loops unrolled: for the progress."""
+    """Launches and copies of a run, loops unrolled: for the progress."""
     every = every_of(plan.loop)
     turns = plan.loop.turns if plan.loop is not None else 1
-    total = sum(not isinstance(span.command, Free) for span in plan.spans) * turns
+    commands = [span for span in plan.spans if not isinstance(span.command, Free)]
+    total = sum(-(-turns // every_k(plan, span, every)) for span in commands) if every else len(commands) * turns
     for task, body in plan.loops.items():
         total += max(map(launches_of, body.alternatives)) * -(-turns // every.get(task, 1))
     return total

@@ -165,7 +165,7 @@ class Rounds(Sharing):
 
     def __init__(self, crew: Crew, frame: Frame) -> None:
         super().__init__(crew, frame)
-        program = frame.program
+        self.program = program = frame.program
         self.pattern = pattern = Pattern(program)
         self.turns, self.order, self.lag = frame.turns, pattern.order, pattern.lag
         # Where another thread has nothing to do, what is owed is settled behind a step once it is so many.
@@ -265,7 +265,7 @@ class Rounds(Sharing):
                 owed.append(code)
                 if len(owed) >= lag or (idle and len(owed) >= least[at]):
                     self._settle(mine)
-            if self.halted or (is_asked and self._is_due(at, finish, log) and self._asked(order[at], finish)):
+            if self.halted or (is_asked and self._is_due(code, finish, log) and self._asked(order[at], finish)):
                 return
             if at == chain:
                 took.append(finish - start)
@@ -351,9 +351,10 @@ class Rounds(Sharing):
             sleep(TAKEN_SECONDS)
         return True
 
-    def _is_due(self, at: int, now: float, log: Log) -> bool:
+    def _is_due(self, code: int, now: float, log: Log) -> bool:
         """Count a step; True where it is time to tell of it, or too late."""
-        log.done += self.sizes[at]
+        turn, at = divmod(code, self.places)
+        log.done += self.program.commands(self.order[at], turn, turn + 1) if self.program.every else self.sizes[at]
         deadline = self.crew.deadline
         if now - self.told > TELL_SECONDS or (deadline is not None and now > deadline):
             self.told = now

@@ -205,8 +205,11 @@ def problem_of(
     durations = rows[row_of]
     allowed, groups, notes = allowed_devices(graph, machine, _capable(graph, machine, rows, row_of, choices, loops), only)
     device_of_choice = np.array([c.device for c in choices], dtype=np.int64)
+    others: dict[frozenset[int], Any] = {}  # devices -> the choices on others
     for task, devices in allowed.items():
-        durations[task, ~np.isin(device_of_choice, sorted(devices))] = np.inf
+        if devices not in others:
+            others[devices] = ~np.isin(device_of_choice, sorted(devices))
+        durations[task, others[devices]] = np.inf
     if loops:
         choices = (*choices, Choice(-1, -1, node_of[HOST], 1))
         durations = np.concatenate((durations, np.full((len(graph), 1), np.inf)), axis=1)

@@ -311,7 +311,7 @@ class _Layout:
             layout.place(offsets)
         until, sizes = np.where(blocks["kept"] != 0, np.inf, blocks["finish"]), padded(blocks["nbytes"])
         alive = _most(blocks["start"], until, sizes)
-        if best > alive and ((room is not None and best > room) or len(blocks) <= GREEDY_BLOCKS):
+        if best > alive and ((room is not None and best > room >= alive) or len(blocks) <= GREEDY_BLOCKS):
             other, places = place_by_size(blocks["start"], until, blocks["first"], blocks["last"], sizes)
             if other < best:
                 offsets[layout.blocks()["node"] == node] = places

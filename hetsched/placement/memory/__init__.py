@@ -334,7 +334,7 @@ def pack(blocks: Sequence[Block], limit: int | None = None, rest_seconds: float 
         for block, offset in zip(blocks, offsets, strict=True):
             block.offset = offset
     alive = _most((b.start, b.until, padded(b.nbytes)) for b in blocks)
-    too_big = limit is not None and best > limit
+    too_big = limit is not None and best > limit >= alive  # and where more is alive at once, no packing fits
     if best > alive and (too_big or len(blocks) <= GREEDY_BLOCKS):
         other = _by_size(blocks)
         if other >= best:
