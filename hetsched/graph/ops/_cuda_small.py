@@ -32,14 +32,24 @@ _HEAD = """
 typedef long long i64; typedef unsigned int u32; typedef unsigned long long u64;
 """
 
+# Tells of a mistake in the slot whose number is on the device; the first to tell is heard. See _cuda_ids.py.
+TELL = """
+#define TELL(value, position) if (slots_) { \\
+    i64 *mine_ = slots_ + slot_[0] * 4; \\
+    if (!atomicCAS((u64 *)mine_, (u64)0, (u64)1)) { mine_[1] = site_; mine_[2] = (i64)(value); mine_[3] = (i64)(position); } \\
+}
+"""
+
 # Words of 8, 4, 2 or 1 bytes; one thread moves one.
 _ROWS = """
-extern "C" __global__ void batch_rows(const W *x, const i64 *turn, const i64 *order, W *out, u32 width, u32 n, i64 cycle, i64 batch) {
+extern "C" __global__ void batch_rows(const W *x, const i64 *turn, const i64 *order, W *out, u32 width, u32 n, i64 cycle, i64 batch, i64 rows,
+                                      i64 *slots_, const i64 *slot_, i64 site_) {
     const u32 j = blockIdx.x * blockDim.x + threadIdx.x;
     if (j >= n) return;
     const u32 row = j / width;
-    i64 from = turn[0] % cycle * batch + row;
-    if (order) from = order[from];
+    const i64 at = turn[0] % cycle * batch + row;
+    i64 from = order ? order[at] : at;
+    if (from < 0 || from >= rows) { TELL(from, at) from = 0; }
     out[j] = x[from * width + (j - row * width)];
 }
 """
@@ -231,8 +241,8 @@ def _word(nbytes: int, *arrays: Any) -> int:
 _WORDS = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
 
 
-def batch_rows(xp: Any, x: Any, turn: Any, order: Any, out: Any, cycle: int, batch: int) -> bool:
-    """out = the rows of batch turn % cycle of x, by `order` where it is given."""
+def batch_rows(xp: Any, x: Any, turn: Any, order: Any, out: Any, cycle: int, batch: int, told: Sequence[Any]) -> bool:
+    """out = the rows of batch turn % cycle of x, by `order` where it is given. told: see `_cuda_ids.Told`."""
     if not out.size or not (x.flags.c_contiguous and out.flags.c_contiguous) or max(x.nbytes, out.nbytes) >= _MOST:
         return False
     row = out.nbytes // len(out)
@@ -240,7 +250,8 @@ def batch_rows(xp: Any, x: Any, turn: Any, order: Any, out: Any, cycle: int, bat
     n, width = out.nbytes // word, row // word
     first = _NOTHING if order is None else order
     types = _typedef(W=_WORDS[word])
-    return _run(xp, "batch_rows", _ROWS, types, _blocks(n), x, turn, first, out, np.uint32(width), np.uint32(n), np.int64(cycle), np.int64(batch))
+    numbers = (np.uint32(width), np.uint32(n), np.int64(cycle), np.int64(batch), np.int64(x.shape[0]))
+    return _run(xp, "batch_rows", TELL + _ROWS, types, _blocks(n), x, turn, first, out, *numbers, *told)
 
 
 def _few_classes(logits: Any, labels: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
-from hetsched.graph.ops import _cl_loss, _cuda_rows, _cuda_small
+from hetsched.graph.ops import _cl_loss, _cuda_ids, _cuda_rows, _cuda_small
 from hetsched.graph.ops._cl_types import Reduction
 from hetsched.graph.ops._ids import check_ids
 from hetsched.graph.ops._rules import arrays, one_axis, per_input, want_float
@@ -449,6 +449,8 @@ def _correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
 
 
 def _cuda_correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if inputs[0].size:
+        _cuda_ids.check_ids(xp, outputs[0], inputs[1], inputs[0].shape[1], "labels")
     if not _cuda_rows.correct(xp, inputs[0], inputs[1], outputs[0]):
         _correct(xp, inputs, outputs, workspace, a)
 
