@@ -1,4 +1,4 @@
-"""Ids out of range on CUDA: the CuPy of NumPy, whose kernels a C++ compiler builds, tells of them as other devices do; and a card, where there is one."""
+"""Ids out of range on CUDA: the CuPy of NumPy, whose kernels a C++ compiler builds, tells of them as other devices do; so does a card."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from hetsched.executors import devoted
 from hetsched.graph.graph import Graph, Loop
 from tests.executors.test_devoted import machine, on_device  # noqa: F401 (a fixture)
 
-ON_CUDA = ("gather", "scatter_add", "one_hot", "correct")
+ON_CUDA = ("gather", "scatter_add", "one_hot", "cross_entropy", "cross_entropy_grad", "correct")
 
 
 @pytest.fixture

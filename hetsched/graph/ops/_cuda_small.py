@@ -56,7 +56,8 @@ extern "C" __global__ void batch_rows(const W *x, const i64 *turn, const i64 *or
 
 # One thread a row of logits. A label that is no class gives NaN.
 _CROSS_ENTROPY_GRAD = """
-extern "C" __global__ void cross_entropy_grad(const T *logits, const L *labels, const T *dloss, T *out, u32 rows, u32 classes, T n) {
+extern "C" __global__ void cross_entropy_grad(const T *logits, const L *labels, const T *dloss, T *out, u32 rows, u32 classes, T n,
+                                              i64 *slots_, const i64 *slot_, i64 site_) {
     const u32 row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     const T *x = logits + (u64)row * classes;
@@ -66,7 +67,7 @@ extern "C" __global__ void cross_entropy_grad(const T *logits, const L *labels, 
     for (u32 c = 1; c < classes; c++) most = x[c] > most || x[c] != x[c] ? x[c] : most;
     for (u32 c = 0; c < classes; c++) sum += exp(x[c] - most);
     T share = dloss[0] / n;
-    if (label < 0 || label >= classes) share = (T)0 / (T)0 * share;
+    if (label < 0 || label >= classes) { share = (T)0 / (T)0 * share; TELL(label, row) }
     const T scale = share / sum;
     for (u32 c = 0; c < classes; c++) y[c] = exp(x[c] - most) * scale - (c == (u32)label ? share : (T)0);
 }
@@ -74,7 +75,8 @@ extern "C" __global__ void cross_entropy_grad(const T *logits, const L *labels, 
 
 # One block: each thread takes every 128th row, and their sums are halved in shared memory.
 _CROSS_ENTROPY = """
-extern "C" __global__ void cross_entropy(const T *logits, const L *labels, T *loss, u32 rows, u32 classes, T n) {
+extern "C" __global__ void cross_entropy(const T *logits, const L *labels, T *loss, u32 rows, u32 classes, T n,
+                                         i64 *slots_, const i64 *slot_, i64 site_) {
     __shared__ T sums[128];
     const u32 t = threadIdx.x;
     T mine = 0;
@@ -84,6 +86,7 @@ extern "C" __global__ void cross_entropy(const T *logits, const L *labels, T *lo
         T most = x[0], sum = 0;
         for (u32 c = 1; c < classes; c++) most = x[c] > most || x[c] != x[c] ? x[c] : most;
         for (u32 c = 0; c < classes; c++) sum += exp(x[c] - most);
+        if (label < 0 || label >= classes) TELL(label, row)
         mine += label < 0 || label >= classes ? (T)0 / (T)0 : log(sum) - (x[label] - most);
     }
     sums[t] = mine;
@@ -259,23 +262,24 @@ def _few_classes(logits: Any, labels: Any) -> bool:
     return bool(rows) and classes <= _FEW and labels.flags.c_contiguous and labels.dtype.name in _TYPES and rows < _MOST
 
 
-def cross_entropy(xp: Any, logits: Any, labels: Any, loss: Any, n: float) -> bool:
-    """loss = the sum of the rows' cross entropies / n."""
+def cross_entropy(xp: Any, logits: Any, labels: Any, loss: Any, n: float, told: Sequence[Any]) -> bool:
+    """loss = the sum of the rows' cross entropies / n. told: see `_cuda_ids.Told`."""
     if not (_few_classes(logits, labels) and _float(logits, loss)):
         return False
     rows, classes = logits.shape
     types = _typedef(T=logits.dtype, L=labels.dtype)
-    return _run(xp, "cross_entropy", _CROSS_ENTROPY, types, 1, logits, labels, loss, np.uint32(rows), np.uint32(classes), logits.dtype.type(n))
+    numbers = (np.uint32(rows), np.uint32(classes), logits.dtype.type(n))
+    return _run(xp, "cross_entropy", TELL + _CROSS_ENTROPY, types, 1, logits, labels, loss, *numbers, *told)
 
 
-def cross_entropy_grad(xp: Any, logits: Any, labels: Any, dloss: Any, out: Any, n: float) -> bool:
-    """out = (softmax(logits) - one_hot(labels)) * dloss / n; out may be logits."""
+def cross_entropy_grad(xp: Any, logits: Any, labels: Any, dloss: Any, out: Any, n: float, told: Sequence[Any]) -> bool:
+    """out = (softmax(logits) - one_hot(labels)) * dloss / n; out may be logits. told: see `_cuda_ids.Told`."""
     if not (_few_classes(logits, labels) and _float(logits, dloss, out)):
         return False
     rows, classes = logits.shape
     types = _typedef(T=logits.dtype, L=labels.dtype)
     numbers = (np.uint32(rows), np.uint32(classes), logits.dtype.type(n))
-    return _run(xp, "cross_entropy_grad", _CROSS_ENTROPY_GRAD, types, _blocks(rows), logits, labels, dloss, out, *numbers)
+    return _run(xp, "cross_entropy_grad", TELL + _CROSS_ENTROPY_GRAD, types, _blocks(rows), logits, labels, dloss, out, *numbers, *told)
 
 
 def dense(xp: Any, x: Any, w: Any, b: Any, out: Any, relu: bool) -> bool:
