@@ -31,16 +31,12 @@ class Board:
         self._number = 0
         self._sites = Sites()
         self._places = np.uint64(address(self.slots)), np.uint64(self._counter)
-        self.put(stream)
+        stream.begin_numbers(self._counter)
 
     def told(self, out: Any, explain: Explain, stays: bool) -> Told:
         """The arguments of a launch that writes `out`. stays: it is captured."""
         self.is_used = True
         return Told(*self._places, np.int64(self._sites.add(out, explain, stays)))
-
-    def put(self, stream: Any) -> None:
-        """Let the device know the number of the slot, in the stream's order."""
-        stream.put_number(self._counter, address(self._numbers) + 8 * self._number)
 
     def recorded(self, stream: Any) -> int:
         """The slot of a record, or -1 where nothing before it could tell of a mistake. To be asked behind the record."""
@@ -48,7 +44,7 @@ class Board:
             return -1
         slot, self.is_used = self._number, False
         self._number = (slot + 1) % FAULT_SLOTS
-        self.put(stream)
+        stream.put_number(self._counter, address(self._numbers) + 8 * self._number)
         return slot
 
     def found(self, slot: int) -> Exception | None:

@@ -162,6 +162,11 @@ class Stream:
             self._board = Board(self)
         return self._board.told(out, explain, self._is_capturing)
 
+    def begin_numbers(self, at: int) -> None:
+        """Enqueue: 8 bytes of 0 on the device."""
+        with self.live.device:
+            cupy.cuda.runtime.memsetAsync(at, 0, 8, self.stream.ptr)
+
     def put_number(self, to: int, src: int) -> None:
         """Enqueue: 8 bytes of page-locked memory to the device. It is no part of a span."""
         with self.live.device:
