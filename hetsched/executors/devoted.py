@@ -24,6 +24,7 @@ import numpy as np
 
 from hetsched.executors import rounds
 from hetsched.executors.active import Active, Item, name_of
+from hetsched.executors.backends._sites import task_of
 from hetsched.executors.binding import LATER, MOVE, Call
 from hetsched.executors.outline import in_order
 from hetsched.executors.tracing import KEPT_TURNS, Note, apportioned, marked
@@ -195,6 +196,7 @@ class Devoted:
                     self.doer.move(rows, self.frame.gathering.target(value)[:last])
             end = self.stream.record()
             self._wait(end, turn)
+            self._listen()
         except BaseException:
             with suppress(Exception):  # what is on its way uses memory that is given back
                 self.stream.record().wait()
@@ -205,9 +207,26 @@ class Devoted:
         try:
             event.wait()
         except Exception as error:
+            if getattr(error, "written", None) is not None:
+                raise self._told(error) from error
             plan, steps = self.frame.plan, self.frame.program.steps
             tasks = [c.task for step in self.order for i in steps[step].spans if isinstance(c := plan.spans[i].command, Launch)]
             raise self.frame.failure(error, tasks[-1], max(turn - 1, 0)) from error
+
+    def _listen(self) -> None:
+        """When all is done: raises what launches have told, wherever nobody has asked."""
+        unheard = getattr(self.stream, "unheard", None)
+        error = unheard() if unheard is not None else None
+        if error is not None:
+            raise self._told(error) from error
+
+    def _told(self, error: Exception) -> Exception:
+        """The error of a launch that has told of a mistake: of its task; in which turn nobody knows, since graphs hold several."""
+        calls = [call for found in self.turns.values() for piece, _ in found.pieces for call in piece]
+        task = task_of(error, calls)
+        if task is None:
+            return self.frame.failure(error, -1, None)
+        return self.frame.failure(error, task, None)
 
     # Turns ----------------------------------------------------------------------------------------------------------------------
 

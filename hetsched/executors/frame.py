@@ -334,13 +334,13 @@ class Frame:
         made = [r for c in commands for r in (c.writes if isinstance(c, Launch) else (c.dst,) if isinstance(c, Copy) else ())]
         return any(r.node == HOST and r.value in self.gathering.made_with and not self.gathering.is_straight(r.value) for r in made)
 
-    def failure(self, error: Exception, task: int, turn: int) -> Exception:
-        """The error that tells which task failed, and in which turn."""
+    def failure(self, error: Exception, task: int, turn: int | None) -> Exception:
+        """The error that tells which task failed, and in which turn, where that is known."""
         if isinstance(error, HetschedError):
             return error
         if isinstance(error, MemoryError):
             return TaskError(self._name(task), f"task {self._name(task)!r} ran out of memory: {error}")
-        where = f" in turn {turn}" if self.loop is not None else ""
+        where = f" in turn {turn}" if self.loop is not None and turn is not None else ""
         return TaskError(self._name(task), f"task {self._name(task)!r} failed{where}: {type(error).__name__}: {error}")
 
     def poison(self, step: int, turn: int) -> None:

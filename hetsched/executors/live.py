@@ -24,6 +24,7 @@ import numpy as np
 from hetsched.errors import InternalError
 from hetsched.executors.active import Active, Item
 from hetsched.executors.backends import opens
+from hetsched.executors.backends._sites import task_of
 from hetsched.executors.binding import Call
 from hetsched.executors.cores import yielding
 from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
@@ -429,13 +430,9 @@ def _task(item: Item) -> int:
 
 
 def _failed(item: Item, error: Exception) -> int:
-    """The task of a step that has failed: the one whose launch writes what `error.written` says, else the first."""
-    out = getattr(error, "written", None)
-    if out is not None:
-        for _, _, outputs, _, _, task in item.active.frame.bindings.calls(item.step.index, item.turn):
-            if outputs is not None and any(x is out for x in outputs):
-                return int(task)
-    return _task(item)
+    """The task of a step that has failed: the one whose launch the error is about, else the first."""
+    found = task_of(error, item.active.frame.bindings.calls(item.step.index, item.turn))
+    return _task(item) if found is None else found
 
 
 def drives(plan: Timeline) -> list[Device]:

@@ -7,22 +7,18 @@ are memory of the host, and looking is a look. Elsewhere a record brings its slo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyopencl as cl
 
+from hetsched.executors.backends._sites import Explain, Sites
 from hetsched.executors.memory import had
 from hetsched.executors.pages import area
 from hetsched.graph.op import FAULT_SLOTS
 
-Explain = Callable[[int, int], Exception]
-
 _WORDS = 4
 _NBYTES = FAULT_SLOTS * _WORDS * 8
-# Launches that are not taped get the numbers of those long before; more than that are never under way.
-_MOST_PASSING = 1 << 14
 
 
 class Fault(NamedTuple):
@@ -45,20 +41,12 @@ class Board:
         self.number = np.int64(0)
         self.is_used = False
         self.told: Any = None  # the command that brought the last slot to the host
-        self._taped: list[tuple[Any, Explain]] = []
-        self._passing: dict[int, tuple[Any, Explain]] = {}
-        self._passed = 0
+        self._sites = Sites()
         self._was_told = False
 
     def site(self, out: Any, explain: Explain, is_taped: bool) -> Fault:
         """The argument of a launch that writes `out`; one that is taped comes again and again."""
-        if is_taped:
-            self._taped.append((out, explain))
-            return Fault(self, -len(self._taped))
-        site = self._passed % _MOST_PASSING
-        self._passing[site] = (out, explain)
-        self._passed += 1
-        return Fault(self, site)
+        return Fault(self, self._sites.add(out, explain, is_taped))
 
     def recorded(self, queue: Any) -> int:
         """The number of a record, or -1 where nothing before it could tell of a mistake."""
@@ -79,11 +67,7 @@ class Board:
         _, site, value, position = row.tolist()
         self._was_told = True
         self._clear(row, number % FAULT_SLOTS, queue)
-        out, explain = self._taped[-1 - site] if site < 0 else self._passing[site]
-        error: Any = explain(value, position)
-        error.written = out
-        assert isinstance(error, Exception)
-        return error
+        return self._sites.error(site, value, position)
 
     def forget(self, queue: Any) -> None:
         """Before another run: what one that failed has told, and nobody heard."""

@@ -24,9 +24,10 @@ import pyopencl as cl
 from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, alike
 from hetsched.executors.backends._opencl_arrays import DeviceArray, group_size, shown, types_of
-from hetsched.executors.backends._opencl_faults import Board, Explain, Fault
+from hetsched.executors.backends._opencl_faults import Board, Fault
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
 from hetsched.executors.backends._opencl_staging import CHUNK_NBYTES, MOST_CHUNKS, Block, PinnedPool, wants_staging
+from hetsched.executors.backends._sites import Explain
 from hetsched.executors.memory import had
 from hetsched.executors.pages import area
 from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows

@@ -35,10 +35,12 @@ def bad_id(name: str, position: int, value: int, n: int) -> IndexError:
 
 def watched(cl: OpenCL, out: Any, ids: Any, n: int, name: str) -> Any:
     """The last argument of a kernel in OpenCL C that writes `out` and looks whether `ids` are from 0 to n - 1."""
-    return cl.fault(out, _explained(name, n, ids.dtype))
+    return cl.fault(out, explained(name, n, ids.dtype))
 
 
-def _explained(name: str, n: int, dtype: Any) -> Callable[[int, int], IndexError]:
+def explained(name: str, n: int, dtype: Any) -> Callable[[int, int], IndexError]:
+    """What makes the error of (value, position) that a device has told."""
+
     def explain(value: int, position: int) -> IndexError:
         return bad_id(name, position, value % (1 << 64) if dtype.name == "uint64" else value, n)
 
@@ -64,4 +66,4 @@ def _most(dtype: Any) -> int:
     return int(np.iinfo(dtype).max)
 
 
-__all__ = ["FAULTS", "IDS_RULE", "bad_id", "check_ids", "watched"]
+__all__ = ["FAULTS", "IDS_RULE", "bad_id", "check_ids", "explained", "watched"]

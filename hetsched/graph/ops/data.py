@@ -15,7 +15,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.graph import Builder, Value
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
-from hetsched.graph.ops import _cl_data, _cuda_small, find
+from hetsched.graph.ops import _cl_data, _cuda_ids, _cuda_small, find
 from hetsched.graph.ops._ids import check_ids
 from hetsched.graph.ops._rules import BATCHES, arrays, batches_problems, nbytes, per_input
 from hetsched.graph.sequence import Data, LazySequence, apply, batched, is_unknown, materialize, row_count, spec_of_rows, unknown
@@ -69,7 +69,11 @@ def _batch_rows(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspac
 
 def _cuda_batch_rows(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     order = inputs[2] if len(inputs) > 2 else None
-    if not _cuda_small.batch_rows(xp, inputs[0], inputs[1], order, outputs[0], a["cycle"], a["batch"]):
+    x, turn, out = inputs[0], inputs[1], outputs[0]
+    told = _cuda_ids.NOBODY if order is None else _cuda_ids.told(out, order, x.shape[0], "order")
+    if not _cuda_small.batch_rows(xp, x, turn, order, out, a["cycle"], a["batch"], told):
+        if order is not None:
+            _cuda_ids.check_ids(xp, out, order, x.shape[0], "order")
         _batch_rows(xp, inputs, outputs, workspace, a)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
-from hetsched.graph.ops import _cl_loss, _cuda_rows, _cuda_small
+from hetsched.graph.ops import _cl_loss, _cuda_ids, _cuda_rows, _cuda_small
 from hetsched.graph.ops._cl_types import Reduction
 from hetsched.graph.ops._ids import check_ids
 from hetsched.graph.ops._rules import arrays, one_axis, per_input, want_float
@@ -261,8 +261,9 @@ def _cuda_cross_entropy(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], 
     (logits, labels), loss = inputs, outputs[0]
     n = len(logits)
     count = _mean_over(n, a["reduction"])
-    if n <= _FEW_ROWS and _cuda_small.cross_entropy(xp, logits, labels, loss, count):
+    if n <= _FEW_ROWS and _cuda_small.cross_entropy(xp, logits, labels, loss, count, _cuda_ids.told(loss, labels, logits.shape[1], "labels")):
         return
+    _cuda_ids.check_ids(xp, loss, labels, logits.shape[1], "labels")
     (losses,) = scratch(xp, workspace, logits.dtype, n)
     if not _cuda_rows.cross_entropy(xp, logits, labels, loss, losses, count):
         _cross_entropy(xp, inputs, outputs, workspace, a)
@@ -272,8 +273,11 @@ def _cuda_cross_entropy_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[A
     (logits, labels, dloss), out = inputs, outputs[0]
     n = len(logits)
     count = _mean_over(n, a["reduction"])
-    if n <= _FEW_ROWS and _cuda_small.cross_entropy_grad(xp, logits, labels, dloss, out, count):
+    if n <= _FEW_ROWS and _cuda_small.cross_entropy_grad(
+        xp, logits, labels, dloss, out, count, _cuda_ids.told(out, labels, logits.shape[1], "labels")
+    ):
         return
+    _cuda_ids.check_ids(xp, out, labels, logits.shape[1], "labels")
     if not _cuda_rows.cross_entropy_grad(xp, logits, labels, dloss, out, count):
         _cross_entropy_grad(xp, inputs, outputs, workspace, a)
 
@@ -331,7 +335,7 @@ CROSS_ENTROPY = Op(
     workspace=_like_first_or_reduced,
     doc="""-log(softmax(logits))[label] over the rows: logits [n, classes], labels [n] of an integer dtype, loss a scalar of the dtype of logits.
 
-    A label outside 0..classes-1 is an error on NumPy and OpenCL. CUDA gives NaN in float32 and float64.""",
+    A label outside 0..classes-1 is an error.""",
     calls=25,
 )
 
@@ -347,7 +351,7 @@ CROSS_ENTROPY_GRAD = Op(
     workspace=_like_first,
     doc="""The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.
 
-    A label outside 0..classes-1 is an error on NumPy and OpenCL; on CUDA in float32 and float64 its row becomes NaN.""",
+    A label outside 0..classes-1 is an error.""",
     calls=30,
 )
 
@@ -449,6 +453,8 @@ def _correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
 
 
 def _cuda_correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if inputs[0].size:
+        _cuda_ids.check_ids(xp, outputs[0], inputs[1], inputs[0].shape[1], "labels")
     if not _cuda_rows.correct(xp, inputs[0], inputs[1], outputs[0]):
         _correct(xp, inputs, outputs, workspace, a)
 

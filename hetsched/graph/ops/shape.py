@@ -16,7 +16,7 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, OpenCL, anywhere
 from hetsched.graph.ops import _cl_shape as opencl
-from hetsched.graph.ops import _cuda_scatter, _cuda_small
+from hetsched.graph.ops import _cuda_ids, _cuda_scatter, _cuda_small
 from hetsched.graph.ops._ids import IDS_RULE, check_ids
 from hetsched.graph.ops._rules import (
     FLOATS,
@@ -368,6 +368,19 @@ def _gather(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
         x.take(indices, axis, out, "clip")
 
 
+def _cuda_gather(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    (x, indices), out = inputs, outputs[0]
+    if out.size:
+        _cuda_ids.check_ids(xp, out, indices, x.shape[attributes["axis"]], "indices")
+    _gather(xp, inputs, outputs, workspace, attributes)
+
+
+def _cuda_one_hot(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    if outputs[0].size:
+        _cuda_ids.check_ids(xp, outputs[0], inputs[0], attributes["classes"], "indices")
+    _one_hot(xp, inputs, outputs, workspace, attributes)
+
+
 @one_output
 def _gather_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attributes: Attributes) -> list[Cotangent]:
     def scattered() -> Value:
@@ -380,10 +393,12 @@ def _gather_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribu
 
 
 gather = Op(
-    "tensor.gather", ("x", "indices"), ("out",), _infer_gather, per_output(0), {"array": _gather, "opencl": opencl.gather}, _gather_gradient,
+    "tensor.gather", ("x", "indices"), ("out",), _infer_gather, per_output(0),
+    {"array": _gather, "opencl": opencl.gather, "cuda": _cuda_gather}, _gather_gradient,
     {"axis": Attribute(int, 0, "the axis of x that the indices count")},
     capable=anywhere,
     calls=6,
+    cuda_calls=2,
     doc=f"Slices of x picked by indices: out[..., i, ...] = x[..., indices[i], ...].\n\n{IDS_RULE}",
 )  # fmt: skip
 
@@ -422,6 +437,8 @@ def _add_at(xp: Any, indices: Any, updates: Any, out: Any, axis: int) -> None:
 
 def _cuda_scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
     (indices, updates), out = inputs, outputs[0]
+    if updates.size:
+        _cuda_ids.check_ids(xp, out, indices, out.shape[attributes["axis"]], "indices")
     if not _cuda_scatter.scatter_add(xp, indices, updates, out, attributes["axis"]):
         _scatter_add(xp, inputs, outputs, workspace, attributes)
 
@@ -452,7 +469,7 @@ def _one_hot(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any,
 
 
 one_hot = Op(
-    "tensor.one_hot", ("indices",), ("out",), _infer_one_hot, per_output(1), {"array": _one_hot, "opencl": opencl.one_hot},
+    "tensor.one_hot", ("indices",), ("out",), _infer_one_hot, per_output(1), {"array": _one_hot, "opencl": opencl.one_hot, "cuda": _cuda_one_hot},
     attributes={"classes": Attribute(int, doc="how many classes", low=0), "dtype": dtype_attribute("float32", (*FLOATS, "int32", "int64", "bool"))},
-    capable=anywhere, calls=4, doc=f"indices[...] -> [..., classes]: 1 at the index, 0 elsewhere. {IDS_RULE}",
+    capable=anywhere, calls=4, cuda_calls=5, doc=f"indices[...] -> [..., classes]: 1 at the index, 0 elsewhere. {IDS_RULE}",
 )  # fmt: skip
