@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from hetsched.graph.spec import Sequence as SequenceSpec
-from hetsched.graph.spec import Spec, UpTo, array_form
+from hetsched.graph.spec import UpTo, array_form
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Launch
 
@@ -104,8 +104,8 @@ class Gathering:
     def _place(self, name: str, value: int, turn: int, shape: tuple[int, ...]) -> Any:
         target, loop = self.targets[name], self.frame.loop
         if loop is not None and name in loop.rows:
-            n = cast(Spec, self.frame.graph.spec(value)).bounds[0]
-            return target[turn * n : turn * n + shape[0]]
+            first = loop.rows_before(name, turn)
+            return target[first : first + shape[0]]
         return target[turn, ...]
 
     def begin(self, parent: Frame, task: int, turn: int) -> None:
@@ -130,8 +130,7 @@ class Gathering:
                 self.collector(value)(i)
         if name not in self.targets:
             return [x for i, x in sorted(self.found.get(value, {}).items()) if i < turns]
-        spec = cast(Spec, self.frame.graph.spec(value))
-        return self.targets[name][: turns * spec.bounds[0] if loop is not None and name in loop.rows else turns]
+        return self.targets[name][: loop.rows_before(name, turns) if loop is not None and name in loop.rows else turns]
 
     def end(self, parent: Frame, task: int, turn: int, ran: int) -> None:
         """Hand the parent its sequences, after `ran` turns."""
@@ -147,5 +146,5 @@ class Gathering:
                 found = self.found.get(frame.graph.outputs[name], {})
                 parent.put(value, turn, [x for i, x in sorted(found.items()) if i < ran])
             elif isinstance(spec.length, UpTo):
-                n = ran * cast(Spec, spec.element).bounds[0] if spec.rows is not None else ran
+                n = frame.loop.rows_before(name, ran) if spec.rows is not None else ran
                 parent.put(value, turn, self.targets[name][:n])

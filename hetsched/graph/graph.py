@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from hetsched.errors import GraphError, HetschedError, did_you_mean
 from hetsched.graph.op import Op, Work
-from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, array_form, spec_of
+from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, array_form, bound, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -248,9 +249,9 @@ class Loop(Nested):
     def _remainder_problems(self, rest: Graph) -> list[str]:
         """What is kept over turns of both bodies has one shape, or is rows of one array."""
         out, body = [], self.body
-        for task in self.seldom:
+        for task, k in self.seldom.items():
             for value, other in zip(body.writes(task), rest.writes(task), strict=True):
-                if body.spec(value) != rest.spec(other):
+                if body.spec(value) != rest.spec(other) and self._mixes(k):
                     out.append(
                         f"every: task {body.task_names[task]!r} gives {body.spec(value)!r} in the body and {rest.spec(other)!r} in the remainder, so "
                         "no turn can take what another one made; run it in every turn"
@@ -260,22 +261,38 @@ class Loop(Nested):
             what = f"collected {name!r} is {full!r} in the body and {last!r} in the remainder"
             if full != last and name not in self.rows:
                 out.append(f"{what}; say how many rows of one array they make (rows)")
-            elif full != last and self.turns > self.cycle:
-                out.append(f"{what}: such rows make one array in a loop of {self.cycle} turns only")
         return out
+
+    def _mixes(self, k: int) -> bool:
+        """True if a turn of one body takes what a task that runs every `k` turns made in a turn of the other one."""
+        for last in islice(range(self.cycle - 1, self.turns, self.cycle), k):  # after so many it begins anew
+            if not self.is_remainder(last - last % k) or (last % k == 0 and last + 1 < self.turns and not self.is_remainder(last + 1)):
+                return True
+        return False
+
+    def rows_before(self, name: str, turn: int) -> int:
+        """How many rows the turns before `turn` make of collected `name`, whose elements are rows of one array."""
+        full = bound(self._array(self.body, name).shape[0])
+        if self.remainder is None:
+            return turn * full
+        return turn * full - turn // self.cycle * (full - bound(self._array(self.remainder, name).shape[0]))
+
+    @staticmethod
+    def _array(body: Graph, name: str) -> Spec:
+        spec = body.spec(body.outputs[name])
+        assert isinstance(spec, Spec)
+        return spec
 
     def _rows_problems(self) -> list[str]:
         """Elements that are rows of one array make just that array."""
-        out, last = [], self.remainder if self.remainder is not None else self.body
+        out = []
         for name, rows in self.rows.items():
-            if name not in self.collected:
-                continue
-            ends = [graph.spec(graph.outputs[name]) for graph in (self.body, last)]
-            n = [spec.shape[0] if isinstance(spec, Spec) and spec.shape else None for spec in ends]
-            if n[0] is None:
-                out.append(f"collected {name!r} is {ends[0]!r}, which has no rows")
-            elif isinstance(n[0], int) and isinstance(n[1], int) and self.turns and rows != (made := (self.turns - 1) * n[0] + n[1]):
-                out.append(f"collected {name!r}: {self.turns} turns make {made} rows, not {rows}")
+            specs = [graph.spec(graph.outputs[name]) for graph in (self.body, self.remainder) if graph is not None] if name in self.collected else []
+            if any(not isinstance(spec, Spec) or not spec.shape for spec in specs):
+                out.append(f"collected {name!r} is {specs[0]!r}, which has no rows")
+            elif specs and self.turns and all(isinstance(spec, Spec) and isinstance(spec.shape[0], int) for spec in specs):
+                made = self.rows_before(name, self.turns)
+                out += [f"collected {name!r}: {self.turns} turns make {made} rows, not {rows}"] if made != rows else []
         return out
 
     def _carried_problems(self) -> list[str]:
@@ -329,7 +346,11 @@ class Loop(Nested):
             element = body.spec(body.outputs[name])
             if isinstance(element, SequenceSpec):
                 raise GraphError(f"collected output {name!r} is itself a sequence")
-            out.append(SequenceSpec(element, length, self.rows.get(name)))
+            rows, n = self.rows.get(name), length
+            if rows is not None and isinstance(element, Spec) and bound(element.shape[0]):
+                batches = -(-rows // bound(element.shape[0]))  # of the array, where the batches of several epochs are rows of one
+                n = UpTo(batches) if self.stop is not None else batches
+            out.append(SequenceSpec(element, n, rows))
         return out
 
     def __repr__(self) -> str:

@@ -125,8 +125,9 @@ class _Whole:
             if key in body.carried:
                 (self.vectors if len(value.shape) == 1 else self.matrices).append(value)
             elif key == "rows" and loop.stop is None:
-                self.rows.setdefault(rows, []).append(whole(self.b, value, name=f"{name}_{key}"))
-                self.ids.setdefault(rows, [self.input((rows,), np.int64)])
+                n = rows * epochs
+                self.rows.setdefault(n, []).append(whole(self.b, value, name=f"{name}_{key}"))
+                self.ids.setdefault(n, [self.input((n,), np.int64)])
             elif rng.random() < 0.3:
                 found = self.b.op("tensor.mean", whole(self.b, value), axes=(0,))
                 if found.shape == (WIDTH,):
@@ -211,8 +212,8 @@ class _Turn:
                 self.body.collect(f"{name}_of_every_turn", value)
 
     def _collect(self) -> None:
-        if self.epochs == 1 and self.rng.random() < 0.5:
-            self.body.collect("rows", self.rng.choice(self.rows), rows=self.body.rows)
+        if self.epochs < 4 and self.rng.random() < 0.5:
+            self.body.collect("rows", self.rng.choice(self.rows), rows=self.body.rows * self.epochs)
         chosen = [v for v in (*self.vectors, *self.numbers, *self.matrices) if self.rng.random() < 0.2]
         for i, value in enumerate(chosen[:3]):
             self.body.collect(f"each{i}", value)

@@ -9,6 +9,7 @@ import pytest
 import hetsched as hs
 from hetsched.executors.backends.emulated import emulate
 from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.sequence import Body, loop_over_batches
 from hetsched.machine.described import machine_named
 from hetsched.testing.reference import interpret
 
@@ -78,3 +79,17 @@ def test_a_loop_that_stops_early_gives_the_rows_that_it_came_to(way: str, stop: 
     np.testing.assert_array_equal(found["rows"], -inputs["x"][:n])
     np.testing.assert_array_equal(found["again"], inputs["x"][:n])
     np.testing.assert_array_equal(interpret(graph, inputs)["rows"], -inputs["x"][:n])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("epochs", [1, 2, 60])
+def test_rows_of_several_epochs_are_rows_of_one_array(way: str, epochs: int) -> None:
+    b = Graph.build()
+    x = b.input("x", (10, 3))
+
+    def write(body: Body) -> None:
+        body.collect("rows", body.builder.op("tensor.neg", body.take(x), name="neg"), rows=10 * epochs)
+
+    b.output(loop_over_batches(b, write, rows=10, batch=4, epochs=epochs)["rows"], "rows")
+    graph, inputs = b.freeze(), {"x": np.arange(30, dtype=np.float32).reshape(10, 3)}
+    np.testing.assert_array_equal(WAYS[way](graph, inputs)["rows"], -np.concatenate([inputs["x"]] * epochs))

@@ -33,10 +33,7 @@ def over_batches(rows: int, batch: int, epochs: int = 1, collected: int | None =
             {"rows": 7, "batch": 3, "each": True},
             "collected 'rows' is float32[3, 3] in the body and float32[1, 3] in the remainder; say how many rows",
         ),
-        (
-            {"rows": 10, "batch": 4, "epochs": 2, "collected": 20},
-            "collected 'rows' is float32[4, 3] in the body and float32[2, 3] in the remainder: such rows make one array in a loop of 3 turns",
-        ),
+        ({"rows": 10, "batch": 4, "epochs": 2, "collected": 10}, "collected 'rows': 6 turns make 20 rows, not 10"),
         ({"rows": 8, "batch": 4, "collected": 12}, "collected 'rows': 2 turns make 8 rows, not 12"),
         ({"rows": 8, "batch": 3, "collected": 9}, "collected 'rows': 3 turns make 8 rows, not 9"),
         ({"rows": 10, "batch": 4, "epochs": 2, "every": 2}, "task 'less' gives float32[4, 3] in the body and float32[2, 3] in the remainder"),
@@ -49,5 +46,7 @@ def test_what_turns_make_fits(given: dict[str, int], problem: str) -> None:
 
 def test_what_fits_is_taken() -> None:
     assert over_batches(8, 3, collected=8)
+    assert over_batches(10, 4, epochs=2, collected=20)
     assert over_batches(8, 4, epochs=3, collected=24)
     assert over_batches(8, 4, epochs=3, every=2, each=True)
+    assert over_batches(10, 4, every=2)  # turns 0 and 1 are of the body, turn 2 runs anew
