@@ -123,7 +123,7 @@ class Timeline:
     bodies: loop task -> node -> byte offset in this plan's arena where the arena of the body's plan lies (`loops[task].arenas[node]` bytes).
     peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
     totals: of a trace: device or link -> busy seconds, turns whose spans were not kept included.
-    begin_seconds: of a loop's body: what beginning and ending the loop takes beside its turns, prologue and epilogue.
+    begin_seconds: of a loop's body: what beginning and ending the loop takes beside its turns, prologue and epilogue; of a branch: beside its tasks.
     attributed: of a trace: indices into `spans` of those whose times are shares of a step that was measured as a whole. cold: of those of a launch
     that also did what a process does once (see `executors.warming`). Costs learn from neither, where they know better.
     keeps_order: True where threads that share a device keep to the order of the starts, which was chosen for the sake of the cache

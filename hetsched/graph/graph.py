@@ -373,7 +373,7 @@ class If(Nested):
     name: str = "if"
     pure: bool = True
 
-    @property
+    @cached_property
     def captured(self) -> tuple[str, ...]:
         """Names of what the branches read from outside."""
         return tuple(dict.fromkeys((*self.then.inputs, *self.otherwise.inputs)))

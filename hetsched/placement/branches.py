@@ -74,7 +74,9 @@ def _plan_branch(
     bound = lower_bound(problem, 0.0, plan.makespan)
     name = policy if isinstance(policy, str) else name_of(policy)
     notes = tuple(note for note in plan.notes if not note.startswith(TOOK))  # which policy it was is told of the whole
-    return replace(plan, branch=op, notes=notes, policy=name, bound=bound, plan_seconds=time.perf_counter() - began)
+    beginning = getattr(costs, "beginning", None)  # a branch begins and ends as a loop does: bindings, threads, handing over results
+    more = beginning(plan) if beginning is not None else 0.0
+    return replace(plan, branch=op, begin_seconds=more, notes=notes, policy=name, bound=bound, plan_seconds=time.perf_counter() - began)
 
 
 def _held(problem: Problem, graph: Graph, machine: Machine, where: Where | None) -> Problem:

@@ -283,7 +283,9 @@ def _kind(graph: Graph, task: int) -> str:
 def loop_seconds(body: Timeline) -> float:
     """Seconds of a whole loop: prologue, all turns, epilogue, and what beginning and ending it takes; of an if those of what is booked of it."""
     if body.otherwise is not None:
-        return max(sum(share * plan.makespan for share, plan in body.booked), 1e-9)  # as a view in a loop: what takes no time has no order
+        return max(
+            sum(share * (plan.makespan + plan.begin_seconds) for share, plan in body.booked), 1e-9
+        )  # as a view in a loop: what takes no time has no order
     before = max((s.finish for s in body.prologue), default=0.0)
     after = max((s.finish for s in body.epilogue), default=0.0)
     return before + (body.makespan if body.turns else 0.0) + after + body.begin_seconds

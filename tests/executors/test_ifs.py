@@ -23,6 +23,7 @@ from hetsched.graph.op import Op, Work
 from hetsched.locked import equal_plans, read_plan, write_plan
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement import plan_graph
+from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.why import find_task
 from hetsched.report.gantt import gantt
 from hetsched.report.perfetto import perfetto
@@ -36,6 +37,7 @@ from hetsched.testing.graphs import random_graph, random_machine
 from hetsched.testing.plans import plain_plan
 from hetsched.testing.reference import interpret
 from hetsched.testing.runs import run_problems, value_problems
+from hetsched.timeline import Timeline
 
 CPU = Device("cpu", "cpu", lanes=2, languages=("host", "array"), shares_lanes=True, bytes_per_second=10e9, flops_per_second={"float32": 1e10})
 ONE = Machine((CPU,), (), (MemoryNode(HOST),))
@@ -239,6 +241,19 @@ def test_a_plan_books_the_longer_branch_or_the_mean_by_likelihood() -> None:
     assert seconds == pytest.approx(then)
     assert booked(0.25)[0] == pytest.approx(0.25 * then + 0.75 * other)
     assert booked(0.0)[0] == pytest.approx(other)
+
+
+def test_a_plan_books_what_beginning_a_branch_takes_where_the_costs_know() -> None:
+    class Costs(RooflineCosts):
+        def beginning(self, body: Timeline) -> float:
+            return 1e-3 if body.prefix == "" and len(body.graph) == 3 else 5e-3
+
+    plan = plan_graph(choosing(likelihood=0.5), ONE, Costs(ONE))
+    then = next(iter(plan.loops.values()))
+    assert then.otherwise is not None
+    (seconds,) = (s.finish - s.start for s in plan.launches if s.command.task in plan.loops)
+    assert (then.begin_seconds, then.otherwise.begin_seconds) == (1e-3, 5e-3)
+    assert seconds == pytest.approx(3e-3 + (then.makespan + then.otherwise.makespan) / 2)
 
 
 def test_memory_is_that_of_the_larger_branch() -> None:

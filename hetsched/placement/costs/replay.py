@@ -154,7 +154,7 @@ def retimed(plan: Timeline, costs: CostModel) -> float:
 def _launch_seconds(plan: Timeline, command: Launch, lanes: tuple[Lane, ...], planned: float, costs: CostModel) -> float:
     body = plan.loops.get(command.task)
     if body is not None and body.branch is not None:
-        return sum(share * retimed(branch, costs) for share, branch in body.booked)
+        return sum(share * (retimed(branch, costs) + branch.begin_seconds) for share, branch in body.booked)
     if body is None:
         return costs.launch(plan.graph, command.task, plan.machine.device(lanes[0].owner), command.width).seconds if lanes else planned
     was: dict[Lane, float] = {}
