@@ -9,9 +9,11 @@ import os
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # `typing` takes half as long as all of this; Ctrl-C before the command has begun is a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from hetsched.check import check
     from hetsched.checkpoints.asked import Checkpoint
     from hetsched.errors import DeviceGoneError, GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
     from hetsched.locked import write_plan
     from hetsched.machine.machine import Machine
+    from hetsched.pipeline.build import Pipeline, load, publish
     from hetsched.run import plan, read_plan, run, run_async
     from hetsched.session import Compiled, Session
     from hetsched.timeline import Timeline
@@ -56,6 +59,7 @@ _HOME = {
     "Loop": "hetsched.graph.graph",
     "Machine": "hetsched.machine.machine",
     "Op": "hetsched.graph.op",
+    "Pipeline": "hetsched.pipeline.build",
     "Opaque": "hetsched.graph.spec",
     "Result": "hetsched.executors.result",
     "Sequence": "hetsched.graph.spec",
@@ -71,9 +75,11 @@ _HOME = {
     "Work": "hetsched.graph.op",
     "check": "hetsched.check",
     "gradient": "hetsched.graph.gradient",
+    "load": "hetsched.pipeline.build",
     "op": "hetsched.graph.function",
     "pinned_empty": "hetsched.executors.pinned",
     "plan": "hetsched.run",
+    "publish": "hetsched.pipeline.build",
     "read_plan": "hetsched.run",
     "run": "hetsched.run",
     "run_async": "hetsched.run",
@@ -125,6 +131,7 @@ __all__ = [
     "Op",
     "Opaque",
     "OutOfMemoryError",
+    "Pipeline",
     "PlacementError",
     "PlanError",
     "Result",
@@ -142,9 +149,11 @@ __all__ = [
     "check",
     "gradient",
     "kernel",
+    "load",
     "op",
     "pinned_empty",
     "plan",
+    "publish",
     "read_plan",
     "run",
     "run_async",

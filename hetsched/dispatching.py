@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from hetsched.check.spans import can_run
 from hetsched.executors import cpu, live
 from hetsched.graph.graph import Graph, Loop
 from hetsched.machine import Device, Machine
 from hetsched.placement import plan_graph
-from hetsched.placement.problem import can_run
 from hetsched.timeline import Timeline
 
 # Longer than any task that executors join to others.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hetsched.check.spans import can_run
 from hetsched.dispatching import dispatching
 from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import Case, case_of, measure_cases
@@ -27,7 +28,6 @@ from hetsched.placement.costs.history import ALONE, History, Known, Lesson
 from hetsched.placement.costs.kinds import Kind, Kinds, device_key, is_learned, turn_kind
 from hetsched.placement.costs.known import KnownCosts
 from hetsched.placement.costs.roofline import RooflineCosts
-from hetsched.placement.problem import can_run
 from hetsched.rehearsal import may_be_rehearsed, rehearse, rehearse_graph
 
 # A first run measures what it needs in this time at most, seconds.

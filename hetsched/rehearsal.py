@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from hetsched.check.spans import can_run
 from hetsched.errors import HetschedError
 from hetsched.executors import cpu, live
 from hetsched.executors.measuring import MOST_BYTES, case_of
@@ -35,7 +36,6 @@ from hetsched.placement.costs.handover import handovers
 from hetsched.placement.costs.history import Lesson
 from hetsched.placement.costs.kinds import BEGIN, TURN
 from hetsched.placement.costs.lessons import lessons
-from hetsched.placement.problem import can_run
 from hetsched.timeline import Launch, Timeline
 
 # Turns of a rehearsal: enough for code to be compiled (after 50) and measured; fewer where a turn is long.

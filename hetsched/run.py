@@ -63,7 +63,7 @@ def plan(
     `OutOfMemoryError` (no plan fits the memory), `CommandLineError` (an objective or a policy that is not known).
     """
     if not isinstance(graph, Graph):
-        raise CommandLineError(f"plan() takes a graph, got {type(graph).__name__}; finish a builder with freeze()")
+        raise CommandLineError(f"plan() takes a graph, got {_instead(graph)}")
     if machine is None:
         machine = Machine.here(*graph.patterns(), *([] if only is None else [only]))
     elif not isinstance(machine, Machine):
@@ -128,7 +128,7 @@ def run(
             raise CommandLineError("this timeline is a trace of what has run; run a plan (hetsched.plan) or a graph")
         given = check_inputs(what.graph, {} if inputs is None else inputs)
     else:
-        raise CommandLineError(f"run() takes a plan or a graph, got {type(what).__name__}; finish a builder with freeze()")
+        raise CommandLineError(f"run() takes a plan or a graph, got {_instead(what)}")
     timeout = checked_timeout(timeout)
     if checkpoint is not None and (keep_going or replan):
         raise CommandLineError(f"a run with checkpoints cannot {'keep going' if keep_going else 'be replanned'}; leave one out")
@@ -176,6 +176,16 @@ def _in_pieces(checkpoint: Checkpoint | str | os.PathLike[str], executor: str, c
         return run_with_checkpoints(plan, named, asked, run_one, costs, how["timeout"], how["progress"])
 
     return run_plan
+
+
+def _instead(what: object) -> str:
+    """What was given instead of a graph, and the way to one."""
+    kind = type(what).__name__
+    if isinstance(what, (str, os.PathLike)):
+        return f"{kind} {os.fspath(what)!r}; hetsched.load(FILE).graph is that of a pipeline, and hetsched.read_plan(FILE, graph) reads a plan"
+    if isinstance(getattr(what, "graph", None), Graph):
+        return f"{kind}; give its .graph"
+    return f"{kind}; finish a builder with freeze()"
 
 
 def checked_timeout(timeout: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,3 +190,19 @@ def test_none_and_masked_elements_are_no_numbers() -> None:
     with pytest.raises(GraphError, match=r"1 of its elements are masked; give .filled\(VALUE\)"):
         hs.run(graph, {"x": np.ma.masked_equal(x, 1)})
     assert (hs.run(graph, {"x": np.ma.masked_equal(x, 7)})["y"] == -x).all()
+
+
+def test_a_pipeline_file_is_loaded_run_and_published(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        "hetsched: 1\nparams: {n: 3}\ntasks:\n  a: {op: tensor.full, with: {shape: [$n], value: 2.0}}\noutputs: {y: {from: a, save: out/y.npy}}\n"
+    )
+    pipeline = hs.load(file, {"n": 5})
+    result = hs.run(pipeline.graph, objective=pipeline.goal)
+    assert hs.publish(pipeline, result, tmp_path) == {"y": str(tmp_path / "out" / "y.npy")}
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "y.npy"), np.full(5, 2, np.float32))
+    for call in (hs.plan, hs.run):
+        with pytest.raises(CommandLineError, match=r"got str 'p.yaml'; hetsched.load\(FILE\).graph is that of a pipeline"):
+            call("p.yaml")  # type: ignore[operator]
+        with pytest.raises(CommandLineError, match=r"got Pipeline; give its .graph"):
+            call(pipeline)  # type: ignore[operator]

@@ -75,3 +75,10 @@ def test_the_readme_has_both_commands_for_a_fresh_machine_and_the_library():
 def test_the_pipeline_of_the_readme_is_the_one_that_is_shipped():
     shipped = (ROOT / "pipelines" / "digits_mlp.yaml").read_text(encoding="utf-8")
     assert shipped in [text for language, _, text in blocks(ROOT / "README.md") if language == "yaml"]
+
+
+def test_the_layers_that_the_readme_names_are_all_there_are():
+    from hetsched.graph.model import ACTIVATIONS, KINDS
+
+    told = (ROOT / "README.md").read_text(encoding="utf-8").split("The layers of a model are ")[1].split("Other graphs")[0]
+    assert set(re.findall(r"`(\w+)`", told)) == {*KINDS, *ACTIVATIONS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hetsched.check.sheet import Sheet
-from hetsched.graph.graph import If, Nested, Where
+from hetsched.graph.graph import Graph, If, Nested, Where
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
@@ -160,7 +160,10 @@ def _launch(sheet: Sheet, i: int, span: Span, command: Launch) -> None:
     if not op.view and op.kernel_for(device, [graph.spec(v) for v in graph.reads(command.task)]) is None:
         has, speaks = ", ".join(op.kernels) or "none", ", ".join(device.languages)
         sheet.say("device", (i, "kernel"), f"{title}: {op.name} has no kernel for {device.id} (it has {has}; the device runs {speaks})")
-    wrong = _forbidden(device, graph.where.get(command.task))
+    wrong = None if op.view else _forbidden(device, graph.where.get(command.task))
+    if wrong and graph.where[command.task].of_parts:
+        able = [d for d in sheet.plan.machine.devices if can_run(graph, command.task, d)]
+        wrong = None if all(_forbidden(d, graph.where[command.task]) for d in able) else wrong
     if wrong:
         sheet.say("device", (i, "where"), f"{title}: {wrong}")
     for word, replicas in (("reads", command.reads), ("writes", command.writes)):
@@ -229,6 +232,17 @@ def _exists(sheet: Sheet, lane: Lane) -> bool:
         return any(x.id == lane.owner and 0 <= lane.number < max(x.engines, 1) for x in sheet.plan.machine.links)
     have = {"compute": "lanes", "io": "io_lanes"}.get(lane.kind)
     return have is not None and any(d.id == lane.owner and 0 <= lane.number < getattr(d, have) for d in sheet.plan.machine.devices)
+
+
+def can_run(graph: Graph, task: int, device: Device) -> bool:
+    """True if `device` has a kernel for the task (a view needs none) and its memory can hold the task's values."""
+    op = graph.task_ops[task]
+    if isinstance(op, Nested):
+        return False
+    reads = [graph.value_specs[v] for v in graph.reads(task)]
+    if device.memory != HOST and not all(isinstance(s, Spec) for s in (*reads, *(graph.value_specs[v] for v in graph.writes(task)))):
+        return False
+    return op.view or op.kernel_for(device, reads) is not None
 
 
 def _forbidden(device: Device, where: Where | None) -> str | None:

@@ -96,7 +96,7 @@ def memory_limits(texts: list[str]) -> dict[str, int] | None:
         node = node if equals else "host"
         if node in limits:
             raise CommandLineError(f"--memory gives {node!r} twice; leave one out")
-        limits[node] = size(amount)
+        limits[node] = size(amount, "--memory")
     return limits or None
 
 
@@ -121,7 +121,7 @@ def changed(machine: Machine | None, changes: list[str], watts: list[str] | None
         from hetsched.machine import Machine
 
         machine = Machine.here(device or "any")
-    return with_watts(what_if(machine, changes), watts or [])
+    return with_watts(what_if(machine, changes), watts or [], "--watts")
 
 
 def options_of(machine: str) -> list[str]:
@@ -153,7 +153,7 @@ def emulated(machine: Machine | None, wanted: bool) -> Machine | None:
 
 def placement_arguments(args: Any, objective: str = "time") -> dict[str, Any]:
     """The keyword arguments of `hetsched.plan` that the command line asks for; `objective` is the file's."""
-    seconds = duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0
+    seconds = duration(args.plan_time, "--plan-time", zero=True) if args.plan_time is not None else 0.0
     if seconds and args.deterministic:
         way = "leave one out, or give --policy search, which tries a number of plans that does not depend on time"
         raise CommandLineError(f"--plan-time {args.plan_time} finds other plans each time, and --deterministic wants the same: {way}")

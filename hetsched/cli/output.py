@@ -12,7 +12,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from hetsched.errors import CommandLineError
+from hetsched.errors import CommandLineError, FileError
 
 # Plain progress is told at most this often over the whole run.
 PLAIN_LINES = 10
@@ -29,17 +29,19 @@ Put = Callable[[str, str], None]
 
 
 @contextmanager
-def files(paths: Mapping[str, str | None], form: str = "text") -> Iterator[Put]:
+def files(paths: Mapping[str, str | None], form: str = "text", refused: bool = True) -> Iterator[Put]:
     """What writes a text to a path, whole or not at all; `-` is standard output. paths: of the options (option -> path, None where not given).
 
     Inside, what is told to people goes to standard error where a file goes to standard output. `CommandLineError` where two things would go there:
-    two files, or a file beside what `--format` (`form`) prints for programs.
+    two files, or a file beside what `--format` (`form`) prints for programs. What could not be written is refused at once, unless told not to.
     """
     taken = [f"{option} -" for option, path in paths.items() if path == STANDARD]
     if taken and form != "text":
         taken.append(f"--format {form}")
     if len(taken) > 1:
         raise CommandLineError(f"{taken[0]} and {taken[1]} both take standard output; write one of them to a file (one called - is ./-)")
+    if refused:
+        refuse(paths)
     standard = sys.stdout
 
     def put(path: str, text: str) -> None:
@@ -55,6 +57,19 @@ def files(paths: Mapping[str, str | None], form: str = "text") -> Iterator[Put]:
 
     with redirect_stdout(sys.stderr) if taken else nullcontext():
         yield put
+
+
+def refuse(paths: Mapping[str, str | None]) -> None:
+    """`FileError` for a file that could not be written, before there is anything to write."""
+    for option, path in paths.items():
+        if path is None or path == STANDARD:
+            continue
+        from hetsched.pipeline.publish import unwritable
+
+        if not path:
+            raise CommandLineError(f"{option} wants the name of a file, and got none")
+        if (problem := unwritable(path)) is not None:
+            raise FileError(f"{option} {path}: cannot be written: {problem}")
 
 
 def folder(path: str | None, option: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Mapping
 
 from hetsched.errors import CommandLineError, did_you_mean
@@ -15,29 +16,51 @@ BYTES: Mapping[str, int] = {
 _FORM = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
-def duration(text: str, *, zero: bool = False) -> float:
-    """Seconds of `30s`, `2min`, `500ms`, `1.5h`; a number alone is seconds. Finite and more than 0 (or 0, with `zero`), else `CommandLineError`."""
-    return _scaled(text, SECONDS, "s", "a duration", "30s, 2min, 500ms", zero)
+def duration(text: str, option: str = "", *, zero: bool = False) -> float:
+    """Seconds of `30s`, `2min`, `500ms`, `1.5h`; a number alone is seconds. Finite and more than 0 (or 0, with `zero`), else `CommandLineError`.
+
+    option: where it was given, named by errors.
+    """
+    return _scaled(text, option, SECONDS, "s", "a duration", "30s, 2min, 500ms", zero)
 
 
-def size(text: str) -> int:
-    """Bytes of `512MiB` (powers of 1024), `2GB` (powers of 1000); a number alone is bytes. More than 0, else `CommandLineError`."""
-    return int(_scaled(text, BYTES, "B", "a size", "512MiB, 2GB"))
+def size(text: str, option: str = "") -> int:
+    """Bytes of `512MiB` (powers of 1024), `2GB` (powers of 1000); a number alone is bytes. More than 0, else `CommandLineError`. option: as above."""
+    return int(_scaled(text, option, BYTES, "B", "a size", "512MiB, 2GB"))
 
 
-def _scaled(text: str, units: Mapping[str, float], plain: str, what: str, examples: str, zero: bool = False) -> float:
-    found = _FORM.fullmatch(text)
+def whole(text: str) -> int:
+    """A whole number of at least 1, for `argparse`."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def days(text: str) -> float:
+    """A finite number of days of at least 0, for `argparse`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no number of days of at least 0")
+    return value
+
+
+def _scaled(given: str, option: str, units: Mapping[str, float], plain: str, what: str, examples: str, zero: bool = False) -> float:
+    shown = f"{option} {given!r}".strip()
+    found = _FORM.fullmatch(given)
     if found is None:
-        raise CommandLineError(f"{text!r} is not {what}; write it like {examples}")
+        raise CommandLineError(f"{shown} is not {what}; write it like {examples}")
     number, unit = found.groups()
     if unit and unit not in units:
-        raise CommandLineError(f"{text!r}: unknown unit {unit!r}{did_you_mean(unit, units)}")
+        raise CommandLineError(f"{shown}: unknown unit {unit!r}{did_you_mean(unit, units)}")
     try:
         value = float(number) * units[unit or plain]
     except ValueError:
-        raise CommandLineError(f"{text!r} is not {what}; write it like {examples}") from None
+        raise CommandLineError(f"{shown} is not {what}; write it like {examples}") from None
     if not (0 < value < math.inf or (zero and value == 0)):
-        raise CommandLineError(f"{text!r}: {what} must be more than 0 and finite")
+        raise CommandLineError(f"{shown}: {what} must be more than 0 and finite")
     return value
 
 

@@ -49,6 +49,7 @@ class Frame:
         self.graph: Graph = program.plan.graph
         self.loop: Loop | None = program.plan.loop
         self.turns = self.loop.turns if self.loop is not None else 1
+        self.within = ""  # of a loop's body: the loop, and those around it with their turns
         self.borrowed = dict(borrowed)
         self._is_array = {v: isinstance(x, np.ndarray) for v, x in borrowed.items()}
         given = memories or {}
@@ -340,8 +341,11 @@ class Frame:
             return error
         if isinstance(error, MemoryError):
             return TaskError(self._name(task), f"task {self._name(task)!r} ran out of memory: {error}")
-        where = f" in turn {turn}" if self.loop is not None and turn is not None else ""
-        return TaskError(self._name(task), f"task {self._name(task)!r} failed{where}: {type(error).__name__}: {error}")
+        return TaskError(self._name(task), f"task {self._name(task)!r} failed{self._when(turn)}: {type(error).__name__}: {error}")
+
+    def _when(self, turn: int | None) -> str:
+        """` in turn 3 of loop 'train/steps'`, the loops around that one too; "" outside of loops."""
+        return f" in turn {turn}{self.within}" if self.loop is not None and turn is not None else ""
 
     def poison(self, step: int, turn: int) -> None:
         """Overwrite what a step is about to write, where it does not also read it: a replica reused too early is then seen to be wrong."""
@@ -400,6 +404,7 @@ class Frame:
             frame.rows_of = rows
         else:
             frame.renew(borrowed)
+        frame.within = f" of loop {self._name(task)!r}{self._when(turn).replace(' in', ',', 1)}"
         frame._begin_loop(first)
         frame.gathering.begin(self, task, turn)
         return frame

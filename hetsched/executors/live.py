@@ -571,8 +571,11 @@ class Fleet:
         lanes = _prepared.setdefault(plan, set())
         ready = {lane: s for d in self.drivers.values() for lane, s in d.streams.items() if lane not in lanes and hasattr(s, "prepare")}
         if ready:
-            lanes.update(ready)
-            _prepare_launches(plan, ready)
+            over = threading.Event()
+            with heard(over.set):
+                _prepare_launches(plan, ready, over.is_set)
+            if not over.is_set():
+                lanes.update(ready)
 
     def serve(self, crew: Crew) -> None:
         """Let the driving threads serve a run."""
@@ -594,8 +597,11 @@ _prepared: weakref.WeakKeyDictionary[Timeline, set[Lane]] = weakref.WeakKeyDicti
 _warmed: weakref.WeakKeyDictionary[Timeline, tuple[set[Lane], dict[str, bool]]] = weakref.WeakKeyDictionary()
 
 
-def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any]) -> None:
-    """Prepare one launch of each kind on each of `streams`, those of the plan's loops too."""
+def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any], is_over: Callable[[], bool]) -> None:
+    """Prepare one launch of each kind on each of `streams`, those of the plan's loops too. is_over: asked between two; True ends it (Ctrl-C: building
+
+    the programs of a plan takes some drivers twenty seconds).
+    """
     graph, kinds = plan.graph, alike(plan.graph).kind
     seen: set[tuple[int, Lane]] = set()
     for span in (*plan.prologue, *plan.spans, *plan.epilogue):
@@ -607,13 +613,15 @@ def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any]) -> None:
         if isinstance(op, Nested) or op.view or key in seen:
             continue
         seen.add(key)
+        if is_over():
+            return
         specs = [graph.spec(v) for v in graph.reads(task)]
         kernel = op.kernel_for(plan.machine.device(span.lanes[0].owner), specs)
         reads, writes = ([array_form(s) for s in row] for row in (specs, [graph.spec(v) for v in graph.writes(task)]))
         if kernel is not None and None not in (*reads, *writes):
             stream.prepare(kernel, reads, writes, plan.workspaces.get(task, ("", 0, 0))[2], graph.task_attributes[task])
     for _, body in plan.nested:
-        _prepare_launches(body, streams)
+        _prepare_launches(body, streams, is_over)
 
 
 class _Transfer:

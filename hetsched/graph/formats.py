@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import secrets
+import stat
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ MAX_SAFETENSORS_HEADER = 100_000_000  # the limit of the reference implementatio
 # Deflate cannot do better than 1032:1; a directory that claims more lies about the member's size.
 MAX_DEFLATE_RATIO = 1040
 CHUNK_NBYTES = 1 << 20
+A_FOLDER = "this is a folder; choose another name"
 
 SAFETENSORS_DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2"), "U32": np.dtype("<u4"),
@@ -61,17 +63,30 @@ def reading(path: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def publishing(path: str) -> Iterator[IO[bytes]]:
-    """A file to write that appears under `path` only when complete: temporary file beside it, fsync, rename. On an error nothing is left."""
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(6)}.tmp")
+    """A file to write that appears under `path` only when complete: temporary file beside it, fsync, rename. On an error nothing is left.
+
+    A file that is there keeps its permissions, and a link stays one: what it points to is written. What is no file (/dev/null, /dev/stdout, a named
+    pipe) is written to as it is, and never replaced.
+    """
+    if os.path.isdir(path):
+        raise FileError(f"{path}: cannot be written: {A_FOLDER}")
     try:
+        if _is_written_through(path):
+            with open(path, "ab") as stream:
+                yield stream
+            return
+        target = os.path.realpath(path)
+        folder = os.path.dirname(target)
+        temporary = os.path.join(folder, f".{os.path.basename(target)}.{secrets.token_hex(6)}.tmp")
         os.makedirs(folder, exist_ok=True)
         try:
             with open(temporary, "xb") as stream:
                 yield stream
                 stream.flush()
+                if os.path.exists(target):
+                    os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
                 os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             if os.path.exists(temporary):
                 os.unlink(temporary)
@@ -79,6 +94,22 @@ def publishing(path: str) -> Iterator[IO[bytes]]:
         _sync_folder(folder)
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _is_written_through(path: str) -> bool:
+    """True for what must not be replaced: devices, pipes, sockets, and files that are open under a number (/dev/stdout, /dev/fd/3)."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return True
+    except OSError:
+        return False
+    while True:
+        folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+        if folder == "/dev" or folder.startswith(("/dev/fd", "/proc/")):
+            return True
+        if not os.path.islink(path):
+            return False
+        path = os.path.join(folder, os.readlink(path))  # /dev/stdout -> /proc/self/fd/1 -> whatever it is
 
 
 def _sync_folder(folder: str) -> None:

@@ -32,11 +32,16 @@ TURN = Spec((), np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where a task may run: device patterns in order of preference (`cpu`, `gpu`, `cuda:0`, `opencl`), excluded ones, or with another task."""
+    """Where a task may run: device patterns in order of preference (`cpu`, `gpu`, `cuda:0`, `opencl`), excluded ones, or with another task.
+
+    of_parts: it is said of a group of tasks (what a composite op becomes). Those that none of these devices can run, where they can run others of
+    the group, go where they can, and the plan notes it. Of a view, which moves no bytes, nothing is asked that it cannot do.
+    """
 
     allow: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     same_as: str | None = None
+    of_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

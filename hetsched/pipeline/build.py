@@ -129,20 +129,39 @@ def _place(output: Output, folder: str | os.PathLike[str] | None) -> str | None:
     return output.path if folder is None else os.path.join(folder, output.save)
 
 
-def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> dict[str, str]:
-    """Write every output that has a `save`; returns output -> path written. Each file appears complete or not at all; `FileError` names it.
+class UnwrittenError(FileError):
+    """Outputs could not be written. written: output -> path of those that could."""
 
-    results: arrays by the names of the graph's outputs. folder: where relative paths start, in place of the pipeline's folder.
+    def __init__(self, message: str, written: Mapping[str, str]) -> None:
+        self.written = dict(written)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[UnwrittenError], tuple[str, dict[str, str]]]:
+        return type(self), (str(self), self.written)
+
+
+def publish(pipeline: Pipeline, results: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> dict[str, str]:
+    """Write every output that has a `save`; returns output -> path written. Each file appears complete or not at all.
+
+    results: arrays by the names of the graph's outputs. folder: where relative paths start, in place of the pipeline's folder. One that cannot be
+    written keeps none of the others: `UnwrittenError` at the end names each, and those that are there.
     """
-    written = {}
+    written: dict[str, str] = {}
+    lost: list[str] = []
     for output in pipeline.outputs.values():
         place = _place(output, folder)
         if place is None:
             continue
         parts = {part: results[name] for part, name in output.values.items()}
         value = parts if output.is_bundle else parts[output.name]
-        write(place, value, name=output.name, metadata=metadata_of(output.meta))
+        try:
+            write(place, value, name=output.name, metadata=metadata_of(output.meta))
+        except FileError as error:
+            lost.append(f"output {output.name!r}: {error}")
+            continue
         written[output.name] = place
+    if lost:
+        raise UnwrittenError("; ".join(lost) + (f" (written: {', '.join(written)})" if written else ""), written)
     return written
 
 
@@ -372,6 +391,7 @@ class _Build:
             with builder.scope("", where, after):
                 return self._if(entry, inputs)
         if isinstance(op, Composite):
+            where = replace(where, of_parts=True) if where is not None else None
             with builder.scope(entry.name, where, after):
                 return dict(op.expand(builder, inputs, entry.options, Scene(self.document.models, self._resolve)))
         assert isinstance(op, Op)
@@ -628,7 +648,7 @@ class _Build:
                 continue
             where = Where(same_as=self.builder.task_names[chosen[0]])
             for t in self.ranges[entry.name]:
-                if self.builder.where.get(t) == Where(same_as=target):
+                if (given := self.builder.where.get(t)) is not None and given.same_as == target:
                     self.builder.where[t] = replace(where)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from hetsched.errors import OutOfMemoryError, PlacementError
+from hetsched.errors import OutOfMemoryError, PlacementError, TaskError
 from hetsched.pipeline.build import Pipeline
 from hetsched.pipeline.mistakes import Mistake, render
 
@@ -21,7 +21,13 @@ def placing(pipeline: Pipeline) -> Iterator[None]:
         found = mistakes(pipeline, error)
         if not found:
             raise
-        raise PlacementError(render(found), error.conflicts) from error
+        raise _Misplaced(render(found), error.conflicts) from error
+
+
+class _Misplaced(PlacementError):
+    """One that says where: its text stands as it is."""
+
+    mistakes = True
 
 
 class _Placed(OutOfMemoryError):
@@ -39,6 +45,31 @@ def fitting(pipeline: Pipeline) -> Iterator[None]:
         if _memory_entry(pipeline, error) is None:
             raise
         raise _Placed(str(at_memory(pipeline, error))) from error
+
+
+class _Failed(TaskError):
+    """One that says where: its text stands as it is."""
+
+    mistakes = True
+
+
+@contextmanager
+def failing(pipeline: Pipeline) -> Iterator[None]:
+    """Inside, a task that fails is told at its place in the file; errors of several lines have places of their own (compilers')."""
+    try:
+        yield
+    except TaskError as error:
+        if (told := at_task(pipeline, error)) == str(error):
+            raise
+        raise _Failed(error.task, told) from error
+
+
+def at_task(pipeline: Pipeline, error: TaskError) -> str:
+    """That a task failed, at its place in the file; as it is where that is unknown, or told already."""
+    entry = entry_of(pipeline, error.task)
+    if entry is None or "\n" in str(error):
+        return str(error)
+    return str(replace(pipeline.places[entry], message=str(error), rule="failed"))
 
 
 def at_memory(pipeline: Pipeline, error: OutOfMemoryError) -> Mistake:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.errors import FileError, HetschedError
-from hetsched.graph.formats import publishing, write_safetensors
+from hetsched.graph.formats import A_FOLDER, publishing, write_safetensors
 from hetsched.graph.spec import AnySpec, Spec
 from hetsched.pipeline.mistakes import hint
 
@@ -130,7 +130,7 @@ def unwritable(path: str) -> str | None:
     """Why `path` cannot be written, as far as that can be known without writing; None where it can."""
     folder = os.path.abspath(path)
     if os.path.isdir(folder):
-        return "this is a folder; choose another name"
+        return A_FOLDER
     while not os.path.exists(folder := os.path.dirname(folder)):
         pass  # what is missing is made
     if not os.path.isdir(folder):
@@ -146,7 +146,7 @@ def write(path: str, value: Any, *, name: str = "value", metadata: Mapping[str, 
     name: what an array is called in .npz and .csv. metadata: texts that travel in a .safetensors file.
     """
     if os.path.isdir(path):
-        raise FileError(f"{path}: cannot be written: this is a folder; choose another name")
+        raise FileError(f"{path}: cannot be written: {A_FOLDER}")
     form = os.path.splitext(path)[1]
     arrays = {k: np.asarray(v) for k, v in value.items()} if isinstance(value, Mapping) else {name: np.asarray(value)}
     if form not in FORMS:

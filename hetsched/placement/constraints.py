@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from hetsched.errors import PlacementError
 from hetsched.graph.graph import Graph, Where
+from hetsched.graph.op import Op
 from hetsched.machine import Machine
 
 Devices = frozenset[int]
@@ -26,11 +27,14 @@ def allowed_devices(
     if only is not None and not _matching(machine, only):
         raise PlacementError(f"no device matches {only!r}; there are {_describe(machine, frozenset(range(len(devices))))}")
     allowed: dict[int, Devices] = {}
+    excused = _excused(graph, machine, capable)
     for task, can in capable.items() if only is not None else ((t, capable[t]) for t in sorted(graph.where) if t in capable):
         where = graph.where.get(task)
         limited = can & _matching(machine, only) if only is not None else can
         limited = limited or can
-        if where is not None:
+        if task in excused:
+            notes += [f"task {graph.task_names[task]!r} runs on {_describe(machine, limited)}: {excused[task]}"] if excused[task] else []
+        elif where is not None:
             limited = _apply(graph, machine, task, where, can, limited, only, problems, notes)
         if limited != can:
             allowed[task] = limited
@@ -47,6 +51,35 @@ def allowed_devices(
     if problems:
         raise PlacementError("", problems)
     return allowed, groups, notes
+
+
+def _excused(graph: Graph, machine: Machine, capable: Mapping[int, Devices]) -> dict[int, str]:
+    """Task -> why its constraint does not bind it, "" for views: what moves no bytes, and parts of a group of which its devices can run others."""
+    out: dict[int, str] = {}
+    meets: dict[int, list[int]] = {}  # a constraint of parts -> the tasks of its group that can do as it says
+    lost: list[tuple[int, Where]] = []
+    for task, where in graph.where.items():
+        if where.same_as is not None:
+            continue
+        op, can = graph.task_ops[task], capable.get(task)
+        if can is not None and not _wanted(machine, where) & can:
+            if isinstance(op, Op) and op.view:
+                out[task] = ""
+            elif where.of_parts:
+                lost.append((task, where))
+        elif where.of_parts:  # bodies of loops are planned by themselves
+            meets.setdefault(id(where), []).append(task)
+    for task, where in lost:
+        if id(where) in meets and _wanted(machine, where):
+            asked = " or ".join(where.allow) if where.allow else f"none but {', '.join(where.exclude)}"
+            out[task] = f"{asked}, which its group asks for, cannot run it"
+    return out
+
+
+def _wanted(machine: Machine, where: Where) -> Devices:
+    """The devices of a machine that a constraint leaves."""
+    allow = frozenset.union(*(_matching(machine, p) for p in where.allow)) if where.allow else frozenset(range(len(machine.devices)))
+    return allow - frozenset(d for d in allow if any(machine.devices[d].matches(p) for p in where.exclude))
 
 
 def _apply(
@@ -77,9 +110,11 @@ def _apply(
         asked.append(f"`device: {', '.join(where.allow)}`")
     if where.exclude:
         asked.append(f"`not: {', '.join(where.exclude)}`")
+    way_out = ""
     if only is not None:
         asked.append(f"the limit to {only!r} given for the whole run")
-    problems.append((f"task {name!r} ({op}): no device satisfies {' and '.join(asked)}; it can run on {_describe(machine, can)}", (name,)))
+        way_out = "; leave out that limit (-d), or this `device`"
+    problems.append((f"task {name!r} ({op}): no device satisfies {' and '.join(asked)}; it can run on {_describe(machine, can)}{way_out}", (name,)))
     return can
 
 
@@ -93,7 +128,8 @@ def _groups(graph: Graph, capable: Mapping[int, Devices], problems: list[Conflic
         return t
 
     for task, where in graph.where.items():
-        if where.same_as is None:
+        op = graph.task_ops[task]
+        if where.same_as is None or (isinstance(op, Op) and op.view):
             continue
         other = graph.task_index.get(where.same_as)
         if other is None or other not in capable or task not in capable:

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hetsched.check.spans import can_run
 from hetsched.errors import CommandLineError, OutOfMemoryError, PlacementError, did_you_mean
 from hetsched.graph.alike import alike
 from hetsched.graph.graph import Graph, Loop, Nested
 from hetsched.graph.spec import Spec
-from hetsched.machine import HOST, Device, Machine
+from hetsched.machine import HOST, Machine
 from hetsched.placement.constraints import allowed_devices
 from hetsched.placement.costs.estimate import CostModel
 from hetsched.timeline import Lane, Timeline
@@ -331,17 +332,6 @@ def _duration_row(graph: Graph, task: int, machine: Machine, costs: CostModel, c
         # A wide launch that is no faster only takes lanes from others.
         row.append(seconds if choice.width == 1 or seconds < narrow else np.inf)
     return row
-
-
-def can_run(graph: Graph, task: int, device: Device) -> bool:
-    """True if `device` has a kernel for the task (a view needs none) and its memory can hold the task's values."""
-    op = graph.task_ops[task]
-    if isinstance(op, Nested):
-        return False
-    reads = [graph.value_specs[v] for v in graph.reads(task)]
-    if device.memory != HOST and not all(isinstance(s, Spec) for s in (*reads, *(graph.value_specs[v] for v in graph.writes(task)))):
-        return False
-    return op.view or op.kernel_for(device, reads) is not None
 
 
 def _capable(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hetsched.locked import machine_changes
@@ -59,6 +59,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Dif
     out += [Difference("machine", change, None, None) for change in machine_changes(before["machine"], after["machine"])]
     out += _plan(before["plan"], after["plan"], "")
     return out
+
+
+def differences_record(found: Sequence[Difference]) -> dict[str, Any]:
+    """Differences for programs, each with its text."""
+    return {"equal": not found, "differences": [{**asdict(d), "text": str(d)} for d in found]}
 
 
 def differences_text(found: list[Difference], most: int = MOST_TOLD) -> str:

@@ -50,6 +50,8 @@ def run_lines(record: Mapping[str, Any], most: int = 12) -> list[str]:
     if t["copies"]:
         hidden = f", {percent_text(t['hidden_fraction'])} hidden" if t["hidden_fraction"] is not None else ""
         lines.append(f"transfers: {plural(t['copies'], 'copy', 'copies')}, {bytes_text(t['bytes'])} in {seconds_text(t['seconds'])}{hidden}")
+    if around := t.get("around_loops"):
+        lines.append(f"copies around loops, not timed: {around['copies']}, {bytes_text(around['bytes'])}")
     lines += energy_lines(energy_from(r["energy"])) if r.get("energy") else []  # runs of older versions have none
     lines += drift_lines(drifts_of(r))
     lines += [f"{name}: {value:.6g}" for name, value in r["metrics"].items()]
@@ -84,6 +86,28 @@ def diff_lines(a: Mapping[str, Any], b: Mapping[str, Any], most: int = 20) -> li
         for n in both[:most]
     ]
     return [*lines, "", *table(["task", "device (b)", "a", "b", "change"], cells, right=(2, 3, 4))] if cells else lines
+
+
+def diff_record(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of `diff --format json` for two runs: what was asked for otherwise, the whole, and every task of either with its seconds."""
+    here, there = ({row.name: row for row in compared_of(r)} for r in (a, b))
+    asked = {key: [a[key], b[key]] for key in ("file", "sha256", "policy", "objective") if a[key] != b[key]}
+    names = sorted({*a["parameters"], *b["parameters"]})
+    parameters = {name: [a["parameters"].get(name), b["parameters"].get(name)] for name in names}
+    tasks = []
+    for name in dict.fromkeys([*here, *there]):
+        rows = [found.get(name) for found in (here, there)]
+        devices, seconds = [r and r.device for r in rows], [r and r.measured for r in rows]
+        tasks.append({"name": name, "devices": devices, "measured_seconds": seconds})
+    return {
+        "version": 1,
+        "runs": [a["id"], b["id"]],
+        "asked": asked | {"parameters": {name: both for name, both in parameters.items() if both[0] != both[1]}},
+        "measured_seconds": [a["measured_seconds"], b["measured_seconds"]],
+        "planned_seconds": [a["planned_seconds"], b["planned_seconds"]],
+        "joules": [(r.get("energy") or {}).get("joules") for r in (a, b)],
+        "tasks": tasks,
+    }
 
 
 def _change(a: float, b: float) -> str:

@@ -184,7 +184,7 @@ def record_of(
         "policy": plan.policy,
         "objective": plan.objective,
         "devices": devices_record(trace),
-        "transfers": transfers_record(trace),
+        "transfers": transfers_record(trace, plan),
         "energy": energy_record(energy) if energy is not None else None,
         "tasks": [list(row) for row in compare(plan, trace)[:MOST_TASKS]],
         "costs": [list(x) for x in named(taught)[:MOST_TASKS]],

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from hetsched.graph.op import Op
 from hetsched.machine import HOST
 from hetsched.report.events import ALL_TURNS, Event, busy_seconds, events, merged, totals
 from hetsched.report.text import bytes_text, percent_text, plural, seconds_text
@@ -112,6 +113,18 @@ def transfers(timeline: Timeline) -> Transfers:
     return Transfers(round(count), round(nbytes), seconds, min(hidden, seconds))
 
 
+def around_loops(plan: Timeline | None, trace: Timeline) -> tuple[int, int]:
+    """(copies, bytes) before the first and after the last turns of the loops that `trace` shows, which traces do not time: as `plan` has them."""
+    count, nbytes = 0.0, 0.0
+    for total in totals(plan) if plan is not None and plan.loops else ():
+        body, command = total.timeline, total.span.command
+        if isinstance(command, Copy) and any(s is total.span for s in (*body.prologue, *body.epilogue)):
+            count += total.times
+            nbytes += total.times * int(body.graph.value_nbytes[command.value])
+    began = {s.command.task for s in trace.spans if isinstance(s.command, Launch)}
+    return (round(count), round(nbytes)) if plan is not None and set(plan.loops) <= began else (0, 0)
+
+
 def device_use(timeline: Timeline) -> dict[str, DeviceUse]:
     """Every device of the machine, idle ones too, in the machine's order."""
     busy: dict[str, float] = dict(timeline.totals)
@@ -160,7 +173,9 @@ def fallbacks(timeline: Timeline, prefix: str = "") -> list[str]:
             for body in timeline.loops[command.task].alternatives:
                 out += fallbacks(body, f"{name}/{body.prefix}")
             continue
-        where = timeline.graph.where.get(command.task)
+        op, where = timeline.graph.task_ops[command.task], timeline.graph.where.get(command.task)
+        if isinstance(op, Op) and op.view:
+            continue
         devices = dict.fromkeys(lane.owner for lane in span.lanes)
         if where is not None and where.allow and not all(timeline.machine.device(d).matches(where.allow[0]) for d in devices):
             out.append(f"{name} to {'+'.join(devices)}")
@@ -178,18 +193,20 @@ def time_line(plan: Timeline | None, trace: Timeline) -> str:
     return text + (f"; by the costs assumed no plan is below {seconds_text(plan.bound.seconds)}" if plan.bound is not None else "")
 
 
-def transfer_line(trace: Timeline) -> str:
-    """`transfers: 12 copies, 3.1 MiB in 4.2 ms, 88 % of it hidden behind compute`."""
-    t = transfers(trace)
+def transfer_line(plan: Timeline | None, trace: Timeline) -> str:
+    """`transfers: 12 copies, 3.1 MiB in 4.2 ms, 88 % of it hidden behind compute; 2 more around loops, 4 MiB, not timed`."""
+    t, (more, nbytes) = transfers(trace), around_loops(plan, trace)
+    around = f"{more} more around loops, {bytes_text(nbytes)}, not timed"
     if not t.count:
-        return "transfers: none"
+        return f"transfers: {around.replace(' more', '')}" if more else "transfers: none"
     text = f"transfers: {plural(t.count, 'copy', 'copies')}, {bytes_text(t.nbytes)} in {seconds_text(t.seconds)}"
-    return text + (f", {percent_text(t.hidden_fraction)} of it hidden behind compute" if t.hidden_fraction is not None else "")
+    text += f", {percent_text(t.hidden_fraction)} of it hidden behind compute" if t.hidden_fraction is not None else ""
+    return f"{text}; {around}" if more else text
 
 
 def three_lines(plan: Timeline | None, trace: Timeline) -> list[str]:
     """The three lines after a run: where tasks ran and whether any fell back, planned against measured, transfers and their hidden share."""
-    return [where_line(trace), time_line(plan, trace), transfer_line(trace)]
+    return [where_line(trace), time_line(plan, trace), transfer_line(plan, trace)]
 
 
 def bound_line(plan: Timeline) -> str:

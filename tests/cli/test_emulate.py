@@ -23,6 +23,23 @@ def test_a_described_machine_is_run_in_software(tmp_path: Path, capsys: pytest.C
     assert 0 <= record["transfers"]["hidden_fraction"] <= 1
 
 
+def test_what_a_run_copied_is_what_its_plan_says_around_loops_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Invariants and weights go to the device before a loop and come back after it: traces do not time them, but they are told."""
+    there, plan = ["--machine", "workstation", "--emulate", "-s", "epochs=1", "--no-learn", "--format", "json"], str(tmp_path / "plan.json")
+    assert main(["plan", str(PIPELINE), *there, "-d", "cuda", "-o", plan]) == 0
+    planned = json.loads(capsys.readouterr().out)["transfers"]
+    assert main(["run", str(PIPELINE), *there, "-o", str(tmp_path), "--plan", plan]) == 0
+    found = json.loads(capsys.readouterr().out)["transfers"]
+    assert found["around_loops"]["bytes"] > 0
+    assert found["copies"] + found["around_loops"]["copies"] == planned["copies"]
+    assert found["bytes"] + found["around_loops"]["bytes"] == planned["bytes"]
+    assert main(["run", str(PIPELINE), *there[:-2], "-o", str(tmp_path), "--plan", plan]) == 0
+    around = found["around_loops"]["copies"]
+    assert f"; {around} more around loops, " in capsys.readouterr().out
+    assert main(["show"]) == 0
+    assert f"copies around loops, not timed: {around}, " in capsys.readouterr().out
+
+
 def test_emulate_wants_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(PIPELINE), "-o", str(tmp_path), "--emulate"]) == 2
     told = capsys.readouterr().err

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_what_cannot_be_written_is_told_before_anything_runs(matmul, tmp_path, c
     (tmp_path / "file").write_text("in the way")
     for argv, told in (
         (["-o", str(tmp_path / "file" / "there")], f"{tmp_path}/file is a file, not a folder"),
-        (["--trace", str(tmp_path)], "the trace cannot be written: this is a folder"),
+        (["--trace", str(tmp_path)], f"--trace {tmp_path}: cannot be written: this is a folder"),
     ):
         assert main(["run", str(matmul), *argv]) == 7
         captured = capsys.readouterr()
@@ -101,6 +102,25 @@ def test_what_does_not_fit_the_memory_is_told_at_its_place(tmp_path, capsys):
         assert "'a'" in told
         assert "40000000000" in told
         assert "another memory" not in told, "none could hold it"
+
+
+@pytest.mark.parametrize("limit", ["250KiB", "480KiB"])
+def test_where_a_file_does_not_fit_the_memory_reading_it_by_rows_is_a_way_out(limit, tmp_path, capsys):
+    np.savez(tmp_path / "d.npz", x=np.zeros((2400, 32), np.float32), y=np.zeros(2400, np.int64))
+    text = """hetsched: 1
+models: {m: {input: [32], layers: [{dense: {units: 2}}]}}
+tasks:
+  d: {op: data.npz, with: {path: d.npz}}
+  s: {op: data.split, in: {x: d.x, y: d.y}, with: {test: 0.2}}
+  t: {op: nn.train, in: {x: s.x_train, y: s.y_train}, with: {model: m}}
+outputs: {m: {from: t.model}}
+"""
+    made = text.replace("data.npz, with: {path: d.npz}", "data.synthetic, with: {rows: 2400, shape: [32], classes: 2}")
+    for content, expected in ((text, True), (made, False)):
+        (tmp_path / "p.yaml").write_text(content)
+        assert main(["check", str(tmp_path / "p.yaml"), "--machine", "workstation", "-d", "cpu", "--memory", limit]) == 5
+        told = capsys.readouterr().out
+        assert ("or use smaller batches, or read the file by rows (data.batches)" in told) == expected, told
 
 
 def test_a_loop_that_does_not_fit_the_memory_is_told_at_its_place(capsys):
@@ -569,7 +589,9 @@ def test_ctrl_c_while_the_command_is_being_loaded_is_quiet(tmp_path, module):
     """Wherever it strikes once the command has been entered: the word and the code, no traceback."""
     argv = [sys.executable, "-c", STRUCK, module, "run", str(PIPELINES / "matmul_conv.yaml"), "-o", str(tmp_path), "--format", "json"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.stdout == "struck\n", "the module is loaded before the command is entered, or never"
+    struck, _, rest = done.stdout.partition("\n")
+    assert struck == "struck", "the module is loaded before the command is entered, or never"
+    assert not rest or json.loads(rest)["exit_code"] == 130
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert done.stderr.endswith("hetsched: interrupted\n")
@@ -610,3 +632,106 @@ outputs:
     assert "not kept: rows (save: FILE under outputs: writes them)" in out
     assert main(["run", str(tmp_path / "p.yaml"), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == {"total": 6.0, "kept": 6.0, "count": 7.0}
+
+
+@pytest.mark.parametrize("command", [["plan"], ["plan", "--trace"], ["graph"], ["trace"]])
+def test_a_folder_is_no_file_to_write(command, matmul, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = [] if command == ["trace"] else [str(matmul)]
+    assert main([*command[:1], *file, "-o" if len(command) == 1 else command[1], "."]) == 7
+    captured = capsys.readouterr()
+    assert "cannot be written: this is a folder; choose another name" in captured.err
+    assert captured.out == "", "it was not even planned"
+
+
+def test_a_picture_wants_an_extension(matmul, tmp_path, capsys):
+    assert main(["graph", str(matmul), "-o", str(tmp_path / "picture")]) == 2
+    assert "the extension says the form, and there is none: add one of .txt, .svg" in capsys.readouterr().err
+
+
+BAD_LABEL = """hetsched: 1
+models: {m: {input: [3], layers: [{dense: {units: 2}}]}}
+tasks:
+  rows: {op: data.csv, with: {path: rows.csv, label: l}}
+  learn: {op: nn.train, in: {x: rows.x, y: rows.y}, with: {model: m, batch: 2, shuffle: false}}
+outputs: {m: {from: learn.model}, losses: {from: learn.losses}}
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json", "jsonl"])
+def test_a_task_that_fails_is_told_at_its_place_with_its_loop_and_turn(form, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("a,b,c,l\n1,2,3,0\n1,2,3,1\n1,2,3,0\n1,2,3,5\n")
+    file = tmp_path / "bad.yaml"
+    file.write_text(BAD_LABEL)
+    assert main(["run", str(file), "-d", "cpu", "--no-learn", "--format", form]) == 1
+    captured = capsys.readouterr()
+    told = captured.err.splitlines()[-1]
+    assert told.startswith(f"{file}:5:3: error: task '"), told
+    assert "failed in turn 1 of loop 'learn/steps': ValueError: labels[1] is 5, outside the 2 classes" in told
+    if form == "json":
+        assert json.loads(captured.out)["error"] == told
+    if form == "jsonl":
+        assert json.loads(captured.out.splitlines()[-1]) == {"event": "end", "version": 1, "status": "failed", "exit_code": 1, "error": told}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_ctrl_c_ends_json_with_an_object_too(form, matmul, capsys, monkeypatch):
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("hetsched.run"), "run", interrupted)
+    assert main(["run", str(matmul), "-d", "cpu", "--no-learn", "--format", form]) == 130
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told.pop("event", "end") == "end"
+    assert told == {"version": 1, "status": "failed", "exit_code": 130, "error": "interrupted"}
+    assert captured.err.splitlines()[-1] == "hetsched: interrupted"
+
+
+def test_outputs_that_needed_what_failed_are_named_under_keep_going(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("a,b,c,l\n1,2,3,0\n1,2,3,7\n")
+    file = tmp_path / "bad.yaml"
+    file.write_text(BAD_LABEL)
+    assert main(["run", str(file), "-d", "cpu", "--no-learn", "--keep-going"]) == 1
+    captured = capsys.readouterr()
+    assert "not made: m, losses (needed what failed)" in captured.out
+    assert "not kept" not in captured.out
+    assert f"{file}:5:3: error: task '" in captured.err
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_output_that_cannot_be_written_loses_no_other_one_and_not_the_run(form, matmul, tmp_path, capsys, monkeypatch):
+    from hetsched.pipeline import build
+
+    write = build.write
+
+    def full(path, value, **options):
+        if path.endswith("product.npy"):
+            raise FileError(f"{path}: cannot be written: No space left on device")
+        write(path, value, **options)
+
+    monkeypatch.setattr(build, "write", full)
+    assert main(["run", str(matmul), "-o", str(tmp_path / "o"), "--no-learn", "--format", form]) == 7
+    captured = capsys.readouterr()
+    told = f"output 'product': {tmp_path / 'o'}/out/product.npy: cannot be written: No space left on device (written: features)"
+    assert captured.err.splitlines()[-1] == f"hetsched: error: {told}"
+    assert (tmp_path / "o" / "out" / "features.npy").exists()
+    if form == "json":
+        record = json.loads(captured.out)
+        assert record["status"] == "failed"
+        assert record["unwritten"] == [told]
+        assert record["outputs"]["features"].endswith("features.npy")
+    else:
+        assert "features -> " in captured.out
+        assert "\ntime: " in captured.out
+    assert main(["show"]) == 0
+    assert "matmul_conv" in capsys.readouterr().out
+
+
+def test_a_trace_that_cannot_be_written_does_not_lose_the_run(matmul, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hetsched.cli.output.refuse", lambda paths: None)
+    monkeypatch.setattr("hetsched.cli.commands.run.refuse", lambda paths: None)
+    assert main(["run", str(matmul), "-o", str(tmp_path), "--no-learn", "--trace", str(tmp_path)]) == 7
+    captured = capsys.readouterr()
+    assert "product -> " in captured.out
+    assert captured.err.splitlines()[-1] == f"hetsched: error: {tmp_path}: cannot be written: this is a folder; choose another name"

@@ -64,6 +64,34 @@ def test_a_report_tells_what_other_policies_would_have_made_of_the_costs_measure
     assert "has changed since the run" in out(capsys, "report")
 
 
+def test_a_report_and_a_diff_are_json_where_asked(pipeline, capsys):
+    out(capsys, "run", pipeline, "-d", "cpu", "--policy", "serial")
+    out(capsys, "run", pipeline, "-d", "cpu", "--policy", "heft", "--seed", "3")
+    told = json.loads(out(capsys, "report", "last", "--policies", "heft,serial", "--format", "json"))
+    shown = json.loads(out(capsys, "show", "last", "--format", "json"))
+    assert told.items() >= shown.items()
+    followed = told["regret"]["followed_seconds"]
+    saved = {r["policy"]: (r["seconds"], r["saved"]) for r in told["regret"]["policies"]}
+    assert set(saved) == {"heft", "serial"}
+    assert all(share == pytest.approx(1 - seconds / followed) for seconds, share in saved.values())
+    found = json.loads(out(capsys, "diff", "last~1", "last", "--format", "json"))
+    assert found["runs"][1] == shown["id"]
+    assert found["asked"] == {"policy": ["serial", "heft"], "parameters": {"seed": [None, "3"]}}
+    assert found["measured_seconds"][1] == shown["measured_seconds"]
+    assert {t["name"]: t["devices"] for t in found["tasks"]}["product"] == ["cpu", "cpu"]
+    Path(pipeline).write_text(Path(pipeline).read_text() + "# changed\n")
+    assert json.loads(out(capsys, "report", "--format", "json"))["regret"]["error"].endswith("has changed since the run")
+
+
+def test_a_diff_of_locked_plans_is_json_where_asked(pipeline, tmp_path, capsys):
+    for policy in ("serial", "heft"):
+        out(capsys, "plan", pipeline, "-d", "cpu", "--no-learn", "--policy", policy, "-o", tmp_path / f"{policy}.json")
+    found = json.loads(out(capsys, "diff", tmp_path / "serial.json", tmp_path / "heft.json", "--format", "json"))
+    assert found["equal"] is False
+    assert {d["what"] for d in found["differences"]} >= {"asked"}
+    assert json.loads(out(capsys, "diff", tmp_path / "heft.json", tmp_path / "heft.json", "--format", "json"))["equal"] is True
+
+
 def test_a_report_of_a_run_on_a_changed_machine_plans_for_that_machine(pipeline, capsys):
     out(capsys, "run", pipeline, "--machine", "aws/c5.4xlarge", "--what-if", "+l4", "--emulate", "--policy", "round_robin")
     told = out(capsys, "report", "last")

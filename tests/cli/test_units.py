@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from hetsched.cli import main
 from hetsched.cli.options import memory_limits
 from hetsched.cli.units import assignment, duration, size
 from hetsched.errors import CommandLineError
@@ -46,3 +47,21 @@ def test_memory_limits_name_a_memory_node_or_mean_the_host():
     assert memory_limits(["1GiB, cuda:0=2GB,gpu=1GB"]) == {"host": 1 << 30, "cuda:0": 2 * 10**9, "gpu": 10**9}
     with pytest.raises(CommandLineError, match="'host' twice"):
         memory_limits(["1GiB", "host=1GiB"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["run", "p.yaml", "--timeout", "0"], "--timeout '0': a duration must be more than 0 and finite"),
+        (["plan", "p.yaml", "--plan-time", "soon"], "--plan-time 'soon' is not a duration; write it like 30s"),
+        (["plan", "p.yaml", "--memory", "cuda:0=lots"], "--memory 'lots' is not a size; write it like 512MiB"),
+        (["runs", "-n", "0"], "argument -n: '0' is no whole number of at least 1"),
+        (["cache", "gc", "--days", "-1"], "argument --days: '-1' is no number of days of at least 0"),
+        (["cache", "gc", "--days", "nan"], "argument --days: 'nan' is no number of days"),
+    ],
+)
+def test_a_bad_number_is_told_with_its_option(argv, told, tmp_path, monkeypatch, capsys):
+    (tmp_path / "p.yaml").write_text("hetsched: 1\ntasks:\n  a: {op: random.normal, with: {shape: [4], seed: 1}}\noutputs: {a: {from: a}}\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    assert told in capsys.readouterr().err

@@ -235,7 +235,7 @@ def test_a_failure_in_a_loop_names_the_turn() -> None:
     b = Graph.build()
     (y,) = b.loop(Loop(body.freeze(), turns=8, collected=("y",), turn="turn"))
     b.output(y, "y")
-    with pytest.raises(TaskError, match=r"task 'step' failed in turn 3: ValueError: enough"):
+    with pytest.raises(TaskError, match=r"task 'step' failed in turn 3 of loop '.+': ValueError: enough"):
         hs.run(b.freeze(), machine=machine())
 
 

@@ -356,7 +356,7 @@ def test_a_launch_that_fails_behind_a_chain_is_named(fusing):
         return x
 
     graph, inputs = loop_of(behind)
-    with pytest.raises(TaskError, match=r"task 'behind.*' failed in turn \d+: ValueError: enough"):
+    with pytest.raises(TaskError, match=r"task 'behind.*' failed in turn \d+ of loop '.+': ValueError: enough"):
         hs.run(hs.plan(graph, box(fusing)), inputs)
     assert len(turns) > 1
 

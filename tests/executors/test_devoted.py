@@ -323,7 +323,7 @@ def test_a_kernel_that_fails_is_named_with_its_turn(machine, given, loops, monke
         return real(*given)
 
     monkeypatch.setattr(_cuda_small, "adam", failing)
-    with pytest.raises(hs.TaskError, match="update/small' failed in turn 4: ValueError: no"):
+    with pytest.raises(hs.TaskError, match=r"update/small' failed in turn 4 of loop '.+': ValueError: no"):
         hs.run(plan, given, learn=False)
 
 

@@ -289,7 +289,7 @@ def test_what_can_be_done_beside_the_loop_is_done_by_the_crew(counted: Counted) 
 @pytest.mark.parametrize(("turns", "spoil"), [(100, 7), (100, 99), (2000, 1700)])  # the last has become code
 def test_a_task_that_fails_names_its_turn(turns: int, spoil: int, counted: Counted) -> None:
     before = running_threads()
-    with pytest.raises(TaskError, match=f"'scale' failed in turn {spoil}: ValueError: a bad batch"):
+    with pytest.raises(TaskError, match=f"'scale' failed in turn {spoil} of loop '.+': ValueError: a bad batch"):
         hs.run(hs.plan(stream(turns, spoil=spoil), MACHINE, costs=Stated()), {"first": FIRST}, learn=False)
     assert len(counted) == counted.each
     assert running_threads() <= before

@@ -51,7 +51,7 @@ def test_a_failure_in_code_names_the_task_and_the_turn(monkeypatch: pytest.Monke
     b = Graph.build()
     (last,) = b.loop(Loop(body.freeze(), turns=9, carried=(("s", "s2"),), turn="turn"), b.input("s", ()))
     b.output(last, "last")
-    with pytest.raises(TaskError, match=r"task 'step' failed in turn 6: ValueError: enough") as caught:
+    with pytest.raises(TaskError, match=r"task 'step' failed in turn 6 of loop '.+': ValueError: enough") as caught:
         hs.run(b.freeze(), {"s": 0})
     assert caught.value.task == "step"
 

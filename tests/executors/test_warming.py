@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 
 import fake_cupy
@@ -174,6 +175,26 @@ def test_ctrl_c_while_launches_are_warmed_ends_the_run_before_it_begins(card):
     card.log.clear()
     np.testing.assert_allclose(hs.run(plan, {"x": X}, learn=False)["y"], -np.exp(X), rtol=1e-6)
     assert card.before == []  # both were warm by then
+
+
+def test_ctrl_c_while_programs_are_built_begins_no_other_one(card, monkeypatch):
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        pytest.skip("Ctrl-C is somebody else's here")
+    built = []
+
+    def build(self, kernel, reads, writes, workspace, attributes):
+        built.append(len(reads))
+        if len(built) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(import_module("hetsched.executors.backends._cuda_live").Stream, "prepare", build, raising=False)
+    plan = hs.plan(row(), card.machine)
+    with pytest.raises(KeyboardInterrupt):
+        hs.run(plan, {"x": X}, learn=False)
+    assert built == [1], "twenty programs take PoCL twenty seconds"
+    assert "copy" not in card.log
+    np.testing.assert_allclose(hs.run(plan, {"x": X}, learn=False)["y"], -np.exp(X), rtol=1e-6)
+    assert built == [1, 1, 1], "the next run has them built after all"
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from hetsched.check.spans import can_run
 from hetsched.errors import CommandLineError, MachineError
 from hetsched.graph.graph import Graph
 from hetsched.graph.op import Op, Work
@@ -15,7 +16,6 @@ from hetsched.machine.described import CATALOG, machine_names
 from hetsched.machine.named import cloud_named, cloud_names, device_named, device_names, find, names, sources_of, what_if
 from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.costs.roofline import DISK_BYTES_PER_SECOND
-from hetsched.placement.problem import can_run
 from hetsched.testing.graphs import random_graph
 
 # On-chip memory of an IPU is far faster than any that is not on the chip.

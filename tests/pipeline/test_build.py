@@ -81,7 +81,7 @@ def test_devices(device: str, expected: Where | None, folder: Path) -> None:
 
 def test_a_composites_device_is_that_of_all_its_tasks(folder: Path) -> None:
     graph = pipeline(folder, "  a: {op: data.standardize, in: {train: load.x}, device: cpu}\n", "{r: {from: a.train}}").graph
-    assert {where(graph, n) for n in graph.task_names if n.startswith("a/")} == {Where(("cpu",))}
+    assert {where(graph, n) for n in graph.task_names if n.startswith("a/")} == {Where(("cpu",), of_parts=True)}
 
 
 def test_same_as_a_trained_model_means_its_loop(folder: Path) -> None:

@@ -16,6 +16,8 @@ from hetsched.pipeline.build import check, load
 from hetsched.pipeline.devices import described_kinds
 from hetsched.pipeline.placing import entry_of, mistakes, placing
 from hetsched.placement import plan_graph
+from hetsched.report.summary import fallbacks
+from hetsched.timeline import Launch, Timeline
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 HEAD = "hetsched: 1\noutputs: {out: {from: a}}\ntasks:\n"
@@ -138,3 +140,45 @@ def test_the_command_knows_the_kinds_of_its_machine(tmp_path: Path, capsys: pyte
     assert main(["plan", str(tmp_path / "p.yaml"), "--machine", str(tmp_path / "box.yaml")]) == 0
     assert main(["run", str(tmp_path / "p.yaml"), "--machine", str(tmp_path / "box.yaml"), "--emulate"]) == 0
     assert "error" not in capsys.readouterr().err
+
+
+NETWORK = """hetsched: 1
+models: {m: {input: [10], layers: [{dense: {units: 3}}]}}
+tasks:
+  d: {op: data.synthetic, with: {rows: 100, shape: [10], classes: 3}, device: cuda}
+  s: {op: data.split, in: {x: d.x, y: d.y}, with: {test: 0.2, stratify: true}, device: cuda}
+  t: {op: nn.train, in: {x: s.x_train, y: s.y_train}, with: {model: m}, device: cuda}
+  e: {op: nn.evaluate, in: {model: t.model, x: s.x_test, y: s.y_test}, device: cuda}
+  p: {op: nn.predict, in: {model: t.model, x: s.x_test}, device: {not: cpu}}
+outputs: {e: {from: e.metrics}, p: {from: p.y}, l: {from: t.losses}}
+"""
+
+
+def test_a_composite_on_a_device_leaves_to_others_only_what_that_cannot_run(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(NETWORK, encoding="utf-8")
+    plan = plan_graph(load(file).graph, machine_named("workstation"))  # checked, too
+    on_cpu = {name for name, device in _devices(plan) if device == "cpu"}
+    views = {"t/losses", "e/loss_sums", "e/accuracy_sums", "p/y"}  # what a loop collected lies on the host
+    assert on_cpu - views == {"s/stratified"}
+    assert "task 's/stratified' runs on cpu: cuda, which its group asks for, cannot run it" in plan.notes
+    assert fallbacks(plan) == ["s/stratified to cpu"]
+
+
+def _devices(plan: Timeline) -> set[tuple[str, str]]:
+    launches = {(plan.graph.task_names[s.command.task], s.lanes[0].owner) for s in plan.spans if isinstance(s.command, Launch) and s.lanes}
+    return {x for x in launches if plan.graph.task_index[x[0]] not in plan.loops} | {x for body in plan.loops.values() for x in _devices(body)}
+
+
+def test_a_composite_of_which_a_device_can_run_nothing_is_refused_at_its_line(tmp_path: Path) -> None:
+    shutil.copy(PIPELINES / "data" / "digits.npz", tmp_path)
+    (told,) = conflicts(tmp_path, "  a: {op: data.npz, with: {path: digits.npz, members: [x]}, device: cuda}\n")
+    assert "task 'a/x' (data.read_npz): no device satisfies `device: cuda`; it can run on cpu" in told
+
+
+def test_a_device_that_is_not_there_is_refused_for_a_composite_too(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(NETWORK.replace("device: cuda}\n  p", "device: 'cuda:7'}\n  p"), encoding="utf-8")
+    pipeline = load(file)
+    with pytest.raises(PlacementError, match=r"p.yaml:7:\d+: error: task .*no device satisfies `device: cuda:7`"), placing(pipeline):
+        plan_graph(pipeline.graph, machine_named("workstation"))

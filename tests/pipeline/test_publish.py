@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from hetsched.errors import FileError
-from hetsched.graph.formats import safetensors_header
+from hetsched.graph.formats import publishing, safetensors_header
 from hetsched.graph.spec import Opaque, Sequence, Spec
 from hetsched.pipeline.build import load, publish
 from hetsched.pipeline.publish import FORMS, csv_text, form_problem, to_json, write
@@ -141,3 +142,50 @@ def test_outputs_of_a_pipeline_are_written_where_it_says_or_elsewhere(folder: Pa
     assert publish(pipeline, results) == {"r": str(folder / "out" / "r.npy")}
     assert publish(pipeline, results, folder / "other") == {"r": str(folder / "other" / "out" / "r.npy")}
     assert np.array_equal(np.load(folder / "other" / "out" / "r.npy"), np.ones(2))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
+def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with publishing(str(pipe)) as stream:
+            stream.write(b"seen")
+        assert os.read(reader, 100) == b"seen"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(os.stat(pipe).st_mode), "the superuser's /dev/null would be a file from then on"
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors have names on Linux")
+def test_a_file_that_is_open_under_a_number_is_added_to(tmp_path: Path) -> None:
+    with open(tmp_path / "out.txt", "wb", buffering=0) as stream:
+        stream.write(b"first\n")
+        with publishing(f"/proc/self/fd/{stream.fileno()}") as more:
+            more.write(b"second\n")
+    assert (tmp_path / "out.txt").read_bytes() == b"first\nsecond\n"
+
+
+def test_links_and_permissions_of_what_is_written_anew_stay(tmp_path: Path) -> None:
+    real, link, later = tmp_path / "real.npy", tmp_path / "link.npy", tmp_path / "later.npy"
+    real.write_bytes(b"old")
+    real.chmod(0o600)
+    link.symlink_to("real.npy")
+    later.symlink_to(tmp_path / "not" / "there.npy")
+    write(str(link), np.arange(3))
+    assert link.is_symlink()
+    assert np.array_equal(np.load(real), np.arange(3))
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    write(str(later), np.arange(4))
+    assert later.is_symlink()
+    assert np.array_equal(np.load(tmp_path / "not" / "there.npy"), np.arange(4))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device without room is there on Linux")
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    with pytest.raises(FileError, match=r"full: cannot be written: No space left on device"), publishing(str(full)) as stream:
+        stream.write(b"x" * 100_000)

@@ -7,6 +7,7 @@ from typing import Any
 from hetsched.cli.options import format_option
 from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
+from hetsched.cli.units import days
 
 
 def arguments(parser: Parser) -> None:
@@ -14,7 +15,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument(
         "action", choices=("ls", "gc"), help="ls: list; gc: remove what was not used for long, broken files, and runs beyond the limit"
     )
-    parser.add_argument("--days", type=float, default=180.0, metavar="N", help="gc: what was not used for so many days goes (default: 180)")
+    parser.add_argument("--days", type=days, default=180.0, metavar="N", help="gc: what was not used for so many days goes (default: 180)")
     parser.add_argument("--all", action="store_true", help="gc: everything goes that can be found out anew; runs and consents stay")
     format_option(parser, "text", "json")
 

@@ -31,7 +31,7 @@ def execute(args: Any) -> int:
     from hetsched.errors import CommandLineError, PlacementError
     from hetsched.report.calibration import calibration_lines, calibration_record
 
-    budget = duration(args.time)
+    budget = duration(args.time, "--time")
     if not 1.0 <= budget <= MOST_SECONDS:
         raise CommandLineError(f"--time {args.time} is not between 1s and {MOST_SECONDS:.0f}s")
     from hetsched.costing import calibrate_device

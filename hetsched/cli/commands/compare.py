@@ -74,7 +74,7 @@ def _costed(args: Any, names: list[str]) -> tuple[list[dict[str, Any]], list[lis
     for option, value in given:
         if value:
             raise CommandLineError(f"{option} is for pipelines; a costed graph brings its machine and is planned for time")
-    seconds = duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0
+    seconds = duration(args.plan_time, "--plan-time", zero=True) if args.plan_time is not None else 0.0
     records = [plan_costed(args.graph, name, seconds) for name in names]
     longest = max(record["makespan"] for record in records)
     shades = ASCII_SHADES if is_ascii_only() else SHADES

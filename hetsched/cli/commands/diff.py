@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hetsched.cli.output import write
+from hetsched.cli.options import format_option
+from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.errors import CommandLineError
 
@@ -13,6 +14,7 @@ def arguments(parser: Parser) -> None:
     """The arguments of `hetsched diff`."""
     parser.add_argument("a", metavar="RUN", help="an id of `hetsched runs`, its beginning, last, or last~1; or a locked plan (PLAN.json)")
     parser.add_argument("b", metavar="RUN", help="the other run, or locked plan")
+    format_option(parser, "text", "json")
 
 
 def execute(args: Any) -> int:
@@ -22,13 +24,21 @@ def execute(args: Any) -> int:
         if not all(plans):
             raise CommandLineError(f"{args.a} and {args.b}: a run is compared with a run, and a locked plan (.json) with a locked plan")
         from hetsched.locked import read_document
-        from hetsched.report.plan_diff import differences, differences_text
+        from hetsched.report.plan_diff import differences, differences_record, differences_text
 
-        write(differences_text(differences(read_document(args.a), read_document(args.b))))
+        found = differences(read_document(args.a), read_document(args.b))
+        if args.format == "json":
+            write_json({"version": 1, "plans": [args.a, args.b], **differences_record(found)})
+        else:
+            write(differences_text(found))
         return 0
-    from hetsched.report.run_text import diff_lines
+    from hetsched.report.run_text import diff_lines, diff_record
     from hetsched.report.runs import Runs
 
     runs = Runs()
-    write("\n".join(diff_lines(runs.load(args.a), runs.load(args.b))))
+    a, b = runs.load(args.a), runs.load(args.b)
+    if args.format == "json":
+        write_json(diff_record(a, b))
+    else:
+        write("\n".join(diff_lines(a, b)))
     return 0

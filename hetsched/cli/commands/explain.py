@@ -56,7 +56,7 @@ def execute(args: Any) -> int:
         return 0
     # Of a group each task's own place is told; what would move them is asked for one at a time.
     flips = not args.no_flips and len(single) == 1
-    seconds = duration(args.flip_time) if args.flip_time is not None else FLIP_SECONDS
+    seconds = duration(args.flip_time, "--flip-time") if args.flip_time is not None else FLIP_SECONDS
     vary = parameters(pipeline, args.file, given, args.trust, machine_of(args.machine)) if flips else {}
     why = {path: planned.explain(path, flips=flips, vary=vary, seconds=seconds) for path in single}
     if args.format == "json":

@@ -24,19 +24,21 @@ def arguments(parser: Parser) -> None:
 
 def execute(args: Any) -> int:
     """Print the picture, or write it to a file."""
-    form = args.format or (os.path.splitext(args.output)[1][1:] if args.output not in (None, "", STANDARD) else "txt")
-    if form not in FORMS:
-        raise CommandLineError(f"-o {args.output}: no picture of form {form!r}{did_you_mean(form, FORMS)}")
-    from hetsched.pipeline.build import load
-    from hetsched.report.pictures import PICTURES, graph_text
-    from hetsched.report.svg import html, svg
-
-    pipeline = load(args.file, overrides(args), trust=args.trust)
-    named = {"txt": graph_text, "svg": svg, "html": html}
-    text = named[form](pipeline.graph, pipeline.name) if form in named else PICTURES[form](pipeline.graph)
-    if args.output is None:
-        write(text.rstrip("\n"))
-        return 0
     with files({"-o": args.output}) as put:
-        put(args.output, text.rstrip("\n") + "\n")
+        form = args.format or (os.path.splitext(args.output)[1][1:] if args.output not in (None, STANDARD) else "txt")
+        if not form:
+            raise CommandLineError(f"-o {args.output}: the extension says the form, and there is none: add one of .{', .'.join(FORMS)}, or --format")
+        if form not in FORMS:
+            raise CommandLineError(f"-o {args.output}: no picture of form {form!r}{did_you_mean(form, FORMS)}")
+        from hetsched.pipeline.build import load
+        from hetsched.report.pictures import PICTURES, graph_text
+        from hetsched.report.svg import html, svg
+
+        pipeline = load(args.file, overrides(args), trust=args.trust)
+        named = {"txt": graph_text, "svg": svg, "html": html}
+        text = named[form](pipeline.graph, pipeline.name) if form in named else PICTURES[form](pipeline.graph)
+        if args.output is None:
+            write(text.rstrip("\n"))
+        else:
+            put(args.output, text.rstrip("\n") + "\n")
     return 0

@@ -186,19 +186,17 @@ def _locked(file: str, args: Any) -> tuple[dict[str, Any], str]:
 
 
 def _differences(before: str, after: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    from dataclasses import asdict
-
     from hetsched.locked import read_document
-    from hetsched.report.plan_diff import differences, differences_text
+    from hetsched.report.plan_diff import differences, differences_record, differences_text
 
     found = differences(read_document(before), after)
-    return {"before": before, "equal": not found, "differences": [{**asdict(d), "text": str(d)} for d in found]}, differences_text(found)
+    return {"before": before, **differences_record(found)}, differences_text(found)
 
 
 def _costed(file: str, args: Any) -> tuple[dict[str, Any], str]:
     from hetsched.placement.costed.planning import plan_costed
 
-    record = plan_costed(file, args.policy, duration(args.plan_time, zero=True) if args.plan_time is not None else 0.0)
+    record = plan_costed(file, args.policy, duration(args.plan_time, "--plan-time", zero=True) if args.plan_time is not None else 0.0)
     return record, _costed_text(record) if args.format == "text" else ""
 
 
@@ -207,7 +205,7 @@ def _body(file: str, args: Any) -> tuple[dict[str, Any], str]:
     from hetsched.report.summary import above_text
     from hetsched.report.text import plural, seconds_text
 
-    seconds = (duration(args.plan_time, zero=True) or None) if args.plan_time is not None else None
+    seconds = (duration(args.plan_time, "--plan-time", zero=True) or None) if args.plan_time is not None else None
     record = plan_body_file(file, seconds=seconds)
     period, bound = record["period"], record["lower_bound"]
     text = f"{record['name']}: period {seconds_text(period)}; lower bound {seconds_text(bound)}: {above_text(period, bound)}"

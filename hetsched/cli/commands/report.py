@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hetsched.cli.output import write
+from hetsched.cli.options import format_option
+from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from hetsched.placement.costs.replay import Regret
 
 
 def arguments(parser: Parser) -> None:
@@ -15,19 +19,27 @@ def arguments(parser: Parser) -> None:
     )
     parser.add_argument("--policies", metavar="A,B", help="the policies to replay (default: those that other schedulers use)")
     parser.add_argument("--trust", action="store_true", help="consent, this once, to what the file brings (see `hetsched trust`)")
+    format_option(parser, "text", "json")
 
 
 def execute(args: Any) -> int:
     """Print the report. The pipeline is read and planned again, and nothing is run."""
-    from hetsched.report.run_text import run_lines
+    from hetsched.report.run_text import regret_lines, run_lines
     from hetsched.report.runs import Runs
 
     record = Runs().load(args.run)
-    write("\n".join([*run_lines(record, most=40), "", *_regret(record, args)]))
+    found, why_not = _regret(record, args)
+    if args.format == "json":
+        others = [{"policy": r.policy, "seconds": r.seconds, "saved": r.saved} for r in found]
+        regret = {"error": why_not} if why_not else {"followed_seconds": found[0].followed if found else None, "policies": others}
+        write_json({**record, "regret": regret})
+    else:
+        write("\n".join([*run_lines(record, most=40), "", *([f"regret: not told: {why_not}"] if why_not else regret_lines(found))]))
     return 0
 
 
-def _regret(record: dict[str, Any], args: Any) -> list[str]:
+def _regret(record: dict[str, Any], args: Any) -> tuple[list[Regret], str]:
+    """What other policies would have taken; and why that cannot be told, "" where it can."""
     from hetsched.cli.options import changed, machine_of
     from hetsched.costing import costs_for
     from hetsched.errors import HetschedError
@@ -36,7 +48,6 @@ def _regret(record: dict[str, Any], args: Any) -> list[str]:
     from hetsched.pipeline.trust import file_sha256
     from hetsched.placement.costs.replay import OTHERS, MeasuredCosts, placed, regrets
     from hetsched.placement.policies import find
-    from hetsched.report.run_text import regret_lines
     from hetsched.report.runs import compared_of, lessons_of
     from hetsched.run import plan
 
@@ -46,7 +57,7 @@ def _regret(record: dict[str, Any], args: Any) -> list[str]:
     options = record["options"]
     try:
         if file_sha256(record["file"]) != record["sha256"]:
-            return [f"regret: not told, {record['file']} has changed since the run"]
+            return [], f"{record['file']} has changed since the run"
         described = machine_of(options.get("machine"))
         pipeline = load(record["file"], record["parameters"], trust=args.trust, machine=described)
         machine = changed(described, options.get("what_if") or [], options.get("watts") or [])
@@ -61,6 +72,6 @@ def _regret(record: dict[str, Any], args: Any) -> list[str]:
         limits = {"only": options.get("only"), "memory": options.get("memory")}
         followed = plan(ran, machine, record["policy"], record["objective"], costs=costs_for(machine, ran), **limits)
         costs = MeasuredCosts(lessons_of(record), costs_for(machine, pipeline.graph))
-        return regret_lines(regrets(followed, costs, policies, pipeline.graph, **limits))
+        return regrets(followed, costs, policies, pipeline.graph, **limits), ""
     except HetschedError as error:
-        return [f"regret: not told: {error}"]
+        return [], str(error)

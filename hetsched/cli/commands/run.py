@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.keeping import Keeping
 from hetsched.cli.options import format_option, machine_of, options_of, overrides, pipeline_options, placement_arguments, placement_options
-from hetsched.cli.output import STANDARD, Progress, ProgressLines, Put, files, folder, is_ascii_only, width, write, write_json
+from hetsched.cli.output import Progress, ProgressLines, Put, files, folder, is_ascii_only, refuse, width, write, write_json
 from hetsched.cli.parser import Parser
 from hetsched.cli.units import duration
 from hetsched.errors import CommandLineError, FileError, PlacementError, TaskError
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 class _Told(TaskError):
     """Tasks failed under --keep-going, and the object that tells of the run has been printed."""
+
+
+class _Unwritten(FileError):
+    """Files could not be written, and what there is to tell of the run has been printed."""
 
 
 def arguments(parser: Parser) -> None:
@@ -59,25 +63,27 @@ def arguments(parser: Parser) -> None:
 def execute(args: Any) -> int:
     """Run the file. With json or jsonl a run that fails prints an object as well, with `status` "failed"."""
     folder(args.output, "-o")
-    with files({"--trace": args.trace}, args.format) as put:
+    with files({"--trace": args.trace}, args.format, refused=False) as put:
         return _run_or_tell(args, put)
 
 
 def _run_or_tell(args: Any, put: Put) -> int:
     try:
+        refuse({"--trace": args.trace})
         return _run(args, put)
-    except _Told:
+    except (_Told, _Unwritten):
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if args.format != "text":
             from hetsched.cli.entry import exit_code
 
-            write_json({"version": 1, "status": "failed", "exit_code": exit_code(error), "error": str(error)}, 2 if args.format == "json" else None)
+            told = {"version": 1, "status": "failed", "exit_code": exit_code(error), "error": str(error) or "interrupted"}
+            write_json(told if args.format == "json" else {"event": "end", **told}, 2 if args.format == "json" else None)
         raise
 
 
 def _run(args: Any, put: Put) -> int:
-    timeout = duration(args.timeout) if args.timeout is not None else None
+    timeout = duration(args.timeout, "--timeout") if args.timeout is not None else None
     for option in ("keep_going", "deterministic"):
         if args.replan and getattr(args, option):
             raise CommandLineError(f"--replan cannot be used with --{option.replace('_', '-')}; leave one out")
@@ -86,16 +92,13 @@ def _run(args: Any, put: Put) -> int:
             raise CommandLineError(f"--checkpoint cannot be used with --{option.replace('_', '-')}; leave one out")
     parameters = overrides(args)
     from hetsched.pipeline.build import load, refuse_unwritable
-    from hetsched.pipeline.placing import placing
-    from hetsched.pipeline.publish import unwritable
+    from hetsched.pipeline.placing import at_task, failing, placing
     from hetsched.report.text import plural
     from hetsched.run import plan, read_plan, run
 
     kept = Keeping.of(args)
     pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
     refuse_unwritable(pipeline, args.output)
-    if args.trace not in (None, STANDARD) and (problem := unwritable(args.trace)) is not None:
-        raise FileError(f"{args.trace}: the trace cannot be written: {problem}")
     given = placement_arguments(args, pipeline.goal)
     if kept is not None and kept.plan is not None:
         planned = read_plan(kept.plan, pipeline.graph, given["machine"])
@@ -113,7 +116,8 @@ def _run(args: Any, put: Put) -> int:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
         how = {"timeout": timeout, "keep_going": args.keep_going, "progress": told, "learn": False, "energy": True, "replan": args.replan}
         try:
-            result = run(planned, **how) if kept is None else kept.run(functools.partial(run, planned, **how), pipeline)
+            with failing(pipeline):
+                result = run(planned, **how) if kept is None else kept.run(functools.partial(run, planned, **how), pipeline)
         except PlacementError as absent:
             if args.emulate or (args.machine is None and not args.what_if):
                 raise
@@ -121,13 +125,16 @@ def _run(args: Any, put: Put) -> int:
             verb = "describe" if args.machine and args.what_if else "describes"
             way_out = f"--emulate runs what {described} {verb} in software, and `hetsched plan` plans for it without running"
             raise PlacementError(f"{absent}; {way_out}") from absent
-    written = _publish(pipeline, result, args.output)
+    written, unwritten = _publish(pipeline, result, args.output)
     if kept is not None:
         kept.end()
     if args.trace is not None:
         from hetsched.report.perfetto import perfetto_text
 
-        put(args.trace, perfetto_text(result.trace))
+        try:
+            put(args.trace, perfetto_text(result.trace))
+        except FileError as refused:
+            unwritten.append(str(refused))
     if args.gantt and args.format == "text":
         from hetsched.report.gantt import gantt
 
@@ -138,12 +145,17 @@ def _run(args: Any, put: Put) -> int:
     taught = learn_from_run(result) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
     energy = energy_of(result.trace, result.energy)
-    _tell(args.format, pipeline, result, written, energy, drifts)
+    _tell(args.format, pipeline, result, written, energy, drifts, unwritten)
     if taught is not None and taught.warning:
         print(f"hetsched: warning: {taught.warning}", file=sys.stderr)
     _keep(args, pipeline, parameters, given, result, written, energy, taught)
     for task, error in result.failed.items():
-        raise _Told(task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {error}") from error
+        first = at_task(pipeline, error) if isinstance(error, TaskError) else str(error)
+        raise _Told(
+            task, f"{plural(len(result.failed), 'task')} failed: {', '.join(result.failed)}; the first: {'; '.join((first, *unwritten))}"
+        ) from error
+    if unwritten:
+        raise _Unwritten("; ".join(unwritten))
     return 0
 
 
@@ -192,12 +204,15 @@ def _keep(
     Runs().add(record)
 
 
-def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> Mapping[str, str]:
-    """Write the outputs that are there (all of them, unless a task failed under --keep-going)."""
-    from hetsched.pipeline.build import publish
+def _publish(pipeline: Pipeline, result: Result, folder: str | None) -> tuple[Mapping[str, str], list[str]]:
+    """Write the outputs that are there (all of them, unless a task failed under --keep-going): output -> path, and what could not be written."""
+    from hetsched.pipeline.build import UnwrittenError, publish
 
     there = {name: o for name, o in pipeline.outputs.items() if all(value in result for value in o.values.values())}
-    return publish(replace(pipeline, outputs=there), result, folder)
+    try:
+        return publish(replace(pipeline, outputs=there), result, folder), []
+    except UnwrittenError as error:
+        return error.written, [str(error)]
 
 
 def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
@@ -228,7 +243,15 @@ def _from_here(path: str) -> str:
     return path
 
 
-def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, str], energy: Energy, drifts: tuple[Drift, ...] = ()) -> None:
+def _tell(
+    form: str,
+    pipeline: Pipeline,
+    result: Result,
+    written: Mapping[str, str],
+    energy: Energy,
+    drifts: tuple[Drift, ...] = (),
+    unwritten: Sequence[str] = (),
+) -> None:
     from hetsched.pipeline.publish import to_json
     from hetsched.report.after import compare, drift_lines, worst_line
     from hetsched.report.doubts import doubts
@@ -251,6 +274,8 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
         record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds, "counts": d.counts} for d in drifts]
         if result.failed:
             record |= {"status": "failed", "failed": {task: str(error) for task, error in result.failed.items()}}
+        if unwritten:
+            record |= {"status": "failed", "unwritten": list(unwritten)}
         if form == "jsonl":
             record = {"event": "end", **record}
         write_json(record, 2 if form == "json" else None)
@@ -258,8 +283,10 @@ def _tell(form: str, pipeline: Pipeline, result: Result, written: Mapping[str, s
     lines = [line for parts in histories(pipeline, result).values() for line in history_lines(parts)]
     lines += table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {_from_here(path)}" for name, path in written.items()]
-    lost = [name for name, o in pipeline.outputs.items() if o.save is None and o.kind != "metrics" and name not in numbers]
+    missing = [name for name, o in pipeline.outputs.items() if any(value not in result for value in o.values.values())]
+    lost = [name for name, o in pipeline.outputs.items() if o.save is None and o.kind != "metrics" and name not in (*numbers, *missing)]
     lines += [f"not kept: {', '.join(lost)} (save: FILE under outputs: writes them)"] if lost else []
+    lines += [f"not made: {', '.join(missing)} (needed what failed)"] if missing else []
     lines += [f"warning: {text}" for text in doubted]
     lines += drift_lines(drifts)
     far = worst_line(compare(result.plan, result.trace), result.trace.makespan)

@@ -9,11 +9,12 @@ from hetsched.cli.keeping import turns_text
 from hetsched.cli.options import format_option
 from hetsched.cli.output import write, write_json
 from hetsched.cli.parser import Parser
+from hetsched.cli.units import whole
 
 
 def arguments(parser: Parser) -> None:
     """The arguments of `hetsched runs`."""
-    parser.add_argument("-n", type=int, default=20, metavar="N", help="at most so many (default: 20)")
+    parser.add_argument("-n", type=whole, default=20, metavar="N", help="at most so many (default: 20)")
     format_option(parser, "text", "json")
 
 

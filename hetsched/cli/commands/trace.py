@@ -23,9 +23,9 @@ def execute(args: Any) -> int:
     """Write the file; open it in ui.perfetto.dev."""
     from hetsched.report.runs import Runs, chrome_trace
 
-    record = Runs().load(args.run)
-    path = args.output or f"{record['id']}.trace.json"
-    with files({"-o": path}) as put:
+    with files({"-o": args.output}) as put:
+        record = Runs().load(args.run)
+        path = args.output if args.output is not None else f"{record['id']}.trace.json"
         put(path, json.dumps(chrome_trace(record)))
         write(f"trace of {record['id']} -> {path}")
     return 0

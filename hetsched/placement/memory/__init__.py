@@ -54,6 +54,12 @@ class PlanTooLargeError(OutOfMemoryError):
         return type(self), (self.missing, str(self), self.task, self.node)
 
 
+def smaller(graph: Graph, node: str) -> str:
+    """The ways to need less of a memory: smaller batches, and files by rows where they are read whole to the host."""
+    whole = node == HOST and any(isinstance(op, Op) and op.name in ("data.read_npz", "data.npy") for op in graph.task_ops)
+    return "use smaller batches" + (", or read the file by rows (data.batches)" if whole else "")
+
+
 @dataclass(eq=False)
 class Block:
     """Bytes of `node` in use from span `first` to the last of `users`.
@@ -567,7 +573,7 @@ def _out_of_memory(plan: Timeline, layout: _Layout, node: str, blocks: Sequence[
     return PlanTooLargeError(
         arena - room,
         f"{what} needs {culprit.nbytes} bytes in {node}, where {free} of {limit} are free{pieces} at {culprit.start:.6g} s. "
-        f"Raise the limit of {node} to at least {arena + loose} bytes{move}, or use smaller batches",
+        f"Raise the limit of {node} to at least {arena + loose} bytes{move}, or {smaller(graph, node)}",
         task,
         node,
     )

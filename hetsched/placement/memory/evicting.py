@@ -21,7 +21,7 @@ from hetsched.errors import InternalError
 from hetsched.graph.graph import Graph, Nested
 from hetsched.machine import HOST
 from hetsched.placement.draft import GraphDraft, HopelessError
-from hetsched.placement.memory import Places, PlanTooLargeError, in_arena, lay_out
+from hetsched.placement.memory import Places, PlanTooLargeError, in_arena, lay_out, smaller
 from hetsched.placement.memory.arena import ALIGNMENT, Arena, Held, Rank, Want, Window, padded
 from hetsched.placement.problem import Problem
 from hetsched.placement.ranks import least_tails
@@ -550,7 +550,7 @@ class EvictingDraft(GraphDraft):
         return PlanTooLargeError(
             short,
             f"{what} needs {nbytes} bytes in {name}, where {free} of {limit} are free or could be made free. "
-            f"Raise the limit of {name} to at least {limit + short} bytes, or use smaller batches",
+            f"Raise the limit of {name} to at least {limit + short} bytes, or {smaller(graph, name)}",
             graph.task_names[task] if task is not None else None,
             name,
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from hetsched.graph.graph import Nested
 from hetsched.placement.draft import GraphDraft, HopelessError, Policy
-from hetsched.placement.memory import PlanTooLargeError, in_arena
+from hetsched.placement.memory import PlanTooLargeError, in_arena, smaller
 from hetsched.placement.memory.arena import padded
 from hetsched.placement.memory.evicting import BESIDE, ELSEWHERE, FARTHEST, LEAST_RECENT, Rule, Turn, evicted
 from hetsched.placement.policies import earliest_finish, one_device, serial
@@ -205,7 +205,7 @@ def _hopeless(problem: Problem, task: int, needs: Mapping[int, int]) -> PlanTooL
     what = f"task {graph.task_names[task]!r} needs {nbytes} bytes in {name} at once (the largest: {largest})"
     return PlanTooLargeError(
         nbytes - limit,
-        f"{what}, where {limit} are free, all there are{others}. Raise the limit of {name} to at least {nbytes} bytes, or use smaller batches",
+        f"{what}, where {limit} are free, all there are{others}. Raise the limit of {name} to at least {nbytes} bytes, or {smaller(graph, name)}",
         graph.task_names[task],
         name,
     )
