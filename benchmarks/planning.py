@@ -1,6 +1,6 @@
 """How long planning takes: HEFT and `auto` on random layered graphs of 100 to 100,000 tasks on 16 unlike devices; `hetsched.plan` on a whole graph.
 
-usage: planning.py [--least N] [--most N] [--graphs N] [--bodies] [--save FILE]
+usage: planning.py [--least N] [--most N] [--graphs N] [--bodies] [--memory [SHARE ...] [--beside FOLDER]] [--save FILE]
 
 "cold": the wall time of a process, `hetsched plan FILE --policy heft`, less that of one with `round_robin` on the same file, so that reading and
 starting do not count; both in an empty cache, so that the compiler's first build (printed) is in neither. Because `round_robin` books tasks too,
@@ -11,6 +11,10 @@ numba, as told in the README of the placement benchmark (another machine: for th
 
 --bodies: only the bodies of loops of 118 to 686 tasks (training steps of deep models; products of a matrix by tiles) on the described laptop and
 workstation: CPU seconds of planning, once the machine code is there, and the period over its lower bound. Goal: 2 s at 686 tasks.
+
+--memory: only graphs of 3,000 and 10,000 tasks (those of outofcore.py, grown; products of matrices of random shapes) on a modelled accelerator
+that has these shares of the memory that they would take (0.15, 0.25 and 0.5): CPU seconds of planning, the makespan over that without a limit, and
+copies. --beside: the same by the hetsched in that folder (an earlier one), in turn. Goal: 1 s at 3,000 tasks, and no more a task at 10,000.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import outofcore
+
 import hetsched as hs
 from hetsched.graph.graph import Loop
 from hetsched.machine.described import machine_named
@@ -37,6 +43,7 @@ from hetsched.placement.costs import RooflineCosts
 from hetsched.placement.loops import plan_loop
 from hetsched.placement.policies import find
 from hetsched.quiet import no_garbage_collection
+from hetsched.timeline import Copy
 
 DEVICES = 16
 SIZES = (100, 300, 1_000, 3_000, 10_000, 100_000)
@@ -187,16 +194,99 @@ def bodies():
     return rows
 
 
+# Under tight memory ---------------------------------------------------------------------------------------------------------------------
+
+SHARES = (0.15, 0.25, 0.5)
+TIGHT = ("layers", "sweeps", "cholesky", "products")
+
+
+def products(n):
+    """n products of matrices of random shapes, and tanh of them, of values made not long before."""
+    dice = random.Random(f"products {n}")
+    b = hs.Graph.build()
+    sides = (8, 16, 24, 32, 48)
+    values = [(b.input(f"x{p}_{q}", (p, q)), p, q) for p in sides for q in sides]
+    for _ in range(n):
+        x, p, q = values[-dice.randint(1, min(256, len(values)))]
+        if dice.random() < 0.3:
+            values.append((b.op("nn.tanh", x), p, q))
+            continue
+        y, _, r = dice.choice([v for v in values[-256:] if v[1] == q] or [v for v in values[:25] if v[1] == q])
+        values.append((b.op("tensor.matmul", x, y), p, r))
+    for i, (value, _, _) in enumerate(values[-5:]):
+        b.output(value, f"y{i}")
+    return b.freeze()
+
+
+def grown(name, n):
+    """A graph of outofcore.py of about n tasks."""
+    if name == "layers":
+        return outofcore.layers(n // 6)[0]
+    if name == "sweeps":
+        return outofcore.sweeps(n // 6, 3)[0]
+    if name == "products":
+        return products(n)
+    tiles = next(t for t in range(2, n) if t * t + (t - 1) * t * (t + 1) // 3 >= n)
+    return outofcore.cholesky(tiles)[0]
+
+
+def tight(name, n, share):
+    """How a graph is planned in a share of the memory that it would take."""
+    outofcore.N = 32  # the machine's speeds are for tiles of this size
+    graph, machine = grown(name, n), outofcore.machine()
+    (device,) = (d.id for d in machine.devices if d.memory != "host")
+    costs = RooflineCosts(machine)
+    native.library()
+    free = hs.plan(graph, machine, only=device, costs=costs)
+    started = time.process_time()
+    plan = hs.plan(graph, machine, only=device, memory={device: int(free.peak[device] * share)}, costs=costs)
+    seconds = time.process_time() - started
+    copies = sum(isinstance(span.command, Copy) for span in plan.spans)
+    return {"seconds": seconds, "makespan": plan.makespan, "over_unlimited": plan.makespan / free.makespan, "copies": copies, "tasks": len(graph)}
+
+
+def by(folder, name, n, share):
+    """`tight` in a process of its own, by the hetsched in `folder`."""
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    asked = [sys.executable, __file__, "--one", name, str(n), str(share)]
+    return json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+
+
+def under_tight_memory(sizes, shares, beside):
+    rows = []
+    for n in sizes:
+        for name in TIGHT:
+            for share in shares:
+                found = by(Path(hs.__file__).parents[1], name, n, share)
+                row = {"graph": name, "tasks": found.pop("tasks"), "share": share, "microseconds_a_task": 1e6 * found["seconds"] / n, **found}
+                text = f"{name:<8} {row['tasks']:>6} tasks in {share:.2f} of their memory: planned in {row['seconds']:.2f} s"
+                if beside:
+                    before = by(beside, name, n, share)
+                    row |= {"before": {key: before[key] for key in found}}
+                    longer = row["makespan"] / before["makespan"]
+                    text += f" ({before['seconds']:.2f}), makespan {longer:.4f} x, copies {row['copies']} ({before['copies']})"
+                print(f"{text}; {row['over_unlimited']:.3f} x the makespan without a limit", flush=True)
+                rows.append(row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=SIZES[-1], help="tasks of the largest graph")
     parser.add_argument("--least", type=int, default=0, help="tasks of the smallest graph")
     parser.add_argument("--graphs", type=int, default=100_000, help="ops of the graph planned by hetsched.plan; 0: none")
     parser.add_argument("--bodies", action="store_true", help="only bodies of loops")
+    parser.add_argument("--memory", nargs="*", type=float, metavar="SHARE", help="only graphs under tight memory")
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="with --memory: another hetsched, in turn")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--save", metavar="FILE", help="write the figures there, as JSON")
     args = parser.parse_args()
-    if args.bodies:
-        rows = bodies()
+    if args.one:
+        print(json.dumps(tight(args.one[0], int(args.one[1]), float(args.one[2]))))
+        return
+    if args.bodies or args.memory is not None:
+        sizes = [n for n in (3_000, 10_000) if args.least <= n <= args.most]
+        rows = bodies() if args.bodies else under_tight_memory(sizes, args.memory or SHARES, args.beside)
         if args.save:
             Path(args.save).write_text(json.dumps(rows, indent=2) + "\n")
         return

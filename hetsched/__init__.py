@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hetsched.check import check
+    from hetsched.checkpoints.asked import Checkpoint
     from hetsched.errors import DeviceGoneError, GraphError, HetschedError, OutOfMemoryError, PlacementError, PlanError, TaskError
     from hetsched.executors.pinned import pinned_empty
     from hetsched.executors.result import Result
     from hetsched.graph.array_op import array_op
     from hetsched.graph.function import op
     from hetsched.graph.gradient import gradient
-    from hetsched.graph.graph import Builder, Bundle, Graph, Loop, Value, Where
+    from hetsched.graph.graph import Builder, Bundle, Graph, If, Loop, Value, Where
     from hetsched.graph.kernel import KernelError, kernel
     from hetsched.graph.op import Attribute, Composite, Op, Work
     from hetsched.graph.spec import Opaque, Sequence, Spec, UpTo
@@ -43,6 +44,7 @@ _HOME = {
     "Attribute": "hetsched.graph.op",
     "Builder": "hetsched.graph.graph",
     "Bundle": "hetsched.graph.graph",
+    "Checkpoint": "hetsched.checkpoints.asked",
     "Compiled": "hetsched.session",
     "Composite": "hetsched.graph.op",
     "Graph": "hetsched.graph.graph",
@@ -53,6 +55,7 @@ _HOME = {
     "PlacementError": "hetsched.errors",
     "OutOfMemoryError": "hetsched.errors",
     "GraphError": "hetsched.errors",
+    "If": "hetsched.graph.graph",
     "Loop": "hetsched.graph.graph",
     "Machine": "hetsched.machine.machine",
     "Op": "hetsched.graph.op",
@@ -114,6 +117,7 @@ __all__ = [
     "Attribute",
     "Builder",
     "Bundle",
+    "Checkpoint",
     "Compiled",
     "Composite",
     "DeviceGoneError",
@@ -121,6 +125,7 @@ __all__ = [
     "GraphError",
     "HetschedError",
     "KernelError",
+    "If",
     "Loop",
     "Machine",
     "Op",

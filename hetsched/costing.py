@@ -16,6 +16,7 @@ from typing import NamedTuple
 from hetsched.dispatching import dispatching
 from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import calibrate, calibrate_rest, work_together
+from hetsched.executors.result import Result
 from hetsched.graph.graph import Graph
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import CROWDED, Calibration, complaints, load, may_be_resumed, place, save
@@ -101,6 +102,16 @@ def learn_from(trace: Timeline, history: History | None = None, crowded: float =
         found = lessons(trace, plan)
         drifts = history.learn([*found, *handovers(trace, plan)], crowded=crowded)
     return Taught(tuple(found), tuple(drifts), history.warning, perf_counter() - begun)
+
+
+def learn_from_run(result: Result) -> Taught:
+    """What a run teaches. Of one with checkpoints each plan's last trace does: only there is known what was cold, and what was a share of a step."""
+    if 0 < len(result.traces) < len(result.plans):
+        each = [learn_from(trace, crowded=result.crowded, plan=plan) for plan, trace in zip(result.plans[1:], result.traces, strict=True)]
+        warning = next((x.warning for x in each if x.warning), "")
+        drifts = {drift.device: drift for x in each for drift in x.drifts}
+        return Taught(tuple(row for x in each for row in x.lessons), tuple(drifts.values()), warning, sum(x.seconds for x in each))
+    return learn_from(result.trace, crowded=result.crowded, plan=result.plan if len(result.plans) == 1 else None)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------------------

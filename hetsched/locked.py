@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 from hetsched.check import problems
 from hetsched.errors import FileError, GraphError, OutOfMemoryError, PlacementError
 from hetsched.graph.formats import publishing
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, If, Loop, Nested
 from hetsched.graph.op import Op
 from hetsched.graph.ops import registry
 from hetsched.machine import Machine
@@ -159,16 +160,18 @@ def task_digest(graph: Graph, task: int) -> str:
     what: list[Any] = [graph.task_names[task], list(graph.reads(task)), [_plain(graph.value_specs[v]) for v in graph.writes(task)]]
     where = graph.where.get(task)
     what.append(None if where is None else [list(where.allow), list(where.exclude), where.same_as])
-    if isinstance(op, Loop):
+    if isinstance(op, If):
+        what += ["if", op.likelihood, op.outputs, op.captured, graph_fingerprint(op.then), graph_fingerprint(op.otherwise)]
+    elif isinstance(op, Loop):
         rest = None if op.remainder is None else graph_fingerprint(op.remainder)
         what += [
             "loop", op.turns, op.invariants, op.sequences, op.carried, op.collected, dict(op.rows), op.turn, op.stop, dict(op.every), op.cycle,
             graph_fingerprint(op.body), rest,
         ]  # fmt: skip
-    else:
+    elif isinstance(op, Op):
         paths = {name for name, attribute in op.attributes.items() if attribute.kind == "path"}
         attributes = graph.task_attributes[task]
-        own = None if registry().get(op.name) is op else [_code(op.kernels[language]) for language in sorted(op.kernels)]
+        own = None if registry().get(op.name) is op else [code_of(op.kernels[language]) for language in sorted(op.kernels)]
         what += [op.name, sorted(op.kernels), own, {k: os.path.basename(str(v)) if k in paths else v for k, v in attributes.items()}]
     return hashlib.sha256(json.dumps(_plain(what), sort_keys=True).encode("utf-8")).hexdigest()[:8]
 
@@ -193,6 +196,12 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, (bytes, bytearray)):
+        return ["bytes", hashlib.sha256(value).hexdigest()]
+    if isinstance(value, complex):
+        return ["complex", repr(value.real), repr(value.imag)]
+    if isinstance(value, (set, frozenset)):  # in an order that does not depend on the process
+        return ["set", *sorted(json.dumps(_plain(v), sort_keys=True) for v in value)]
     if isinstance(value, np.dtype):
         return value.str
     if isinstance(value, Mapping):
@@ -206,23 +215,26 @@ def _plain(value: Any) -> Any:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _code(value: Any, depth: int = 0) -> Any:
+def code_of(value: Any, depth: int = 0) -> Any:
     """What a kernel of the user's own does, as far as it can be seen: byte code, constants, what it closes over, source in other languages."""
     if depth > _DEPTH or isinstance(value, Op):
         return value.name if isinstance(value, Op) else type(value).__name__
     if isinstance(value, FunctionType):
-        cells = [_code(_contents(cell), depth + 1) for cell in value.__closure__ or ()]
-        return [_code(value.__code__, depth), cells, _code(value.__defaults__, depth + 1)]
+        cells = [code_of(_contents(cell), depth + 1) for cell in value.__closure__ or ()]
+        by_name = [code_of(value.__kwdefaults__, depth + 1)] if value.__kwdefaults__ else []
+        return [code_of(value.__code__, depth), cells, code_of(value.__defaults__, depth + 1), *by_name]
+    if isinstance(value, partial):
+        return ["partial", *(code_of(part, depth + 1) for part in (value.func, value.args, value.keywords))]
     if isinstance(value, CodeType):
-        return [hashlib.sha256(value.co_code).hexdigest()[:16], list(value.co_names), [_code(c, depth + 1) for c in value.co_consts]]
+        return [hashlib.sha256(value.co_code).hexdigest()[:16], list(value.co_names), [code_of(c, depth + 1) for c in value.co_consts]]
     if isinstance(value, MethodType):
-        return [_code(value.__func__, depth), _code(value.__self__, depth + 1)]
+        return [code_of(value.__func__, depth), code_of(value.__self__, depth + 1)]
     if isinstance(value, Mapping):
-        return {str(k): _code(v, depth + 1) for k, v in value.items()}
+        return {str(k): code_of(v, depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_code(v, depth + 1) for v in value]
+        return [code_of(v, depth + 1) for v in value]
     if hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)) and not is_dataclass(value):
-        return [type(value).__qualname__, _code(vars(value), depth + 1)]
+        return [type(value).__qualname__, code_of(vars(value), depth + 1)]
     return _plain(value)
 
 
@@ -327,10 +339,11 @@ def encoded(plan: Timeline) -> dict[str, Any]:
         "bodies": sorted([tasks[t], node, offset] for t, body in plan.bodies.items() for node, offset in body.items()),
         "notes": list(plan.notes),
         "loops": {tasks[t]: encoded(body) for t, body in sorted(plan.loops.items())},
+        **({} if plan.otherwise is None else {"otherwise": encoded(plan.otherwise)}),
     }
 
 
-def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop | None = None) -> Timeline:
+def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop | None = None, branch: If | None = None) -> Timeline:
     """The plan that `encoded` wrote, of `graph` on `machine`. Raises one of the errors of plain data where it is something else."""
     values, tasks = _numbers(graph.value_names), _numbers(graph.task_names)
     known = {m.name for m in machine.memories}
@@ -365,9 +378,12 @@ def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop 
     loops = {}
     for name, body in data["loops"].items():
         op = graph.task_ops[tasks[name]]
-        if not isinstance(op, Loop):
-            raise ValueError(f"task {name!r} is no loop")
-        loops[tasks[name]] = decoded(body, op.body, machine, op)
+        if not isinstance(op, Nested):
+            raise ValueError(f"task {name!r} is no loop and no if")
+        if isinstance(op, Loop):
+            loops[tasks[name]] = decoded(body, op.body, machine, op)
+        elif isinstance(op, If):
+            loops[tasks[name]] = decoded(body, op.then, machine, branch=op)
     bound = data["bound"]
     return Timeline(
         graph,
@@ -383,6 +399,8 @@ def decoded(data: Mapping[str, Any], graph: Graph, machine: Machine, loop: Loop 
         epilogue=tuple(map(span, data["epilogue"])),
         loops=loops,
         loop=loop,
+        branch=branch,
+        otherwise=decoded(data["otherwise"], branch.otherwise, machine, branch=branch) if branch is not None and "otherwise" in data else None,
         turns=_int(data["turns"]),
         peak={_str(node): _int(nbytes) for node, nbytes in data["peak"].items()},
         bound=None if bound is None else Bound(_float(bound[0]), _str(bound[1])),

@@ -19,7 +19,7 @@ from hetsched.dispatching import dispatching
 from hetsched.executors.crowding import Crowding
 from hetsched.executors.measuring import Case, case_of, measure_cases
 from hetsched.graph.alike import alike
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Loop, Nested
 from hetsched.graph.op import Op
 from hetsched.machine import Device, Machine
 from hetsched.machine.calibration import Calibration, save
@@ -67,7 +67,7 @@ def not_worth_building(graph: Graph, costs: KnownCosts, only: str | None) -> dic
 
 
 def _is_asked_for(graph: Graph, device: Device) -> bool:
-    patterns = {p for owner in (graph, *(x.body for x in loops_of(graph))) for w in owner.where.values() for p in w.allow}
+    patterns = {p for owner in graph.with_inner() for w in owner.where.values() for p in w.allow}
     return any(device.matches(p) for p in patterns - {"any"})
 
 
@@ -76,8 +76,9 @@ def seconds_on(graph: Graph, device: Device, costs: CostModel) -> float:
     found, total = alike(graph), 0.0
     for first, count in zip(found.first.tolist(), np.bincount(found.kind, minlength=len(found.first)).tolist(), strict=True):
         op = graph.task_ops[first]
-        if isinstance(op, Loop):
-            total += count * op.turns * seconds_on(op.body, device, costs)
+        if isinstance(op, Nested):
+            turns = op.turns if isinstance(op, Loop) else 1
+            total += count * turns * max(seconds_on(part, device, costs) for part in op.parts.values())
         elif not can_run(graph, first, device):
             return math.inf
         else:
@@ -154,7 +155,7 @@ class _Survey:
         for device in helpers:
             self.new |= {(device_key(device), kind) for kind in self._only_there(device, devices)}
         # What a graph takes is measured by running it; what single kernels take says first where.
-        self.runs = bool(self.new) and any(not isinstance(op, Loop) for op in graph.task_ops)
+        self.runs = bool(self.new) and any(not isinstance(op, Nested) for op in graph.task_ops)
         self.has_loops = any(want.loops for want in self.wants)
         self.brought: dict[str, Calibration] = {}
         self.found: dict[Key, tuple[Lesson, float]] = {}
@@ -278,7 +279,7 @@ def _cases(graph: Graph, machine: Machine, device: Device) -> list[_Need]:
     """Every kind of task of `graph` that can be measured on `device`, the most work first."""
     rough, kinds = RooflineCosts(machine), Kinds()
     found: dict[str, _Need | None] = {}
-    for owner in (graph, *(x.body for x in loops_of(graph))):
+    for owner in graph.with_inner():
         for task in alike(owner).first.tolist():
             if not is_learned(owner, task) or (kind := kinds.of(owner, task)).text in found:
                 continue
@@ -288,11 +289,12 @@ def _cases(graph: Graph, machine: Machine, device: Device) -> list[_Need]:
 
 
 def loops_of(graph: Graph) -> Iterator[Loop]:
-    """The loops of a graph, loops in loops too."""
+    """The loops of a graph, those in loops and in ifs too."""
     for op in graph.task_ops if graph.has_loops else ():
         if isinstance(op, Loop):
             yield op
-            yield from loops_of(op.body)
+        for part in op.parts.values() if isinstance(op, Nested) else ():
+            yield from loops_of(part)
 
 
 def is_wide(graph: Graph) -> bool:

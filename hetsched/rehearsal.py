@@ -23,7 +23,7 @@ from hetsched.check.spans import can_run
 from hetsched.errors import HetschedError
 from hetsched.executors import cpu, live
 from hetsched.executors.measuring import MOST_BYTES, case_of
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Loop, Nested
 from hetsched.graph.kernel import UserKernel
 from hetsched.graph.op import Op
 from hetsched.graph.ops import family
@@ -151,7 +151,7 @@ def excerpt(graph: Graph, without: set[int]) -> Graph:
         outside = [v for v in reads if int(graph.value_task[v]) in done or (int(graph.value_task[v]) < 0 and v not in graph.constants)]
         is_known = all(isinstance(s := graph.value_specs[v], Spec) and not s.is_bounded for v in outside)
         is_true = invented.isdisjoint(reads)
-        if task in without or isinstance(op, Loop) or not (op.pure and is_known and (op.view or family(op) or (is_true and _is_kernel(op)))):
+        if task in without or isinstance(op, Nested) or not (op.pure and is_known and (op.view or family(op) or (is_true and _is_kernel(op)))):
             done.add(task)
         if task in done or not is_true:
             invented.update(graph.writes(task))

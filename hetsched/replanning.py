@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from hetsched.errors import CommandLineError
 from hetsched.executors.epochs import Progress, Speeds, boundary, launch_key, left_of
 from hetsched.executors.program import span_arcs
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Loop, Nested
 from hetsched.graph.rest import JOIN, Rest
 from hetsched.machine import HOST, Device, Link, Machine
 from hetsched.placement import plan_graph
@@ -209,9 +209,9 @@ def planned_seconds(plan: Timeline) -> dict[tuple[Any, ...], float]:
     for span in plan.launches:
         command = span.command
         assert isinstance(command, Launch)
-        if not isinstance(plan.graph.task_ops[command.task], Loop) and len(span.lanes) == 1:
+        if not isinstance(plan.graph.task_ops[command.task], Nested) and len(span.lanes) == 1:
             out[launch_key(plan, command.task, span.lanes[0].owner)] = span.finish - span.start
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         out |= planned_seconds(body)
     return out
 
@@ -219,7 +219,7 @@ def planned_seconds(plan: Timeline) -> dict[tuple[Any, ...], float]:
 def scaled(plan: Timeline, span: Span, speeds: Speeds) -> float:
     """The seconds of a span, with durations as measured."""
     planned, owner = span.finish - span.start, span.lanes[0].owner if span.lanes else ""
-    if isinstance(span.command, Launch) and not isinstance(plan.graph.task_ops[span.command.task], Loop):
+    if isinstance(span.command, Launch) and not isinstance(plan.graph.task_ops[span.command.task], Nested):
         found = speeds.launches.get(launch_key(plan, span.command.task, owner))
         if found is not None and found[2] > 0:
             return planned * found[1] / found[2]
@@ -244,7 +244,9 @@ def period_seconds(body: Timeline, speeds: Speeds) -> float:
 
 
 def loop_remaining(body: Timeline, done: int, speeds: Speeds) -> float:
-    """Seconds that the turns of a loop from `done` on take, with durations as measured."""
+    """Seconds that the turns of a loop from `done` on take, or an if, with durations as measured."""
+    if body.branch is not None:
+        return sum(share * remaining(plan, Speeds(speeds.now), speeds) for share, plan in body.booked)
     turns = body.turns - done
     if turns <= 0:
         return 0.0

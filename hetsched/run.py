@@ -16,7 +16,8 @@ import numpy as np
 
 import hetsched.executors.backends  # noqa: F401 (makes Machine.here() work)
 from hetsched import locked
-from hetsched.costing import costs_for, learn_from
+from hetsched.checkpoints.asked import Checkpoint
+from hetsched.costing import costs_for, learn_from_run
 from hetsched.errors import CommandLineError, GraphError, did_you_mean
 from hetsched.executors.epochs import Replanner
 from hetsched.executors.kept import let_go
@@ -93,6 +94,7 @@ def run(
     energy: bool = False,
     replan: bool | Replanner = False,
     costs: CostModel | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> Result:
     """Run a plan, or plan a graph and run it. Inputs are borrowed, read-only; the results belong to the caller.
 
@@ -109,6 +111,8 @@ def run(
     with that plan (`hetsched.replanning`; `Result.plans` has them all, `Result.trace.notes` says why). Loops are taken up at the end of a turn.
     Not with `keep_going`. A replanner of your own: see `hetsched.executors.epochs.Replanner`. costs: the cost model to plan with, here and anew;
     see `plan`.
+    checkpoint: a folder where the state of long loops is kept every 30 s, or a `hetsched.Checkpoint`. A run that finds one there goes on from it, by
+    the plan that it began with, and ends with the values of a run in one; what has changed since is refused (`hetsched.checkpoints`).
     Raises `TaskError` where a kernel fails; `GraphError` for inputs that do not fit, all of them at once.
     """
     if executor not in EXECUTORS:
@@ -126,14 +130,14 @@ def run(
     else:
         raise CommandLineError(f"run() takes a plan or a graph, got {_instead(what)}")
     timeout = checked_timeout(timeout)
+    if checkpoint is not None and (keep_going or replan):
+        raise CommandLineError(f"a run with checkpoints cannot {'keep going' if keep_going else 'be replanned'}; leave one out")
     replanner = None if keep_going or not replan else _replanner(what, replan, only, memory, costs)
-    if executor == "simulated":
+    if executor == "simulated" and checkpoint is None:
         from hetsched.executors import simulated
 
         return simulated.run_plan(what, given, replanner=replanner)
-    from hetsched.executors import cpu, live
-
-    run_plan = live.run_plan if executor == "auto" and (live.drives(what) or replanner is not None) else cpu.run_plan
+    run_plan = _run_plan_of(what, executor, replanner) if checkpoint is None else _in_pieces(checkpoint, executor, costs)
     how: dict[str, Any] = {"trace": trace, "keep_going": keep_going, "timeout": timeout, "progress": progress, "replanner": replanner}
     taught = _lessons.setdefault(what, _Lessons()) if learn and trace else None
     if energy or (taught is not None and taught.is_due):
@@ -145,6 +149,33 @@ def run(
     if taught is not None:
         taught.run(result)
     return result
+
+
+def _run_plan_of(plan: Timeline, executor: str, replanner: Replanner | None = None) -> Callable[..., Result]:
+    from hetsched.executors import cpu, live
+
+    return live.run_plan if executor == "auto" and (live.drives(plan) or replanner is not None) else cpu.run_plan
+
+
+def _in_pieces(checkpoint: Checkpoint | str | os.PathLike[str], executor: str, costs: CostModel | None) -> Callable[..., Result]:
+    """What runs a plan with checkpoints, called as what runs one without is."""
+    from hetsched.checkpoints.running import run_with_checkpoints
+
+    asked = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+
+    def run_plan(plan: Timeline, inputs: Mapping[int, Any], **how: Any) -> Result:
+        def run_one(part: Timeline, given: Mapping[str, Any], timeout: float | None, progress: Any) -> Result:
+            checked = check_inputs(part.graph, given)
+            if executor == "simulated":
+                from hetsched.executors import simulated
+
+                return simulated.run_plan(part, checked)
+            return _run_plan_of(part, executor)(part, checked, **{**how, "timeout": timeout, "progress": progress})
+
+        named = {name: inputs[v] for name, v in plan.graph.inputs.items()}
+        return run_with_checkpoints(plan, named, asked, run_one, costs, how["timeout"], how["progress"])
+
+    return run_plan
 
 
 def _instead(what: object) -> str:
@@ -199,7 +230,7 @@ class _Lessons:
         self.ran += result.wall_seconds
         if is_due:
             begun = time.perf_counter()
-            learn_from(result.trace, crowded=result.crowded, plan=result.plan if len(result.plans) == 1 else None)
+            learn_from_run(result)
             self.took, self.ran = time.perf_counter() - begun, 0.0
 
 
@@ -293,7 +324,8 @@ def _misfit(given: Any, spec: SequenceSpec) -> str | None:
     element, n = spec.element, len(given)
     if spec.rows is not None and isinstance(given, np.ndarray):
         whole = spec.array
-        return None if given.shape == whole.shape and given.dtype == whole.dtype else f"{wanted}, which is {whole!r} in all, got {spec_of(given)!r}"
+        fits = given.ndim == whole.ndim and all(n <= d.n if isinstance(d, UpTo) else n == d for n, d in zip(given.shape, whole.shape, strict=True))
+        return None if fits and given.dtype == whole.dtype else f"{wanted}, which is {whole!r} in all, got {spec_of(given)!r}"
     length = spec.length
     if n > length.n if isinstance(length, UpTo) else length is not None and n != length:
         return f"{wanted}, got {n} elements"

@@ -2,7 +2,8 @@
 
 A straight plan has `turns == 1` and `period is None`. The plan of a loop's body is a timeline of its own, with the spans of turn 0 and a
 `period`: turn i starts i periods later, and a span's start may lie beyond the period (it is then in a later stage of the pipeline). A loop is one
-`Launch` of the outer plan, which holds every lane the body uses; the body's plan is `outer.loops[task number]`.
+`Launch` of the outer plan, which holds every lane the body uses; the body's plan is `outer.loops[task number]`. So is an if, of which that is the
+plan of the branch `then`, whose `otherwise` is that of the other; both are straight plans, and a run does one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from hetsched.errors import CommandLineError
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, If, Loop
 from hetsched.machine import Machine
 
 # The threads of a device share its tasks: one goes on with what it has made ready, whose inputs lie in its core's cache, unless something that waits
@@ -113,14 +114,16 @@ class Timeline:
     stride is the value's bytes rounded up to 64; absent: 1 slot. Turn i uses slot i % slots (value that runs every k turns: (i // k) % slots).
     A carried input of a body has no bytes of its own: at turn i it is the carried output's replica of turn i - 1.
     workspaces: task -> (memory node, byte offset in its arena, bytes) of the scratch of its launch; one slot, so two turns of it never overlap.
-    loops: loop task -> plan of its body. loop: the loop whose body this plans, else None.
+    loops: loop task -> plan of its body; if -> plan of `then`. loop: the loop whose body this plans, else None.
+    branch: the if of which this plans a branch, else None. otherwise: of the plan of `then`, the plan of the other branch. (Of a trace: which branch
+    has run says its `graph`.)
     prologue, epilogue: in the plan of a body, copies that run once: of invariants and first carried values from the host before turn 0
     (`dst` is the replica that the body reads), of last carried values to the host after the last turn. Starts count from the start of the
     prologue (epilogue); the period does not hold them.
     bodies: loop task -> node -> byte offset in this plan's arena where the arena of the body's plan lies (`loops[task].arenas[node]` bytes).
     peak: node -> most bytes alive at once. bound: the lower bound. policy, objective: what was asked for. measured: True for a trace.
     totals: of a trace: device or link -> busy seconds, turns whose spans were not kept included.
-    begin_seconds: of a loop's body: what beginning and ending the loop takes beside its turns, prologue and epilogue.
+    begin_seconds: of a loop's body: what beginning and ending the loop takes beside its turns, prologue and epilogue; of a branch: beside its tasks.
     attributed: of a trace: indices into `spans` of those whose times are shares of a step that was measured as a whole. cold: of those of a launch
     that also did what a process does once (see `executors.warming`). Costs learn from neither, where they know better.
     keeps_order: True where threads that share a device keep to the order of the starts, which was chosen for the sake of the cache
@@ -141,6 +144,8 @@ class Timeline:
     epilogue: tuple[Span, ...] = ()
     loops: Mapping[int, Timeline] = field(default_factory=dict)
     loop: Loop | None = None
+    branch: If | None = None
+    otherwise: Timeline | None = None
     turns: int = 1
     peak: Mapping[str, int] = field(default_factory=dict)
     bound: Bound | None = None
@@ -166,6 +171,44 @@ class Timeline:
         if self.measured:
             return once
         return once + (self.turns - 1) * self.period if self.period is not None and self.turns > 0 else once
+
+    @property
+    def nested(self) -> tuple[tuple[int, Timeline], ...]:
+        """(task, plan or trace) of everything in `loops`, both branches of an if."""
+        return tuple((t, plan) for t, first in self.loops.items() for plan in first.alternatives)
+
+    @property
+    def alternatives(self) -> tuple[Timeline, ...]:
+        """This timeline, and that of the other branch where it is the plan of an if's first."""
+        return (self,) if self.otherwise is None else (self, self.otherwise)
+
+    @property
+    def booked(self) -> tuple[tuple[float, Timeline], ...]:
+        """(share, plan) of what a plan counts with: of an if both branches by its likelihood, or the longer one where that is not known."""
+        if self.otherwise is None or self.branch is None:
+            return ((1.0, self),)
+        share = self.branch.likelihood
+        if share is None:
+            return ((1.0, max(self.alternatives, key=lambda plan: plan.makespan)),)
+        return ((share, self), (1.0 - share, self.otherwise))
+
+    @property
+    def likeliest(self) -> Timeline:
+        """This timeline; of an if the plan of the branch that counts most."""
+        return max(self.booked, key=lambda row: row[0])[1]
+
+    @property
+    def prefix(self) -> str:
+        """What names of tasks are prefixed with within their task: `then/` or `otherwise/` in a branch."""
+        return "" if self.branch is None else "then/" if self.graph is self.branch.then else "otherwise/"
+
+    @property
+    def room(self) -> Mapping[str, int]:
+        """Memory node -> bytes that a run of this plan takes, whichever branch it does: `arenas`, of the larger branch."""
+        other = self.otherwise
+        if other is None:
+            return self.arenas
+        return {node: max(self.arenas.get(node, 0), other.arenas.get(node, 0)) for node in dict.fromkeys((*self.arenas, *other.arenas))}
 
     @property
     def launches(self) -> list[Span]:

@@ -42,6 +42,7 @@ template <typename V> static V __shfl_xor_sync(unsigned int, V v, int mask) {
     return other;
 }
 static Word atomicAdd(Word *to, Word more) { const Word before = *to; *to += more; return before; }
+static Word atomicCAS(Word *at, Word from, Word to) { const Word before = *at; if (before == from) *at = to; return before; }
 static void run_block(unsigned int block, unsigned int size) {
     for (unsigned int t = 0; t < size; t++) {
         getcontext(&fibers[t]);

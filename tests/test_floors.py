@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hetsched"
 FLOOR = {
     "errors": 0, "folders": 0, "quiet": 0, "text": 0, "graph": 1, "machine": 1, "timeline": 2, "check": 2.5, "locked": 2.7, "placement": 3,
     "executors": 3, "rehearsal": 3.5, "dispatching": 3.5, "needs": 3.7, "pipeline": 4, "costing": 4,
-    "replanning": 4, "run": 5, "report": 5, "session": 5.5, "testing": 6, "cli": 6,
+    "replanning": 4, "checkpoints": 4.5, "run": 5, "report": 5, "session": 5.5, "testing": 6, "cli": 6,
 }  # fmt: skip
 # These give the package its names, and the command its start; both load the rest when it is asked for.
 ROOTS = {"__init__", "__main__"}

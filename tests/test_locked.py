@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -18,7 +19,7 @@ from hetsched.cli import main
 from hetsched.errors import FileError, GraphError, OutOfMemoryError, PlacementError
 from hetsched.executors import simulated
 from hetsched.graph.graph import Graph
-from hetsched.locked import _code, document_of, equal_plans, graph_fingerprint, plan_text, read_document, read_plan, write_plan
+from hetsched.locked import code_of, document_of, equal_plans, graph_fingerprint, plan_text, read_document, read_plan, write_plan
 from hetsched.machine import MemoryNode
 from hetsched.machine.named import find
 from hetsched.pipeline.build import load
@@ -326,6 +327,7 @@ def test_the_command_compares_two_files(tmp_path, capsys):
 def test_every_field_of_a_plan_is_in_the_file():
     """A field that is new in `Timeline` must be written, or said here to be no part of a plan."""
     apart = {"graph", "machine", "loop", "measured", "totals", "attributed", "cold"}
+    apart |= {"branch", "otherwise"}  # of the plans of branches, which are written (test_ifs.py)
     written = set(document_of(plan_graph(product(), find("workstation")))["plan"]) - {"makespan"}
     assert {f.name for f in fields(Timeline)} - apart == written
 
@@ -338,7 +340,34 @@ def test_slices_that_byte_code_names_are_part_of_a_kernel():
 
     def with_constant(value):
         code = kernel.__code__.replace(co_consts=(*kernel.__code__.co_consts, value))
-        return _code(code)
+        return code_of(code)
 
     assert with_constant(slice(1, 3, None)) == with_constant(slice(1, 3, None))
     assert with_constant(slice(1, 3, None)) != with_constant(slice(1, 4, None))
+
+
+def test_constants_and_what_is_given_by_name_are_part_of_a_kernel():
+    def of(constant):
+        return code_of((lambda x: x).__code__.replace(co_consts=(constant,)))
+
+    for one, other in (
+        (b"a", b"b"),
+        (1j, 2j),
+        (complex(0.0, 1.0), complex(-0.0, 1.0)),
+        (frozenset({1, 2}), frozenset({1, 3})),
+        (bytearray(1), bytearray(2)),
+    ):
+        assert of(one) == of(one)
+        assert of(one) != of(other)
+        assert json.dumps(of(one)) == json.dumps(of(one))
+    assert of(frozenset({"a", "b", "c"})) == of(frozenset({"c", "b", "a"}))
+
+    def kernel(*, factor):
+        def scale(x, *, by=factor):
+            return x * by
+
+        return scale
+
+    assert code_of(kernel(factor=2)) == code_of(kernel(factor=2))
+    assert code_of(kernel(factor=2)) != code_of(kernel(factor=3))
+    assert code_of(functools.partial(max, 1)) != code_of(functools.partial(max, 2))

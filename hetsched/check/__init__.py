@@ -72,5 +72,9 @@ def problems(plan: Timeline) -> list[str]:
         if sequence is not None:
             memory.reuse(sheet, sequence)
         memory.frees(sheet)
-    inner = [f"in the body of loop {plan.graph.task_names[t]!r}: {text}" for t, body in sorted(plan.loops.items()) for text in problems(body)]
+    inner = [
+        f"in {f'branch `{body.prefix[:-1]}` of if' if body.branch is not None else 'the body of loop'} {plan.graph.task_names[t]!r}: {text}"
+        for t, body in sorted(plan.nested, key=lambda row: row[0])
+        for text in problems(body)
+    ]
     return sheet.sentences() + inner

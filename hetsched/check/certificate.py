@@ -14,7 +14,7 @@ from hetsched.check import order, problems
 from hetsched.check.memory import Storage, is_view, kept, storages
 from hetsched.check.sheet import Instance, Sheet, lay_out
 from hetsched.errors import GraphError, PlanError
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Nested
 from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Replica, Timeline
@@ -81,17 +81,16 @@ def _specs(graph: Graph, where: str) -> Iterator[str]:
         reads = [graph.spec(v) for v in graph.reads(task)]
         name = f"{where}{graph.task_names[task]}"
         try:
-            given = list(op.infer(reads) if isinstance(op, Loop) else op.infer(reads, graph.task_attributes[task]))
+            given = list(op.infer(reads) if isinstance(op, Nested) else op.infer(reads, graph.task_attributes[task]))
         except GraphError as error:
             yield from (f"shape: task {name!r}: {problem}" for problem in error.problems)
             continue
         noted = [graph.spec(v) for v in graph.writes(task)]
         if given != noted:
             yield f"shape: task {name!r} ({op.name}) gives {given!r}, the graph has {noted!r}"
-        if isinstance(op, Loop):
-            for body in (op.body, op.remainder):
-                if body is not None:
-                    yield from _specs(body, name + "/")
+        if isinstance(op, Nested):
+            for body in op.graphs:
+                yield from _specs(body, name + "/")
 
 
 def _counted(graph: Graph) -> tuple[int, int]:
@@ -99,9 +98,10 @@ def _counted(graph: Graph) -> tuple[int, int]:
     arrays = sum(array_form(spec) is not None for spec in graph.value_specs)
     objects = len(graph.value_specs) - arrays
     for op in graph.task_ops:
-        if isinstance(op, Loop):
-            more = _counted(op.body)
-            arrays, objects = arrays + more[0], objects + more[1]
+        if isinstance(op, Nested):
+            for part in op.parts.values():
+                more = _counted(part)
+                arrays, objects = arrays + more[0], objects + more[1]
     return arrays, objects
 
 

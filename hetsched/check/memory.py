@@ -53,10 +53,11 @@ def places(sheet: Sheet) -> None:
     ends = []
     for task, body in plan.loops.items():
         place = plan.bodies.get(task, {})
-        for node, size in body.arenas.items():
+        for node, size in body.room.items():
             low = place.get(node, -1)
             if size > 0 and (low < 0 or low + size > plan.arenas.get(node, 0)):
-                text = f"the body of loop {graph.task_names[task]!r} wants {size} bytes of {node} at {low if node in place else 'no'} offset"
+                what = "loop" if body.branch is None else "if"
+                text = f"the body of {what} {graph.task_names[task]!r} wants {size} bytes of {node} at {low if node in place else 'no'} offset"
                 sheet.say("arena", (task, node), f"{text}; the arena has {plan.arenas.get(node, 0)}")
     for replica, low in plan.offsets.items():
         nbytes, spec = int(graph.value_nbytes[replica.value]), graph.spec(replica.value)
@@ -133,7 +134,7 @@ def storages(sheet: Sheet) -> tuple[list[Storage], dict[Instance, _Place]]:
         task = span.command.task if isinstance(span.command, Launch) and not sheet.idle[event] else -1
         scratch = [plan.workspaces[task]] if task in plan.workspaces else []
         if task in plan.loops:
-            scratch += [(node, low, plan.loops[task].arenas.get(node, 0)) for node, low in plan.bodies.get(task, {}).items()]
+            scratch += [(node, low, plan.loops[task].room.get(node, 0)) for node, low in plan.bodies.get(task, {}).items()]
         for node, low, nbytes in scratch:
             if nbytes > 0:
                 laid.append(Storage(node, low, low + nbytes, event, {event}, f"the workspace of {graph.task_names[task]!r}"))

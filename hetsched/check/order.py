@@ -114,12 +114,12 @@ def _taken(sheet: Sheet, resource: str) -> list[tuple[int, float]]:
     plan = sheet.plan
     uses = {d.id: d.uses.get(resource, 0.0) for d in plan.machine.devices}
     loops: dict[int, float] = {}
-    for task, body in plan.loops.items():
+    for task, body in plan.nested:
         inner = Sheet(body)
         if shape(inner):
             lay_out(inner)
             most = _above(inner, _taken(inner, resource), 0.0, highest=True)
-            loops[task] = most[0] if most else 0.0
+            loops[task] = max(loops.get(task, 0.0), most[0] if most else 0.0)
     out = []
     for event, span in enumerate(sheet.spans):
         task = span.command.task if isinstance(span.command, Launch) else -1

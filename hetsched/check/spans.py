@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from hetsched.check.sheet import Sheet
-from hetsched.graph.graph import Graph, Loop, Where
+from hetsched.graph.graph import Graph, If, Nested, Where
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Device
-from hetsched.timeline import Copy, Lane, Launch, Replica, Span
+from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
 
 
 def shape(sheet: Sheet) -> bool:
@@ -54,16 +54,33 @@ def shape(sheet: Sheet) -> bool:
         if slots < 1:
             sheet.say("loop", replica, f"the ring of {sheet.value(replica.value)} in {replica.node} has {slots} slots; it needs at least 1")
     for task, op in enumerate(graph.task_ops):
-        if isinstance(op, Loop):
+        if isinstance(op, Nested):
             body = plan.loops.get(task)
-            if body is None:
+            if isinstance(op, If):
+                _branches(sheet, task, op, body)
+            elif body is None:
                 sheet.say("loop", task, f"loop {graph.task_names[task]!r} has no plan of its body; add it to `loops`")
             elif body.loop is not op:
                 sheet.say("loop", task, f"loop {graph.task_names[task]!r}: the plan of its body is one of {body.loop!r}")
     for task in plan.loops:
-        if not (0 <= task < n_tasks and isinstance(graph.task_ops[task], Loop)):
-            sheet.say("loop", task, f"`loops` has a plan for task number {task}, which is no loop")
+        if not (0 <= task < n_tasks and isinstance(graph.task_ops[task], Nested)):
+            sheet.say("loop", task, f"`loops` has a plan for task number {task}, which is no loop and no if")
     return not sheet.found
+
+
+def _branches(sheet: Sheet, task: int, op: If, body: Timeline | None) -> None:
+    """An if has a straight plan of each of its branches."""
+    name = sheet.plan.graph.task_names[task]
+    plans = [] if body is None else [body] if body.otherwise is None else [body, body.otherwise]
+    if len(plans) != 2:
+        sheet.say("loop", task, f"if {name!r} needs a plan of each branch in `loops`, it has {len(plans)}; add the other as `otherwise` of the first")
+    for plan, graph, word in zip(plans, op.graphs, ("then", "otherwise"), strict=False):
+        if plan.branch is not op or plan.graph is not graph:
+            sheet.say("loop", (task, word), f"if {name!r}: the plan of branch `{word}` is one of {plan.graph!r} for {plan.branch!r}")
+        elif plan.loop is not None or plan.period is not None or plan.turns != 1 or plan.rings or plan.prologue or plan.epilogue:
+            sheet.say("loop", (task, word), f"if {name!r}: the plan of branch `{word}` is one of turns; a branch runs once, by a straight plan")
+    if len(plans) == 2 and plans[1].otherwise is not None:
+        sheet.say("loop", (task, "third"), f"if {name!r} has plans of more than two branches")
 
 
 def each(sheet: Sheet) -> None:
@@ -123,7 +140,7 @@ def _launch(sheet: Sheet, i: int, span: Span, command: Launch) -> None:
         if replica.generation:
             text = f"{title} writes generation {replica.generation} of {sheet.value(replica.value)}; only a copy brings in again what was evicted"
             sheet.say("written-once", (i, replica), text)
-    if isinstance(op, Loop):
+    if isinstance(op, Nested):
         _loop_launch(sheet, i, span, command)
         return
     device = _device(sheet, i, span)
@@ -159,7 +176,7 @@ def _launch(sheet: Sheet, i: int, span: Span, command: Launch) -> None:
 def _loop_launch(sheet: Sheet, i: int, span: Span, command: Launch) -> None:
     plan, title = sheet.plan, sheet.title(span)
     body = plan.loops[command.task]
-    needed = {lane for part in (body.spans, body.prologue, body.epilogue) for s in part for lane in s.lanes}
+    needed = {lane for plan in body.alternatives for part in (plan.spans, plan.prologue, plan.epilogue) for s in part for lane in s.lanes}
     missing = needed - set(span.lanes)
     if missing:
         sheet.say("lane", (i, "loop"), f"{title} does not hold {', '.join(sorted(map(str, missing)))}, which its body uses")
@@ -171,7 +188,7 @@ def _loop_launch(sheet: Sheet, i: int, span: Span, command: Launch) -> None:
                 sheet.say(
                     "memory-node",
                     (i, word, replica),
-                    f"{title} {word} {sheet.value(replica.value)} in {replica.node}; a loop starts and ends on the host",
+                    f"{title} {word} {sheet.value(replica.value)} in {replica.node}; a loop or an if starts and ends on the host",
                 )
 
 
@@ -220,7 +237,7 @@ def _exists(sheet: Sheet, lane: Lane) -> bool:
 def can_run(graph: Graph, task: int, device: Device) -> bool:
     """True if `device` has a kernel for the task (a view needs none) and its memory can hold the task's values."""
     op = graph.task_ops[task]
-    if isinstance(op, Loop):
+    if isinstance(op, Nested):
         return False
     reads = [graph.value_specs[v] for v in graph.reads(task)]
     if device.memory != HOST and not all(isinstance(s, Spec) for s in (*reads, *(graph.value_specs[v] for v in graph.writes(task)))):

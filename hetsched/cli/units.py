@@ -70,3 +70,19 @@ def assignment(text: str) -> tuple[str, str]:
     if not equals or not key.strip():
         raise CommandLineError(f"-s {text!r}: write KEY=VALUE, such as -s epochs=3")
     return key.strip(), value
+
+
+_TURNS = re.compile(r"\s*(?:every\s+)?([0-9]+)\s*turns?\s*")
+
+
+def how_often(text: str) -> tuple[float | None, int | None]:
+    """(seconds, None) of `30s`, `5min`; (None, turns) of `500turns`. `CommandLineError` for anything else."""
+    found = _TURNS.fullmatch(text)
+    if found is None:
+        try:
+            return duration(text), None
+        except CommandLineError as error:
+            raise CommandLineError(f"--checkpoint {error}; or every so many turns of a loop: 500turns") from None
+    if int(found[1]) < 1:
+        raise CommandLineError(f"--checkpoint {text!r}: every 1 turn or more")
+    return None, int(found[1])

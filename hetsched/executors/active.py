@@ -10,7 +10,7 @@ from hetsched.executors.program import is_chain
 from hetsched.executors.steps import Step
 from hetsched.executors.tracing import Logs, Note, Noted
 from hetsched.executors.walk import Arc, Walk
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.timeline import Copy, Launch, Timeline
 
 
@@ -118,7 +118,7 @@ def width_of(item: Item) -> int:
 def is_loop(plan: Timeline, step: Step) -> bool:
     """True if the step is a loop task."""
     command = plan.spans[step.spans[0]].command
-    return isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Loop)
+    return isinstance(command, Launch) and isinstance(plan.graph.task_ops[command.task], Nested)
 
 
 def name_of(plan: Timeline, step: Step) -> str:

@@ -20,7 +20,7 @@ from hetsched.executors.segments import Segment, compile_segment
 from hetsched.executors.steps import Step
 from hetsched.graph.guard import read_only, shut
 from hetsched.graph.op import Op
-from hetsched.graph.spec import AnySpec, Spec, array_form
+from hetsched.graph.spec import AnySpec, Spec, array_form, seen_spec
 from hetsched.machine import HOST
 from hetsched.timeline import Command, Copy, Launch, Replica
 
@@ -513,7 +513,7 @@ class Bindings:
             writes: list[Any] = []
             actual: list[AnySpec] | None = None
             if bounded:
-                seen = [Spec(a.shape, a.dtype) if hasattr(a, "shape") else specs[r.value] for a, r in zip(reads, command.reads, strict=True)]
+                seen = [seen_spec(a, specs[r.value]) for a, r in zip(reads, command.reads, strict=True)]
                 actual = list(op.infer(seen, attributes))
             for i, r in enumerate(command.writes):
                 if array_form(specs[r.value]) is None:

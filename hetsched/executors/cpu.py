@@ -35,7 +35,7 @@ from hetsched.executors.program import Program, describe, is_solo
 from hetsched.executors.result import Result
 from hetsched.executors.sharing import KINDS, WAKE_SECONDS
 from hetsched.executors.tracing import KEPT_TURNS, TIMED_TURNS, Note
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.timeline import Launch, Timeline
 
 # A chain of turns tells of its progress this often, and asks this often whether another plan is due.
@@ -46,6 +46,11 @@ LOOK_SECONDS = 0.02
 AHEAD_STEPS = 16
 
 Progress = Callable[[int, int, str], None]
+
+
+def too_late(timeout: float) -> RunTimeoutError:
+    """What a run that took longer than `timeout` seconds raises."""
+    return RunTimeoutError(f"the run took longer than {timeout:g} s; raise --timeout, or see --trace for what takes the time")
 
 
 class Crew:
@@ -100,7 +105,7 @@ class Crew:
 
     def timed_out(self) -> RunTimeoutError:
         """What a run that took too long raises."""
-        return RunTimeoutError(f"the run took longer than {self.timeout:g} s; raise --timeout, or see --trace for what takes the time")
+        return too_late(self.timeout or 0.0)
 
     def run(self, root: Frame) -> Active:
         """Walk `root` to its end with the caller's thread as compute lane 0. Raises what failed first."""
@@ -123,8 +128,8 @@ class Crew:
         if not active.walk.done and not self.failed and not self.pausing:
             stuck = [describe(root.plan, root.plan.spans[root.program.steps[s].spans[0]]) for s, _, _ in active.walk.stuck()]
             raise InternalError(f"the run came to a stop before its end; waiting: {', '.join(stuck[:5])}")
-        if self.progress is not None and self.done < self.total and not self.failed and not self.pausing:
-            # A loop has stopped before its last turn: what there was to do is done.
+        if self.progress is not None and not self.failed and not self.pausing and (self.done < self.total or self.most_told < self.done):
+            # What there was to do is done; less than was planned where a loop has stopped before its last turn.
             self.total = self.done
             self.tell(self.done, root.graph.task_names[-1])
         return active
@@ -202,6 +207,8 @@ class Crew:
         lanes = [(kind, n) for kind in KINDS for n in range(min(needed[kind], self.lanes[kind]))]
         with tuned():
             runner.run(lanes)
+        if self.error is None and self.deadline is not None and perf_counter() > self.deadline:
+            self.error = self.timed_out()
         if self.error is not None:
             raise self.error
         if not runner.is_done:
@@ -450,9 +457,9 @@ class Crew:
         if timed or frame.loop is None:
             frame.bindings.prepare(step.index, turn)
         start = perf_counter() - self.zero
-        if isinstance(command, Launch) and isinstance(loop := frame.graph.task_ops[command.task], Loop):
+        if isinstance(command, Launch) and isinstance(frame.graph.task_ops[command.task], Nested):
             if frame.fires(command.task, turn):
-                self._begin_loop(item, command.task, loop, start, kind, lane)
+                self._begin_loop(item, command.task, start, kind, lane)
             else:
                 frame.collect_loop(command.task, turn)
                 self._finish(item, start, perf_counter() - self.zero, lane)
@@ -473,7 +480,7 @@ class Crew:
     def _follow(self, item: Item, lane: int) -> None:
         """Turn after turn of a chain, until it ends or something of higher priority is ready."""
         active, step, turn = item.active, item.step, item.turn
-        perform, turns, zero = active.frame.perform, active.walk.turns, self.zero
+        perform, turns, zero, program = active.frame.perform, active.walk.turns, self.zero, active.frame.program
         others, period = self.ready[step.kind], active.frame.plan.period or 0.0
         notes: list[Note] = []
         busy, told, priority = 0.0, 0.0, item.priority
@@ -497,7 +504,7 @@ class Crew:
             priority += period
             if self.progress is not None and finish - told > TELL_SECONDS:
                 told = finish
-                self.tell(self.done + (turn - item.turn) * len(step.spans), name)
+                self.tell(self.done + program.commands(step.index, item.turn, turn), name)
             if turn >= turns or self.error is not None or self.pausing or any(x.priority < priority for x in others[:1]):
                 break
             if self.deadline is not None and finish + zero > self.deadline:
@@ -512,7 +519,7 @@ class Crew:
             active.measured[0] = [active.measured[0][0] + turn - counted, active.measured[0][1] + busy - busy_counted]
             active.notes += notes
             self.push(active, active.walk.skip_to(turn))
-            self.done += (turn - item.turn) * len(step.spans)
+            self.done += program.commands(step.index, item.turn, turn)
             ended = active.walk.done
         if ended and active.around is not None:
             self._end_loop(active)
@@ -576,7 +583,8 @@ class Crew:
                 self.push(active, active.walk.stop_after(turn))
             self.push(active, active.walk.finish(step.index, turn))
             ended = active.walk.done
-            self.done += len(step.spans)
+            program = active.frame.program
+            self.done += program.commands(step.index, turn, turn + 1) if program.every else len(step.spans)
             done = self.done
         if self.progress is not None:
             self.tell(done, name_of(active.frame.plan, step))
@@ -585,7 +593,7 @@ class Crew:
         if ended and active.around is not None:
             self._end_loop(active)
 
-    def _begin_loop(self, item: Item, task: int, loop: Loop, start: float, kind: str, lane: int) -> None:
+    def _begin_loop(self, item: Item, task: int, start: float, kind: str, lane: int) -> None:
         frame = item.active.frame.child(task, item.turn, self.programs)
         inner = Active(frame, item.priority, item, self.drivers)
         inner.began = start
@@ -601,7 +609,8 @@ class Crew:
             if item.active.around is None:
                 if self.pausing:
                     return  # it has not begun: the next plan does it
-                self.loops[task] = inner
+                if frame.loop is not None:  # a branch goes on to its end
+                    self.loops[task] = inner
             self.push(inner, inner.walk.begin())
             empty = inner.walk.done
         if empty:
@@ -628,7 +637,7 @@ class Crew:
         program = inner.frame.program
         inner.logs = shared.noted()
         inner.busy[self.host] = inner.busy.get(self.host, 0.0) + shared.seconds
-        self.done += shared.turns * sum(len(step.spans) for step in program.steps)
+        self.done += program.commands_of_all(shared.turns)
         self._end_loop(inner)
 
     def _join(self, shared: rounds.Rounds, kind: str, lane: int) -> None:

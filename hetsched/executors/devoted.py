@@ -24,6 +24,7 @@ import numpy as np
 
 from hetsched.executors import rounds
 from hetsched.executors.active import Active, Item, name_of
+from hetsched.executors.backends._sites import task_of
 from hetsched.executors.binding import LATER, MOVE, Call
 from hetsched.executors.outline import in_order
 from hetsched.executors.tracing import KEPT_TURNS, Note, apportioned, marked
@@ -90,7 +91,7 @@ def _is_laid_up(inner: Active, command: Copy) -> bool:
     if command.dst.node != HOST or command.src.node == HOST or form is None or form.is_bounded:
         return False
     is_small = 0 < form.size <= MOST_LAID_UP and form.nbytes * frame.turns <= MOST_LAID_UP_NBYTES
-    return is_small and frame.gathering.is_straight(value) and value not in frame.gathering.by_rows
+    return is_small and frame.gathering.is_straight(value) and not frame.gathering.is_by_rows(value)
 
 
 class _Turn:
@@ -192,9 +193,10 @@ class Devoted:
                     self._mark(turn)
             if crew.error is None:
                 for value, (rows, _) in self.laid_up.items():
-                    self.doer.move(rows, self.frame.gathering.targets[value][:last])
+                    self.doer.move(rows, self.frame.gathering.target(value)[:last])
             end = self.stream.record()
             self._wait(end, turn)
+            self._listen()
         except BaseException:
             with suppress(Exception):  # what is on its way uses memory that is given back
                 self.stream.record().wait()
@@ -205,9 +207,26 @@ class Devoted:
         try:
             event.wait()
         except Exception as error:
+            if getattr(error, "written", None) is not None:
+                raise self._told(error) from error
             plan, steps = self.frame.plan, self.frame.program.steps
             tasks = [c.task for step in self.order for i in steps[step].spans if isinstance(c := plan.spans[i].command, Launch)]
             raise self.frame.failure(error, tasks[-1], max(turn - 1, 0)) from error
+
+    def _listen(self) -> None:
+        """When all is done: raises what launches have told, wherever nobody has asked."""
+        unheard = getattr(self.stream, "unheard", None)
+        error = unheard() if unheard is not None else None
+        if error is not None:
+            raise self._told(error) from error
+
+    def _told(self, error: Exception) -> Exception:
+        """The error of a launch that has told of a mistake: of its task; in which turn nobody knows, since graphs hold several."""
+        calls = [call for found in self.turns.values() for piece, _ in found.pieces for call in piece]
+        task = task_of(error, calls)
+        if task is None:
+            return self.frame.failure(error, -1, None)
+        return self.frame.failure(error, task, None)
 
     # Turns ----------------------------------------------------------------------------------------------------------------------
 
@@ -322,7 +341,7 @@ class Devoted:
         if crew.progress is not None and now - self.told > TELL_SECONDS:
             self.told = now
             program = self.frame.program
-            crew.tell(crew.done + turn * _commands(self.inner), name_of(program.plan, program.steps[self.order[-1]]))
+            crew.tell(crew.done + program.commands_of_all(turn), name_of(program.plan, program.steps[self.order[-1]]))
 
     # What was measured ----------------------------------------------------------------------------------------------------------
 
@@ -418,12 +437,8 @@ def run(crew: Crew, inner: Active, stream: Any) -> bool:
     owner = next(lane.owner for step in inner.frame.program.steps for lane in step.lanes if lane.kind != "copy")
     inner.busy[owner] = inner.busy.get(owner, 0.0) + loop.seconds()
     with crew.lock:
-        crew.done += inner.frame.turns * _commands(inner)
+        crew.done += inner.frame.program.commands_of_all(inner.frame.turns)
     return True
-
-
-def _commands(inner: Active) -> int:
-    return sum(len(step.spans) for step in inner.frame.program.steps)
 
 
 __all__ = ["Devoted", "run", "stream_for"]

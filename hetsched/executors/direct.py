@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from hetsched.executors.backends._sites import task_of
 from hetsched.executors.binding import Call
 from hetsched.executors.frame import Frame
 from hetsched.executors.outline import in_order
@@ -97,6 +98,10 @@ class Direct:
             with suppress(Exception):  # what is on its way uses memory that is given back
                 stream.record().wait()
             if isinstance(error, Exception):
+                told = task_of(error, [call for piece in self._pieces if isinstance(piece, list) for call in piece])
+                if told is not None:
+                    stream.forget_faults()
+                    raise frame.failure(error, told, 0) from error
                 raise frame.failure(error, getattr(error, "failed_task", task), 0) from error
             raise
         self._pieces = self._later  # what the constants brought is there

@@ -139,7 +139,7 @@ def run_epochs(run_one: RunOne, plan: Timeline, inputs: Mapping[int, Any], repla
     values: Sequence[int] = range(len(graph.value_specs))
     first_turn: dict[int, int] = {}  # loop task of the whole graph -> turns done in earlier epochs
     outputs: dict[str, Any] = {}
-    plans, traces, merged = [plan], [], _Merged(plan)
+    plans, traces, merged = [plan], [], Merged(plan)
     start = 0.0
     while True:
         outcome = run_one(plan, inputs)
@@ -208,8 +208,7 @@ def _found(pause: Pause, source: Source) -> Any:
         value = inner.program.carried[inner.graph.inputs[loop.carried[source.value][0]]]
         return _on_host(inner, value, turns - 1, pause.frame)
     names = dict(zip(list(graph.writes(source.task))[len(loop.carried) :], loop.collected, strict=True))
-    value = inner.graph.outputs[names[source.value]]
-    whole = inner.gathering.so_far(value, turns)
+    whole = inner.gathering.so_far(names[source.value], turns)
     return np.array(whole) if isinstance(whole, np.ndarray) else whole
 
 
@@ -255,7 +254,7 @@ def _on_host(frame: Frame, value: int, turn: int, root: Frame, node: str | None 
 # Traces -----------------------------------------------------------------------------------------------------------------------
 
 
-class _Merged:
+class Merged:
     """The traces of the epochs, in terms of the whole graph."""
 
     def __init__(self, plan: Timeline) -> None:

@@ -24,7 +24,7 @@ from hetsched.executors.locking import LEAST_TIMES, moved
 from hetsched.executors.memory import HERE, HostMemory, Memory, alias, fresh, shaped, stride_of
 from hetsched.executors.pages import LEAST_BYTES, Lock, Touching, lock_in
 from hetsched.executors.program import Program, compile_plan
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, If, Loop
 from hetsched.graph.op import Op
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.graph.spec import Sequence as SequenceSpec
@@ -67,7 +67,8 @@ class Frame:
         self.rows_of: dict[int, int] = {}  # sequence input -> rows of its array, where its elements are rows
         self.cells: dict[tuple[int, str, int], Any] = {}
         self._arrays: dict[tuple[int, str, int, bool], Any] = {}
-        self._idle: dict[int, list[Frame]] = {}  # loop task -> frames of its body that have run to their end
+        # By the id of the plan of a loop's body, or of a branch of an if: its frames that have run to their end, and its program.
+        self._idle: dict[int, list[Frame]] = {}
         self._programs: dict[int, Program] = {}
         self.shape: Any = None  # what `relay` keeps between runs
         self.pattern: Any = None  # what `devoted` keeps between runs
@@ -253,8 +254,9 @@ class Frame:
         if task >= 0 and (value, node) not in self.copied and not mine:
             op = self.graph.task_ops[task]
             if isinstance(op, Op) and op.view:
-                base = self.locate(self.graph.reads(task)[0], node, turn, self.view_generation(task))
-                return alias(op, base, self.attributes(task, turn), spec)
+                source = self.graph.reads(task)[0]
+                base = self.locate(source, node, turn, self.view_generation(task))
+                return alias(op, base, self.attributes(task, turn), self.specs(turn)[source], spec)
         if value in self.dynamic:
             return self.cells[value, node, self.slot(value, node, turn)]
         return self.buffer(value, node, turn)
@@ -333,17 +335,17 @@ class Frame:
         made = [r for c in commands for r in (c.writes if isinstance(c, Launch) else (c.dst,) if isinstance(c, Copy) else ())]
         return any(r.node == HOST and r.value in self.gathering.made_with and not self.gathering.is_straight(r.value) for r in made)
 
-    def failure(self, error: Exception, task: int, turn: int) -> Exception:
-        """The error that tells which task failed, and in which turn."""
+    def failure(self, error: Exception, task: int, turn: int | None) -> Exception:
+        """The error that tells which task failed, and in which turn, where that is known."""
         if isinstance(error, HetschedError):
             return error
         if isinstance(error, MemoryError):
             return TaskError(self._name(task), f"task {self._name(task)!r} ran out of memory: {error}")
         return TaskError(self._name(task), f"task {self._name(task)!r} failed{self._when(turn)}: {type(error).__name__}: {error}")
 
-    def _when(self, turn: int) -> str:
+    def _when(self, turn: int | None) -> str:
         """` in turn 3 of loop 'train/steps'`, the loops around that one too; "" outside of loops."""
-        return f" in turn {turn}{self.within}" if self.loop is not None else ""
+        return f" in turn {turn}{self.within}" if self.loop is not None and turn is not None else ""
 
     def poison(self, step: int, turn: int) -> None:
         """Overwrite what a step is about to write, where it does not also read it: a replica reused too early is then seen to be wrong."""
@@ -369,12 +371,13 @@ class Frame:
 
     # Loops --------------------------------------------------------------------------------------------------------------------
 
-    def child(self, task: int, turn: int, compiled: Mapping[int, Program]) -> Frame:
-        """The frame of the body of loop task `task`, its first carried values in place."""
-        loop = cast(Loop, self.graph.task_ops[task])
-        program = compiled.get(id(self.plan.loops[task])) or self._programs.get(task)
-        if program is None:
-            program = self._programs[task] = compile_plan(self.plan.loops[task])
+    def child(self, task: int, turn: int, compiled: Mapping[int, Program], branch: Timeline | None = None) -> Frame:
+        """The frame of the body of loop task `task`, its first carried values in place; of an if that of `branch`, or what its condition takes."""
+        op = self.graph.task_ops[task]
+        if isinstance(op, If):
+            return self._branch(task, op, turn, compiled, branch)
+        loop = cast(Loop, op)
+        program = self._program(self.plan.loops[task], compiled)
         body = loop.body
         values = self.graph.reads(task)
         borrowed: dict[int, Any] = {}
@@ -394,14 +397,9 @@ class Frame:
                 elif name in loop.sequences and loop.stop is None and len(found) < loop.turns:
                     runs = f"loop {self._name(task)!r} runs {loop.turns} turns"
                     raise GraphError(f"{runs}, and its sequence {name!r} has {len(found)} elements: give as many, or a loop of fewer turns")
-        frame = None
-        with suppress(IndexError):  # another turn may begin the loop too
-            frame = self._idle.setdefault(task, []).pop()
-        if frame is None or frame.program is not program or not frame.takes(borrowed):
-            places = self.plan.bodies.get(task, {})
-            needed = program.plan.arenas
-            room = {node: self.memories[node].inside(start, needed[node]) for node, start in places.items() if node in needed}
-            frame = Frame(program, borrowed, memories=room, lock=self.lock)
+        frame = self._idle_frame(program, borrowed)
+        if frame is None:
+            frame = Frame(program, borrowed, memories=self._room(task, program), lock=self.lock)
             frame.transfer = self.transfer
             frame.rows_of = rows
         else:
@@ -410,6 +408,61 @@ class Frame:
         frame._begin_loop(first)
         frame.gathering.begin(self, task, turn)
         return frame
+
+    def _program(self, plan: Timeline, compiled: Mapping[int, Program]) -> Program:
+        program = compiled.get(id(plan)) or self._programs.get(id(plan))
+        if program is None:
+            program = self._programs[id(plan)] = compile_plan(plan)
+        return program
+
+    def _idle_frame(self, program: Program, borrowed: Mapping[int, Any]) -> Frame | None:
+        frame = None
+        with suppress(IndexError):  # another turn may begin it too
+            frame = self._idle.setdefault(id(program.plan), []).pop()
+        return frame if frame is not None and frame.program is program and frame.takes(borrowed) else None
+
+    def _room(self, task: int, program: Program) -> dict[str, Memory]:
+        """Where the arenas of a body lie in those of this frame."""
+        places, needed = self.plan.bodies.get(task, {}), program.plan.arenas
+        return {node: self.memories[node].inside(start, needed[node]) for node, start in places.items() if node in needed}
+
+    def _branch(self, task: int, op: If, turn: int, compiled: Mapping[int, Program], plan: Timeline | None) -> Frame:
+        """The frame of a branch of if `task`: it borrows what it reads, and writes its outputs straight into the replicas of this frame."""
+        values = self.graph.reads(task)
+        generations = [r.generation for r in self._reads_again.get(task, ())] or [0] * len(values)
+        if plan is None:
+            plan = self.plan.loops[task]
+            if not bool(self.locate(values[0], HOST, turn, generations[0])):
+                if plan.otherwise is None:
+                    raise InternalError(f"the plan has no branch `otherwise` of {self._name(task)!r}")
+                plan = plan.otherwise
+        program, graph = self._program(plan, compiled), plan.graph
+        borrowed = {
+            graph.inputs[name]: self.locate(value, HOST, turn, generation)
+            for name, value, generation in zip(op.captured, values[1:], generations[1:], strict=True)
+            if name in graph.inputs
+        }
+        outputs: dict[int, Any] = {}
+        for name, value in zip(op.outputs, self.graph.writes(task), strict=True):
+            inner = graph.outputs[name]
+            if int(graph.value_task[inner]) >= 0 and inner not in outputs and array_form(graph.spec(inner)) is not None and value not in self.dynamic:
+                outputs[inner] = self.buffer(value, HOST, turn)
+        frame = self._idle_frame(program, borrowed)
+        if frame is None:
+            frame = Frame(program, borrowed, outputs, self._room(task, program), self.lock)
+            frame.transfer = self.transfer
+        else:
+            frame.renew(borrowed, outputs)
+        frame.ready()
+        return frame
+
+    def _end_branch(self, parent: Frame, task: int, turn: int) -> None:
+        """Bring what no task of the branch has written in its place: inputs and constants that are outputs, objects, what is an output twice."""
+        op = cast(If, parent.graph.task_ops[task])
+        for name, value in zip(op.outputs, parent.graph.writes(task), strict=True):
+            found = self.locate(self.graph.outputs[name], HOST, 0)
+            if value in parent.dynamic or found is not parent.buffer(value, HOST, turn):
+                parent._store(value, turn, found)
 
     def takes(self, borrowed: Mapping[int, Any]) -> bool:
         """True if the frame can run again with these inputs: arrays where there were arrays."""
@@ -451,7 +504,12 @@ class Frame:
         self.transfer(found, shaped(self.locate(result, node, -1), tuple(found.shape)))
 
     def end_loop(self, parent: Frame, task: int, turn: int) -> None:
-        """Write last carried and collected values into the parent's replicas on the host."""
+        """Write last carried and collected values, or the outputs of a branch, into the parent's replicas on the host."""
+        if self.loop is None:
+            self._end_branch(parent, task, turn)
+            parent.collect_loop(task, turn)
+            parent._idle.setdefault(id(self.plan), []).append(self)
+            return
         loop = cast(Loop, parent.graph.task_ops[task])
         outs = parent.graph.writes(task)
         ran = self.stopped_at + 1 if self.stopped_at is not None else self.turns
@@ -461,7 +519,7 @@ class Frame:
             parent._store(value, turn, found)
         self.gathering.end(parent, task, turn, ran)
         parent.collect_loop(task, turn)
-        parent._idle.setdefault(task, []).append(self)
+        parent._idle.setdefault(id(self.plan), []).append(self)
 
     def node_of(self, value: int) -> str:
         """A memory node that holds a value: the host if it does."""

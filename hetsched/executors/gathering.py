@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from hetsched.graph.spec import Sequence as SequenceSpec
-from hetsched.graph.spec import Spec, UpTo, array_form
+from hetsched.graph.spec import UpTo, array_form
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Launch
 
@@ -21,20 +21,25 @@ if TYPE_CHECKING:
 
 
 class Gathering:
-    """The collected values of one frame. `targets`: collected value -> the array of the whole sequence, in the frame around this one."""
+    """The collected values of one frame.
+
+    names: collected value -> the names that it is collected under, mostly one. targets: name -> the array of the whole sequence, in the frame around
+    this one.
+    """
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
-        self.targets: dict[int, Any] = {}
+        self.targets: dict[str, Any] = {}
         self.found: dict[int, dict[int, Any]] = {}
         graph, loop, carried = frame.graph, frame.loop, frame.program.carried
-        self.by_rows = {graph.outputs[n] for n in loop.rows} if loop is not None else set()
+        self.names: dict[int, list[str]] = {}
+        for name in loop.collected if loop is not None else ():
+            self.names.setdefault(graph.outputs[name], []).append(name)
         # What is gathered when a value is made: (gathered value, turns from the making to the turn it belongs to); and what is only read.
         self.made_with: dict[int, list[tuple[int, int]]] = {}
         self.read_last: list[int] = []
-        for name in dict.fromkeys(loop.collected if loop is not None else ()):
-            value, shift = graph.outputs[name], 0
-            maker = value
+        for value in self.names:
+            maker, shift = value, 0
             while (value, HOST) not in frame.copied and (base := graph.base(maker)) in carried:
                 maker, shift = carried[base], shift + 1
                 if shift > len(carried):
@@ -49,7 +54,7 @@ class Gathering:
         """Collected values that a copy can bring straight to their place in the sequence, because nothing else on the host looks at them."""
         frame, loop = self.frame, self.frame.loop
         out = {v for v, rows in self.made_with.items() if (v, HOST) in frame.copied and rows == [(v, 0)] and frame.every_k(v) == 1}
-        out -= {*frame.program.carried.values(), *frame.dynamic}
+        out -= {*frame.program.carried.values(), *frame.dynamic, *(v for v, names in self.names.items() if len(names) > 1)}
         if loop is not None and loop.stop is not None:
             out.discard(frame.graph.outputs[loop.stop])
         for span in frame.plan.spans:
@@ -60,7 +65,16 @@ class Gathering:
 
     def is_straight(self, value: int) -> bool:
         """True if the copy of a value to the host ends at its place in the sequence."""
-        return value in self.straight and value in self.targets
+        return value in self.straight and self.names[value][0] in self.targets
+
+    def target(self, value: int) -> Any:
+        """The array of the whole sequence of a value that `is_straight`."""
+        return self.targets[self.names[value][0]]
+
+    def is_by_rows(self, value: int) -> bool:
+        """True for a value whose elements are rows of one array."""
+        loop = self.frame.loop
+        return loop is not None and any(name in loop.rows for name in self.names.get(value, ()))
 
     def collectors(self, value: int) -> list[Callable[[int], None]]:
         """What is to be called, with the turn, when `value` has been made on the host."""
@@ -75,20 +89,23 @@ class Gathering:
             if turn >= frame.turns:
                 return
             found = frame.locate(value, HOST, turn)
-            target = self.targets.get(value)
-            if target is None:
-                self.found.setdefault(value, {})[turn] = found.copy() if isinstance(found, np.ndarray) else found
-            else:
-                self.row(value, turn, found.shape)[...] = found
+            for name in self.names[value]:
+                if name in self.targets:
+                    self._place(name, value, turn, found.shape)[...] = found
+                else:
+                    self.found.setdefault(value, {})[turn] = found.copy() if isinstance(found, np.ndarray) else found
 
         return collect
 
     def row(self, value: int, turn: int, shape: tuple[int, ...]) -> Any:
-        """Where the element of a turn lies in the array of the whole sequence."""
-        target = self.targets[value]
-        if value in self.by_rows:
-            n = cast(Spec, self.frame.graph.spec(value)).bounds[0]
-            return target[turn * n : turn * n + shape[0]]
+        """Where the element of a turn lies in the array of the whole sequence, of a value that `is_straight`."""
+        return self._place(self.names[value][0], value, turn, shape)
+
+    def _place(self, name: str, value: int, turn: int, shape: tuple[int, ...]) -> Any:
+        target, loop = self.targets[name], self.frame.loop
+        if loop is not None and name in loop.rows:
+            first = loop.rows_before(name, turn)
+            return target[first : first + shape[0]]
         return target[turn, ...]
 
     def begin(self, parent: Frame, task: int, turn: int) -> None:
@@ -100,34 +117,34 @@ class Gathering:
         self.found.clear()
         for name, value in zip(frame.loop.collected, outs[len(frame.loop.carried) :], strict=True):
             if array_form(parent.graph.spec(value)) is not None:
-                self.targets[frame.graph.outputs[name]] = parent.buffer(value, HOST, turn)
+                self.targets[name] = parent.buffer(value, HOST, turn)
         for gathered, shift in [row for rows in self.made_with.values() for row in rows]:
             for i in range(min(shift, frame.turns)):
                 self.collector(gathered)(i)
 
-    def so_far(self, value: int, turns: int) -> Any:
-        """The elements of a collected value of the first `turns` turns, which have finished: an array, or a list where it has no array form."""
+    def so_far(self, name: str, turns: int) -> Any:
+        """What is collected under `name`, of the first `turns` turns, which have finished: an array, or a list where it has no array form."""
+        value, loop = self.frame.graph.outputs[name], self.frame.loop
         if value in self.read_last:
             for i in range(turns):
                 self.collector(value)(i)
-        if value not in self.targets:
+        if name not in self.targets:
             return [x for i, x in sorted(self.found.get(value, {}).items()) if i < turns]
-        spec = cast(Spec, self.frame.graph.spec(value))
-        return self.targets[value][: turns * spec.bounds[0] if value in self.by_rows else turns]
+        return self.targets[name][: loop.rows_before(name, turns) if loop is not None and name in loop.rows else turns]
 
     def end(self, parent: Frame, task: int, turn: int, ran: int) -> None:
         """Hand the parent its sequences, after `ran` turns."""
         frame = self.frame
         assert frame.loop is not None
-        for inner in self.read_last:
+        for collected in self.read_last:
             for i in range(ran):
-                self.collector(inner)(i)
+                self.collector(collected)(i)
         outs = parent.graph.writes(task)
         for name, value in zip(frame.loop.collected, outs[len(frame.loop.carried) :], strict=True):
             spec = cast(SequenceSpec, parent.graph.spec(value))
-            inner = frame.graph.outputs[name]
-            if inner not in self.targets:
-                parent.put(value, turn, [x for i, x in sorted(self.found.get(inner, {}).items()) if i < ran])
+            if name not in self.targets:
+                found = self.found.get(frame.graph.outputs[name], {})
+                parent.put(value, turn, [x for i, x in sorted(found.items()) if i < ran])
             elif isinstance(spec.length, UpTo):
-                n = ran * cast(Spec, spec.element).bounds[0] if spec.rows is not None else ran
-                parent.put(value, turn, self.targets[inner][:n])
+                n = frame.loop.rows_before(name, ran) if spec.rows is not None else ran
+                parent.put(value, turn, self.targets[name][:n])

@@ -24,6 +24,7 @@ import numpy as np
 from hetsched.errors import InternalError
 from hetsched.executors.active import Active, Item
 from hetsched.executors.backends import opens
+from hetsched.executors.backends._sites import task_of
 from hetsched.executors.binding import Call
 from hetsched.executors.cores import yielding
 from hetsched.executors.cpu import Crew, Progress, end_of, in_epochs
@@ -38,7 +39,7 @@ from hetsched.executors.result import Result
 from hetsched.executors.steps import Step
 from hetsched.executors.warming import multiplies_on, warm
 from hetsched.graph.alike import alike
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.graph.spec import Spec, array_form
 from hetsched.machine import HOST, Device
 from hetsched.timeline import Lane, Launch, Timeline
@@ -213,6 +214,10 @@ class DeviceDriver:
     def serve(self, crew: Crew) -> None:
         """Serve a run; the one before is over."""
         self.events.clear()
+        for stream in self.streams.values():
+            forget = getattr(stream, "forget_faults", None)
+            if forget is not None:
+                forget()
         self.crew = crew
         if self.thread.ident is None:
             self.thread.start()
@@ -407,7 +412,7 @@ class DeviceDriver:
             if issued.marks:
                 marks = {task: max(event.span()[1] - crew.zero, start) for task, event in issued.marks.items()}
         except Exception as failure:  # the device refused or lost the work
-            error = item.active.frame.failure(failure, _task(item), item.turn)
+            error = item.active.frame.failure(failure, _failed(item, failure), item.turn)
         except BaseException as failure:
             error = failure
         crew.done_by(item, start, finish, item.step.lanes[0].number, error, marks)
@@ -424,11 +429,17 @@ def _task(item: Item) -> int:
     return getattr(command, "task", -1)
 
 
+def _failed(item: Item, error: Exception) -> int:
+    """The task of a step that has failed: the one whose launch the error is about, else the first."""
+    found = task_of(error, item.active.frame.bindings.calls(item.step.index, item.turn))
+    return _task(item) if found is None else found
+
+
 def drives(plan: Timeline) -> list[Device]:
     """The devices with streams that a plan uses, itself or in its loops."""
     machine = plan.machine
     owners = set(plan.owners)
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         owners |= {d.id for d in drives(body)}
     ends = {name for link in machine.links if link.id in owners for name in (link.src, link.dst)}
     return [d for d in machine.devices if not d.shares_lanes and (d.id in owners or (d.memory in ends and d.memory != HOST))]
@@ -439,7 +450,7 @@ def lanes_of(plan: Timeline) -> set[Lane]:
     out: set[Lane] = set()
     for lanes in {s.lanes for s in (*plan.prologue, *plan.spans, *plan.epilogue)}:
         out.update(lanes)
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         out |= lanes_of(body)
     return out
 
@@ -599,7 +610,7 @@ def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any], is_over: Call
         if stream is None or not isinstance(command, Launch):
             continue
         task, op, key = command.task, graph.task_ops[command.task], (int(kinds[command.task]), span.lanes[0])
-        if isinstance(op, Loop) or op.view or key in seen:
+        if isinstance(op, Nested) or op.view or key in seen:
             continue
         seen.add(key)
         if is_over():
@@ -609,7 +620,7 @@ def _prepare_launches(plan: Timeline, streams: Mapping[Lane, Any], is_over: Call
         reads, writes = ([array_form(s) for s in row] for row in (specs, [graph.spec(v) for v in graph.writes(task)]))
         if kernel is not None and None not in (*reads, *writes):
             stream.prepare(kernel, reads, writes, plan.workspaces.get(task, ("", 0, 0))[2], graph.task_attributes[task])
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         _prepare_launches(body, streams, is_over)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import If, Loop, Nested
 from hetsched.graph.spec import array_form
 from hetsched.machine import HOST
 from hetsched.timeline import Copy, Span, Timeline
@@ -36,10 +35,12 @@ def moved(plan: Timeline) -> dict[int, int]:
     turns = plan.loop.turns if plan.loop is not None else 1
     count(plan.spans, turns)
     count((*plan.prologue, *plan.epilogue), 1)
-    for task, body in plan.loops.items():
-        loop, inner = cast(Loop, graph.task_ops[task]), moved(body)
-        outputs = [name for _, name in loop.carried] + list(loop.collected)
-        ends = [*zip([body.graph.inputs[name] for name in loop.inputs], graph.reads(task), strict=True)]
+    for task, body in plan.nested:
+        op, inner = graph.task_ops[task], moved(body)
+        assert isinstance(op, Nested)
+        outputs = [*(name for _, name in op.carried), *op.collected] if isinstance(op, Loop) else op.outputs
+        names, reads = (op.captured, graph.reads(task)[1:]) if isinstance(op, If) else (op.inputs, graph.reads(task))
+        ends = [(body.graph.inputs[name], v) for name, v in zip(names, reads, strict=True) if name in body.graph.inputs]
         ends += zip([body.graph.outputs[name] for name in outputs], graph.writes(task), strict=True)
         for value, outer in ends:
             nbytes = inner.get(body.graph.base(value), 0)

@@ -14,7 +14,7 @@ import numpy as np
 from hetsched.executors.pages import Bytes, Lock, Touching, area, arrays
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
-from hetsched.graph.spec import AnySpec, Spec
+from hetsched.graph.spec import AnySpec, Spec, seen_spec
 
 ALIGNMENT = 64
 
@@ -123,13 +123,13 @@ def shaped(array: Any, shape: tuple[int, ...]) -> Any:
     return array if tuple(array.shape) == tuple(shape) else array.part(0, shape)
 
 
-def alias(op: Op, base: Any, attributes: Mapping[str, Any], spec: AnySpec) -> Any:
-    """What a view op gives: `base`'s own bytes under another shape."""
+def alias(op: Op, base: Any, attributes: Mapping[str, Any], source_spec: AnySpec, spec: AnySpec) -> Any:
+    """What a view op gives of a value of `source_spec`: `base`'s own bytes under another shape."""
     if not isinstance(spec, Spec):
         return base
     source = Spec(base.shape, base.dtype)
     if spec.is_bounded:
-        (found,) = op.infer([source], attributes)
+        (found,) = op.infer([seen_spec(base, source_spec)], attributes)
         assert isinstance(found, Spec)
         spec = found
     first = view_offset(op, source, attributes) // spec.dtype.itemsize

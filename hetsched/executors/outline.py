@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterable
 
 from hetsched.executors.kept import program_of
-from hetsched.executors.program import Program, every_of
+from hetsched.executors.program import Program, every_k, every_of
 from hetsched.timeline import Free, Lane, Launch, Timeline
 
 
@@ -20,28 +20,29 @@ def lanes_needed(plan: Timeline, host: str) -> dict[str, int]:
         if lane.owner == host:
             found[lane.kind].add(lane.number)
     need = {kind: max(numbers, default=-1) + 1 for kind, numbers in found.items()}
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         for kind, count in lanes_needed(body, host).items():
             need[kind] = max(need[kind], count)
     return need
 
 
 def programs_of(plan: Timeline) -> dict[int, Program]:
-    """id of the plan of each loop's body, loops in loops too -> its program: made before the clock starts."""
+    """id of the plan of each loop's body and each branch, those in them too -> its program: made before the clock starts."""
     out: dict[int, Program] = {}
-    for body in plan.loops.values():
+    for _, body in plan.nested:
         out[id(body)] = program_of(body)
         out |= programs_of(body)
     return out
 
 
 def launches_of(plan: Timeline) -> int:
-    """Spans of a run, loops unrolled: for the progress."""
+    """Launches and copies of a run, loops unrolled: for the progress."""
     every = every_of(plan.loop)
     turns = plan.loop.turns if plan.loop is not None else 1
-    total = sum(not isinstance(span.command, Free) for span in plan.spans) * turns
+    commands = [span for span in plan.spans if not isinstance(span.command, Free)]
+    total = sum(-(-turns // every_k(plan, span, every)) for span in commands) if every else len(commands) * turns
     for task, body in plan.loops.items():
-        total += launches_of(body) * -(-turns // every.get(task, 1))
+        total += max(map(launches_of, body.alternatives)) * -(-turns // every.get(task, 1))
     return total
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -24,7 +25,7 @@ from hetsched.errors import InternalError
 from hetsched.executors.steps import Step
 from hetsched.executors.straight import Straight, straight
 from hetsched.executors.walk import Arc, find_cycle
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Loop, Nested
 from hetsched.machine import HOST, Device
 from hetsched.machine.calibration import load
 from hetsched.timeline import Copy, Free, Lane, Launch, Replica, Span, Timeline
@@ -66,6 +67,25 @@ class Program:
         """The device on one lane of which each step is; "" where that is not so, or not known."""
         return self.straight.owner if self.straight is not None else ""
 
+    @cached_property
+    def seldom(self) -> Mapping[int, tuple[int, ...]]:
+        """Step -> k of each of its commands that are left out but every k > 1 turns."""
+        if not self.every:
+            return {}
+        spans = self.plan.spans
+        rows = ((step.index, tuple(k for i in step.spans if (k := every_k(self.plan, spans[i], self.every)) > 1)) for step in self.steps)
+        return {step: found for step, found in rows if found}
+
+    def commands(self, step: int, first: int, end: int) -> int:
+        """How many launches and copies a step does in the turns from `first` to `end` - 1."""
+        seldom = self.seldom.get(step, ())
+        often = len(self.steps[step].spans) - len(seldom)
+        return often * (end - first) + sum(-(-end // k) + -first // k for k in seldom)
+
+    def commands_of_all(self, turns: int) -> int:
+        """How many launches and copies the first `turns` turns are, loops inside as one each."""
+        return sum(self.commands(step.index, 0, turns) for step in self.steps)
+
 
 def is_solo(program: Program) -> bool:
     """True for a straight plan that is one step on a thread of the host: the caller's thread does it, and nobody has to be asked."""
@@ -91,6 +111,13 @@ def carried_values(loop: Loop | None) -> dict[int, int]:
 def every_of(loop: Loop | None) -> Mapping[int, int]:
     """`Loop.seldom`; empty of a straight plan."""
     return loop.seldom if loop is not None else {}
+
+
+def every_k(plan: Timeline, span: Span, every: Mapping[int, int]) -> int:
+    """In every how many turns a command of a body runs: a task, or the copy of what it makes."""
+    command = span.command
+    task = command.task if isinstance(command, Launch) else int(plan.graph.value_task[command.value]) if isinstance(command, Copy) else -1
+    return every.get(task, 1)
 
 
 def span_arcs(plan: Timeline) -> list[Arc]:
@@ -134,11 +161,7 @@ def span_arcs(plan: Timeline) -> list[Arc]:
     arcs += _stream_arcs(plan)
     # In a turn that it leaves out, a task of every k turns is done when it is done in the turn before: readers of that turn take what it made then.
     every = every_of(plan.loop)
-    for i, span in enumerate(plan.spans):
-        command = span.command
-        task = command.task if isinstance(command, Launch) else int(graph.value_task[command.value]) if isinstance(command, Copy) else -1
-        if task in every:
-            arcs.append(Arc(i, i, 1))
+    arcs += [Arc(i, i, 1) for i, span in enumerate(plan.spans) if every_k(plan, span, every) > 1] if every else []
     if plan.loop is not None and plan.loop.stop is not None:
         # The stop value decides whether the next turn exists at all: nothing of it may begin before.
         stop = stop_span(plan)
@@ -310,7 +333,7 @@ def _segments(plan: Timeline, arcs: list[Arc]) -> list[list[int]]:
 
     def joinable(i: int) -> bool:
         span = plan.spans[i]
-        plain = isinstance(span.command, Launch) and not isinstance(plan.graph.task_ops[span.command.task], Loop)
+        plain = isinstance(span.command, Launch) and not isinstance(plan.graph.task_ops[span.command.task], Nested)
         return plain and len(span.lanes) == 1 and span.lanes[0].owner in shared
 
     return _lane_segments(plan, order, before, after, joinable) if plan.loop is not None else _chains(plan, order, before, after, joinable)
@@ -330,7 +353,7 @@ def _stream_segments(plan: Timeline, arcs: list[Arc], groups: list[list[int]]) -
 
     def joinable(i: int) -> bool:
         lanes, command = spans[i].lanes, spans[i].command
-        plain = isinstance(command, Launch) and not isinstance(plan.graph.task_ops[command.task], Loop) and command.task not in every
+        plain = isinstance(command, Launch) and not isinstance(plan.graph.task_ops[command.task], Nested) and command.task not in every
         return plain and len(lanes) == 1 and lanes[0].kind == "compute" and lanes[0].owner not in shared
 
     waits: dict[int, set[tuple[int, int]]] = {}

@@ -22,7 +22,7 @@ import numpy as np
 
 from hetsched.errors import CommandLineError, InternalError
 from hetsched.executors import direct, solo
-from hetsched.executors.cpu import Crew, run_crew
+from hetsched.executors.cpu import Crew, run_crew, too_late
 from hetsched.executors.forks import forgets
 from hetsched.executors.frame import Frame
 from hetsched.executors.hands import Hands
@@ -66,9 +66,13 @@ class Seat:
         """One run; value id -> read-only array or object."""
         began = perf_counter()
         if self._code is not None:
-            return self._replay(self._code, given, began)
-        with guarded():
-            return self._run(given, began)
+            result = self._replay(self._code, given, began)
+        else:
+            with guarded():
+                result = self._run(given, began)
+        if self.timeout is not None and perf_counter() - began > self.timeout:
+            raise too_late(self.timeout)  # nobody looks while a single step is done
+        return result
 
     def _run(self, given: Mapping[int, Any], began: float) -> Result:
         frame = self.frame

@@ -19,7 +19,8 @@ class Result(Mapping[str, Any]):
     wall_seconds: from the call to the last output. failed: with `keep_going`, the tasks that failed, with their errors.
     energy: what meters counted during the run, where that was asked for. crowded: seconds that the process's threads waited
     for a core that other work had, over those of the run, at most 1, where that was looked at.
-    traces: where the run was planned anew, what happened in each epoch, in terms of the graph of its plan; `trace` is all of it.
+    traces: where the run was planned anew, what happened in each epoch, in terms of the graph of its plan; `trace` is all of it. Where it had
+    checkpoints, what happened when the last piece ran of each plan but the first, that of the whole graph.
     """
 
     outputs: Mapping[str, Any]

@@ -122,6 +122,8 @@ class Pattern:
             group[before].append(turns * places + later - before)
         soon = [arc[:2] for arc in self.arcs if arc[2] <= self.lag and places - 1 not in arc[:2]]
         self.is_serial = on_cycles(len(steps), soon) if self.lag else [False] * len(steps)
+        for at, row in enumerate(self.near):  # a thread holds what goes on with a chain, and leaves the rest to others
+            row.sort(key=lambda more: not self.is_serial[(at + more) % places])
         chain = [at for at, step in enumerate(self.order) if self.is_serial[at] and not self.is_io[at] and steps[step].seconds > SHORT_SECONDS]
         # Behind the longest step of the chain it may change hands (see `seat`); -1: there is no chain, or it is of short steps.
         self.chain = max(chain, key=lambda at: steps[self.order[at]].seconds, default=-1)
@@ -163,7 +165,7 @@ class Rounds(Sharing):
 
     def __init__(self, crew: Crew, frame: Frame) -> None:
         super().__init__(crew, frame)
-        program = frame.program
+        self.program = program = frame.program
         self.pattern = pattern = Pattern(program)
         self.turns, self.order, self.lag = frame.turns, pattern.order, pattern.lag
         # Where another thread has nothing to do, what is owed is settled behind a step once it is so many.
@@ -263,12 +265,14 @@ class Rounds(Sharing):
                 owed.append(code)
                 if len(owed) >= lag or (idle and len(owed) >= least[at]):
                     self._settle(mine)
-            if self.halted or (is_asked and self._is_due(at, finish, log) and self._asked(order[at], finish)):
+            if self.halted or (is_asked and self._is_due(code, finish, log) and self._asked(order[at], finish)):
                 return
             if at == chain:
                 took.append(finish - start)
                 if self.starved > WORTH * (finish - start) and best >= 0 and self._is_given_away(best, heap, idle, lane, took):
                     best = -1
+                    if self.halted:
+                        return
             code = heappushpop(heap, best) if best >= 0 else self._next(heap, mine)
             if code < 0:
                 return
@@ -333,19 +337,24 @@ class Rounds(Sharing):
         self.starved = 0.0
         if code < self.pattern.window * self.places or len(took) < SAMPLES:  # in the first turns threads wait for what is loaded
             return False
+        if not self.pattern.is_serial[code % self.places]:  # it does not go on with the chain, which waits for something, or which another thread has
+            return False
         if not self.seat.is_left(lane, code // self.places, took):
             return False
         self._settle(False)
         heappush(heap, code)
         self._wake(idle, 1)
         until = perf_counter() + took[-1]
+        if self.crew.deadline is not None:
+            until = min(until, self.crew.deadline)
         while code in heap and not self.halted and perf_counter() < until:
             sleep(TAKEN_SECONDS)
         return True
 
-    def _is_due(self, at: int, now: float, log: Log) -> bool:
+    def _is_due(self, code: int, now: float, log: Log) -> bool:
         """Count a step; True where it is time to tell of it, or too late."""
-        log.done += self.sizes[at]
+        turn, at = divmod(code, self.places)
+        log.done += self.program.commands(self.order[at], turn, turn + 1) if self.program.every else self.sizes[at]
         deadline = self.crew.deadline
         if now - self.told > TELL_SECONDS or (deadline is not None and now > deadline):
             self.told = now

@@ -26,7 +26,7 @@ from hetsched.executors.hands import Door
 from hetsched.executors.interrupts import heard
 from hetsched.executors.program import Program
 from hetsched.executors.tracing import Log, Logs
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.timeline import Launch
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def is_plain(program: Program, host: str) -> bool:
             return False
         for i in step.spans:
             command = plan.spans[i].command
-            if not isinstance(command, Launch) or isinstance(plan.graph.task_ops[command.task], Loop):
+            if not isinstance(command, Launch) or isinstance(plan.graph.task_ops[command.task], Nested):
                 return False
     return True
 

@@ -29,7 +29,7 @@ from hetsched.executors.result import Result
 from hetsched.executors.steps import Step
 from hetsched.executors.tracing import KEPT_TURNS, Note, trace_of
 from hetsched.executors.walk import Walk
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.timeline import Launch, Span, Timeline
 
 # (device or link, seconds of the run) -> how much longer than planned a step takes
@@ -159,7 +159,7 @@ class Simulation:
             item = heapq.heappop(self.ready)
             _, number, active, step, turn = item
             command = active.frame.plan.spans[step.spans[0]].command
-            if isinstance(command, Launch) and isinstance(active.frame.graph.task_ops[command.task], Loop):
+            if isinstance(command, Launch) and isinstance(active.frame.graph.task_ops[command.task], Nested):
                 if active.frame.fires(command.task, turn):
                     self._begin_loop(active, step, turn, command.task)
                 else:
@@ -193,10 +193,12 @@ class Simulation:
         return wanted if all(lane in self.free[owner, kind] for owner, kind, lane in wanted) else None
 
     def _begin_loop(self, active: _Active, step: Step, turn: int, task: int) -> None:
-        body = active.frame.plan.loops[task]
-        frame = active.frame.child(task, turn, {id(body): compile_plan(body, join=False)})
+        first = active.frame.plan.loops[task]
+        bodies = {id(body): compile_plan(body, join=False) for body in first.alternatives}
+        # Where nothing has a value an if goes as it is planned.
+        frame = active.frame.child(task, turn, bodies, None if self.compute else first.likeliest)
         inner = _Active(frame, active.base + step.start, (active, step, turn), self.now)
-        if active.around is None:
+        if active.around is None and first.branch is None:
             self.in_flight[task] = inner
         self._push(inner, inner.walk.begin())
         if inner.walk.done:
@@ -208,7 +210,7 @@ class Simulation:
             self.free[owner, kind].add(lane)
         frame = active.frame
         command = frame.plan.spans[step.spans[0]].command
-        looped = isinstance(command, Launch) and isinstance(frame.graph.task_ops[command.task], Loop)
+        looped = isinstance(command, Launch) and isinstance(frame.graph.task_ops[command.task], Nested)
         if self.compute and not looped:
             with np.errstate(all="ignore"):
                 frame.perform(step.index, turn)

@@ -240,7 +240,7 @@ def _measured(
 ) -> Timeline:  # fmt: skip
     return replace(
         plan, spans=tuple(spans), after=(), period=period, turns=turns, loops=dict(loops or {}), measured=True, totals=dict(busy), prologue=(),
-        epilogue=(), attributed=attributed, cold=cold,
+        epilogue=(), attributed=attributed, cold=cold, otherwise=None,
     )  # fmt: skip
 
 

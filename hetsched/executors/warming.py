@@ -20,7 +20,7 @@ from hetsched.executors.binding import Call
 from hetsched.executors.frame import Frame
 from hetsched.executors.program import Program
 from hetsched.graph.alike import alike
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Nested
 from hetsched.graph.guard import is_ours
 from hetsched.graph.op import Op
 from hetsched.graph.ops import family
@@ -76,7 +76,7 @@ def warm(frame: Frame, streams: Mapping[Lane, Warms], together: bool, is_over: C
             if (lane.owner, kind) not in known and not found.get(task, _is_nothing(frame.graph, task)):
                 cold.add(task)
             known.add((lane.owner, kind))
-    for task, body in plan.loops.items():
+    for task, body in plan.nested:
         program = bodies.get(id(body))
         if program is not None and not is_over():
             with suppress(Exception):
@@ -111,14 +111,14 @@ def _least_seconds(graph: Graph, task: int, device: Device) -> float:
     return 0.0
 
 
-def _may_be_tried(op: Op | Loop, kernel: Any) -> bool:
+def _may_be_tried(op: Op | Nested, kernel: Any) -> bool:
     """True for kernels of this package that have no effect outside."""
     return isinstance(op, Op) and op.pure and bool(family(op)) and not op.allocating and is_ours(kernel)
 
 
 def _is_nothing(graph: Graph, task: int) -> bool:
     op = graph.task_ops[task]
-    return isinstance(op, Loop) or op.view
+    return isinstance(op, Nested) or op.view
 
 
 def _body_of(frame: Frame, task: int, program: Program) -> Frame:
@@ -139,7 +139,7 @@ def multiplies_on(plan: Timeline, owner: str) -> bool:
             op = ops[span.command.task]
             if isinstance(op, Op) and family(op) in _PRODUCTS:
                 return True
-    return any(multiplies_on(body, owner) for body in plan.loops.values())
+    return any(multiplies_on(body, owner) for _, body in plan.nested)
 
 
 __all__ = ["LONG_SECONDS", "Warms", "multiplies_on", "warm"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hetsched.errors import GraphError, did_you_mean
-from hetsched.graph.graph import Builder, Graph, Loop, Value
+from hetsched.graph.graph import Builder, Graph, Loop, Nested, Value
 from hetsched.graph.spec import AnySpec, Spec
 
 
@@ -92,8 +92,9 @@ class _Sums:
 def _step(builder: Builder, task: int, wanted: Sequence[int], sums: _Sums) -> None:
     """Add what `task` contributes to the gradients of its inputs number `wanted`."""
     op, name = builder.task_ops[task], builder.task_names[task]
-    if isinstance(op, Loop):
-        raise GraphError(f"the path to differentiate goes through loop {name!r}; differentiate inside its body instead")
+    if isinstance(op, Nested):
+        where = "loop {!r}; differentiate inside its body instead" if isinstance(op, Loop) else "if {!r}; differentiate inside its branches instead"
+        raise GraphError(f"the path to differentiate goes through {where.format(name)}")
     if op.gradient is None:
         raise GraphError(f"the path to differentiate goes through task {name!r}, and op {op.name} has no gradient")
     inputs = [Value(builder, v) for v in builder.task_inputs[task]]

@@ -1,4 +1,4 @@
-"""Graph: the immutable DAG of tasks and values, its builder, and Loop, a task whose body is a graph.
+"""Graph: the immutable DAG of tasks and values, its builder, and what holds graphs in it: Loop, a task whose body is a graph, and If, of two.
 
 A graph is held in arrays (task -> op, inputs and outputs as CSR rows, values -> producer and bytes), so that 100,000 tasks are
 built in about a second and planned without conversion; `Task` and `Value` are views made on demand. Tasks stand in a topological order by
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from hetsched.errors import GraphError, HetschedError, did_you_mean
 from hetsched.graph.op import Op, Work
-from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, array_form, spec_of
+from hetsched.graph.spec import AnySpec, Opaque, Spec, UpTo, array_form, bound, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -106,8 +107,43 @@ class Bundle(Mapping[str, Value]):
         return f"<Bundle {self.kind}: {', '.join(self._values)}>"
 
 
+class Nested:
+    """What a task runs that holds graphs of its own: a `Loop` or an `If`. Its inputs come from the host, its outputs lie there."""
+
+    name: str
+    pure: bool
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the task's inputs, in order."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the task's outputs, in order."""
+        raise NotImplementedError
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graphs that it runs, one or another at a time."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> Mapping[str, Graph]:
+        """Its graphs that have tasks of their own, by what names of tasks are prefixed with: "" of a loop's body."""
+        raise NotImplementedError
+
+    def problems(self) -> list[str]:
+        """Every mistake in it, whatever it is bound to."""
+        raise NotImplementedError
+
+    def infer(self, specs: Sequence[AnySpec]) -> list[AnySpec]:
+        """Specs of the task's outputs for inputs of `specs`; raises `GraphError` with every mismatch."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
-class Loop:
+class Loop(Nested):
     """A task whose body is a graph that runs for `turns` turns.
 
     The task's inputs are, in this order: `invariants`, `sequences`, the first values of `carried`. Its outputs are, in this order: the last
@@ -150,6 +186,14 @@ class Loop:
     @property
     def outputs(self) -> tuple[str, ...]:
         return (*(a for a, _ in self.carried), *self.collected)
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        return (self.body,) if self.remainder is None else (self.body, self.remainder)
+
+    @property
+    def parts(self) -> Mapping[str, Graph]:
+        return {"": self.body}
 
     @cached_property
     def seldom(self) -> Mapping[int, int]:
@@ -204,6 +248,56 @@ class Loop:
                 for name, _ in self.carried:
                     if name in body.inputs and body.spec(body.inputs[name]) != rest.spec(rest.inputs[name]):
                         out.append(f"carried {name!r} differs between body and remainder")
+                out += [] if out else self._remainder_problems(rest)
+        return out or self._rows_problems()
+
+    def _remainder_problems(self, rest: Graph) -> list[str]:
+        """What is kept over turns of both bodies has one shape, or is rows of one array."""
+        out, body = [], self.body
+        for task, k in self.seldom.items():
+            for value, other in zip(body.writes(task), rest.writes(task), strict=True):
+                if body.spec(value) != rest.spec(other) and self._mixes(k):
+                    out.append(
+                        f"every: task {body.task_names[task]!r} gives {body.spec(value)!r} in the body and {rest.spec(other)!r} in the remainder, so "
+                        "no turn can take what another one made; run it in every turn"
+                    )
+        for name in self.collected:
+            full, last = body.spec(body.outputs[name]), rest.spec(rest.outputs[name])
+            what = f"collected {name!r} is {full!r} in the body and {last!r} in the remainder"
+            if full != last and name not in self.rows:
+                out.append(f"{what}; say how many rows of one array they make (rows)")
+        return out
+
+    def _mixes(self, k: int) -> bool:
+        """True if a turn of one body takes what a task that runs every `k` turns made in a turn of the other one."""
+        for last in islice(range(self.cycle - 1, self.turns, self.cycle), k):  # after so many it begins anew
+            if not self.is_remainder(last - last % k) or (last % k == 0 and last + 1 < self.turns and not self.is_remainder(last + 1)):
+                return True
+        return False
+
+    def rows_before(self, name: str, turn: int) -> int:
+        """How many rows the turns before `turn` make of collected `name`, whose elements are rows of one array."""
+        full = bound(self._array(self.body, name).shape[0])
+        if self.remainder is None:
+            return turn * full
+        return turn * full - turn // self.cycle * (full - bound(self._array(self.remainder, name).shape[0]))
+
+    @staticmethod
+    def _array(body: Graph, name: str) -> Spec:
+        spec = body.spec(body.outputs[name])
+        assert isinstance(spec, Spec)
+        return spec
+
+    def _rows_problems(self) -> list[str]:
+        """Elements that are rows of one array make just that array."""
+        out = []
+        for name, rows in self.rows.items():
+            specs = [graph.spec(graph.outputs[name]) for graph in (self.body, self.remainder) if graph is not None] if name in self.collected else []
+            if any(not isinstance(spec, Spec) or not spec.shape for spec in specs):
+                out.append(f"collected {name!r} is {specs[0]!r}, which has no rows")
+            elif specs and self.turns and all(isinstance(spec, Spec) and isinstance(spec.shape[0], int) for spec in specs):
+                made = self.rows_before(name, self.turns)
+                out += [f"collected {name!r}: {self.turns} turns make {made} rows, not {rows}"] if made != rows else []
         return out
 
     def _carried_problems(self) -> list[str]:
@@ -257,11 +351,97 @@ class Loop:
             element = body.spec(body.outputs[name])
             if isinstance(element, SequenceSpec):
                 raise GraphError(f"collected output {name!r} is itself a sequence")
-            out.append(SequenceSpec(element, length, self.rows.get(name)))
+            rows, n = self.rows.get(name), length
+            if rows is not None and isinstance(element, Spec) and bound(element.shape[0]):
+                batches = -(-rows // bound(element.shape[0]))  # of the array, where the batches of several epochs are rows of one
+                n = UpTo(batches) if self.stop is not None else batches
+            out.append(SequenceSpec(element, n, rows))
         return out
 
     def __repr__(self) -> str:
         return f"<Loop {self.name}: {self.turns} turns of {len(self.body)} tasks>"
+
+
+@dataclass(frozen=True, eq=False)
+class If(Nested):
+    """A task that runs one of two graphs, as a condition says; the ONNX operator If, with captured values as named inputs.
+
+    The task's inputs are the condition, a scalar of bool or of an integer dtype (true where it is not 0), then the inputs of `then`, then those that
+    `otherwise` has beside them: an input of both is one value. Its outputs are those of the branches, which have the same, with the same specs.
+
+    likelihood: of the condition being true, 0 to 1, where it is known: a plan then books the branches' mean time; None: that of the longer one.
+    """
+
+    then: Graph
+    otherwise: Graph
+    likelihood: float | None = None
+    name: str = "if"
+    pure: bool = True
+
+    @cached_property
+    def captured(self) -> tuple[str, ...]:
+        """Names of what the branches read from outside."""
+        return tuple(dict.fromkeys((*self.then.inputs, *self.otherwise.inputs)))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("condition", *self.captured)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(self.then.outputs)
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        return self.then, self.otherwise
+
+    @property
+    def parts(self) -> Mapping[str, Graph]:
+        return {"then/": self.then, "otherwise/": self.otherwise}
+
+    def problems(self) -> list[str]:
+        then, other = self.then, self.otherwise
+        out = []
+        if self.likelihood is not None and not 0 <= self.likelihood <= 1:
+            out.append(f"likelihood must be from 0 to 1, got {self.likelihood!r}")
+        if not then.outputs and not other.outputs:
+            out.append("the branches have no outputs; an if without any does nothing that others could see")
+        for name in dict.fromkeys((*then.outputs, *other.outputs)):
+            lacks = "then" if name not in then.outputs else "otherwise" if name not in other.outputs else None
+            if lacks is not None:
+                has = then.outputs if lacks == "then" else other.outputs
+                out.append(f"branch `{lacks}` has no output {name!r}{did_you_mean(name, has)}; both branches must have the same outputs")
+                continue
+            specs = then.spec(then.outputs[name]), other.spec(other.outputs[name])
+            if specs[0] != specs[1]:
+                out.append(f"output {name!r} is {specs[0]!r} of `then` and {specs[1]!r} of `otherwise`; they must be equal")
+            elif ((form := array_form(specs[0])) is not None and form.is_bounded) or isinstance(specs[0], SequenceSpec):
+                out.append(f"output {name!r} is {specs[0]!r}; an if gives arrays of known shapes, and objects of the host")
+        for name in then.inputs:
+            if name in other.inputs:
+                specs = then.spec(then.inputs[name]), other.spec(other.inputs[name])
+                if specs[0] != specs[1]:
+                    out.append(f"input {name!r} is {specs[0]!r} of `then` and {specs[1]!r} of `otherwise`; rename one, or make them equal")
+        return out
+
+    def infer(self, specs: Sequence[AnySpec]) -> list[AnySpec]:
+        names, problems = self.captured, []
+        if len(specs) != 1 + len(names):
+            raise GraphError(f"the if takes its condition and {len(names)} inputs ({', '.join(names) or 'none'}), got {len(specs)}")
+        condition = specs[0]
+        if not isinstance(condition, Spec) or condition.shape or condition.dtype.kind not in "biu":
+            problems.append(f"the condition must be a scalar of bool or of an integer dtype, got {condition!r}")
+        for name, spec in zip(names, specs[1:], strict=True):
+            graph = self.then if name in self.then.inputs else self.otherwise
+            wanted = graph.spec(graph.inputs[name])
+            if spec != wanted:
+                problems.append(f"input {name!r} wants {wanted!r}, got {spec!r}")
+        if problems:
+            raise GraphError(problems)
+        return [self.then.spec(v) for v in self.then.outputs.values()]
+
+    def __repr__(self) -> str:
+        return f"<If {self.name}: {len(self.then)} tasks, or {len(self.otherwise)}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -276,7 +456,7 @@ class Task:
         return self.graph.task_names[self.index]
 
     @property
-    def op(self) -> Op | Loop:
+    def op(self) -> Op | Nested:
         return self.graph.task_ops[self.index]
 
     @property
@@ -333,7 +513,7 @@ class Graph:
         sizes = {k: s.nbytes for k, s in {id(s): s for s in self.value_specs}.items()}
         self.value_nbytes: IntArray = np.fromiter((sizes[id(s)] for s in self.value_specs), np.int64, len(ids))
         self.task_names: list[str] = list(b.task_names)
-        self.task_ops: list[Op | Loop] = list(b.task_ops)
+        self.task_ops: list[Op | Nested] = list(b.task_ops)
         self.task_attributes: list[Mapping[str, Any]] = list(b.task_attributes)
         flat = np.asarray([v for row in b.task_inputs for v in row], dtype=np.int64)
         self.input_values: IntArray = renumber[flat] if len(flat) else flat
@@ -365,14 +545,21 @@ class Graph:
 
     @property
     def has_loops(self) -> bool:
-        """True if some task is a loop."""
-        return any(issubclass(kind, Loop) for kind in set(map(type, self.task_ops)))
+        """True if some task is a loop or an if."""
+        return any(issubclass(kind, Nested) for kind in set(map(type, self.task_ops)))
+
+    def with_inner(self) -> Iterator[Graph]:
+        """This graph, and those in its loops (their bodies) and ifs, at any depth."""
+        yield self
+        for op in self.task_ops if self.has_loops else ():
+            for part in op.parts.values() if isinstance(op, Nested) else ():
+                yield from part.with_inner()
 
     def patterns(self) -> set[tuple[str, ...]]:
-        """The device patterns that tasks ask for, in their order of preference; those of loops' bodies too."""
+        """The device patterns that tasks ask for, in their order of preference; those of graphs in loops and ifs too."""
         out = {tuple(where.allow) for where in self.where.values() if where.allow}
         if self.has_loops:
-            out.update(*(op.body.patterns() for op in self.task_ops if isinstance(op, Loop)))
+            out.update(*(g.patterns() for op in self.task_ops if isinstance(op, Nested) for g in op.parts.values()))
         return out
 
     @cached_property
@@ -486,7 +673,7 @@ class Builder:
         self.value_names: list[str] = []
         self.value_producers: list[int] = []
         self.task_names: list[str] = []
-        self.task_ops: list[Op | Loop] = []
+        self.task_ops: list[Op | Nested] = []
         self.task_attributes: list[Mapping[str, Any]] = []
         self.task_inputs: list[tuple[int, ...]] = []
         self.task_outputs: list[tuple[int, ...]] = []
@@ -634,7 +821,7 @@ class Builder:
         return self._append(op, task_name, tuple(ids), found, attributes, where, after)
 
     def _append(
-        self, op: Op | Loop, task_name: str, ids: tuple[int, ...], specs: Sequence[AnySpec], attributes: Mapping[str, Any],
+        self, op: Op | Nested, task_name: str, ids: tuple[int, ...], specs: Sequence[AnySpec], attributes: Mapping[str, Any],
         where: Where | None, after: Iterable[Value],
     ) -> Any:  # fmt: skip
         t = len(self.task_names)
@@ -660,25 +847,52 @@ class Builder:
         self.task_outputs.append(outs)
         return tuple(Value(self, o) for o in outs)
 
-    def _poisoned(self, op: Op | Loop, task_name: str, ids: tuple[int, ...]) -> Any:
+    def _poisoned(self, op: Op | Nested, task_name: str, ids: tuple[int, ...]) -> Any:
         n = len(op.outputs) if not (op.outputs and op.outputs[-1].endswith("*")) else len(op.outputs) - 1
         return self._append(op, task_name, ids, [UNKNOWN] * max(n, 0), {}, None, ())
 
     def loop(self, loop: Loop, *inputs: Value, name: str | None = None, where: Where | None = None) -> tuple[Value, ...]:
         """Append a loop; `inputs` in the order of `loop.inputs`. Returns the values of `loop.outputs`."""
+        return self.nested(loop, inputs, name=name, where=where)
+
+    def branch(
+        self, condition: Value, then: Graph, otherwise: Graph, inputs: Mapping[str, Value] | None = None, *, likelihood: float | None = None,
+        name: str | None = None, where: Where | None = None,
+    ) -> dict[str, Value]:  # fmt: skip
+        """Append an `If`: a run does `then` where `condition` (a scalar of bool or of an integer dtype) is true, else `otherwise`, and only that.
+
+        inputs: a value for each input that a branch has. likelihood: of the condition being true, for the plan (`If`). Returns the value of each
+        output by its name, in the order of `then`.
+        """
+        given, op = dict(inputs or {}), If(then, otherwise, likelihood, name=name or "if")
+        known = op.captured
+        problems = [f"no branch has an input {x!r}{did_you_mean(x, known)}; leave it out" for x in given if x not in known]
+        problems += [f"input {x!r} is not bound; give it as inputs={{{x!r}: value}}" for x in known if x not in given]
+        if problems:
+            task_name = self._unique(op.name)
+            self.problems += [f"if {task_name!r}: {p}" for p in problems]
+            made = self._poisoned(op, task_name, ())
+            out = made if isinstance(made, tuple) else (made,)
+        else:
+            out = self.nested(op, (condition, *(given[x] for x in known)), where=where)
+        return dict(zip(op.outputs, out, strict=True))
+
+    def nested(self, op: Nested, inputs: Sequence[Value], *, name: str | None = None, where: Where | None = None) -> tuple[Value, ...]:
+        """Append a loop or an if; `inputs` in the order of `op.inputs`. Returns the values of `op.outputs`."""
+        kind = "loop" if isinstance(op, Loop) else "if"
         for i, value in enumerate(inputs):
-            self._own(value, f"input {i} of the loop")
-        task_name = self._unique(name or loop.name)
-        problems = loop.problems()
+            self._own(value, f"input {i} of the {kind}")
+        task_name = self._unique(name or op.name)
+        problems = op.problems()
         specs = [v.spec for v in inputs]
         if not problems and not any(s is UNKNOWN for s in specs):
             try:
-                out = self._append(loop, task_name, tuple(v.id for v in inputs), loop.infer(specs), {}, where, ())
+                out = self._append(op, task_name, tuple(v.id for v in inputs), op.infer(specs), {}, where, ())
                 return out if isinstance(out, tuple) else (out,)
             except GraphError as error:
                 problems += error.problems
-        self.problems += [f"loop {task_name!r}: {p}" for p in problems]
-        out = self._poisoned(loop, task_name, tuple(v.id for v in inputs))
+        self.problems += [f"{kind} {task_name!r}: {p}" for p in problems]
+        out = self._poisoned(op, task_name, tuple(v.id for v in inputs))
         return out if isinstance(out, tuple) else (out,)
 
     def last_task(self) -> int:
@@ -720,4 +934,4 @@ def _arity(op: Op, n: int) -> str | None:
     return f"takes {least if least == most else f'{least} to {most}'} inputs ({', '.join(op.inputs)}), got {n}"
 
 
-__all__ = ["TURN", "UNKNOWN", "Builder", "Bundle", "Graph", "Loop", "Task", "Value", "Where"]
+__all__ = ["TURN", "UNKNOWN", "Builder", "Bundle", "Graph", "If", "Loop", "Nested", "Task", "Value", "Where"]

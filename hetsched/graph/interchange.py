@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hetsched.errors import GraphError
-from hetsched.graph.graph import Builder, Graph, Loop, Value, Where
+from hetsched.graph.graph import Builder, Graph, Nested, Value, Where
 from hetsched.graph.op import Op
 
 
@@ -37,7 +37,7 @@ def to_networkx(graph: Graph) -> Any:
     """`graph` as a `networkx.MultiDiGraph`.
 
     Nodes, in the graph's order: `input:NAME` (attributes `op` = "input", `spec`), `constant:NAME` (`op` = "constant", `value`) and task names
-    (`op`: the name of the op, or the `Op` or `Loop` itself where no registered op has that name; `attributes`; `where`). An edge is one use of a
+    (`op`: the name of the op, or the `Op`, `Loop` or `If` itself where no op of that name is known; `attributes`; `where`). An edge is one use of a
     value (`value`: its name; `output`, `input`: positions at its producer and reader; `nbytes`), or an order without data (`value` is None).
     The graph's attribute `outputs` maps names to (node, output position), `bundles` is `Graph.bundles`.
     """
@@ -73,7 +73,7 @@ def to_networkx(graph: Graph) -> Any:
 def from_networkx(view: Any) -> Graph:
     """The graph of a networkx multigraph as `to_networkx` writes it, or as one writes it by hand.
 
-    Every node needs `op` ("input" with `spec`, "constant" with `value`, an op's name, an `Op` or a `Loop`), every edge with data `input`;
+    Every node needs `op` ("input" with `spec`, "constant" with `value`, an op's name, an `Op`, a `Loop` or an `If`), every edge with data `input`;
     `attributes`, `where`, `output` (0), `value` and `nbytes` may be left out, and so may the graph's `outputs`: then they are the values that
     nobody reads.
     Raises `GraphError` with every mistake; a cycle is named.
@@ -116,10 +116,12 @@ def from_networkx(view: Any) -> Graph:
     return builder.freeze()
 
 
-def _append(builder: Builder, op: Op | Loop, inputs: list[Value], name: str, where: Where | None, after: list[Value], attributes: Any) -> list[Value]:
+def _append(
+    builder: Builder, op: Op | Nested, inputs: list[Value], name: str, where: Where | None, after: list[Value], attributes: Any
+) -> list[Value]:
     with builder.scope(after=[builder.value_producers[v.id] for v in after]):
-        if isinstance(op, Loop):
-            return list(builder.loop(op, *inputs, name=name, where=where))
+        if isinstance(op, Nested):
+            return list(builder.nested(op, inputs, name=name, where=where))
         out = builder.op(op, *inputs, name=name, where=where, **attributes)
     return list(out) if isinstance(out, tuple) else [out]
 
@@ -135,8 +137,8 @@ def _check(view: Any) -> None:
     problems = []
     for node, data in view.nodes(data=True):
         op = data.get("op")
-        if not isinstance(op, (str, Op, Loop)):
-            problems.append(f"node {node!r} needs op: input, constant, the name of an op, an Op or a Loop; got {op!r}")
+        if not isinstance(op, (str, Op, Nested)):
+            problems.append(f"node {node!r} needs op: input, constant, the name of an op, an Op, a Loop or an If; got {op!r}")
         elif op in ("input", "constant") and ("spec" if op == "input" else "value") not in data:
             problems.append(f"node {node!r} is {'an input without spec' if op == 'input' else 'a constant without value'}")
         else:

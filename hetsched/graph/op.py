@@ -73,6 +73,10 @@ class Speaks(Protocol):
     def flops_per_second(self) -> Mapping[str, float]: ...
 
 
+# See `OpenCL.fault`.
+FAULT_SLOTS = 256
+
+
 class OpenCL(Protocol):
     """The first argument of a kernel in OpenCL C: where to enqueue it. Arrays are handles with `shape`, `dtype`, `size` and `nbytes`.
 
@@ -102,6 +106,11 @@ class OpenCL(Protocol):
     def doubt(self, arrays: Sequence[Any], check: Callable[[Sequence[Any] | None], None]) -> None:
         """Bring the values that `arrays` have now to the host, and call `check` with them, now or when there is time for it: a task whose check
         raises has failed. With None where they will never come."""
+
+    def fault(self, out: Any, explain: Callable[[int, int], Exception]) -> Any:
+        """An argument for `run`, three parameters in OpenCL C: `__global long *faults, const long site, const long number`. A work item of the launch
+        that writes `out` which finds a mistake writes to the four numbers from `faults + number % FAULT_SLOTS * 4` on: 1, if that is 0 (atomically),
+        then site, the value seen and its position. The task fails then with what `explain(value, position)` gives; nobody waits for that."""
 
     def part(self, array: Any, start: int, shape: tuple[int, ...], dtype: Any = None) -> Any:
         """The `shape` elements of `array` from element `start` on (of `dtype`, if given: a workspace is bytes), as an array; nothing is copied."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
-from hetsched.graph.graph import Builder, Graph, Loop
+from hetsched.graph.graph import Builder, Graph, Loop, Nested
 from hetsched.graph.op import Op
 
 
@@ -46,7 +46,7 @@ def _needed(graph: Graph, outputs: Collection[str], *, body: bool) -> _Needed:
     for t in reversed(range(len(graph))):
         op, reads = graph.task_ops[t], graph.reads(t)
         wanted = not need.values.isdisjoint(graph.writes(t))
-        if not wanted and t in optional and not _has_effect(op) and graph.task_names[t] not in named:
+        if not wanted and t in optional and not has_effect(op) and graph.task_names[t] not in named:
             continue
         need.tasks.add(t)
         if isinstance(op, Loop) and wanted:
@@ -76,18 +76,15 @@ def _views_of_collected(graph: Graph) -> set[int]:
     for t, op in enumerate(graph.task_ops):
         if isinstance(op, Loop):
             shown.update(v for _, v in _collected(graph, t, op))
-        elif op.view and graph.reads(t)[0] in shown:
+        elif isinstance(op, Op) and op.view and graph.reads(t)[0] in shown:
             shown.update(graph.writes(t))
             tasks.add(t)
     return tasks
 
 
-def _has_effect(op: Op | Loop) -> bool:
-    return not op.pure or (isinstance(op, Loop) and any(_has_effect(inner) for body in _bodies(op) for inner in body.task_ops))
-
-
-def _bodies(loop: Loop) -> list[Graph]:
-    return [loop.body] if loop.remainder is None else [loop.body, loop.remainder]
+def has_effect(op: Op | Nested) -> bool:
+    """True if an op, or one inside a loop or an if, has an effect outside."""
+    return not op.pure or (isinstance(op, Nested) and any(has_effect(inner) for body in op.graphs for inner in body.task_ops))
 
 
 def _without(loop: Loop, collected: Collection[str]) -> Loop:
@@ -95,7 +92,7 @@ def _without(loop: Loop, collected: Collection[str]) -> Loop:
     if set(loop.collected) <= set(collected):
         return loop
     outputs = {*(result for _, result in loop.carried), *collected, *([loop.stop] if loop.stop is not None else [])}
-    bodies = _bodies(loop)
+    bodies = loop.graphs
     needs = [_needed(body, outputs, body=True) for body in bodies]
     if any(need.tasks != needs[0].tasks for need in needs):
         return loop  # The remainder must keep the tasks of the body, and it uses them in another way.

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from hetsched.graph.graph import TURN, Builder, Graph, Loop, Where
+from hetsched.graph.graph import TURN, Builder, Graph, Loop, Nested, Where
 from hetsched.graph.op import Attributes, Op, Work
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.graph.spec import Sequence as SequenceSpec
@@ -135,7 +135,7 @@ class _Left:
             self.value[v] = self._input(Source("value", v), given if given is not None else f"done/{graph.value_names[v]}", graph.spec(v))
         return self.value[v]
 
-    def _append(self, t: int, name: str, op: Op | Loop, attributes: Attributes, reads: Sequence[int]) -> int:
+    def _append(self, t: int, name: str, op: Op | Nested, attributes: Attributes, reads: Sequence[int]) -> int:
         builder = self.builder
         builder.task_names.append(name)
         builder.task_ops.append(op)

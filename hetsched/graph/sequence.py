@@ -256,11 +256,12 @@ class Body:
     """The body of a loop over batches while it is written: where it takes rows, what it carries from turn to turn, what it gives.
 
     `builder` builds the body; `count` is the rows of its batch (`batch`, or fewer in the remainder body), `cycle` the batches of an epoch, `turn`
-    the number of the turn.
+    the number of the turn. around: the body in which the loop stands, where it stands in one.
     """
 
-    def __init__(self, outer: Builder, rows: int, count: int, batch: int) -> None:
+    def __init__(self, outer: Builder, rows: int, count: int, batch: int, around: Body | None = None) -> None:
         self.outer = outer
+        self.around = around
         self.rows, self.count, self.batch = rows, count, batch
         self.cycle = -(-rows // batch)
         self.builder = Builder("body")
@@ -270,10 +271,13 @@ class Body:
         self.results: dict[str, Value] = {}
         self.collected: dict[str, int | None] = {}
         self.every: dict[str, int] = {}
+        self.stop: str | None = None
         self._taken: dict[Any, tuple[Value, ...]] = {}
 
     def bind(self, value: Value) -> Value:
-        """A value of the surrounding graph, inside the body."""
+        """A value of the surrounding graph, or of one around that, inside the body."""
+        if self.around is not None and value.owner is not self.around.builder:
+            value = self.around.bind(value)
         if value not in self.invariants:
             self.invariants[value] = self.builder.input(self._free(value.name), value.spec)
         return self.invariants[value]
@@ -298,6 +302,11 @@ class Body:
         """Collect `value` of every turn in a sequence `name`; with `rows` its batches are the rows of one array of that many rows."""
         self.results[name] = value
         self.collected[name] = rows
+
+    def stop_if(self, value: Value) -> None:
+        """The loop ends after the turn in which `value`, a boolean scalar, is true."""
+        self.results["stop"] = value
+        self.stop = "stop"
 
     def run_every(self, value: Value, turns: int) -> None:
         """The task that gives `value` runs on every `turns`-th turn only."""
@@ -352,16 +361,17 @@ def _last_part(name: str) -> str:
 
 
 def loop_over_batches(
-    builder: Builder, write: Callable[[Body], None], *, rows: int, batch: int, epochs: int = 1, name: str = "loop"
+    builder: Builder, write: Callable[[Body], None], *, rows: int, batch: int, epochs: int = 1, name: str = "loop", around: Body | None = None
 ) -> Mapping[str, Value]:
     """Append one loop that runs over `rows` rows, `batch` a turn, `epochs` times.
 
     `write` writes the body; it is called again for the smaller last batch where `rows` is not a multiple of `batch`, and must do the same then.
+    around: the body that `builder` writes, where the loop is to stand in one: values of the graphs around that are brought in.
     Returns by name the last values of what is carried and the sequences collected.
     """
     batch = min(batch, rows)
     tail = rows % batch
-    bodies = [_written(builder, write, rows, count, batch) for count in ((batch, tail) if tail else (batch,))]
+    bodies = [_written(builder, write, rows, count, batch, around) for count in ((batch, tail) if tail else (batch,))]
     body = bodies[0]
     graphs = [b.builder.freeze() for b in bodies]
     loop = Loop(
@@ -372,17 +382,19 @@ def loop_over_batches(
         collected=tuple(body.collected),
         rows={n: r for n, r in body.collected.items() if r is not None},
         turn="turn",
+        stop=body.stop,
         every=body.every,
         remainder=graphs[1] if tail else None,
         cycle=body.cycle if tail else 0,
         name=name,
     )
-    outputs = builder.loop(loop, *body.invariants, *(first for first, _ in body.carried.values()), name=name)
+    firsts = [first if around is None or first.owner is builder else around.bind(first) for first, _ in body.carried.values()]
+    outputs = builder.loop(loop, *body.invariants, *firsts, name=name)
     return dict(zip((*body.carried, *body.collected), outputs, strict=True))
 
 
-def _written(outer: Builder, write: Callable[[Body], None], rows: int, count: int, batch: int) -> Body:
-    body = Body(outer, rows, count, batch)
+def _written(outer: Builder, write: Callable[[Body], None], rows: int, count: int, batch: int, around: Body | None = None) -> Body:
+    body = Body(outer, rows, count, batch, around)
     where = outer._where
     # Tasks of the body are named like tasks of the graph around it: unique in the run, and the key of random ops.
     with body.builder.scope(outer._scope.rstrip("/"), where=where if where is not None and where.same_as is None else None):

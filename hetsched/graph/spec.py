@@ -103,7 +103,8 @@ class Sequence:
     """N values of one element spec, one a turn. `length` is exact, bounded (`UpTo`) or unknown (None).
 
     Where `rows` is given the elements are consecutive rows of one array of `rows` rows and the last element may be smaller (its
-    leading extent is `rows - (length - 1) * element.shape[0]`); otherwise they are stacked along a new leading axis.
+    leading extent is `rows - (length - 1) * element.shape[0]`); otherwise they are stacked along a new leading axis. Where the length is bounded, so
+    are the rows.
     """
 
     element: Spec | Opaque
@@ -123,7 +124,9 @@ class Sequence:
         if not isinstance(self.element, Spec) or self.length is None:
             raise GraphError(f"{self!r} has no array form: its element is opaque or its length unknown")
         if self.rows is not None:
-            return Spec((self.rows, *self.element.shape[1:]), self.element.dtype)
+            # A loop that may stop early gives as many rows as it came to.
+            rows = UpTo(self.rows) if isinstance(self.length, UpTo) else self.rows
+            return Spec((rows, *self.element.shape[1:]), self.element.dtype)
         return Spec((self.length, *self.element.shape), self.element.dtype)
 
     def __repr__(self) -> str:
@@ -144,6 +147,16 @@ def array_form(spec: AnySpec) -> Spec | None:
     if not isinstance(spec, Sequence) or not isinstance(spec.element, Spec) or spec.length is None:
         return None
     return spec.array if spec.rows is not None or not spec.element.is_bounded else None
+
+
+def seen_spec(found: Any, spec: AnySpec) -> AnySpec:
+    """The spec of a value that has been made, `found`, of which `spec` was known before: bounded dimensions and lengths have become exact."""
+    if not hasattr(found, "shape"):
+        return spec
+    if not isinstance(spec, Sequence) or not isinstance(spec.element, Spec):
+        return Spec(found.shape, found.dtype)
+    n = int(found.shape[0])
+    return Sequence(spec.element, n) if spec.rows is None else Sequence(spec.element, -(-n // max(spec.element.bounds[0], 1)), n)
 
 
 def spec_of(value: Any) -> Spec:

@@ -12,13 +12,13 @@ from typing import Any
 
 from hetsched.errors import FileError, GraphError, HetschedError, InternalError
 from hetsched.graph.formats import reading
-from hetsched.graph.graph import UNKNOWN, Builder, Bundle, Graph, Loop, Value, Where
+from hetsched.graph.graph import UNKNOWN, Builder, Bundle, Graph, If, Nested, Value, Where
 from hetsched.graph.model import ModelError, parse
 from hetsched.graph.op import Composite, Op, Scene
 from hetsched.graph.ops import registry
 from hetsched.graph.ops.model import metadata_of
 from hetsched.graph.sequence import LazySequence, apply, materialize, whole
-from hetsched.graph.spec import AnySpec
+from hetsched.graph.spec import AnySpec, Spec
 from hetsched.graph.spec import Sequence as SequenceSpec
 from hetsched.machine import Machine
 from hetsched.pipeline import devices, document, kernels, paths
@@ -28,7 +28,7 @@ from hetsched.pipeline.publish import form_problem, unwritable, write
 from hetsched.pipeline.reader import BROKEN, MAX_BYTES, Item, Node, read
 from hetsched.pipeline.trust import is_trusted
 
-_TASK_PREFIX = re.compile(r"(?:task|loop) '[^']*'(?: \([^)]*\))?: ")
+_TASK_PREFIX = re.compile(r"(?:task|loop|if) '[^']*'(?: \([^)]*\))?: ")
 _OPTION = re.compile(r"option '([^']+)'")
 _QUOTED = re.compile(r"'([^']+)'")
 _FIRST_WORD = re.compile(r"(?:input )?'?([A-Za-z_][A-Za-z0-9_]*)")
@@ -239,6 +239,7 @@ class _Build:
         self.saved: dict[str, str] = {}  # path -> the output that is saved there
         self.inputs: dict[str, str] = {}  # path read -> the task that reads it
         self.broken_models: set[str] = set()
+        self.around: dict[str, Any] = {}  # in a branch: edge -> what comes from around it
 
     # Models ---------------------------------------------------------------------------------------------------------------------
 
@@ -270,6 +271,7 @@ class _Build:
 
     def task(self, entry: TaskEntry) -> None:
         """Build one task of the file; without a result where it, or what it reads, is wrong."""
+        told = len(self.findings.found)
         fine = self._paths(entry)
         fine = self._model_is_fine(entry) and fine
         if entry.broken or not fine:
@@ -313,9 +315,9 @@ class _Build:
         problems += [_too_large(v) for v in map(self._view, range(first_value, len(builder.value_specs))) if v.spec.nbytes > _MOST_BYTES]
         for problem in problems:
             self._blame(entry, problem)
-        if entry.after and not self._can_follow(entry, first):
+        if len(self.findings.found) == told and entry.after and not self._can_follow(entry, first):
             return
-        if not problems:
+        if not problems and len(self.findings.found) == told:
             self.results[entry.name] = results
             self.ranges[entry.name] = range(first, len(builder.task_names))
 
@@ -365,6 +367,8 @@ class _Build:
 
     def _value(self, found: Edge) -> Any:
         """The value of an edge; None where its task was not built, or gives no such output (noted)."""
+        if found.task not in self.document.tasks:
+            return self.around.get(_text(found))
         results = self.results.get(found.task)
         if results is None:
             return None
@@ -383,6 +387,9 @@ class _Build:
         """Append the task's primitive tasks; returns its outputs by name."""
         op, builder = entry.op, self.builder
         where = Where(same_as=entry.same_as[0]) if entry.same_as is not None else entry.where
+        if entry.branches:
+            with builder.scope("", where, after):
+                return self._if(entry, inputs)
         if isinstance(op, Composite):
             where = replace(where, of_parts=True) if where is not None else None
             with builder.scope(entry.name, where, after):
@@ -402,6 +409,87 @@ class _Build:
             return {op.outputs[0]: found}
         names = document.output_names(op) or [f"{op.outputs[-1][:-1]}{i}" for i in range(len(found))]
         return dict(zip(names, found, strict=True))
+
+    # Ifs ------------------------------------------------------------------------------------------------------------------------
+
+    def _if(self, entry: TaskEntry, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Append an if with what its branches expand to; returns its outputs by name."""
+        told, condition = len(self.findings.found), inputs[document.CONDITION]
+        place = entry.inputs[document.CONDITION][0].node
+        if not isinstance(condition, Value):
+            self.findings.add(place, f"the condition of if {entry.name!r} must be one number, not {condition!r}", "if")
+            return {}
+        given: dict[str, Value] = {}
+        around = {name: self._handed(name, value, given) for name, value in inputs.items() if name != document.CONDITION}
+        made = {key: self._branch(key, entry, branch, around) for key, branch in entry.branches.items()}
+        then, other = made["then"][0], made["else"][0]
+        if then is None or other is None:
+            return {}
+        op = If(then, other, entry.likelihood, name=entry.name)
+        for problem in op.problems():
+            word = _QUOTED.search(problem)
+            name = word[1].partition("/")[0] if word is not None else ""
+            node = entry.branches["else"].outputs[name].node if name in entry.branches["else"].outputs else entry.key
+            self.findings.add(node, f"if {entry.name!r}: {problem}", "if")
+        spec = condition.spec
+        if not isinstance(spec, Spec) or spec.shape or spec.dtype.kind not in "biu":
+            self.findings.add(place, f"the condition of if {entry.name!r} must be a scalar of bool or of an integer dtype, got {spec!r}", "if")
+        if len(self.findings.found) > told:
+            return {}
+        values = dict(zip(op.outputs, self.builder.nested(op, [condition, *(given[name] for name in op.captured)]), strict=True))
+        shown = made["then"][1]
+        return {
+            name: Bundle({part: values[f"{name}/{part}"] for part in kind}, kind.kind, kind.meta) if isinstance(kind, Bundle) else values[name]
+            for name, kind in shown.items()
+        }
+
+    def _handed(self, name: str, value: Any, given: dict[str, Value]) -> Any:
+        """What a branch gets of a value around it, as values of this builder: an array, or a bundle of arrays. They are noted in `given`."""
+        if isinstance(value, Bundle):
+            for part, inner in value.items():
+                given[f"{name}/{part}"] = inner
+            return value
+        given[name] = self._as_array(value, name)
+        return given[name]
+
+    def _as_array(self, value: Any, name: str) -> Any:
+        if isinstance(value, LazySequence):
+            value = materialize(self.builder, value)
+        return whole(self.builder, value, name=f"{name}_whole") if isinstance(value, Value) and isinstance(value.spec, SequenceSpec) else value
+
+    def _branch(
+        self, key: str, entry: TaskEntry, branch: document.BranchEntry, around: Mapping[str, Any]
+    ) -> tuple[Graph | None, dict[str, Bundle | Value]]:
+        """The graph of a branch, or None where something in it is wrong, and its outputs."""
+        told = len(self.findings.found)
+        inner = _Build(
+            replace(self.document, tasks=branch.tasks, outputs={}), Builder(f"{entry.name}/{key}"), self.findings, self.folder, self.consent
+        )
+        inner.broken_models, inner.saved, inner.inputs = self.broken_models, self.saved, self.inputs
+        used = {_text(e) for e in document.outward(branch)}
+        for name, value in around.items():
+            if name in used and isinstance(value, Bundle):
+                parts = {part: inner.builder.input(f"{name}/{part}", v.spec) for part, v in value.items()}
+                inner.around[name] = Bundle(parts, value.kind, value.meta)
+            elif name in used:
+                inner.around[name] = inner.builder.input(name, value.spec)
+        for task in branch.tasks.values():
+            inner.task(task)
+        inner.join_same_as()
+        made: dict[str, Bundle | Value] = {}
+        for name, found in branch.outputs.items():
+            value = inner._value(found)
+            if value is not None:
+                made[name] = inner._as_array(value, name)
+                inner.builder.output(made[name], name)
+        if len(self.findings.found) > told or len(made) < len(branch.outputs):
+            return None, made
+        try:
+            return inner.builder.freeze(), made
+        except GraphError as error:
+            for problem in error.problems:
+                self.findings.add(branch.key, f"if {entry.name!r}: {problem}", "graph")
+            return None, made
 
     def _can_be_followed(self, entry: TaskEntry) -> bool:
         """False where `after` names a task that has no tasks of its own, because its work is done inside the loop of its reader."""
@@ -552,7 +640,7 @@ class _Build:
             if target not in self.ranges:
                 continue
             own = self.ranges[target]
-            loops = [t for t in own if isinstance(self.builder.task_ops[t], Loop)]
+            loops = [t for t in own if isinstance(self.builder.task_ops[t], Nested)]
             chosen = list(own) if len(own) == 1 else loops
             if len(chosen) != 1:
                 count = f"{len(own)} primitive tasks" if own else "none of its own: its work is done inside a loop"
@@ -562,6 +650,11 @@ class _Build:
             for t in self.ranges[entry.name]:
                 if (given := self.builder.where.get(t)) is not None and given.same_as == target:
                     self.builder.where[t] = replace(where)
+
+
+def _text(found: Edge) -> str:
+    """An edge as it is written."""
+    return f"{found.task}.{found.output}" if found.output else found.task
 
 
 def _too_large(value: Value) -> str:

@@ -21,6 +21,9 @@ from hetsched.pipeline.values import Parameters
 VERSION = 1
 KEYS = ("hetsched", "name", "params", "objective", "models", "tasks", "outputs", "kernels")
 TASK_KEYS = ("op", "in", "with", "device", "after")
+IF_KEYS = ("if", "then", "else", "likelihood", "device", "after")
+BRANCH_KEYS = ("tasks", "outputs")
+CONDITION = "(condition)"  # the input of an if that chooses the branch; no edge is written so
 OUTPUT_KEYS = ("from", "save")
 
 
@@ -33,9 +36,22 @@ class Edge:
     node: Node
 
 
+@dataclass(frozen=True)
+class BranchEntry:
+    """What stands under `then:` or `else:`: tasks of its own, in order, and what it gives: name -> `task.output`, of its own or from around it."""
+
+    key: Node
+    tasks: Mapping[str, TaskEntry]
+    outputs: Mapping[str, Edge]
+
+
 @dataclass
 class TaskEntry:
-    """One entry of `tasks:`. `inputs`: by the op's input names; `many` of them came as a list. `broken`: has a mistake, is not built."""
+    """One entry of `tasks:`. `inputs`: by the op's input names; `many` of them came as a list. `broken`: has a mistake, is not built.
+
+    branches: of an if those under `then` and `else`. Its `inputs` are then the condition, and by its text each edge that goes from outside into a
+    branch; its op is a stand-in that names them and the outputs, and expands to nothing.
+    """
 
     name: str
     key: Node
@@ -49,6 +65,8 @@ class TaskEntry:
     same_as: tuple[str, Node] | None = None
     after: tuple[tuple[str, Node], ...] = ()
     broken: bool = False
+    branches: Mapping[str, BranchEntry] = field(default_factory=dict)
+    likelihood: float | None = None
 
     @property
     def place(self) -> Node:
@@ -141,6 +159,10 @@ def _task(name: str, item: Item, registry: Mapping[str, Op | Composite], finding
         entry.broken = True
         return entry
     items: dict[str, Item] = item.value.value
+    if not items.keys().isdisjoint(("if", "then", "else")):
+        _if(entry, items, registry, findings)
+        entry.broken |= len(findings.found) > before
+        return entry
     values.known_keys(items, TASK_KEYS, f"task {name!r}", findings)
     sections = {key: i.value for key, i in items.items()}
     if "op" not in items:
@@ -157,6 +179,74 @@ def _task(name: str, item: Item, registry: Mapping[str, Op | Composite], finding
     entry.after = _after(sections.get("after"), findings)
     entry.broken |= entry.op is None or len(findings.found) > before or any(n.value is BROKEN for n in sections.values())
     return entry
+
+
+def _if(entry: TaskEntry, items: Mapping[str, Item], registry: Mapping[str, Op | Composite], findings: Findings) -> None:
+    """An entry of `tasks:` with `if`, `then` and `else`."""
+    what = f"if {entry.name!r}"
+    if "op" in items:
+        findings.add(items["op"].key, f"task {entry.name!r} has both `op` and `if`; an if has no op: put the tasks under `then` and `else`", "if")
+        return
+    values.known_keys(items, IF_KEYS, what, findings)
+    for key, help in (("if", "`if: task.output`"), ("then", "`then: {tasks: ..., outputs: ...}`"), ("else", "`else: {tasks: ..., outputs: ...}`")):
+        if key not in items:
+            findings.add(entry.key, f"{what} needs the key {key!r}; add {help}", "missing-key")
+    condition = edge(items["if"].value, "`if`", findings) if "if" in items else None
+    if condition is not None:
+        entry.inputs[CONDITION] = (condition,)
+    branches = {key: _branch(f"`{key}` of {what}", items[key], registry, findings) for key in ("then", "else") if key in items}
+    entry.branches = {key: branch for key, branch in branches.items() if branch is not None}
+    for branch in entry.branches.values():
+        for found in outward(branch):
+            entry.inputs.setdefault(f"{found.task}.{found.output}" if found.output else found.task, (found,))
+    if len(entry.branches) == 2:
+        then, other = entry.branches["then"], entry.branches["else"]
+        for one, two, key in ((then, other, "else"), (other, then, "then")):
+            for name, found in one.outputs.items():
+                if two.outputs and name not in two.outputs:
+                    tail = hint(name, two.outputs)
+                    findings.add(found.node, f"branch `{key}` has no output {name!r}{tail}; both branches must have the same outputs", "if")
+        entry.op = Composite("if", tuple(entry.inputs), tuple(then.outputs), lambda builder, inputs, attributes, scene: {})
+    if "likelihood" in items:
+        node = items["likelihood"].value
+        value = values.plain(node, findings)
+        if value is not BROKEN and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1):
+            findings.add(node, f"likelihood of {what} is {value!r}; give a number from 0 to 1: how often the condition is true", "if")
+        elif value is not BROKEN:
+            entry.likelihood = float(value)
+    entry.device = items["device"].value if "device" in items else None
+    entry.where, entry.same_as = devices.where(entry.device, findings)
+    if entry.same_as is not None:
+        findings.add(entry.same_as[1], f"same_as ties one task to another, and {what} may use several devices; name a device instead", "device")
+    entry.after = _after(items["after"].value if "after" in items else None, findings)
+    entry.broken |= any(item.value.value is BROKEN for item in items.values())
+
+
+def _branch(what: str, item: Item, registry: Mapping[str, Op | Composite], findings: Findings) -> BranchEntry | None:
+    if not values.is_map(item.value, what, findings):
+        return None
+    items: dict[str, Item] = item.value.value
+    values.known_keys(items, BRANCH_KEYS, what, findings)
+    tasks: dict[str, TaskEntry] = {}
+    if "tasks" in items and values.is_map(items["tasks"].value, f"`tasks` of {what}", findings):
+        tasks = {name: _task(name, inner, registry, findings) for name, inner in items["tasks"].value.value.items()}
+        _edges(tasks, findings, inside=True)
+    outputs: dict[str, Edge] = {}
+    if "outputs" not in items or not items["outputs"].value.value:
+        findings.add(item.key, f"{what} has no outputs; add `outputs: {{name: task.output}}`, the same names in both branches", "missing-key")
+    elif values.is_map(items["outputs"].value, f"`outputs` of {what}", findings):
+        for name, (key, node) in items["outputs"].value.value.items():
+            values.check_name(name, key, "an output", findings)
+            found = edge(node, f"output {name!r}", findings)
+            if found is not None and (found.task not in tasks or resolve(found, tasks, findings)):
+                outputs[name] = found
+    return BranchEntry(item.key, _ordered(tasks, findings), outputs)
+
+
+def outward(branch: BranchEntry) -> list[Edge]:
+    """The edges of a branch that begin outside of it."""
+    every = [e for entry in branch.tasks.values() for edges in entry.inputs.values() for e in edges] + list(branch.outputs.values())
+    return [e for e in every if e.task not in branch.tasks]
 
 
 def edge(node: Node, what: str, findings: Findings) -> Edge | None:
@@ -291,12 +381,13 @@ def resolve(found: Edge, entries: Mapping[str, TaskEntry], findings: Findings) -
     return True
 
 
-def _edges(entries: Mapping[str, TaskEntry], findings: Findings) -> None:
-    """Check that every edge, `after` and `same_as` names something there is."""
+def _edges(entries: Mapping[str, TaskEntry], findings: Findings, inside: bool = False) -> None:
+    """Check that every edge, `after` and `same_as` names something there is. inside: of a branch, whose other edges begin around it."""
     for entry in entries.values():
+        _shadows(entry, entries, findings)
         for edges in entry.inputs.values():
             for found in edges:
-                if not resolve(found, entries, findings):
+                if not (inside and found.task not in entries) and not resolve(found, entries, findings):
                     entry.broken = True
         named = [(name, node, "after") for name, node in entry.after]
         if entry.same_as is not None:
@@ -307,6 +398,16 @@ def _edges(entries: Mapping[str, TaskEntry], findings: Findings) -> None:
                 findings.add(node, f"{key}: unknown task {name!r}{tail}", "task")
                 entry.broken = True
     _same_as(entries, findings)
+
+
+def _shadows(entry: TaskEntry, entries: Mapping[str, TaskEntry], findings: Findings) -> None:
+    """A task of a branch must not be called like one around it: which of them an edge means would be a guess."""
+    for branch in entry.branches.values():
+        for inner in branch.tasks.values():
+            if inner.name in entries:
+                findings.add(inner.key, f"task {inner.name!r} of a branch is called like a task around it; rename one", "name")
+                entry.broken = True
+            _shadows(inner, entries, findings)
 
 
 def _same_as(entries: Mapping[str, TaskEntry], findings: Findings) -> None:

@@ -71,6 +71,24 @@ class Task(_Part):
     after: str | list[str] = Field([], description="tasks to wait for without reading their outputs")
 
 
+class Branch(_Part):
+    """Tasks that run where the condition of an if says so, and what they give; they may read tasks around the if."""
+
+    tasks: dict[Name, Task | If] = {}
+    outputs: Annotated[dict[Name, Edge], Field(min_length=1)] = Field(description="name -> `task.output`; the same names in both branches")
+
+
+class If(_Part):
+    """One of two branches, as a value says."""
+
+    condition: Edge = Field(alias="if", description="a scalar of bool or of an integer dtype")
+    then: Branch
+    otherwise: Branch = Field(alias="else")
+    likelihood: Annotated[float, Field(ge=0, le=1)] | ParameterUse | None = Field(None, description="how often the condition is true, for the plan")
+    device: Pattern | Annotated[list[Pattern], Field(min_length=1)] | Exclusion = Field("any", description="where its tasks may run")
+    after: str | list[str] = Field([], description="tasks to wait for without reading their outputs")
+
+
 class Output(_Part):
     """A value to keep, and the file to save it in."""
 
@@ -121,7 +139,7 @@ class Pipeline(_Part):
     params: dict[ParameterName, bool | int | float | str] = {}
     objective: Goal | ParameterUse | Objective | Weights = "time"
     models: dict[Name, Model] = {}
-    tasks: Annotated[dict[Name, Task], Field(min_length=1)]
+    tasks: Annotated[dict[Name, Task | If], Field(min_length=1)]
     outputs: dict[Name, Output] = {}
     kernels: dict[Name, Kernel] = Field({}, description="own kernels, ops called kernels.NAME; needs consent")
 

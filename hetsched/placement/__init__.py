@@ -55,7 +55,7 @@ def plan_graph(
     limits = limits_of(machine, memory)
     chosen, policy = find(policy), policy if isinstance(policy, str) else name_of(policy)
     with no_garbage_collection():
-        problem, plan_loop = _problem(graph, machine, costs, only, limits)
+        problem, plan_loop = _problem(graph, machine, costs, only, limits, policy=given)
 
         def write(problem: Problem, plan_loop: PlanLoop | None) -> tuple[Timeline, Problem]:
             if goal == Objective() and not (policy == "auto" and is_worth_it(problem)):
@@ -74,7 +74,7 @@ def plan_graph(
         try:
             plan, problem = write(problem, plan_loop)
         except PlanTooLargeError as error:
-            plan, problem = _with_smaller_loops(error, problem, lambda bodies: write(*_problem(graph, machine, costs, only, limits, bodies)))
+            plan, problem = _with_smaller_loops(error, problem, lambda bodies: write(*_problem(graph, machine, costs, only, limits, bodies, given)))
         bound = lower_bound(problem, plan_seconds * SHARE, plan.makespan)
     finished = _finished(plan, machine, limits, policy, goal, bound, started)
     left_out = [name for name in getattr(costs, "building", ()) if name not in finished.owners]
@@ -99,7 +99,7 @@ def plan_front(
     limits = limits_of(machine, memory)
     chosen = find(policy)
     with no_garbage_collection():
-        problem, plan_loop = _problem(graph, machine, costs, only, limits)
+        problem, plan_loop = _problem(graph, machine, costs, only, limits, policy=policy)
         pool = _pool(problem, chosen, policy, plan_loop, only)
         points = front(pool)
         bound = lower_bound(pool.bound_problem())
@@ -117,7 +117,7 @@ def _with_smaller_loops(
     """
     bodies = dict.fromkeys(problem.node_names, 0)
     for body in problem.loops.values():
-        bodies |= {node: max(bodies[node], nbytes) for node, nbytes in body.arenas.items()}
+        bodies |= {node: max(bodies[node], nbytes) for node, nbytes in body.room.items()}
     limits: dict[str, int] = {}
     last = error
     for share in (1.0, 0.5, 0.25, 0.0, 0.0):
@@ -141,15 +141,19 @@ def _problem(
     only: str | None,
     memory: Mapping[str, int] | None,
     bodies: Mapping[str, int] | None = None,
+    policy: str | Policy = "auto",
 ) -> tuple[Problem, PlanLoop | None]:
-    """The problem, and what plans the bodies of its loops; `bodies`: what one of those may have of a memory node, where less than the whole."""
+    """The problem, and what plans the bodies of its loops and, by `policy`, the branches of its ifs; `bodies`: what one of those may have of a
+
+    memory node, where less than the whole.
+    """
     limits = dict(memory or {})
     plan_loop: PlanLoop | None = None
     if graph.has_loops:
         # Loops plan their bodies with tools of this package: loaded only where there are some.
-        from hetsched.placement.loops import plan_loop as plan_body
+        from hetsched.placement.branches import plan_nested as plan_body
 
-        plan_loop = partial(plan_body, only=only, memory=limits | dict(bodies or {}) or None)
+        plan_loop = partial(plan_body, only=only, memory=limits | dict(bodies or {}) or None, policy=policy)
     return problem_of(graph, machine, costs or RooflineCosts(machine), only=only, memory=limits, plan_loop=plan_loop), plan_loop
 
 

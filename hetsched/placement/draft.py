@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from hetsched.errors import InternalError, PlanError
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.placement import native
 from hetsched.placement.facts import graph_facts
 from hetsched.placement.gaps import Gaps, Undo, Usage, find_common
@@ -282,6 +282,11 @@ class GraphDraft(Draft):
         return [{self.problem.host: 0.0} if v < first else {} for v in range(len(self._nbytes))]
 
     @cached_property
+    def _known_lanes(self) -> dict[tuple[int, int], tuple[Lane, ...]]:
+        """(pool, lane, -1: all of them) -> what a launch there holds."""
+        return {}
+
+    @cached_property
     def _copies(self) -> list[_Copied]:
         return [] if self._copied is None else [_Copied(*row) for row in self._copied.tolist()]
 
@@ -318,6 +323,9 @@ class GraphDraft(Draft):
 
     def place(self, task: int, choice: int, not_before: float = 0.0) -> float:
         self._check(task, choice)
+        return self._book(task, choice, not_before)
+
+    def _book(self, task: int, choice: int, not_before: float) -> float:
         where = self.problem.choices[choice]
         seconds = self._seconds[task][choice]
         ready = max(not_before, self._fetch(task, where.node, keep=True))
@@ -572,9 +580,14 @@ class GraphDraft(Draft):
         choice = self.problem.choices[self.choice_of[task]]
         if choice.pool < 0:
             return self.problem.loop_lanes[task]
-        pool = self.problem.pools[choice.pool]
-        numbers = range(pool.lanes) if choice.width > 1 else (self.lane_of[task],)
-        return tuple(Lane(self.problem.device_ids[choice.device], i, pool.kind) for i in numbers)
+        only = self.lane_of[task] if choice.width == 1 else -1
+        found = self._known_lanes.get((choice.pool, only))
+        if found is None:
+            pool = self.problem.pools[choice.pool]
+            numbers = range(pool.lanes) if only < 0 else (only,)
+            found = tuple(Lane(self.problem.device_ids[choice.device], i, pool.kind) for i in numbers)
+            self._known_lanes[choice.pool, only] = found
+        return found
 
     def _launch_span(self, task: int) -> Span:
         choice = self.problem.choices[self.choice_of[task]]
@@ -582,7 +595,7 @@ class GraphDraft(Draft):
         reads = tuple(Replica(v, 0, node) for v in self.graph.reads(task))
         writes = tuple(Replica(v, 0, node) for v in self.graph.writes(task))
         lanes = self._lanes(task)
-        width = len(lanes) if isinstance(self.graph.task_ops[task], Loop) else choice.width
+        width = len(lanes) if isinstance(self.graph.task_ops[task], Nested) else choice.width
         return Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], self.finish_of[task])
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hetsched.check.spans import can_run
 from hetsched.errors import CommandLineError, OutOfMemoryError, PlacementError, did_you_mean
 from hetsched.graph.alike import alike
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Loop, Nested
 from hetsched.graph.spec import Spec
 from hetsched.machine import HOST, Machine
 from hetsched.placement.constraints import allowed_devices
@@ -142,12 +142,12 @@ class Problem:
 
     @cached_property
     def loop_lanes(self) -> dict[int, tuple[Lane, ...]]:
-        """Loop task -> every lane it holds: all compute lanes of each device that the body uses, and what else the body uses."""
+        """Loop or if -> every lane it holds: all compute lanes of each device that its bodies use, and what else they use."""
         out = {}
         for task, body in self.loops.items():
             lanes: dict[Lane, None] = {}
             machine = body.machine
-            for lane in (x for span in (*body.prologue, *body.spans, *body.epilogue) for x in span.lanes):
+            for lane in (x for plan in body.alternatives for span in (*plan.prologue, *plan.spans, *plan.epilogue) for x in span.lanes):
                 if lane.kind == "compute":
                     lanes.update((Lane(lane.owner, i), None) for i in range(machine.device(lane.owner).lanes))
                 lanes[lane] = None
@@ -206,8 +206,11 @@ def problem_of(
     durations = rows[row_of]
     allowed, groups, notes = allowed_devices(graph, machine, _capable(graph, machine, rows, row_of, choices, loops), only)
     device_of_choice = np.array([c.device for c in choices], dtype=np.int64)
+    others: dict[frozenset[int], Any] = {}  # devices -> the choices on others
     for task, devices in allowed.items():
-        durations[task, ~np.isin(device_of_choice, sorted(devices))] = np.inf
+        if devices not in others:
+            others[devices] = ~np.isin(device_of_choice, sorted(devices))
+        durations[task, others[devices]] = np.inf
     if loops:
         choices = (*choices, Choice(-1, -1, node_of[HOST], 1))
         durations = np.concatenate((durations, np.full((len(graph), 1), np.inf)), axis=1)
@@ -244,7 +247,7 @@ def problem_of(
         costs=costs,
         loops=loops,
         names=graph.task_names,
-        notes=(*notes, *(f"loop {graph.task_names[t]!r}: {note}" for t, body in loops.items() for note in body.notes if note not in notes)),
+        notes=(*notes, *(f"{_kind(graph, t)} {graph.task_names[t]!r}: {note}" for t, note in _notes_of(loops) if note not in notes)),
     )
 
 
@@ -270,8 +273,20 @@ def limits_of(machine: Machine, memory: Mapping[str, int] | int | None) -> dict[
     return out
 
 
+def _notes_of(loops: Mapping[int, Timeline]) -> list[tuple[int, str]]:
+    return [(t, note) for t, body in loops.items() for note in dict.fromkeys(note for plan in body.alternatives for note in plan.notes)]
+
+
+def _kind(graph: Graph, task: int) -> str:
+    return "loop" if isinstance(graph.task_ops[task], Loop) else "if"
+
+
 def loop_seconds(body: Timeline) -> float:
-    """Seconds of a whole loop: prologue, all turns, epilogue, and what beginning and ending it takes."""
+    """Seconds of a whole loop: prologue, all turns, epilogue, and what beginning and ending it takes; of an if those of what is booked of it."""
+    if body.otherwise is not None:
+        return max(
+            sum(share * (plan.makespan + plan.begin_seconds) for share, plan in body.booked), 1e-9
+        )  # as a view in a loop: what takes no time has no order
     before = max((s.finish for s in body.prologue), default=0.0)
     after = max((s.finish for s in body.epilogue), default=0.0)
     return before + (body.makespan if body.turns else 0.0) + after + body.begin_seconds
@@ -300,7 +315,7 @@ def _duration_rows(graph: Graph, machine: Machine, costs: CostModel, choices: Se
 
 def _duration_row(graph: Graph, task: int, machine: Machine, costs: CostModel, choices: Sequence[Choice], pools: Sequence[Pool]) -> list[float]:
     op = graph.task_ops[task]
-    if isinstance(op, Loop):
+    if isinstance(op, Nested):
         return [np.inf] * len(choices)
     able = [can_run(graph, task, device) for device in machine.devices]
     waits = op.waits and any(a and d.io_lanes for a, d in zip(able, machine.devices, strict=True))
@@ -348,7 +363,7 @@ def _lacks(graph: Graph, task: int, machine: Machine) -> str:
         elif hosted is not None and device.memory != HOST:
             parts.append(f"{device.id} cannot hold {hosted!r}, which lives on the host")
         else:
-            have = ", ".join(sorted(op.kernels)) if not isinstance(op, Loop) else ""
+            have = ", ".join(sorted(op.kernels)) if not isinstance(op, Nested) else ""
             parts.append(f"{device.id} speaks {', '.join(device.languages) or 'no language'}, the op has kernels for {have or 'nothing'}")
     return f"task {graph.task_names[task]!r} ({op.name}): no device can run it: {'; '.join(parts)}"
 
@@ -356,9 +371,9 @@ def _lacks(graph: Graph, task: int, machine: Machine) -> str:
 def _plan_loops(graph: Graph, machine: Machine, costs: CostModel, plan_loop: PlanLoop | None) -> dict[int, Timeline]:
     out = {}
     for task, op in enumerate(graph.task_ops) if graph.has_loops else ():
-        if isinstance(op, Loop):
+        if isinstance(op, Nested):
             if plan_loop is None:
-                raise PlacementError(f"task {graph.task_names[task]!r} is a loop; give problem_of(plan_loop=...) what plans its body")
+                raise PlacementError(f"task {graph.task_names[task]!r} is a loop or an if; give problem_of(plan_loop=...) what plans its body")
             name = graph.task_names[task]
             try:
                 out[task] = plan_loop(op, machine, costs, where=graph.where.get(task), name=name)

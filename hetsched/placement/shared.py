@@ -232,8 +232,9 @@ class _Run:
                 pool = problem.pools[choice.pool]
                 numbers = range(pool.lanes) if choice.width > 1 else (number,)
                 yield tuple(Lane(problem.device_ids[pool.device], k, pool.kind) for k in numbers)
-        for plan in problem.loops.values():
-            yield from body_lanes(plan)
+        for first in problem.loops.values():
+            for plan in first.alternatives:
+                yield from body_lanes(plan)
         for i, row in enumerate(rows):
             yield (Lane(self.owner[self.n + i], row[5], "copy"),)
 

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from hetsched.graph.graph import Loop, Where
+from hetsched.graph.graph import Nested, Where
 from hetsched.machine import HOST, Machine
 from hetsched.placement.problem import Problem, loop_seconds
 from hetsched.timeline import Launch, Timeline
@@ -83,7 +83,7 @@ def _wheres(problem: Problem) -> Iterator[Where]:
         graph = waiting.pop()
         if graph is not None:
             yield from graph.where.values()
-            waiting += [op.body for op in graph.task_ops if isinstance(op, Loop)]
+            waiting += [part for op in graph.task_ops if isinstance(op, Nested) for part in op.parts.values()]
 
 
 def limited(problem: Problem, devices: Devices, bodies: Mapping[int, Timeline]) -> Problem:
@@ -104,7 +104,10 @@ def part_of(machine: Machine, devices: Devices) -> Machine:
 def on_whole(body: Timeline, machine: Machine, whole: Timeline) -> Timeline:
     """The plan of a body made for a part of `machine`, as a plan for all of it; its lower bound is that of `whole`, made for all of it."""
     loops = {t: on_whole(inner, machine, whole.loops[t]) if t in whole.loops else inner for t, inner in body.loops.items()}
-    return replace(body, machine=machine, loops=loops, bound=whole.bound)
+    other = body.otherwise
+    if other is not None and whole.otherwise is not None:
+        other = on_whole(other, machine, whole.otherwise)
+    return replace(body, machine=machine, loops=loops, bound=whole.bound, otherwise=other)
 
 
 def obeys(body: Timeline, whole: Timeline, only: str | None, outer: Where | None) -> bool:
@@ -112,7 +115,11 @@ def obeys(body: Timeline, whole: Timeline, only: str | None, outer: Where | None
 
     `outer`: the constraint of the loop, `only`: the limit of the whole run.
     """
-    met, wanted = _met(body, only, outer), _met(whole, only, outer)
+    met: dict[tuple[int, ...], tuple[int, ...]] = {}
+    wanted: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for i, (mine, its) in enumerate(zip(body.alternatives, whole.alternatives, strict=True)):
+        met |= _met(mine, only, outer, (-1 - i,))
+        wanted |= _met(its, only, outer, (-1 - i,))
     return all(met[key] <= wanted[key] for key in wanted)
 
 
@@ -124,7 +131,8 @@ def _met(body: Timeline, only: str | None, outer: Where | None, path: tuple[int,
             continue
         task = span.command.task
         if task in body.loops:
-            out.update(_met(body.loops[task], only, body.graph.where.get(task, outer), (*path, task)))
+            for i, inner in enumerate(body.loops[task].alternatives):
+                out.update(_met(inner, only, body.graph.where.get(task, outer), (*path, task, -1 - i)))
             continue
         device = body.machine.device(span.lanes[0].owner)
         far = [0 if only is None or device.matches(only) else 1]

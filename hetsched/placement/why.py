@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from hetsched.errors import CommandLineError, OutOfMemoryError, PlacementError, did_you_mean
-from hetsched.graph.graph import Graph, Loop, Where
+from hetsched.graph.graph import Graph, If, Loop, Nested, Where
 from hetsched.graph.op import Op
 from hetsched.machine import Device, Link, Machine
 from hetsched.placement.asked import Asked, asked_for
@@ -176,13 +176,18 @@ def find_task(graph: Graph, task: str) -> tuple[str, Chain]:
     every = list(names(graph))
     found = [x for x in every if x[0] == task] or [x for x in every if x[0].startswith(task + "/")] or [x for x in every if x[0].endswith("/" + task)]
     if not found:
+        inside = next((x[0] for x in every if isinstance(op_at(graph, x[1]), If) and f"/{task}".find(f"/{x[0]}/") >= 0), None)
+        if inside is not None:
+            raise CommandLineError(f"{task!r} is in a branch of the if {inside!r}; why a task of a branch is where it is is not told yet")
         near = did_you_mean(task, [x[0] for x in every]).partition(" known:")[0].rstrip(";")
         raise CommandLineError(f"the plan has no task {task!r}{near}; `hetsched plan` lists {plural(len(every), 'task')}")
     if len(found) > 1:
         named = ", ".join(x[0] for x in found[:8]) + (", ..." if len(found) > 8 else "")
         raise CommandLineError(f"{task!r} means {plural(len(found), 'task')}: {named}; give more of the name")
     path, chain = found[0]
-    if isinstance(_op_at(graph, chain), Loop):
+    if isinstance(op_at(graph, chain), If):
+        raise CommandLineError(f"{path!r} is an if, whose tasks are placed each by itself; why they are where they are is not told yet")
+    if isinstance(op_at(graph, chain), Loop):
         raise CommandLineError(f"{path!r} is a loop, whose tasks are placed each by itself; name one of them, as {path}/TASK")
     return path, chain
 
@@ -280,7 +285,7 @@ class _Search:
             else:
                 searched.append(axis.range)
         plan, number = span_of
-        op = _op_at(self.plan.graph, self.chain)
+        op = op_at(self.plan.graph, self.chain)
         assert isinstance(op, Op)
         span = plan.spans[number]
         return Explanation(
@@ -298,7 +303,7 @@ class _Search:
 
     def elsewhere(self, chosen: Option, device: Device, like: int) -> Option:
         """The task held on another device."""
-        op = _op_at(self.plan.graph, self.chain)
+        op = op_at(self.plan.graph, self.chain)
         assert isinstance(op, Op)
         graph = _graph_at(self.plan.graph, self.chain)
         specs = [graph.value_specs[v] for v in graph.reads(self.chain[-1])]
@@ -507,9 +512,11 @@ def _tell_bodies(costs: CostModel | None, graph: Graph) -> None:
     if tell is None:
         return
     for op in graph.task_ops:
-        if isinstance(op, Loop):
-            tell(op.body, op.every)
-            _tell_bodies(costs, op.body)
+        if isinstance(op, Nested):
+            if isinstance(op, Loop):
+                tell(op.body, op.every)
+            for part in op.parts.values():
+                _tell_bodies(costs, part)
 
 
 def _allowed(where: Where, device: Device) -> bool:
@@ -531,8 +538,9 @@ def _graph_at(graph: Graph, chain: Chain) -> Graph:
     return graph
 
 
-def _op_at(graph: Graph, chain: Chain) -> Op | Loop:
+def op_at(graph: Graph, chain: Chain) -> Op | Nested:
+    """What the task of `chain` runs."""
     return _graph_at(graph, chain).task_ops[chain[-1]]
 
 
-__all__ = ["Explanation", "FasterCosts", "Flip", "Option", "Parameter", "explain_task", "faster", "find_task", "held", "names"]
+__all__ = ["Explanation", "FasterCosts", "Flip", "Option", "Parameter", "explain_task", "faster", "find_task", "held", "names", "op_at"]

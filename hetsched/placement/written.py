@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Nested
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import array_form
@@ -213,7 +213,7 @@ def _task_facts(graph: Graph) -> _TaskFacts:
     one = np.zeros(len(op_ids), dtype=np.int64)
     one[op_of] = np.arange(n)
     ops = [graph.task_ops[t] for t in one.tolist()]
-    pairs = [[] if isinstance(op, Loop) else [list(pair) for pair in op.inplace] for op in ops]
+    pairs = [[] if isinstance(op, Nested) else [list(pair) for pair in op.inplace] for op in ops]
     pair_starts = np.concatenate(([0], np.cumsum([len(x) for x in pairs]))).astype(np.int64)
     pair_start, positions = gathered(pair_starts, op_of)
     is_view = np.array([isinstance(op, Op) and op.view for op in ops], dtype=np.int64)
@@ -311,7 +311,7 @@ class _Layout:
             layout.place(offsets)
         until, sizes = np.where(blocks["kept"] != 0, np.inf, blocks["finish"]), padded(blocks["nbytes"])
         alive = _most(blocks["start"], until, sizes)
-        if best > alive and ((room is not None and best > room) or len(blocks) <= GREEDY_BLOCKS):
+        if best > alive and ((room is not None and best > room >= alive) or len(blocks) <= GREEDY_BLOCKS):
             other, places = place_by_size(blocks["start"], until, blocks["first"], blocks["last"], sizes)
             if other < best:
                 offsets[layout.blocks()["node"] == node] = places

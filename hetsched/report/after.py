@@ -31,11 +31,14 @@ class Compared(NamedTuple):
 
 
 def compare(plan: Timeline, trace: Timeline) -> list[Compared]:
-    """Every task that was planned and run on one and the same device, the one furthest off first; of loops the tasks of their bodies."""
+    """Every task that was planned and run on one and the same device, the one furthest off first; of loops the tasks of their bodies. Of a loop that
+
+    has stopped early, what the turns that there were had been planned to take.
+    """
     wanted, got = _sums(plan), _sums(trace)
     rows = [
-        Compared(name, got[name, device][2], device, wanted[name, device][0], seconds, round(n))
-        for (name, device), (seconds, n, _) in got.items()
+        Compared(name, op, device, wanted[name, device][0] * min(n / max(wanted[name, device][1], 1e-12), 1.0), seconds, round(n))
+        for (name, device), (seconds, n, op) in got.items()
         if (name, device) in wanted
     ]
     return sorted(rows, key=lambda r: (-abs(r.off), r.name))
@@ -49,7 +52,7 @@ def _sums(timeline: Timeline) -> dict[tuple[str, str], tuple[float, float, str]]
         if not isinstance(command, Launch) or not span.lanes or body_of(owner, span) is not None:
             continue
         name = owner.graph.task_names[command.task]
-        key = f"{loop}/{name}" if loop else name, span.lanes[0].owner
+        key = f"{loop}/{owner.prefix}{name}" if loop else name, span.lanes[0].owner
         before, launches, _ = out.get(key, (0.0, 0.0, ""))
         out[key] = before + seconds, launches + n, owner.graph.task_ops[command.task].name
     return out

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.timeline import Copy, Free, Lane, Launch, Span, Timeline
 
 ALL_TURNS = 1 << 60
@@ -65,7 +65,7 @@ def _walk(timeline: Timeline, prefix: str, loop: str, origin: float, turns: int)
             yield event
             body = body_of(timeline, span)
             if body is not None:
-                yield from _walk(body, event.name + "/", event.name, 0.0 if body.measured else event.start, turns)
+                yield from _walk(body, f"{event.name}/{body.prefix}", event.name, 0.0 if body.measured else event.start, turns)
     if planned_body:
         origin += timeline.makespan
     for span in timeline.epilogue:
@@ -77,7 +77,7 @@ def _event(timeline: Timeline, span: Span, prefix: str, loop: str, turn: int, sh
     start, finish = span.start + shift, span.finish + shift
     if isinstance(command, Launch):
         op = graph.task_ops[command.task]
-        kind = "loop" if isinstance(op, Loop) else "launch"
+        kind = "loop" if isinstance(op, Nested) else "launch"
         return Event(span.lanes, kind, prefix + graph.task_names[command.task], op.name, loop, turn, start, finish, 0, span, timeline)
     assert isinstance(command, Copy)
     name, nbytes = graph.value_names[command.value], int(graph.value_nbytes[command.value])
@@ -93,8 +93,9 @@ def _task_of(timeline: Timeline, span: Span) -> int:
 
 
 def body_of(timeline: Timeline, span: Span) -> Timeline | None:
-    """The timeline of the body, where `span` launches a loop that has one."""
-    return timeline.loops.get(span.command.task) if isinstance(span.command, Launch) else None
+    """The timeline of the body, where `span` launches a loop that has one; of an if that of the branch that has run, or counts most in the plan."""
+    body = timeline.loops.get(span.command.task) if isinstance(span.command, Launch) else None
+    return body.likeliest if body is not None else None
 
 
 def length(spans: Sequence[Span]) -> float:
@@ -155,7 +156,7 @@ def _totals(timeline: Timeline, loop: str, repeats: float) -> Iterator[Total]:
         yield Total(timeline, span, loop, n * weight, seconds * weight)
         body = body_of(timeline, span)
         if body is not None:
-            name = timeline.graph.task_names[span.command.task]
+            name = timeline.prefix + timeline.graph.task_names[span.command.task]
             yield from _totals(body, f"{loop}/{name}" if loop else name, n * weight)
     yield from (Total(timeline, span, loop, repeats, repeats * (span.finish - span.start)) for span in (*timeline.prologue, *timeline.epilogue))
 

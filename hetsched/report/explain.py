@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hetsched.errors import CommandLineError, did_you_mean
-from hetsched.graph.graph import Loop
-from hetsched.report.events import body_of
+from hetsched.graph.graph import If, Loop, Nested
 from hetsched.report.text import bytes_text, plural, seconds_text, table
 from hetsched.timeline import Copy, Launch, Replica, Span, Timeline
 
@@ -19,14 +18,14 @@ CLOSE = 1e-9
 
 
 def launches(plan: Timeline, prefix: str = "") -> Iterator[tuple[str, Timeline, int]]:
-    """(path of the task, the timeline that holds it, number of its span) of every launch, tasks of loops by `loop/task`."""
+    """(path of the task, the timeline that holds it, number of its span) of every launch, tasks of loops by `loop/task`, of ifs by `if/then/task`."""
     for i, span in enumerate(plan.spans):
         if isinstance(span.command, Launch):
             name = prefix + plan.graph.task_names[span.command.task]
             yield name, plan, i
-            body = body_of(plan, span)
-            if body is not None:
-                yield from launches(body, name + "/")
+            body = plan.loops.get(span.command.task)
+            for inner in body.alternatives if body is not None else ():
+                yield from launches(inner, f"{name}/{inner.prefix}")
 
 
 def find(plan: Timeline, name: str) -> list[tuple[str, Timeline, int]]:
@@ -63,14 +62,14 @@ def _explain(path: str, plan: Timeline, number: int, costs: CostModel | None) ->
     command = span.command
     assert isinstance(command, Launch)
     op = plan.graph.task_ops[command.task]
-    kind = f"loop of {plural(op.turns, 'turn')}" if isinstance(op, Loop) else op.name
+    kind = f"loop of {plural(op.turns, 'turn')}" if isinstance(op, Loop) else "if" if isinstance(op, If) else op.name
     lanes = ", ".join(str(lane) for lane in span.lanes)
     lines = [f"{path}: {kind} on {lanes}, from {seconds_text(span.start)} to {seconds_text(span.finish)}" + (" of its turn" if plan.loop else "")]
     rows = [_arrival(plan, replica, span.start) for replica in dict.fromkeys(command.reads)]
     if rows:
         lines += [f"  {line}" for line in table(["reads", "bytes", "there", "by"], rows, right=(1, 2))]
     lines.append("  " + _reason(plan, number))
-    if costs is not None and not isinstance(op, Loop):
+    if costs is not None and not isinstance(op, Nested):
         there = span.lanes[0].owner
         for device in plan.machine.devices:
             if op.kernel_for(device) is None and not op.view:

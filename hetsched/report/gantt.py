@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from hetsched.graph.graph import Loop
-from hetsched.report.events import Event, busy_seconds, events, merged
+from hetsched.report.events import Event, body_of, busy_seconds, events, merged
 from hetsched.report.text import percent_text, plural, seconds_text, shorten
 from hetsched.timeline import Lane, Launch, Timeline
 
@@ -48,7 +48,7 @@ def gantt(timeline: Timeline, width: int = 100, turns: int = 4, ascii_only: bool
     )
     for event in outer:
         command = event.span.command
-        body = timeline.loops.get(command.task) if event.kind == "loop" and isinstance(command, Launch) else None
+        body = body_of(timeline, event.span) if event.kind == "loop" and isinstance(command, Launch) else None
         if body is not None and body.spans:
             lines += ["", *_loop_chart(event, body, width, turns, shades)]
     return "\n".join(lines)
@@ -59,6 +59,9 @@ def _loop_chart(event: Event, body: Timeline, width: int, turns: int, shades: st
     loop = event.timeline.graph.task_ops[event.span.command.task]  # type: ignore[union-attr]
     total = loop.turns if isinstance(loop, Loop) else body.turns
     head = f"loop {event.name}: {plural(body.turns if body.measured else total, 'turn')}"
+    is_branch = body.branch is not None
+    if is_branch:
+        head = f"if {event.name}: {body.prefix[:-1]}"
     if body.period is not None:
         once = max(s.finish for s in body.spans if s.lanes) if not body.measured else 0.0
         head += f", period {seconds_text(body.period)}"
@@ -77,8 +80,9 @@ def _loop_chart(event: Event, body: Timeline, width: int, turns: int, shades: st
         # A trace keeps only some turns, so its idle time is that of the turns drawn.
         idle = {lane: _idle(sum(f - s for s, f in spans), finish - start) for lane, spans in _intervals(drawn).items()}
     shown = len({e.turn for e in drawn})
-    head += f"; {'turn 0 drawn' if shown == 1 else f'turns 0 to {max(e.turn for e in drawn)} drawn'}"
-    return [shorten(head, width), *_chart(drawn, start, finish, width, shades, idle, by_turn=True)]
+    if not is_branch:
+        head += f"; {'turn 0 drawn' if shown == 1 else f'turns 0 to {max(e.turn for e in drawn)} drawn'}"
+    return [shorten(head, width), *_chart(drawn, start, finish, width, shades, idle, by_turn=not is_branch)]
 
 
 def _intervals(drawn: Iterable[Event]) -> dict[Lane, list[tuple[float, float]]]:

@@ -46,7 +46,11 @@ def kept() -> list[Kept]:
         sums[what][0] += 1
         sums[what][1] += size
     out = [Kept(what, sums[what][0], sums[what][1], str(root)) for what, _ in _KINDS if what in sums]
-    for what, folder in (("runs", state_folder() / "runs"), ("consents", state_folder() / "trust")):
+    for what, folder in (
+        ("runs", state_folder() / "runs"),
+        ("unfinished runs", state_folder() / "checkpoints"),
+        ("consents", state_folder() / "trust"),
+    ):
         found = list(_files(folder))
         if found:
             out.append(Kept(what, len(found), sum(size for _, size, _ in found), str(folder)))

@@ -169,7 +169,7 @@ def _memory(timeline: Timeline, found: Sequence[Event], pid: int) -> list[dict[s
     for event in found:
         if event.kind == "loop" and event.timeline is timeline and isinstance(event.span.command, Launch):
             body = timeline.loops.get(event.span.command.task)
-            for node, nbytes in (body.arenas if body is not None else {}).items():
+            for node, nbytes in (body.room if body is not None else {}).items():
                 steps.setdefault(node, []).extend(((event.start, nbytes), (event.finish, -nbytes)))
     out = []
     for node, changes in sorted(steps.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from hetsched.graph.graph import Graph, Loop, Task
+from hetsched.graph.graph import Graph, If, Loop, Nested, Task
 from hetsched.report.text import plural, shorten
 
 
@@ -28,12 +28,13 @@ def graph_text(graph: Graph, name: str = "graph", most: int = 1000) -> str:
 def _tasks(graph: Graph, depth: int = 0) -> Iterator[tuple[int, Task]]:
     for task in graph.tasks:
         yield depth, task
-        if isinstance(task.op, Loop):
-            yield from _tasks(task.op.body, depth + 1)
+        if isinstance(task.op, Nested):
+            for part in task.op.parts.values():
+                yield from _tasks(part, depth + 1)
 
 
 def count_tasks(graph: Graph) -> int:
-    """Tasks of a graph and of the bodies of its loops."""
+    """Tasks of a graph, of the bodies of its loops, and of the branches of its ifs."""
     return sum(1 for _ in _tasks(graph))
 
 
@@ -41,6 +42,9 @@ def _task_line(task: Task, indent: str) -> str:
     graph, op = task.graph, task.op
     reads = ", ".join(graph.value_names[v] for v in task.inputs)
     gives = ", ".join(f"{graph.spec(v)!r}" for v in task.outputs)
+    if isinstance(op, If):
+        sizes = f"{plural(len(op.then), 'task')} or {plural(len(op.otherwise), 'task')}"
+        return f"{indent}{task.name}: if, {sizes} ({reads}) -> {gives}"
     if isinstance(op, Loop):
         return f"{indent}{task.name}: loop of {plural(op.turns, 'turn')}, {plural(len(op.body), 'task')} a turn ({reads}) -> {gives}"
     where = task.where
@@ -130,7 +134,7 @@ def _draw(graph: Graph, key: str, indent: str, lines: list[str], edges: dict[tup
     for g, (group, tasks) in enumerate(groups.items()):
         if not whole:
             box_of.update((t, f"{key}g{g}") for t in tasks)
-            loops = sum(isinstance(graph.task_ops[t], Loop) for t in tasks)
+            loops = sum(isinstance(graph.task_ops[t], Nested) for t in tasks)
             lines.append(
                 indent + style.box(f"{key}g{g}", [group, plural(len(tasks), "task") + (f", {plural(loops, 'loop')}" if loops else "")], "task")
             )
@@ -142,7 +146,16 @@ def _draw(graph: Graph, key: str, indent: str, lines: list[str], edges: dict[tup
             box_of[t] = f"{key}t{t}"
             op, name = graph.task_ops[t], graph.task_names[t]
             short = name.partition("/")[2] if group else name
-            if isinstance(op, Loop):
+            if isinstance(op, If):
+                box_of[t] = f"{key}t{t}head"
+                lines.append(deeper + style.open(f"{key}t{t}", f"if {short}"))
+                lines.append(f"{deeper}  " + style.box(box_of[t], [short, "if"], "task"))
+                for i, (part, branch) in enumerate(op.parts.items()):
+                    lines.append(f"{deeper}  " + style.open(f"{key}t{t}b{i}", part[:-1]))
+                    _draw(branch, f"{key}t{t}b{i}_", deeper + "    ", lines, edges, style, most)
+                    lines.append(f"{deeper}  " + style.close())
+                lines.append(deeper + style.close())
+            elif isinstance(op, Loop):
                 box_of[t] = f"{key}t{t}head"
                 lines.append(deeper + style.open(f"{key}t{t}", f"loop {short}: {plural(op.turns, 'turn')}"))
                 lines.append(f"{deeper}  " + style.box(box_of[t], [short, f"loop of {plural(op.turns, 'turn')}"], "task"))

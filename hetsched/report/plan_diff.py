@@ -109,7 +109,11 @@ def _plan(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str) -> Iterator[D
         yield Difference("edges", f"{where}: times", "one way", "another")
     for loop in sorted({*a["loops"], *b["loops"]}):
         if loop in a["loops"] and loop in b["loops"]:
-            yield from _plan(a["loops"][loop], b["loops"][loop], f"{prefix}{loop}/")
+            one, two = a["loops"][loop], b["loops"][loop]
+            is_if = "otherwise" in one and "otherwise" in two
+            yield from _plan(one, two, f"{prefix}{loop}/{'then/' if is_if else ''}")
+            if is_if:
+                yield from _plan(one["otherwise"], two["otherwise"], f"{prefix}{loop}/otherwise/")
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hetsched.check.certificate import Certificate, certify
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import If, Loop
 from hetsched.placement.costs.figures import Figures, measure
 from hetsched.placement.tradeoff import Point
-from hetsched.report.events import body_of
 from hetsched.report.gantt import gantt
 from hetsched.report.summary import bound_line, transfers
 from hetsched.report.text import bytes_text, percent_text, plural, seconds_text, shorten, table
@@ -90,9 +89,9 @@ def _rows(plan: Timeline, indent: str = "") -> list[list[str]]:
         op = plan.graph.task_ops[command.task]
         name = plan.graph.task_names[command.task]
         devices = "+".join(dict.fromkeys(lane.owner for lane in span.lanes if lane.kind != "copy"))
-        body = body_of(plan, span)
-        what = f"{plural(body.turns if body is not None else op.turns, 'turn')}" if isinstance(op, Loop) else op.name
+        body = plan.loops.get(command.task)
+        what = f"{plural(body.turns if body is not None else op.turns, 'turn')}" if isinstance(op, Loop) else "if" if isinstance(op, If) else op.name
         out.append([indent + name, what, devices, seconds_text(span.start), seconds_text(span.finish - span.start)])
-        if body is not None:
-            out += _rows(body, indent + "  ")
+        for inner in body.alternatives if body is not None else ():
+            out += _rows(inner, indent + "  " + inner.prefix)
     return out

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hetsched.check.certificate import Certificate
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import If, Loop
 from hetsched.machine import Device, Machine
 from hetsched.placement.costs.figures import Figures, measure
 from hetsched.placement.tradeoff import Point
-from hetsched.report.events import body_of
 from hetsched.report.summary import around_loops, device_use, transfers
 from hetsched.timeline import Launch, Timeline
 
@@ -146,17 +145,21 @@ def tasks_record(timeline: Timeline, times: bool = False, prefix: str = "") -> l
         seen.add(command.task)
         op = timeline.graph.task_ops[command.task]
         name = prefix + timeline.graph.task_names[command.task]
-        body = body_of(timeline, span)
+        body = timeline.loops.get(command.task)
         devices = list(dict.fromkeys(lane.owner for lane in span.lanes if lane.kind != "copy"))
         entry: dict[str, Any] = {"name": name, "op": "loop" if isinstance(op, Loop) else op.name, "device": "+".join(devices)}
-        if isinstance(op, Loop):
+        if isinstance(op, If):
+            entry["op"] = "if"
+            if body is not None and body.measured:
+                entry["branch"] = body.prefix[:-1]
+        elif isinstance(op, Loop):
             entry["turns"] = body.turns if body is not None else op.turns
             entry["period"] = body.period if body is not None else None
         if times:
             entry |= {"start": span.start, "finish": span.finish, "lanes": [str(lane) for lane in span.lanes]}
         out.append(entry)
-        if body is not None:
-            out += tasks_record(body, times, name + "/")
+        for inner in body.alternatives if body is not None else ():
+            out += tasks_record(inner, times, f"{name}/{inner.prefix}")
     return out
 
 

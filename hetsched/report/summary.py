@@ -170,7 +170,8 @@ def fallbacks(timeline: Timeline, prefix: str = "") -> list[str]:
         seen.add(command.task)
         name = prefix + timeline.graph.task_names[command.task]
         if command.task in timeline.loops:
-            out += fallbacks(timeline.loops[command.task], name + "/")
+            for body in timeline.loops[command.task].alternatives:
+                out += fallbacks(body, f"{name}/{body.prefix}")
             continue
         op, where = timeline.graph.task_ops[command.task], timeline.graph.where.get(command.task)
         if isinstance(op, Op) and op.view:

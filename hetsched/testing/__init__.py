@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hetsched.testing.backend import check_backend
     from hetsched.testing.faults import FAULTS, broken, rule_of
     from hetsched.testing.graphs import graphs, machines, random_graph, random_machine
+    from hetsched.testing.loops import random_loops
     from hetsched.testing.ops import Case, check_op
     from hetsched.testing.plans import plain_plan
     from hetsched.testing.policy import check_policy
@@ -29,6 +30,7 @@ _HOME = {
     "machines": "graphs",
     "plain_plan": "plans",
     "random_graph": "graphs",
+    "random_loops": "loops",
     "random_machine": "graphs",
     "rule_of": "faults",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "machines",
     "plain_plan",
     "random_graph",
+    "random_loops",
     "random_machine",
     "rule_of",
 ]

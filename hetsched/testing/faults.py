@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.graph.op import Op
 from hetsched.machine import HOST, MemoryNode
 from hetsched.timeline import After, Copy, Free, Lane, Launch, Replica, Span, Timeline
@@ -28,6 +28,9 @@ def broken(plan: Timeline, *, each: int = 1) -> Iterator[tuple[str, Timeline]]:
     for task, body in plan.loops.items():
         for name, wrong in broken(body, each=each):
             yield f"loop/{name}", replace(plan, loops={**plan.loops, task: wrong})
+        if body.otherwise is not None:
+            for name, wrong in broken(body.otherwise, each=each):
+                yield f"otherwise/{name}", replace(plan, loops={**plan.loops, task: replace(body, otherwise=wrong)})
 
 
 def rule_of(name: str) -> str:
@@ -159,7 +162,7 @@ def _wrong_link(plan: Timeline) -> Iterator[Timeline]:
 
 def _loop_lane_not_held(plan: Timeline) -> Iterator[Timeline]:
     for i, span, c in _launches(plan):
-        used = {lane for s in plan.loops[c.task].spans for lane in s.lanes} if c.task in plan.loops else set()
+        used = {lane for p in plan.loops[c.task].alternatives for s in p.spans for lane in s.lanes} if c.task in plan.loops else set()
         yield from (_edited(plan, i, lanes=tuple(x for x in span.lanes if x != lane)) for lane in sorted(used))
 
 
@@ -293,7 +296,7 @@ def _over_own_input(plan: Timeline) -> Iterator[Timeline]:
     left_out = _viewed(plan)
     for _, _, c in _launches(plan):
         op = plan.graph.task_ops[c.task]
-        if isinstance(op, Loop) or op.inplace or plan.loop is not None:
+        if isinstance(op, Nested) or op.inplace or plan.loop is not None:
             continue
         for new in c.writes:
             for old in c.reads:

@@ -29,15 +29,17 @@ EXTENTS = (1, 2, 3, 4, 5, 7)
 Inputs: TypeAlias = dict[str, Any]
 
 
-def random_graph(rng: random.Random | int, *, tasks: int = 12, loops: bool = True, discrete: bool = True) -> tuple[Graph, Inputs]:
+def random_graph(
+    rng: random.Random | int, *, tasks: int = 12, loops: bool = True, discrete: bool = True, ifs: bool = False
+) -> tuple[Graph, Inputs]:  # fmt: skip
     """A graph of about `tasks` tasks (those of loop bodies not counted) and arrays for its inputs.
 
     rng: a `random.Random` or a seed; equal seeds give equal graphs and inputs. loops: with loops, at most two deep. discrete: with ops whose
     results jump where their inputs differ by rounding (comparisons, argmax and what is gathered by it); leave them out to compare devices that
-    round differently.
+    round differently. ifs: with ifs, in loops and around them too.
     """
     rng = random.Random(rng) if isinstance(rng, int) else rng
-    grow = _Growth(rng, Graph.build("random"), depth=2 if loops else 0, discrete=discrete)
+    grow = _Growth(rng, Graph.build("random"), depth=2 if loops else 0, discrete=discrete, ifs=2 if ifs else 0)
     for _ in range(rng.randint(1, 4)):
         grow.input(_shape(rng), np.int64 if rng.random() < 0.15 else np.float32)
     grow.steps(tasks)
@@ -105,8 +107,8 @@ def _shape(rng: random.Random) -> tuple[int, ...]:
 class _Growth:
     """A graph that grows. `pool`: values that tasks may read; `most`: value id -> bound on the magnitude of a float (integers: exclusive)."""
 
-    def __init__(self, rng: random.Random, builder: Builder, *, depth: int, discrete: bool) -> None:
-        self.rng, self.b, self.depth, self.discrete = rng, builder, depth, discrete
+    def __init__(self, rng: random.Random, builder: Builder, *, depth: int, discrete: bool, ifs: int = 0) -> None:
+        self.rng, self.b, self.depth, self.discrete, self.ifs = rng, builder, depth, discrete, ifs
         self.numbers = np.random.default_rng(rng.getrandbits(64))
         self.pool: list[Value] = []
         self.most: dict[int, float] = {}
@@ -165,7 +167,7 @@ class _Growth:
         for _ in range(4 * n):
             if self.b.last_task() + 1 >= goal:
                 break
-            ways = _WAYS + (_DISCRETE if self.discrete else ()) + (_LOOPS if self.depth > 0 else ())
+            ways = _WAYS + (_DISCRETE if self.discrete else ()) + (_LOOPS if self.depth > 0 else ()) + (_IFS if self.ifs > 0 else ())
             way = rng.choices([w for w, _ in ways], [k for _, k in ways])[0]
             with self.b.scope(rng.choice(["left", "right"])) if rng.random() < 0.15 else nullcontext():
                 way(self)
@@ -180,9 +182,10 @@ class _Growth:
 
     # What loops need ----------------------------------------------------------------------------------------------------------
 
-    def inner(self) -> _Growth:
-        """The growth of a body."""
-        return _Growth(self.rng, Graph.build("body"), depth=self.depth - 1, discrete=self.discrete)
+    def inner(self, branch: bool = False) -> _Growth:
+        """The growth of a body, or of a branch of an if."""
+        builder = Graph.build("branch" if branch else "body")
+        return _Growth(self.rng, builder, depth=self.depth - 1, discrete=self.discrete, ifs=self.ifs - branch)
 
 
 # Ways to go on --------------------------------------------------------------------------------------------------------------------------
@@ -542,6 +545,60 @@ def _batches(g: _Growth) -> None:
         g.sequences.append(results)
 
 
+def _condition(g: _Growth) -> Value:
+    """Something to choose a branch by: the parity of a turn, a comparison, an integer, a bool from outside."""
+    rng = g.rng
+    turn = next((v for v in g.pool if v.name == "turn"), None)
+    if turn is not None and rng.random() < 0.6:
+        made: Value = g.b.op("tensor.greater_equal", turn, g.b.constant(np.int64(rng.randrange(3))))
+        return made
+    x = g.floats() if g.discrete else None
+    if x is not None and rng.random() < 0.6:
+        total = g.b.op("tensor.mean", x, axes=tuple(range(len(x.shape)))) if x.shape else x
+        made = g.b.op("tensor.greater", total, g.b.constant(np.float32(0.0)))
+        return made
+    found = g.pick(lambda v: v.dtype.kind in "bi" and v.shape == ())
+    if found is not None and rng.random() < 0.7:
+        return found
+    if g.b.name != "random":
+        return g.b.constant(np.bool_(rng.random() < 0.5))
+    name = f"in{len(g.inputs)}"
+    g.inputs[name] = np.asarray(rng.random() < 0.5)
+    return g.b.input(name, (), np.bool_)
+
+
+def _if(g: _Growth) -> None:
+    rng = g.rng
+    outer = {f"taken{i}": v for i, v in enumerate(dict.fromkeys(_some(g, rng.randint(1, 3))))}
+    if not outer:
+        return
+    condition, branches = _condition(g), []
+    for _ in range(2):
+        branch = g.inner(branch=True)
+        for name, value in outer.items():
+            if rng.random() < 0.7:
+                branch.add(branch.b.input(name, value.array_spec), g.most[value.id])
+        if branch.pool:
+            branch.steps(rng.randint(1, 5))
+        branches.append(branch)
+    then, other = branches
+    if not then.pool:
+        then.source(_shape(rng))
+    bounds = []
+    for i in range(rng.randint(1, 3)):
+        value = rng.choice(then.pool)
+        like = [v for v in other.pool if v.spec == value.spec]
+        twin = rng.choice(like) if like else other.source(value.array_spec.bounds, value.dtype, max(then.most[value.id], 1.0))
+        then.b.output(value, f"y{i}")
+        other.b.output(twin, f"y{i}")
+        bounds.append(max(then.most[value.id], other.most[twin.id]))
+    graphs = then.b.freeze(), other.b.freeze()
+    given = {name: v for name, v in outer.items() if name in graphs[0].inputs or name in graphs[1].inputs}
+    made = g.b.branch(condition, *graphs, given, likelihood=rng.choice([None, 0.0, 0.3, 1.0]))
+    for value, most in zip(made.values(), bounds, strict=True):
+        g.add(value, most)
+
+
 _Way: TypeAlias = tuple[Callable[[_Growth], None], float]
 _WAYS: tuple[_Way, ...] = (
     (_unary, 5), (_binary, 6), (_matmul, 4), (_dense, 2), (_reduce, 3), (_softmax, 1), (_reshape, 2), (_rows, 2), (_slice, 1), (_transpose, 1),
@@ -549,3 +606,4 @@ _WAYS: tuple[_Way, ...] = (
 )  # fmt: skip
 _DISCRETE: tuple[_Way, ...] = ((_compare, 1), (_argmax, 1))
 _LOOPS: tuple[_Way, ...] = ((_loop, 2), (_batches, 0.7))
+_IFS: tuple[_Way, ...] = ((_if, 4),)

@@ -69,7 +69,11 @@ def runner(device: str = "opencl:0") -> Runner:
 
         host = np.empty(total, np.uint8)
         stream.download(everything, host)
-        stream.record().wait()
+        fault: Exception | None = None
+        try:
+            stream.record().wait()
+        except IndexError as error:  # the kernel has told of a mistake in its inputs: it may not touch other memory all the same
+            fault = error
         outside = np.ones(total, bool)
         for start, size in zip(starts, sizes, strict=True):
             outside[start : start + size] = False
@@ -78,6 +82,8 @@ def runner(device: str = "opencl:0") -> Runner:
         for i, (x, there) in enumerate(zip(inputs, given, strict=True)):
             if isinstance(x, np.ndarray):
                 assert _bytes(host, there).tobytes() == x.tobytes(), f"the opencl kernel wrote input {i}"
+        if fault is not None:
+            raise fault
         return _cropped([o if f is None else _bytes(host, o).copy() for o, f in zip(outputs, forms, strict=True)], out_specs, written)
 
     return run

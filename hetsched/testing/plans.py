@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, If, Loop, Nested
 from hetsched.graph.op import Op
 from hetsched.graph.spec import Sequence as SequenceSpec
 from hetsched.graph.spec import Spec
@@ -36,9 +37,14 @@ def plain_plan(graph: Graph, machine: Machine, *, seed: int = 0, slots: int = 2,
         writes = tuple(Replica(v, 0, HOST) for v in graph.writes(task))
         seconds = SECONDS
         nbytes: int | None
-        if isinstance(op, Loop):
-            body = loops[task] = plain_plan(op.body, machine, seed=rng.randrange(1 << 30), slots=slots, loop=op)
-            seconds = max(body.makespan, SECONDS)
+        if isinstance(op, Nested):
+            if isinstance(op, Loop):
+                body = loops[task] = plain_plan(op.body, machine, seed=rng.randrange(1 << 30), slots=slots, loop=op)
+            else:
+                assert isinstance(op, If)
+                first, other = (replace(plain_plan(part, machine, seed=rng.randrange(1 << 30)), branch=op) for part in op.graphs)
+                body = loops[task] = replace(first, otherwise=other)
+            seconds = max(*(inner.makespan for inner in body.alternatives), SECONDS, SECONDS)
             lanes = tuple(Lane(device.id, i) for i in range(device.lanes))
         else:
             lanes = (_lane(rng, device, op),)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import GraphError, InternalError
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, If, Loop, Nested
 from hetsched.graph.op import Attributes, Kernel, Op
 from hetsched.graph.spec import AnySpec, Spec, UpTo, array_form, bound, spec_of
 from hetsched.graph.spec import Sequence as SequenceSpec
@@ -48,7 +48,7 @@ def evaluate(graph: Graph, inputs: Mapping[str, Any], *, skipped: Mapping[int, S
         else:
             given, specs = [values[i] for i in task.inputs], [graph.spec(i) for i in task.inputs]
             try:
-                outputs = run_loop(task.op, given, specs) if isinstance(task.op, Loop) else launch(task.op, given, specs, task.attributes)
+                outputs = run_nested(task.op, given, specs) if isinstance(task.op, Nested) else launch(task.op, given, specs, task.attributes)
             except Exception as error:
                 error.add_note(f"in task {task.name!r} ({task.op.name})")
                 raise
@@ -66,7 +66,7 @@ def launch(op: Op, inputs: Sequence[Any], specs: Sequence[AnySpec], attributes: 
     kernel = kernel or op.kernels.get("array") or op.kernels.get("host")
     if kernel is None:
         raise GraphError(f"op {op.name} has no array or host kernel, only {', '.join(op.kernels) or 'none'}")
-    here = [spec_of(x) if isinstance(s, Spec) else s for x, s in zip(inputs, specs, strict=True)]
+    here = [_exact(s, x) for s, x in zip(specs, inputs, strict=True)]
     out_specs = list(op.infer(here, attributes))
     outputs = [empty(s) for s in out_specs]
     planned = list(outputs)
@@ -85,6 +85,25 @@ def launch(op: Op, inputs: Sequence[Any], specs: Sequence[AnySpec], attributes: 
             outputs[i] = np.array(array[tuple(slice(n) for n in shapes[i])], order="C")
         outputs[i].setflags(write=False)
     return outputs
+
+
+def run_nested(op: Nested, inputs: Sequence[Any], specs: Sequence[AnySpec]) -> list[Any]:
+    """The outputs of a task that holds graphs."""
+    if isinstance(op, Loop):
+        return run_loop(op, inputs, specs)
+    assert isinstance(op, If)
+    graph, given = op.then if bool(inputs[0]) else op.otherwise, dict(zip(op.captured, inputs[1:], strict=True))
+    values = evaluate(graph, {name: given[name] for name in graph.inputs})
+    return [values[graph.outputs[name]] for name in op.outputs]
+
+
+def _exact(spec: AnySpec, given: Any) -> AnySpec:
+    """The spec of an input that is there."""
+    if isinstance(spec, Spec):
+        return spec_of(given)
+    if not isinstance(spec, SequenceSpec) or not isinstance(spec.length, UpTo) or not isinstance(spec.element, Spec):
+        return spec
+    return SequenceSpec(spec.element, len(given)) if spec.rows is None else SequenceSpec(spec.element, spec.length.n, len(given))
 
 
 def run_loop(loop: Loop, inputs: Sequence[Any], specs: Sequence[AnySpec]) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hetsched.executors.program import every_of, span_arcs
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.timeline import Copy, Lane, Launch, Span, Timeline
 
 Done: TypeAlias = Counter[tuple[object, ...]]
@@ -102,7 +102,7 @@ def _differences(plan: Timeline, trace: Timeline, where: str, skew: float) -> It
                     f"ended at {a.finish:.9g} s"
                 )
     # A loop holds lanes in the plan; in the trace its body's spans are on them.
-    looped = {t for t, op in enumerate(plan.graph.task_ops) if isinstance(op, Loop)}
+    looped = {t for t, op in enumerate(plan.graph.task_ops) if isinstance(op, Nested)}
     plain = [s for s in trace.spans if not (isinstance(s.command, Launch) and s.command.task in looped)]
     lanes: dict[Lane, list[Span]] = {}
     for span in plain:
@@ -116,7 +116,9 @@ def _differences(plan: Timeline, trace: Timeline, where: str, skew: float) -> It
                 yield f"{where}two spans overlap on {lane}: {x.start:.9g}-{x.finish:.9g} and {y.start:.9g}-{y.finish:.9g}"
     for task, body in trace.loops.items():
         if plan.loop is None:  # the trace keeps one run of a nested loop
-            yield from _differences(plan.loops[task], body, f"{where}loop {plan.graph.task_names[task]!r}: ", skew)
+            kind = "if" if body.branch is not None else "loop"
+            followed = next(p for p in plan.loops[task].alternatives if p.graph is body.graph)
+            yield from _differences(followed, body, f"{where}{kind} {plan.graph.task_names[task]!r}: ", skew)
 
 
 def _words(plan: Timeline, key: tuple[object, ...]) -> str:

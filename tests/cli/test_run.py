@@ -54,6 +54,30 @@ def test_plain_progress_tells_every_tenth_of_a_run_that_takes_long_and_names_wha
     assert any(name.startswith("copy of ") for name in told), told
 
 
+def test_the_course_of_a_training_is_shown(tmp_path, capsys):
+    np.savez(tmp_path / "d.npz", x=np.eye(6, 4, dtype=np.float32), y=np.arange(6) % 3)
+    (tmp_path / "p.yaml").write_text("""hetsched: 1
+models: {m: {input: [4], layers: [{dense: {units: 3}}]}}
+tasks:
+  load:  {op: data.npz, with: {path: d.npz}}
+  train:
+    op: nn.train
+    in: {x: load.x, y: load.y, x_val: load.x, y_val: load.y}
+    with: {model: m, epochs: 6, batch: 2, validate_every: 2}
+outputs: {history: {from: train.history}}
+""")
+    assert main(["run", str(tmp_path / "p.yaml"), "-d", "cpu"]) == 0
+    out = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert out[1] == ["epoch", "val_loss", "val_accuracy"]
+    assert [line[0] for line in out[2:5]] == ["2", "4", "6"]
+    assert out[4][3:] == ["best"], "on rows that it is trained on it becomes better every epoch"
+    assert out[5:7] == [["train.epochs", "6"], ["train.best_epoch", "6"]]
+    assert main(["run", str(tmp_path / "p.yaml"), "-d", "cpu", "--format", "json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [f"{loss:.6g}" for loss in record["history"]["train.val_loss"]] == [line[1] for line in out[2:5]]
+    assert record["metrics"]["train.epochs"] == 6
+
+
 def test_what_cannot_be_written_is_told_before_anything_runs(matmul, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     for argv, told in (

@@ -349,6 +349,7 @@ def build(devices=1):
 LIVE = "hetsched.executors.backends._cuda_live"
 EVENTS = "hetsched.executors.backends._cuda_events"
 PINS = "hetsched.executors.backends._cuda_pins"
+FAULTS = "hetsched.executors.backends._cuda_faults"
 
 
 def install(monkeypatch, devices=1):
@@ -359,7 +360,7 @@ def install(monkeypatch, devices=1):
     # Kernels of NumPy run when they are captured, and not when their graph is launched.
     monkeypatch.setenv("HETSCHED_CUDA_GRAPHS", "0")
     # Imported anew, with this CuPy; behind the test it is what it was, or is not there, so that no test of a card meets it.
-    for name in (PINS, EVENTS, LIVE):
+    for name in (PINS, EVENTS, FAULTS, LIVE):
         monkeypatch.setitem(sys.modules, name, None)
         del sys.modules[name]
     monkeypatch.setattr(cuda, "_listed", None)

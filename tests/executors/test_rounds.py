@@ -153,10 +153,14 @@ def op(name: str, body: Any, inputs: tuple[str, ...], waits: bool = False) -> Op
     return Op(f"test.{name}", inputs, ("y",), lambda s, a: [SPEC], lambda i, o, a: Work(1, 4, 4), kernels={"array": kernel}, waits=waits)
 
 
-def stream(turns: int, spoil: int = -1, beside: bool = False) -> Graph:
-    """load (io) -> scale -> add to a state that is carried, and collected every turn. spoil: the turn in which `scale` fails."""
+def stream(turns: int, spoil: int = -1, beside: bool = False, every: int = 1, loads: list[int] | None = None) -> Graph:
+    """load (io) -> scale -> add to a state that is carried, and collected every turn. spoil: the turn in which `scale` fails. every: of `load`.
+
+    loads: the turns in which it runs are noted there."""
 
     def load(y: Any, i: Any) -> None:
+        if loads is not None:
+            loads.append(int(i))
         y[...] = float(i) + 1
 
     def scale(y: Any, i: Any, x: Any) -> None:
@@ -171,7 +175,7 @@ def stream(turns: int, spoil: int = -1, beside: bool = False) -> Graph:
     new = body.op(op("train_3", lambda y, s, x: np.add(0.5 * s, x, out=y), ("s", "x")), state, x, name="train")
     body.output(new, "new")
     b = Graph.build()
-    loop = Loop(body.freeze(), turns, carried=(("state", "new"),), turn="turn", collected=("new",))
+    loop = Loop(body.freeze(), turns, carried=(("state", "new"),), turn="turn", collected=("new",), every={"load": every})
     last, all_ = b.loop(loop, b.input("first", (4,), np.float64), name="stream")
     b.output(last, "last")
     b.output(all_, "all")
@@ -303,6 +307,20 @@ def test_progress_never_goes_back(counted: Counted) -> None:
     assert len(counted) == counted.each
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert all(0 < done <= total for done, total in told)
+
+
+@pytest.mark.parametrize("way", ["round", "beside", "walked"])
+def test_progress_counts_a_task_of_every_few_turns_as_often_as_it_runs(way: str, counted: Counted) -> None:
+    told: list[tuple[int, int]] = []
+    loads: list[int] = []
+    plan = hs.plan(stream(40, beside=way == "beside", every=3, loads=loads), MACHINE, costs=Stated())
+    given = {"first": FIRST, "z": FIRST} if way == "beside" else {"first": FIRST}
+    hs.run(plan, given, learn=False, keep_going=way == "walked", progress=lambda done, total, name: told.append((done, total)))
+    assert len(counted) == (counted.each if way == "round" else 0)
+    assert sorted(loads) == list(range(0, 40, 3))
+    launches = 14 + 2 * 40 + 1 + (way == "beside")
+    assert {total for _, total in told} == {launches}
+    assert told[-1][0] == launches
 
 
 # Replays of straight plans on several threads -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hetsched.graph.ops import _cuda_small, find
+from hetsched.graph.ops._cuda_ids import NOBODY
 from tests.cuda_host import COMPILER, compiled, run
 from tests.executors.fake_cupy import FakeArray
 
@@ -95,8 +96,8 @@ def test_a_label_that_is_no_class_gives_nan(xp):
             seen_by_cuda(np.zeros((), np.float32)),
             seen_by_cuda(np.zeros((3, 4), np.float32)),
         )
-        assert _cuda_small.cross_entropy(xp, logits, labels, loss, 3.0)
-        assert _cuda_small.cross_entropy_grad(xp, logits, labels, one, grad, 3.0)
+        assert _cuda_small.cross_entropy(xp, logits, labels, loss, 3.0, NOBODY)
+        assert _cuda_small.cross_entropy_grad(xp, logits, labels, one, grad, 3.0, NOBODY)
         assert np.isnan(loss)
         assert np.isnan(grad).any(axis=1).tolist() == [False, True, False]
 

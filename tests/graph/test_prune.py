@@ -25,12 +25,13 @@ LOG = Op("test.log", ("x",), ("x",), lambda specs, a: [specs[0]], lambda i, o, a
 
 
 def body(rows=2, effect=False):
-    """A turn: `state` runs, `seen` is made by two tasks of which one reads `weight`, `aside` by one."""
+    """A turn: `state` runs, `seen` is made by three tasks of which one reads `weight`, `aside` by one."""
     b = Graph.build()
     state, x, weight = b.input("state", (3,)), b.input("x", (rows, 3)), b.input("weight", (3,))
     total = b.op("tensor.sum", x, axes=(0,), name="total")
     b.output(b.op("tensor.add", state, total, name="next"), "next")
-    scaled = b.op("tensor.mul", x, weight, name="scaled")
+    half = b.op("tensor.scale", weight, factor=0.5, name="half")
+    scaled = b.op("tensor.mul", x, half, name="scaled")
     b.output(b.op("tensor.neg", scaled, name="seen"), "seen")
     if effect:
         b.op(LOG, scaled, name="log")
@@ -40,7 +41,7 @@ def body(rows=2, effect=False):
 def loop(**changes):
     """Four turns of which every second is a smaller one."""
     whole = Loop(
-        body(), 4, ("weight",), ("x",), (("state", "next"),), ("seen", "aside"), rows={"seen": 6}, every={"scaled": 2, "aside": 2}, remainder=body(1),
+        body(), 4, ("weight",), ("x",), (("state", "next"),), ("seen", "aside"), rows={"seen": 6}, every={"half": 2, "aside": 2}, remainder=body(1),
         cycle=2, name="steps",
     )  # fmt: skip
     return replace(whole, **changes)
@@ -92,8 +93,8 @@ def test_what_is_asked_for_stays_and_bodies_are_the_same_objects():
     assert the_loop(around(whole, "seen", "aside").freeze()).op is whole
     kept = the_loop(around(whole, "state", "seen").freeze()).op
     assert kept.collected == ("seen",)
-    assert kept.body.task_names == ["total", "next", "scaled", "seen"]
-    assert (dict(kept.rows), dict(kept.every)) == ({"seen": 6}, {"scaled": 2})
+    assert kept.body.task_names == ["total", "next", "half", "scaled", "seen"]
+    assert (dict(kept.rows), dict(kept.every)) == ({"seen": 6}, {"half": 2})
 
 
 def test_a_loop_of_which_nobody_wants_anything_stays_as_it_is():
@@ -114,7 +115,7 @@ def test_a_task_that_reads_a_sequence_asks_for_it_and_a_view_that_nobody_wants_d
 def test_effects_and_the_stop_value_stay():
     effect = body(effect=True)
     task = the_loop(around(loop(body=effect, remainder=None, cycle=0, rows={}, every={}), "state").freeze())
-    assert task.op.body.task_names == ["total", "next", "scaled", "log"]
+    assert task.op.body.task_names == ["total", "next", "half", "scaled", "log"]
     b = thaw(body())
     total = value_of(b, "total")
     enough = b.op("tensor.greater", b.op("tensor.sum", total, name="all"), b.constant(np.float32(5)), name="enough")

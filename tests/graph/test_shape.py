@@ -152,9 +152,9 @@ def test_gather_and_scatter_add(dtype):
 @pytest.mark.parametrize("index", [-1, 3])
 def test_an_index_out_of_range_is_an_error(index):
     out = np.empty((1, 2))
-    with pytest.raises(IndexError, match=f"index {index} is outside an axis of 3; indices count from 0"):
+    with pytest.raises(IndexError, match=rf"indices\[0\] is {index}, outside 0 to 2; ids count from 0"):
         find("tensor.gather").kernels["array"](np, [np.zeros((3, 2)), np.array([index])], [out], None, {"axis": 0})
-    with pytest.raises(IndexError, match=f"index {index} is outside an axis of 3"):
+    with pytest.raises(IndexError, match=rf"indices\[0\] is {index}, outside 0 to 2"):
         find("tensor.scatter_add").kernels["array"](np, [np.array([index]), out], [np.empty((3, 2))], None, {"axis": 0})
 
 
@@ -162,7 +162,7 @@ def test_an_index_out_of_range_is_an_error(index):
 def test_one_hot(dtype):
     def cases(rng):
         for shape in shapes(rng, 6, most=2):
-            yield Case((rng.integers(-1, 5, size=shape),), {"classes": 4, "dtype": dtype})
+            yield Case((rng.integers(0, 4, size=shape),), {"classes": 4, "dtype": dtype})
 
     def reference(indices, classes, dtype):
         return np.array([[i == c for c in range(classes)] for i in indices.ravel()]).reshape(*indices.shape, classes).astype(dtype)

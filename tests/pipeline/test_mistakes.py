@@ -21,6 +21,8 @@ LOAD = "  load: {op: data.npz, with: {path: data.npz}}\n"
 OUT = "outputs: {r: {from: a}}\n"
 RELU = "  a: {op: nn.relu, in: {x: load.x}}\n"
 MODEL = "models:\n  m: {input: [8], layers: [{dense: {units: 4, activation: relu}}, {dense: {units: 3}}]}\n"
+ROWS = "in: {x: load.x, y: load.y}"
+HELD_OUT = "in: {x: load.x, y: load.y, x_val: load.x, y_val: load.y}"
 
 
 def tasks(text: str, head: str = "", outputs: str = OUT) -> str:
@@ -114,6 +116,11 @@ CASES: dict[str, tuple[str, str]] = {
     "yes for true": (tasks("  s: {op: data.split, in: {x: load.x}, with: {shuffle: ¤yes}}\n" + RELU), "option"),
     "shape mismatch": (tasks("  a: {op: tensor.add, in: {a: ¤load.x, b: load.y}}\n"), "shape"),
     "dtype mismatch": (tasks("  a: {op: nn.softmax, in: {x: ¤load.y}}\n"), "shape"),
+    "patience without rows": (tasks(f"{RELU}  t: {{op: nn.train, {ROWS}, with: {{model: m, ¤patience: 3}}}}\n", MODEL), "option"),
+    "epochs that are not validated": (
+        tasks(f"{RELU}  t: {{op: nn.train, {HELD_OUT}, with: {{model: m, epochs: 3, validate_every: ¤2}}}}\n", MODEL),
+        "option",
+    ),
     "share out of range": (tasks(RELU + "  s: {op: data.split, in: {x: load.x}, with: {test: ¤1.5, shuffle: false}}\n"), "option"),
     "cycle": (tasks("  ¤a: {op: nn.relu, in: {x: b}}\n  b: {op: nn.relu, in: {x: c}}\n  c: {op: nn.relu, in: {x: a}}\n"), "cycle"),
     "self edge": (tasks("  ¤a: {op: nn.relu, in: {x: a}}\n"), "cycle"),

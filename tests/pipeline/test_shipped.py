@@ -67,6 +67,17 @@ def test_digits_cnn_learns(shipped: Path) -> None:
     assert run(shipped / "digits_cnn.yaml")["metrics/accuracy"] >= 0.96
 
 
+def test_digits_early_stop_stops_and_keeps_the_best_weights(shipped: Path) -> None:
+    found = run(shipped / "digits_early_stop.yaml")
+    looks = found["history/val_loss"]
+    assert 5 < len(looks) == found["history/epochs"] < 200
+    assert found["history/best_epoch"] == found["history/epochs"] - 5
+    assert looks[:-5].min() >= found["history/best_val_loss"] > looks.min() - 2e-3
+    assert found["metrics/accuracy"] >= 0.95
+    kept = json.loads((shipped / "out" / "history.json").read_text())
+    assert kept["val_loss"] == looks.tolist()
+
+
 def test_a_run_gives_what_a_plain_loop_over_the_tasks_gives(shipped: Path) -> None:
     path = shipped / "digits_mlp.yaml"
     wanted, found = interpret(load(path).graph), run(path)
@@ -87,6 +98,16 @@ def test_matmul_conv_agrees_with_numpy(shipped: Path) -> None:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     assert np.allclose(found["features"], np.einsum("nchwij,fcij->nfhw", windows, found["filters"]), atol=1e-4)
     assert np.array_equal(np.load(shipped / "out" / "features.npy"), found["features"])
+
+
+@pytest.mark.parametrize("noise", [0.5, 0.01])
+def test_denoise_smooths_what_is_noisy_and_nothing_else(shipped: Path, noise: float) -> None:
+    found = run(shipped / "denoise.yaml", noise=noise, size=40)
+    before, after = found["before"].astype(np.float64), found["after"]
+    assert found["spread"] == pytest.approx(np.mean((before - 0.5) ** 2), rel=1e-3)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(before, ((0, 0), (0, 0), (2, 2), (2, 2))), (5, 5), axis=(2, 3))
+    assert np.allclose(after, windows.mean(axis=(-2, -1)) if noise == 0.5 else before, atol=1e-5)
+    assert np.array_equal(np.load(shipped / "out" / "denoised.npy"), after)
 
 
 @pytest.mark.skipif(not opencl.available(), reason="no OpenCL device works here")

@@ -198,16 +198,16 @@ def test_rows_and_the_smaller_last_batch():
             lambda b, x, total: {"y": b.op("tensor.neg", x), "next": b.op("tensor.add", total, b.op("tensor.sum", x))}, x=((rows, 2),), total=((),)
         )
 
-    # Two epochs of three batches of 2, 2 and 1 rows.
-    loop = Loop(batch(2), 6, (), ("x",), (("total", "next"),), ("y",), rows={"y": 10}, remainder=batch(1), cycle=3)
+    # Batches of 2, 2 and 1 rows.
+    loop = Loop(batch(2), 3, (), ("x",), (("total", "next"),), ("y",), rows={"y": 5}, remainder=batch(1), cycle=3)
     data = np.arange(10, dtype="f4").reshape(5, 2)
     b = Graph.build()
-    x = b.input("x", Sequence(Spec((2, 2)), 6))
+    x = b.input("x", Sequence(Spec((2, 2)), 3))
     total, y = b.loop(loop, x, b.input("zero", ()))
     graph = b.output(total, "total").output(y, "y").freeze()
-    out = interpret(graph, {"x": [data[0:2], data[2:4], data[4:5]] * 2, "zero": np.float32(0)})
-    assert out["total"] == 2 * data.sum()
-    assert out["y"].tolist() == (-np.concatenate([data, data])).tolist()
+    out = interpret(graph, {"x": [data[0:2], data[2:4], data[4:5]], "zero": np.float32(0)})
+    assert out["total"] == data.sum()
+    assert out["y"].tolist() == (-data).tolist()
 
 
 def test_a_sequence_of_rows_is_cut_from_its_array():

@@ -38,9 +38,10 @@ def arguments(parser: Parser) -> None:
 def execute(args: Any) -> int:
     """Plan the file and explain the task; touches no device."""
     given = overrides(args)
-    from hetsched.graph.graph import Loop
+    from hetsched.graph.op import Op
     from hetsched.pipeline.build import load
     from hetsched.pipeline.placing import placing
+    from hetsched.placement.why import names, op_at
     from hetsched.report.explain import explain, find, group_text
     from hetsched.run import plan
 
@@ -48,7 +49,8 @@ def execute(args: Any) -> int:
     with placing(pipeline):
         planned = plan(pipeline.graph, **placement_arguments(args, pipeline.goal))
     found = find(planned, args.task)
-    single = [path for path, timeline, i in found if not isinstance(timeline.graph.task_ops[timeline.spans[i].command.task], Loop)]  # type: ignore[union-attr]
+    placed = {path for path, chain in names(planned.graph) if isinstance(op_at(planned.graph, chain), Op)}  # what is in a branch of an if is not
+    single = [path for path, _, _ in found if path in placed]
     if len(found) > MOST_EXPLAINED and args.format == "text":
         write(group_text(args.task, found))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hetsched.cli.keeping import Keeping
 from hetsched.cli.options import format_option, machine_of, options_of, overrides, pipeline_options, placement_arguments, placement_options
 from hetsched.cli.output import Progress, ProgressLines, Put, files, folder, is_ascii_only, refuse, width, write, write_json
 from hetsched.cli.parser import Parser
@@ -47,6 +49,14 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--keep-going", action="store_true", help="a task that fails stops only what needs it")
     parser.add_argument("--timeout", metavar="D", help="give up after this long: 30s, 2min")
     parser.add_argument("--replan", action="store_true", help="plan the rest anew where durations leave the plan and another one pays")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="WHEN",
+        help="keep the state of long loops every 30s, 5min or 500turns, so that `hetsched resume` goes on from there after a failure or Ctrl-C",
+    )
+    parser.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="with --checkpoint: a task that fails is tried again from there, N times in all"
+    )
     format_option(parser)
 
 
@@ -77,16 +87,22 @@ def _run(args: Any, put: Put) -> int:
     for option in ("keep_going", "deterministic"):
         if args.replan and getattr(args, option):
             raise CommandLineError(f"--replan cannot be used with --{option.replace('_', '-')}; leave one out")
+    for option in ("keep_going", "replan"):
+        if args.checkpoint is not None and getattr(args, option):
+            raise CommandLineError(f"--checkpoint cannot be used with --{option.replace('_', '-')}; leave one out")
     parameters = overrides(args)
     from hetsched.pipeline.build import load, refuse_unwritable
     from hetsched.pipeline.placing import at_task, failing, placing
     from hetsched.report.text import plural
-    from hetsched.run import plan, run
+    from hetsched.run import plan, read_plan, run
 
+    kept = Keeping.of(args)
     pipeline = load(args.file, parameters, trust=args.trust, machine=machine_of(args.machine))
     refuse_unwritable(pipeline, args.output)
     given = placement_arguments(args, pipeline.goal)
-    if args.plan is not None:
+    if kept is not None and kept.plan is not None:
+        planned = read_plan(kept.plan, pipeline.graph, given["machine"])
+    elif args.plan is not None:
         planned = _locked(args, pipeline, given["machine"])
     else:
         with placing(pipeline):
@@ -98,9 +114,10 @@ def _run(args: Any, put: Put) -> int:
     progress = Progress(quiet=args.format != "text")
     with progress:
         told = ProgressLines(progress) if args.format == "jsonl" else progress
+        how = {"timeout": timeout, "keep_going": args.keep_going, "progress": told, "learn": False, "energy": True, "replan": args.replan}
         try:
             with failing(pipeline):
-                result = run(planned, timeout=timeout, keep_going=args.keep_going, progress=told, learn=False, energy=True, replan=args.replan)
+                result = run(planned, **how) if kept is None else kept.run(functools.partial(run, planned, **how), pipeline)
         except PlacementError as absent:
             if args.emulate or (args.machine is None and not args.what_if):
                 raise
@@ -109,6 +126,8 @@ def _run(args: Any, put: Put) -> int:
             way_out = f"--emulate runs what {described} {verb} in software, and `hetsched plan` plans for it without running"
             raise PlacementError(f"{absent}; {way_out}") from absent
     written, unwritten = _publish(pipeline, result, args.output)
+    if kept is not None:
+        kept.end()
     if args.trace is not None:
         from hetsched.report.perfetto import perfetto_text
 
@@ -120,11 +139,10 @@ def _run(args: Any, put: Put) -> int:
         from hetsched.report.gantt import gantt
 
         write(gantt(result.trace, width(), ascii_only=is_ascii_only()) + "\n")
-    from hetsched.costing import learn_from
+    from hetsched.costing import learn_from_run
     from hetsched.report.energy import energy_of
 
-    followed = result.plan if len(result.plans) == 1 else None
-    taught = learn_from(result.trace, crowded=result.crowded, plan=followed) if given["learn"] else None
+    taught = learn_from_run(result) if given["learn"] else None
     drifts = taught.drifts if taught is not None else ()
     energy = energy_of(result.trace, result.energy)
     _tell(args.format, pipeline, result, written, energy, drifts, unwritten)
@@ -211,6 +229,12 @@ def metrics(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
+def histories(pipeline: Pipeline, result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Task -> metric -> what it was, number by number, of every output that is a bundle of metrics."""
+    bundles = [o for o in pipeline.outputs.values() if o.is_bundle and o.kind == "metrics"]
+    return {o.source.partition(".")[0]: {part: result[name] for part, name in o.values.items() if name in result} for o in bundles}
+
+
 def _from_here(path: str) -> str:
     """A path as one would type it here: relative where it lies below the current folder."""
     with suppress(OSError, ValueError):  # no current folder any more; another drive
@@ -228,9 +252,11 @@ def _tell(
     drifts: tuple[Drift, ...] = (),
     unwritten: Sequence[str] = (),
 ) -> None:
+    from hetsched.pipeline.publish import to_json
     from hetsched.report.after import compare, drift_lines, worst_line
     from hetsched.report.doubts import doubts
     from hetsched.report.energy import energy_lines, energy_record
+    from hetsched.report.history import history_lines, history_of
     from hetsched.report.record import run_record
     from hetsched.report.summary import three_lines
     from hetsched.report.text import table
@@ -240,6 +266,9 @@ def _tell(
     if form != "text":
         files = {name: written.get(name) for name in pipeline.outputs}
         record = run_record(result.plan, result.trace, result.wall_seconds, numbers, files, pipeline.name)
+        found = {f"{task}.{name}": values for task, parts in histories(pipeline, result).items() for name, values in history_of(parts).items()}
+        if found:
+            record["history"] = to_json(found)
         record["warnings"] = doubted
         record["energy"] = energy_record(energy)
         record["drifts"] = [{"device": d.device.partition("|")[0], "factor": d.factor, "kinds": d.kinds, "counts": d.counts} for d in drifts]
@@ -251,7 +280,8 @@ def _tell(
             record = {"event": "end", **record}
         write_json(record, 2 if form == "json" else None)
         return
-    lines = table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
+    lines = [line for parts in histories(pipeline, result).values() for line in history_lines(parts)]
+    lines += table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in numbers.items()])[1:] if numbers else []
     lines += [f"{name} -> {_from_here(path)}" for name, path in written.items()]
     missing = [name for name, o in pipeline.outputs.items() if any(value not in result for value in o.values.values())]
     lost = [name for name, o in pipeline.outputs.items() if o.save is None and o.kind != "metrics" and name not in (*numbers, *missing)]

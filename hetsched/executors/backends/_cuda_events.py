@@ -28,7 +28,7 @@ class Event:
     copies that no later command uses. ends: the last mark that counts in its span, where that is not `last`.
     """
 
-    __slots__ = ("__weakref__", "_anchor", "_ends", "_first", "_is_landing", "holding", "landings", "last", "scratch", "stream")
+    __slots__ = ("__weakref__", "_anchor", "_ends", "_fault", "_first", "_is_landing", "holding", "landings", "last", "scratch", "slot", "stream")
 
     def __init__(
         self, stream: Stream, first: Any, last: Any, anchor: tuple[Any, float],
@@ -41,15 +41,21 @@ class Event:
         self.holding: list[Any] | None = holding
         self.scratch = scratch
         self._first = first
+        self.slot = -1  # of the record, where launches before it can tell of a mistake
+        self._fault: Exception | None = None
         self._is_landing = False  # the watching thread is to put what it brings to where it belongs
         self._anchor = anchor  # reached before `first` and `last` were recorded: CUDA measures from an earlier event to a later one
 
     def wait(self) -> None:
-        """Wait for it on the host; raises where the work failed."""
+        """Wait for it on the host; raises where the work failed, and what launches have found wrong."""
         self.reach(SPIN_SECONDS)
         live = self.stream.live
         if live.lost:
             raise live.gone("it was lost while the run used it")
+        if self.slot >= 0:
+            self._fault, self.slot = self.stream.found(self.slot), -1
+        if self._fault is not None:
+            raise self._fault
 
     def reach(self, spin_seconds: float = 0.0) -> None:
         """Wait, and put what it brings to the host to where it belongs. spin_seconds: ask so long before sleeping."""

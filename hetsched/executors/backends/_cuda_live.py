@@ -47,8 +47,12 @@ from hetsched.executors.backends._cuda_blas import Capturing, Doubting, Products
 from hetsched.executors.backends._cuda_chains import FUNCTION, OPTIONS, THREADS, Chain, chain_of, grouped
 from hetsched.executors.backends._cuda_errors import STICKY, is_cudas, is_out_of_memory, status_of
 from hetsched.executors.backends._cuda_events import SCRATCH_NBYTES, SPIN_SECONDS, Event, Scratch
+from hetsched.executors.backends._cuda_faults import Board
 from hetsched.executors.backends._cuda_pins import Pins, address, lock_pages, pinned_bytes
 from hetsched.executors.backends._nvtx import find as find_ranges
+from hetsched.executors.backends._sites import Explain
+from hetsched.graph.ops._cuda_ids import Told
+from hetsched.graph.ops._cuda_ids import now as listening
 from hetsched.graph.ops._cuda_small import lay_up, next_turn
 
 _CLOCK_SECONDS = 0.25
@@ -63,6 +67,7 @@ _GRAPHS = "HETSCHED_CUDA_GRAPHS"
 _CHAINS = "HETSCHED_CUDA_CHAINS"
 _DIRECT = "HETSCHED_CUDA_DIRECT"
 _MOST_SEGMENTS = 1024
+_MOST_COUNTERS = 512  # streams of a device that can tell of mistakes
 # A capture is spoilt by what other threads ask of a stream that is captured, and by another that meets it: one at a time in a process.
 _capturing = threading.Lock()
 # Streams of devices that were closed, by device, for the next that is opened: CuPy's pool keeps apart what each stream has freed, also what streams
@@ -83,10 +88,10 @@ class _Segment:
     """Launches that may come again together, which keeps their id in use.
 
     pieces: what they are handed over as once they have come again, each with its (first) task. chained: some are chains. graph: the one that was
-    captured of them. refused: they cannot be captured.
+    captured of them. refused: they cannot be captured. tells: one of them can tell of a mistake.
     """
 
-    __slots__ = ("calls", "chained", "graph", "pieces", "refused")
+    __slots__ = ("calls", "chained", "graph", "pieces", "refused", "tells")
 
     def __init__(self, calls: Any) -> None:
         self.calls = calls
@@ -94,6 +99,7 @@ class _Segment:
         self.chained = False
         self.graph: Any = None
         self.refused = False
+        self.tells = False
 
 
 class Stream:
@@ -121,6 +127,8 @@ class Stream:
         # What came behind launches that are doubted, and who looks at it; None: it is looked at on the spot.
         self.doubts: list[tuple[list[Any], Callable[[Sequence[Any] | None], None]]] | None = None
         self._ends: Any = None  # the mark before what was brought for that
+        self._board: Board | None = None  # made where a launch can tell of a mistake
+        self._is_capturing = False
         self.stream = _idle_or_new(live.device, kind == "compute")
         self.watcher = Watcher(f"hetsched-{live.name}-{kind}-events")
         self._first: Any = None  # the event before the first command since the last record
@@ -146,6 +154,37 @@ class Stream:
         except Exception as error:
             raise self.live.refusal("a wait", error) from error
 
+    def told(self, out: Any, explain: Explain) -> Told:
+        """See `hetsched.graph.ops._cuda_ids.Listens`."""
+        if self._board is None:
+            if self._is_capturing:
+                raise InternalError("a kernel that tells of mistakes was never launched before it is captured")
+            self._board = Board(self)
+        return self._board.told(out, explain, self._is_capturing)
+
+    def begin_numbers(self, at: int) -> None:
+        """Enqueue: 8 bytes of 0 on the device."""
+        with self.live.device:
+            cupy.cuda.runtime.memsetAsync(at, 0, 8, self.stream.ptr)
+
+    def put_number(self, to: int, src: int) -> None:
+        """Enqueue: 8 bytes of page-locked memory to the device. It is no part of a span."""
+        with self.live.device:
+            self._copy(to, src, 8, cupy.cuda.runtime.memcpyHostToDevice)
+
+    def found(self, slot: int) -> Exception | None:
+        """What launches before a record, which is done, have found wrong."""
+        return None if self._board is None else self._board.found(slot)
+
+    def unheard(self) -> Exception | None:
+        """What launches have found wrong, when all is done, and no event was asked for."""
+        return None if self._board is None else self._board.any_found()
+
+    def forget_faults(self) -> None:
+        """Before another run: nobody asks any more what the last one has found wrong."""
+        if self._board is not None:
+            self._board.forget()
+
     def launch(self, kernel: Any, inputs: Sequence[Any], outputs: Any, workspace: Any, attributes: Mapping[str, Any]) -> Any:
         """Enqueue a launch: `kernel(cupy, inputs, outputs, workspace, attributes)`, this stream being the current one."""
         xp = self._xp if getattr(kernel, "__self__", None) is None else Doubting(self._xp, self.doubt)
@@ -166,6 +205,7 @@ class Stream:
         self._ends = ends
 
     def _launch(self, enqueue: Callable[[], Any]) -> Any:
+        listening.listener = self
         try:
             if self.live.is_driven_here():  # this thread hands over to nobody else: its current stream need not be put back
                 if cupy.cuda.get_current_stream() is not self.stream:
@@ -181,6 +221,8 @@ class Stream:
             if is_cudas(error):
                 raise self.live.refusal("a launch", error) from error
             raise
+        finally:
+            listening.listener = None
 
     @property
     def counts_turns(self) -> bool:
@@ -219,9 +261,11 @@ class Stream:
         if found.pieces is None:
             found.pieces, found.chained = self._put_together(calls, self._xp)
         if self._captures and found.graph is None and not found.refused:
-            found.graph = self._capture(calls)
+            found.graph, found.tells = self._telling_graph(calls)
             found.refused = found.graph is None
         if found.graph is not None:
+            if found.tells and self._board is not None:
+                self._board.is_used = True
             self._do("a graph", partial(found.graph.launch, stream=self.stream))
             return True
         if found.chained:
@@ -293,11 +337,14 @@ class Stream:
                 for x in arrays:
                     if x.nbytes:
                         cupy.cuda.runtime.memsetAsync(x.pointer, 0, x.nbytes, self.stream.ptr)
+                listening.listener = self
                 with self.stream:
                     enqueue()
                 self.stream.synchronize()
         except Exception:
             return False
+        finally:
+            listening.listener = None
         return True
 
     def _loaded(self, kernel: Any) -> bool:
@@ -369,16 +416,29 @@ class Stream:
         # Where CuPy alone cannot, it is a product perhaps: cuBLAS takes milliseconds to be there, so it is not asked before.
         return self._captured(calls, self._library()) if graph is None else graph
 
+    def _telling_graph(self, calls: Sequence[tuple[Any, ...]]) -> tuple[Any, bool]:
+        """The graph of launches (see `_capture`), and whether one of them can tell of a mistake."""
+        was = self._board is not None and self._board.is_used
+        if self._board is not None:
+            self._board.is_used = False
+        graph = self._capture(calls)
+        tells = self._board is not None and self._board.is_used
+        if self._board is not None:
+            self._board.is_used = was
+        return graph, tells
+
     def _captured(self, calls: Sequence[tuple[Any, ...]], xp: Any) -> Any:
         pieces, _ = self._put_together(calls, xp)
         graph = None
         try:
             with _capturing, self.live.device, self.stream, cupy.cuda.using_allocator(self._pool.malloc):
                 self.stream.begin_capture()
+                listening.listener, self._is_capturing = self, True
                 try:
                     for _, piece in pieces:
                         piece()
                 finally:
+                    listening.listener, self._is_capturing = None, False
                     graph = self.stream.end_capture()
         except Exception as error:
             if status_of(error) in STICKY:
@@ -500,6 +560,8 @@ class Stream:
         anchor = self._anchor or self.live.anchor()
         landings, holding = self._landings, self._holding
         event = Event(self, self._first, self._event(timing=True), anchor, landings, holding, self._full, self._ends)
+        if self._board is not None:
+            event.slot = self._board.recorded(self)
         self._first, self._anchor, self._landings, self._holding, self._full, self._ends = None, None, [], [], [], None
         if landings:
             staged = 0
@@ -529,7 +591,7 @@ class Stream:
         self._held.clear()
         self._holding, self._landings, self._first, self._anchor = [], [], None, None
         self._scratch, self._full, self._empty = None, [], []
-        self._ends = self.doubts = None
+        self._ends = self.doubts = self._board = None
         self._segments.clear()
         self._xp = cupy
         self._pool = self._products = self._capturing = None
@@ -601,13 +663,15 @@ class LiveDevice:
         self.copiers = Copiers(f"hetsched-{name}-copies", copying_threads())
         self.marks: list[Any] = []  # CUDA events with times that nobody uses
         self._driver: int | None = None
+        self._counted = 0
         self.pins = Pins()
         try:
             with self.device:
                 free, total = cupy.cuda.runtime.memGetInfo()
                 if nbytes > total:  # the driver would say no more than "out of memory"
                     raise OutOfMemoryError(_no_room(name, nbytes, free, total))
-                self.memory: Any = _allocated(max(nbytes, 256))
+                self._counters = (max(nbytes, 256) + 255) & ~255  # where they begin, behind the arena
+                self.memory: Any = _allocated(self._counters + 8 * _MOST_COUNTERS)
                 self._clock_stream: Any = _idle_or_new(self.device)
         except OutOfMemoryError:
             raise
@@ -624,6 +688,12 @@ class LiveDevice:
         kind = inside(offset, shape, dtype, self.nbytes)
         with self.device:
             return DeviceArray(self, cupy.ndarray(tuple(shape), kind, memptr=cupy.cuda.MemoryPointer(self.memory, offset)))
+
+    def counter(self) -> int:
+        """The address of 8 bytes on the device that are a stream's own."""
+        with self._lock:
+            at, self._counted = self._counters + 8 * (self._counted % _MOST_COUNTERS), self._counted + 1
+        return int(self.memory.ptr) + at
 
     def pinned_array(self, nbytes: int) -> Any:
         """Page-locked bytes on the host, which the device copies without a stop in between."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hetsched.errors import InternalError
+from hetsched.executors.backends._opencl_faults import Fault
 from hetsched.executors.backends._opencl_programs import DeviceError
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def types_of(function: str, args: Sequence[Any]) -> tuple[Any, ...]:
     for x in args:
         if type(x) is DeviceArray:
             types += (None, np.dtype(np.int64))
+        elif type(x) is Fault:
+            types += (None, np.dtype(np.int64), np.dtype(np.int64))
         elif isinstance(x, np.generic) and x.dtype.kind in "iuf":
             types.append(x.dtype)
         else:

@@ -24,8 +24,10 @@ import pyopencl as cl
 from hetsched.errors import DeviceGoneError, InternalError, OutOfMemoryError
 from hetsched.executors.backends._common import Landing, Landings, alike
 from hetsched.executors.backends._opencl_arrays import DeviceArray, group_size, shown, types_of
+from hetsched.executors.backends._opencl_faults import Board, Fault
 from hetsched.executors.backends._opencl_programs import DeviceError, Programs
 from hetsched.executors.backends._opencl_staging import CHUNK_NBYTES, MOST_CHUNKS, Block, PinnedPool, wants_staging
+from hetsched.executors.backends._sites import Explain
 from hetsched.executors.memory import had
 from hetsched.executors.pages import area
 from hetsched.graph.ops._cl_elementwise import Part, enqueue_chain, follows
@@ -74,7 +76,7 @@ class Event:
     its first command waited for.
     """
 
-    __slots__ = ("_asked", "_behind", "_first", "_first_live", "_landings", "end", "last", "stream")
+    __slots__ = ("_asked", "_behind", "_fault", "_first", "_first_live", "_landings", "_number", "end", "last", "stream")
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class Event:
         behind: Sequence[_End] = (),
         landings: Sequence[Landing] = (),
         ends: Any = None,
+        number: int = -1,
     ) -> None:
         self.end = _End(last if ends is None else ends, stream.live)
         self._landings = landings
@@ -94,15 +97,21 @@ class Event:
         self._first = first
         self._first_live = first_live
         self._behind = behind
+        self._number = number  # of the record, where launches before it can tell of a mistake
+        self._fault: Exception | None = None
 
     def wait(self) -> None:
-        """Wait for it on the host; raises `DeviceError` if the work failed."""
+        """Wait for it on the host; raises `DeviceError` if the work failed, and what launches have found wrong (`OpenCL.fault`)."""
         try:
             self.last.wait()
         except cl.Error as error:
             raise self.stream.refusal("a command failed", error) from error
         for landing in self._landings:
             landing.land()
+        if self._number >= 0:
+            self._fault, self._number = self.stream.found(self._number), -1
+        if self._fault is not None:
+            raise self._fault
 
     def done(self) -> bool:
         """True if it has been reached, or the work has failed."""
@@ -192,6 +201,7 @@ class Stream:
         # What came behind launches that are doubted, and who looks at it; None: it is looked at on the spot.
         self.doubts: list[tuple[list[Any], Callable[[Sequence[Any] | None], None]]] | None = None
         self._doubted: tuple[Any, Any] = (None, _NEVER)  # the last command before what was brought for that, and the last of it
+        self._board: Board | None = None  # made where a launch can tell of a mistake
         self._ends = False
         self._waits: list[Any] = []  # events that the next command waits for
         self._behind: list[_End] = []  # what the first command since the last record waits for
@@ -431,7 +441,10 @@ class Stream:
             self._command("a marker", lambda waits: cl.enqueue_marker(self.queue, wait_for=waits))
         first, live = self._first or (None, self.live)
         ends = self._doubted[0] if self._last is self._doubted[1] else None
-        event = Event(self, first, live, self._last, self._behind, self._landings, ends)
+        number = -1 if self._board is None else self._board.recorded(self.queue)
+        if number >= 0 and self._board is not None and self._board.told is not None:
+            ends, self._last = ends or self._last, self._board.told  # the span is that of the launches
+        event = Event(self, first, live, self._last, self._behind, self._landings, ends, number)
         self._first, self._landings, self._behind = None, [], [event.end]
         self.queue.flush()
         held = self._held
@@ -471,9 +484,13 @@ class Stream:
         if 0 in global_size:
             return
         flat: list[Any] = []
+        fault: Fault | None = None  # the last argument
         for x in args:
             if type(x) is DeviceArray:
                 flat += (x.buffer, x.first)
+            elif type(x) is Fault:
+                fault = x
+                flat += (x.board.buffer, np.int64(x.site), x.board.number)
             else:
                 flat.append(x)
         if local_size is not None:
@@ -484,7 +501,8 @@ class Stream:
             self._end_chain()
             own = self._new_kernel(source, function, types_of(function, args), args)
             own.set_args(*flat)
-            self._taped(f"kernel {function!r}", partial(cl.enqueue_nd_range_kernel, self.queue, own, global_size, local_size))
+            enqueue = partial(cl.enqueue_nd_range_kernel, self.queue, own, global_size, local_size)
+            self._taped(f"kernel {function!r}", enqueue if fault is None else _telling(own, len(flat) - 1, fault.board, enqueue))
             return
         kernel = self._kernels.get((source, function))
         if kernel is None:
@@ -493,6 +511,8 @@ class Stream:
             self._kernels[source, function] = self._mine[source, function, types] = kernel
         if self._is_preparing:
             return
+        if fault is not None:
+            fault.board.is_used = True
         waits = self._waits
         try:
             event = kernel(self.queue, global_size, local_size, *flat, wait_for=waits or None)
@@ -533,6 +553,21 @@ class Stream:
                     self._download(array, out)
             self.doubts.append((found, check))
             self._doubted = before, self._last
+
+    def fault(self, out: DeviceArray, explain: Explain) -> Fault:
+        """See `hetsched.graph.op.OpenCL.fault`."""
+        if self._board is None:
+            self._board = Board(self.live.context, self.live.is_cpu)
+        return self._board.site(out, explain, self._tape is not None)
+
+    def found(self, number: int) -> Exception | None:
+        """What launches before record `number`, which is done, have found wrong."""
+        return None if self._board is None else self._board.found(number, self.queue)
+
+    def forget_faults(self) -> None:
+        """Before another run: nobody asks any more what the last one has found wrong."""
+        if self._board is not None:
+            self._board.forget(self.queue)
 
     def part(self, array: DeviceArray, start: int, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
         """See `DeviceArray.part`."""
@@ -725,6 +760,19 @@ class LiveDevice:
 
     def __repr__(self) -> str:
         return f"<LiveDevice {self.name}: {self.device.name.strip()}, arena of {self.nbytes} bytes, {len(self._streams)} streams>"
+
+
+def _telling(kernel: Any, place: int, board: Board, enqueue: Callable[..., Any]) -> Callable[..., Any]:
+    """`enqueue` of a taped launch that can tell of a mistake: its argument at `place` is the number of the record to come."""
+    # PyOpenCL's `set_arg` tries what its value may be, which takes 9 us; what its own calls set bytes with, 0.15.
+    set_arg = getattr(kernel, "_set_arg_buf", kernel.set_arg)
+
+    def enqueue_numbered(wait_for: Any) -> Any:
+        set_arg(place, board.number)
+        board.is_used = True
+        return enqueue(wait_for=wait_for)
+
+    return enqueue_numbered
 
 
 def _stamp(event: Any, what: Any) -> int:

@@ -10,18 +10,21 @@ import numpy as np
 
 from hetsched.graph.op import Attributes, OpenCL
 from hetsched.graph.ops._cl_types import c_type, source, unit_type
+from hetsched.graph.ops._ids import FAULTS, watched
 
 # Elements are copied as bits, by an unsigned type as wide. The number of the turn is read on the device.
 _ROWS = """
 __kernel void batch_rows(
-    IN(U, x), IN(long, turn), IN(long, order), OUT(U, out), const int has_order,
-    const long count, const long columns, const long batch, const long cycle
+    IN(U, x), IN(long, turn), IN(long, order), OUT(U, out), const int has_order, const long extent,
+    const long count, const long columns, const long batch, const long cycle, FAULTS
 ) {
     LET_IN(U, x) LET_IN(long, turn) LET_IN(long, order) LET_OUT(U, out)
     const long column = get_global_id(0), row = get_global_id(1);
     if (column >= columns || row >= count) return;
     const long rest = turn[0] % cycle, at = (rest < 0 ? rest + cycle : rest) * batch + row;
-    out[row * columns + column] = x[(has_order ? order[at] : at) * columns + column];
+    long from = has_order ? order[at] : at;
+    if (from < 0 || from >= extent) { if (!column) TELL(from, at); from = 0; }
+    out[row * columns + column] = x[from * columns + column];
 }
 """
 
@@ -82,10 +85,11 @@ def batch_rows(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], worksp
     x, turn, *order = inputs
     count, *rest = out.shape
     columns = math.prod(rest)
-    text = source(cl, np.float32, _ROWS, f"#define U {unit_type(x.dtype)}\n")
-    sizes = (np.int32(bool(order)), *map(np.int64, (count, columns, a["batch"], a["cycle"])))
+    text = source(cl, np.float32, _ROWS, f"{FAULTS}#define U {unit_type(x.dtype)}\n")
+    sizes = (np.int32(bool(order)), np.int64(x.shape[0]), *map(np.int64, (count, columns, a["batch"], a["cycle"])))
+    ids = order[0] if order else turn
     local = (64, 1) if columns >= 64 else (8, 8)
-    cl.run(text, "batch_rows", (columns, count), x, turn, order[0] if order else turn, out, *sizes, local_size=local)
+    cl.run(text, "batch_rows", (columns, count), x, turn, ids, out, *sizes, watched(cl, out, ids, x.shape[0], "order"), local_size=local)
 
 
 def whole(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:

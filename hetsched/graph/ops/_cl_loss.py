@@ -1,7 +1,7 @@
 """Softmax, losses and counting in OpenCL C (loss.py has the ops): one work item a row, then a deterministic reduction.
 
-A work item cannot raise: where a label is outside the classes, the loss and the row's gradient are NaN. Rows are scanned by one work item from end to
-end, which suits few classes; thousands of them would want a group a row on a GPU.
+Where a label is outside the classes, the loss and the row's gradient are NaN, until the host hears of it (_ids.py). Rows are scanned by one work item
+from end to end, which suits few classes; thousands of them would want a group a row on a GPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from hetsched.graph.op import Attributes, OpenCL
 from hetsched.graph.ops._cl_types import Elementwise, Reduction, c_type, scalar_type, source
+from hetsched.graph.ops._ids import FAULTS, watched
 
 # A line of `length` elements lies `inner` apart: softmax along any axis. Every pass reads element i before it writes element i, so y may be x.
 _LINES = """
@@ -63,18 +64,19 @@ __kernel void log_softmax_grad(IN(S, y), IN(S, dy), OUT(S, dx), const long lines
 
 _GRAD = """
 __kernel void cross_entropy_grad(
-    IN(S, logits), IN(LABEL, labels), IN(S, dloss), OUT(S, dlogits), const long rows, const long classes, const T divisor) {
+    IN(S, logits), IN(LABEL, labels), IN(S, dloss), OUT(S, dlogits), const long rows, const long classes, const T divisor, FAULTS) {
     LET_IN(S, logits) LET_IN(LABEL, labels) LET_IN(S, dloss) LET_OUT(S, dlogits)
     const long id = get_global_id(0);
     if (id >= rows) return;
-    const long label = (long)labels[id], start = id * classes, end = start + classes;
+    const long start = id * classes, end = start + classes;
+    const ulong label = (ulong)(long)labels[id];
     const T share = LOAD(dloss, 0) / divisor;
     T most = -INFINITY, sum = 0;
     for (long i = start; i < end; i++) most = fmax(most, LOAD(logits, i));
     for (long i = start; i < end; i++) sum += exp(LOAD(logits, i) - most);
     T scale = share / sum;
-    if (label < 0 || label >= classes) scale = NAN;
-    for (long i = start; i < end; i++) STORE(dlogits, i, exp(LOAD(logits, i) - most) * scale - (i - start == label ? share : (T)0));
+    if (UNKNOWN(label)) { TELL(label, id); scale = NAN; }
+    for (long i = start; i < end; i++) STORE(dlogits, i, exp(LOAD(logits, i) - most) * scale - ((ulong)(i - start) == label ? share : (T)0));
 }
 """
 
@@ -85,6 +87,7 @@ _LOSS = """
     T most = -INFINITY, total = 0;
     for (long j = start; j < end; j++) most = fmax(most, LOAD(logits, j));
     for (long j = start; j < end; j++) total += exp(LOAD(logits, j) - most);
+    if (UNKNOWN(label)) TELL(label, i);
     sum += label < (ulong)classes ? log(total) - (LOAD(logits, start + (long)label) - most) : (T)NAN;
 """
 
@@ -96,7 +99,9 @@ _COUNT = """
         const T x = LOAD(logits, start + j);
         if (x > most || (isnan(x) && !isnan(most))) { most = x; best = j; }
     }
-    sum += (ulong)(long)labels[i] == (ulong)best;
+    const ulong label = (ulong)(long)labels[i];
+    if (UNKNOWN(label)) TELL(label, i);
+    sum += label == (ulong)best;
 """
 
 _SQUARE = Reduction((("S", "x"), ("S", "y")), "const T d = LOAD(x, i) - LOAD(y, i); sum += d * d;")
@@ -108,9 +113,12 @@ _MSE_GRAD = Elementwise(
 _LEAST_CPU, _LEAST_GPU = 512, 4
 
 
+_UNKNOWN = f"{FAULTS}#define UNKNOWN(label) ((ulong)(label) >= (ulong)classes)\n"
+
+
 @cache
 def _labelled(term: str, label: str, counts: bool = False) -> Reduction:
-    return Reduction((("S", "logits"), (label, "labels")), term, "const long classes", counts)
+    return Reduction((("S", "logits"), (label, "labels")), term, "const long classes, FAULTS", counts, _UNKNOWN)
 
 
 def _least(cl: OpenCL, classes: int) -> int:
@@ -157,8 +165,9 @@ def cross_entropy(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], wor
     if not n:
         cl.fill(loss, 0)
         return
+    told = watched(cl, loss, labels, classes, "labels")
     reduction = _labelled(_LOSS, c_type(labels.dtype))
-    reduction.run(cl, logits.dtype, inputs, loss, workspace, n, _least(cl, classes), _mean_over(n, a["reduction"]), np.int64(classes))
+    reduction.run(cl, logits.dtype, inputs, loss, workspace, n, _least(cl, classes), _mean_over(n, a["reduction"]), np.int64(classes), told)
 
 
 def cross_entropy_grad(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
@@ -166,10 +175,11 @@ def cross_entropy_grad(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any]
     n, classes = logits.shape
     if not n:
         return
-    text = source(cl, logits.dtype, _GRAD, f"#define LABEL {c_type(labels.dtype)}\n")
+    text = source(cl, logits.dtype, _GRAD, f"{_UNKNOWN}#define LABEL {c_type(labels.dtype)}\n")
     divisor: Any = scalar_type(logits.dtype)
     sizes = (np.int64(n), np.int64(classes), divisor(_mean_over(n, a["reduction"])))
-    cl.run(text, "cross_entropy_grad", (n,), *inputs, *outputs, *sizes, local_size=(16,) if n > 16 else None)
+    told = watched(cl, outputs[0], labels, classes, "labels")
+    cl.run(text, "cross_entropy_grad", (n,), *inputs, *outputs, *sizes, told, local_size=(16,) if n > 16 else None)
 
 
 def mse(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
@@ -192,5 +202,6 @@ def correct(cl: OpenCL, inputs: Sequence[Any], outputs: Sequence[Any], workspace
     if not n:
         cl.fill(count, 0)
         return
+    told = watched(cl, count, labels, classes, "labels")
     reduction = _labelled(_COUNT, c_type(labels.dtype), counts=True)
-    reduction.run(cl, logits.dtype, inputs, count, workspace, n, _least(cl, classes), 1, np.int64(classes))
+    reduction.run(cl, logits.dtype, inputs, count, workspace, n, _least(cl, classes), 1, np.int64(classes), told)

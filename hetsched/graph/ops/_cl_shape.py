@@ -24,6 +24,7 @@ from hetsched.graph.ops._cl_layout import (
     run_grid,
 )
 from hetsched.graph.ops._cl_types import c_type, unit_type
+from hetsched.graph.ops._ids import FAULTS, watched
 
 # Strided copies ---------------------------------------------------------------------------------------------------------------
 
@@ -174,11 +175,12 @@ def pad(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace: Any, a
 
 @cache
 def _gather_source(grid: str, unit: str, index: str) -> str:
-    return f"""{grid}
-__kernel void gather(OUT({unit}, out_p), IN({unit}, x_p), IN({index}, indices_p), {GRID}, const long picks, const long extent) {{
+    return f"""{grid}{FAULTS}
+__kernel void gather(OUT({unit}, out_p), IN({unit}, x_p), IN({index}, indices_p), {GRID}, const long picks, const long extent, FAULTS) {{
     LET_OUT({unit}, out_p); LET_IN({unit}, x_p); LET_IN({index}, indices_p);
     ROWS {{
-        const long pick = clamp((long)indices_p[r % picks], 0L, extent - 1);
+        long pick = indices_p[r % picks];
+        if (pick < 0 || pick >= extent) {{ TELL(pick, r % picks); pick = 0; }}
         const long x_at = (r / picks * extent + pick) * inner;
         ALONG(j) out_p[r * inner + j] = x_p[x_at + j];
     }}
@@ -187,41 +189,46 @@ __kernel void gather(OUT({unit}, out_p), IN({unit}, x_p), IN({index}, indices_p)
 
 
 def gather(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
-    """The kernel of tensor.gather. An index out of range picks the nearest element: the host would have to wait to see it."""
+    """The kernel of tensor.gather."""
     (x, indices), out = inputs, outputs[0]
     if not out.size:
         return
     axis = attributes["axis"] % len(x.shape)
     outer, extent, inner = math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])
     source = _gather_source(grid_source(cl), unit_type(x.dtype), c_type(indices.dtype))
-    run_grid(cl, source, "gather", inner, outer * indices.size, [out, x, indices], longs(indices.size, extent))
+    arguments = [*longs(indices.size, extent), watched(cl, out, indices, extent, "indices")]
+    run_grid(cl, source, "gather", inner, outer * indices.size, [out, x, indices], arguments)
 
 
 # On processors a work item owns some rows of the output and adds to them whatever update is theirs, in order. On others a work item belongs to an
 # update: the first of its index adds up all that follow it, in order, and the rest do nothing. Both add in the order of the updates.
 _SCATTER = """
 __kernel void scatter_own(
-    OUT(@S, out_p), IN(@I, indices_p), IN(@S, updates_p), const long count, const long size, const long inner, const long each, const long parts
+    OUT(@S, out_p), IN(@I, indices_p), IN(@S, updates_p), const long count, const long size, const long inner, const long each, const long parts,
+    FAULTS
 ) {
     LET_OUT(@S, out_p); LET_IN(@I, indices_p); LET_IN(@S, updates_p);
     const long o = (long)get_global_id(0) / parts, first = (long)get_global_id(0) % parts * each, last = min(first + each, size);
     for (long j = (o * size + first) * inner; j < (o * size + last) * inner; j++) PUT(out_p, j, (@T)0);
     for (long i = 0; i < count; i++) {
         const long k = indices_p[i];
-        if (k < first || k >= last) continue;
+        if (k < first || k >= last) {
+            if (!first && (k < 0 || k >= size)) TELL(k, i);
+            continue;
+        }
         const long to = (o * size + k) * inner, from = (o * count + i) * inner;
         for (long j = 0; j < inner; j++) PUT(out_p, to + j, AT(out_p, to + j) + AT(updates_p, from + j));
     }
 }
 
 __kernel void scatter_first(
-    OUT(@S, out_p), IN(@I, indices_p), IN(@S, updates_p), const long count, const long size, const long inner, const long items
+    OUT(@S, out_p), IN(@I, indices_p), IN(@S, updates_p), const long count, const long size, const long inner, const long items, FAULTS
 ) {
     LET_OUT(@S, out_p); LET_IN(@I, indices_p); LET_IN(@S, updates_p);
     const long id = get_global_id(0);
     if (id >= items) return;
     const long j = id % inner, i = id / inner % count, o = id / inner / count, k = indices_p[i];
-    if (k < 0 || k >= size) return;
+    if (k < 0 || k >= size) { TELL(k, i); return; }
     for (long before = 0; before < i; before++) if (indices_p[before] == k) return;
     @T sum = 0;
     for (long n = i; n < count; n++) if (indices_p[n] == k) sum += AT(updates_p, (o * count + n) * inner + j);
@@ -236,11 +243,11 @@ def _scatter_source(dtype: Any, index: str) -> str:
     half = element.memory == "half"
     load, store = ("vload_half(i, p)", "vstore_half_rte(v, i, p)") if half else ("(p)[i]", f"(p)[i] = ({element.memory})(v)")
     text = _SCATTER.replace("@S", element.memory).replace("@I", index).replace("@T", element.value)
-    return f"#define AT(p, i) {load}\n#define PUT(p, i, v) {store}\n{text}"
+    return f"{FAULTS}#define AT(p, i) {load}\n#define PUT(p, i, v) {store}\n{text}"
 
 
 def scatter_add(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
-    """The kernel of tensor.scatter_add, without atomics. An index out of range adds nothing.
+    """The kernel of tensor.scatter_add, without atomics of sums.
 
     Beside the additions, on processors at most 32 work items for each outer index read all indices; on others every work item does, which is n**2
     reads for n indices.
@@ -254,25 +261,27 @@ def scatter_add(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace
     size = out.shape[axis]
     outer, inner = math.prod(out.shape[:axis]), math.prod(out.shape[axis + 1 :])
     source = _scatter_source(updates.dtype, c_type(indices.dtype))
+    told = watched(cl, out, indices, size, "indices")
     if not cl.is_cpu:
         cl.fill(out, 0)
-        arguments = longs(indices.size, size, inner, updates.size)
+        arguments = [*longs(indices.size, size, inner, updates.size), told]
         cl.run(source, "scatter_first", (updates.size,), out, indices, updates, *arguments, local_size=(128,))
         return
     parts = min(size, 32, 1 + (updates.size + out.size) // (8192 * outer))
     each = -(-size // parts)
     parts = -(-size // each)
-    arguments = longs(indices.size, size, inner, each, parts)
+    arguments = [*longs(indices.size, size, inner, each, parts), told]
     cl.run(source, "scatter_own", (outer * parts,), out, indices, updates, *arguments, local_size=(1,))
 
 
 @cache
 def _one_hot_source(grid: str, unit: str, index: str, one: int) -> str:
-    return f"""{grid}
-__kernel void one_hot(OUT({unit}, out_p), IN({index}, indices_p), {GRID}) {{
+    return f"""{grid}{FAULTS}
+__kernel void one_hot(OUT({unit}, out_p), IN({index}, indices_p), {GRID}, FAULTS) {{
     LET_OUT({unit}, out_p); LET_IN({index}, indices_p);
     ROWS {{
         const long hot = indices_p[r];
+        if (hot < 0 || hot >= inner) TELL(hot, r);
         ALONG(j) out_p[r * inner + j] = hot == j ? ({unit}){one}UL : ({unit})0;
     }}
 }}
@@ -284,4 +293,4 @@ def one_hot(cl: OpenCL, inputs: Sequence[Any], outputs: list[Any], workspace: An
     indices, out = inputs[0], outputs[0]
     one = int(np.ones((), out.dtype).view(f"u{out.dtype.itemsize}"))
     source = _one_hot_source(grid_source(cl), unit_type(out.dtype), c_type(indices.dtype), one)
-    run_grid(cl, source, "one_hot", out.shape[-1], indices.size, [out, indices])
+    run_grid(cl, source, "one_hot", out.shape[-1], indices.size, [out, indices], [watched(cl, out, indices, out.shape[-1], "indices")])

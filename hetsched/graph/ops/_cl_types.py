@@ -193,13 +193,15 @@ def _reduction_source(head: str, inputs: tuple[tuple[str, str], ...], parameters
 class Reduction(NamedTuple):
     """A sum over n elements: `term` are statements that add what element `i` gives to `sum`, from `inputs`, (C type, name), and `parameters`.
 
-    The result is a floating scalar, or int64 where it `counts`. The order of the additions depends on n and the kind of device alone.
+    The result is a floating scalar, or int64 where it `counts`. `defines` stand before the source. The order of the additions depends on n and
+    the kind of device alone.
     """
 
     inputs: tuple[tuple[str, str], ...]
     term: str
     parameters: str = ""
     counts: bool = False
+    defines: str = ""
 
     @staticmethod
     def nbytes(n: int) -> int:
@@ -210,7 +212,7 @@ class Reduction(NamedTuple):
         self, cl: OpenCL, dtype: Any, inputs: Sequence[Any], result: Any, workspace: Any, n: int, least: int, divisor: float, *arguments: Any
     ) -> None:
         """Enqueue: result[0] = the sum over n (at least 1) elements of floating `dtype` / divisor. `least`: elements that are worth a work item."""
-        source = _reduction_source(header(dtype, cl), self.inputs, self.parameters, self.term, self.counts)
+        source = _reduction_source(header(dtype, cl) + self.defines, self.inputs, self.parameters, self.term, self.counts)
         kind = np.int64 if self.counts else sum_type(cl)
         (sums,) = workspace_pieces(cl, workspace, kind, min(n, _MOST_PARTIALS) + _LAST_PARTIALS)
         items = min(-(-n // least), _LAST_PARTIALS if cl.is_cpu else _MOST_PARTIALS)

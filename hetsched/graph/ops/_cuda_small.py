@@ -32,21 +32,32 @@ _HEAD = """
 typedef long long i64; typedef unsigned int u32; typedef unsigned long long u64;
 """
 
+# Tells of a mistake in the slot whose number is on the device; the first to tell is heard. See _cuda_ids.py.
+TELL = """
+#define TELL(value, position) if (slots_) { \\
+    i64 *mine_ = slots_ + slot_[0] * 4; \\
+    if (!atomicCAS((u64 *)mine_, (u64)0, (u64)1)) { mine_[1] = site_; mine_[2] = (i64)(value); mine_[3] = (i64)(position); } \\
+}
+"""
+
 # Words of 8, 4, 2 or 1 bytes; one thread moves one.
 _ROWS = """
-extern "C" __global__ void batch_rows(const W *x, const i64 *turn, const i64 *order, W *out, u32 width, u32 n, i64 cycle, i64 batch) {
+extern "C" __global__ void batch_rows(const W *x, const i64 *turn, const i64 *order, W *out, u32 width, u32 n, i64 cycle, i64 batch, i64 rows,
+                                      i64 *slots_, const i64 *slot_, i64 site_) {
     const u32 j = blockIdx.x * blockDim.x + threadIdx.x;
     if (j >= n) return;
     const u32 row = j / width;
-    i64 from = turn[0] % cycle * batch + row;
-    if (order) from = order[from];
+    const i64 at = turn[0] % cycle * batch + row;
+    i64 from = order ? order[at] : at;
+    if (from < 0 || from >= rows) { TELL(from, at) from = 0; }
     out[j] = x[from * width + (j - row * width)];
 }
 """
 
 # One thread a row of logits. A label that is no class gives NaN.
 _CROSS_ENTROPY_GRAD = """
-extern "C" __global__ void cross_entropy_grad(const T *logits, const L *labels, const T *dloss, T *out, u32 rows, u32 classes, T n) {
+extern "C" __global__ void cross_entropy_grad(const T *logits, const L *labels, const T *dloss, T *out, u32 rows, u32 classes, T n,
+                                              i64 *slots_, const i64 *slot_, i64 site_) {
     const u32 row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     const T *x = logits + (u64)row * classes;
@@ -56,7 +67,7 @@ extern "C" __global__ void cross_entropy_grad(const T *logits, const L *labels, 
     for (u32 c = 1; c < classes; c++) most = x[c] > most || x[c] != x[c] ? x[c] : most;
     for (u32 c = 0; c < classes; c++) sum += exp(x[c] - most);
     T share = dloss[0] / n;
-    if (label < 0 || label >= classes) share = (T)0 / (T)0 * share;
+    if (label < 0 || label >= classes) { share = (T)0 / (T)0 * share; TELL(label, row) }
     const T scale = share / sum;
     for (u32 c = 0; c < classes; c++) y[c] = exp(x[c] - most) * scale - (c == (u32)label ? share : (T)0);
 }
@@ -64,7 +75,8 @@ extern "C" __global__ void cross_entropy_grad(const T *logits, const L *labels, 
 
 # One block: each thread takes every 128th row, and their sums are halved in shared memory.
 _CROSS_ENTROPY = """
-extern "C" __global__ void cross_entropy(const T *logits, const L *labels, T *loss, u32 rows, u32 classes, T n) {
+extern "C" __global__ void cross_entropy(const T *logits, const L *labels, T *loss, u32 rows, u32 classes, T n,
+                                         i64 *slots_, const i64 *slot_, i64 site_) {
     __shared__ T sums[128];
     const u32 t = threadIdx.x;
     T mine = 0;
@@ -74,6 +86,7 @@ extern "C" __global__ void cross_entropy(const T *logits, const L *labels, T *lo
         T most = x[0], sum = 0;
         for (u32 c = 1; c < classes; c++) most = x[c] > most || x[c] != x[c] ? x[c] : most;
         for (u32 c = 0; c < classes; c++) sum += exp(x[c] - most);
+        if (label < 0 || label >= classes) TELL(label, row)
         mine += label < 0 || label >= classes ? (T)0 / (T)0 : log(sum) - (x[label] - most);
     }
     sums[t] = mine;
@@ -231,8 +244,8 @@ def _word(nbytes: int, *arrays: Any) -> int:
 _WORDS = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
 
 
-def batch_rows(xp: Any, x: Any, turn: Any, order: Any, out: Any, cycle: int, batch: int) -> bool:
-    """out = the rows of batch turn % cycle of x, by `order` where it is given."""
+def batch_rows(xp: Any, x: Any, turn: Any, order: Any, out: Any, cycle: int, batch: int, told: Sequence[Any]) -> bool:
+    """out = the rows of batch turn % cycle of x, by `order` where it is given. told: see `_cuda_ids.Told`."""
     if not out.size or not (x.flags.c_contiguous and out.flags.c_contiguous) or max(x.nbytes, out.nbytes) >= _MOST:
         return False
     row = out.nbytes // len(out)
@@ -240,7 +253,8 @@ def batch_rows(xp: Any, x: Any, turn: Any, order: Any, out: Any, cycle: int, bat
     n, width = out.nbytes // word, row // word
     first = _NOTHING if order is None else order
     types = _typedef(W=_WORDS[word])
-    return _run(xp, "batch_rows", _ROWS, types, _blocks(n), x, turn, first, out, np.uint32(width), np.uint32(n), np.int64(cycle), np.int64(batch))
+    numbers = (np.uint32(width), np.uint32(n), np.int64(cycle), np.int64(batch), np.int64(x.shape[0]))
+    return _run(xp, "batch_rows", TELL + _ROWS, types, _blocks(n), x, turn, first, out, *numbers, *told)
 
 
 def _few_classes(logits: Any, labels: Any) -> bool:
@@ -248,23 +262,24 @@ def _few_classes(logits: Any, labels: Any) -> bool:
     return bool(rows) and classes <= _FEW and labels.flags.c_contiguous and labels.dtype.name in _TYPES and rows < _MOST
 
 
-def cross_entropy(xp: Any, logits: Any, labels: Any, loss: Any, n: float) -> bool:
-    """loss = the sum of the rows' cross entropies / n."""
+def cross_entropy(xp: Any, logits: Any, labels: Any, loss: Any, n: float, told: Sequence[Any]) -> bool:
+    """loss = the sum of the rows' cross entropies / n. told: see `_cuda_ids.Told`."""
     if not (_few_classes(logits, labels) and _float(logits, loss)):
         return False
     rows, classes = logits.shape
     types = _typedef(T=logits.dtype, L=labels.dtype)
-    return _run(xp, "cross_entropy", _CROSS_ENTROPY, types, 1, logits, labels, loss, np.uint32(rows), np.uint32(classes), logits.dtype.type(n))
+    numbers = (np.uint32(rows), np.uint32(classes), logits.dtype.type(n))
+    return _run(xp, "cross_entropy", TELL + _CROSS_ENTROPY, types, 1, logits, labels, loss, *numbers, *told)
 
 
-def cross_entropy_grad(xp: Any, logits: Any, labels: Any, dloss: Any, out: Any, n: float) -> bool:
-    """out = (softmax(logits) - one_hot(labels)) * dloss / n; out may be logits."""
+def cross_entropy_grad(xp: Any, logits: Any, labels: Any, dloss: Any, out: Any, n: float, told: Sequence[Any]) -> bool:
+    """out = (softmax(logits) - one_hot(labels)) * dloss / n; out may be logits. told: see `_cuda_ids.Told`."""
     if not (_few_classes(logits, labels) and _float(logits, dloss, out)):
         return False
     rows, classes = logits.shape
     types = _typedef(T=logits.dtype, L=labels.dtype)
     numbers = (np.uint32(rows), np.uint32(classes), logits.dtype.type(n))
-    return _run(xp, "cross_entropy_grad", _CROSS_ENTROPY_GRAD, types, _blocks(rows), logits, labels, dloss, out, *numbers)
+    return _run(xp, "cross_entropy_grad", TELL + _CROSS_ENTROPY_GRAD, types, _blocks(rows), logits, labels, dloss, out, *numbers, *told)
 
 
 def dense(xp: Any, x: Any, w: Any, b: Any, out: Any, relu: bool) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.graph import Builder, Value
 from hetsched.graph.op import Attribute, Attributes, Composite, Op, Scene, Work
-from hetsched.graph.ops import _cl_data, _cuda_small, find
+from hetsched.graph.ops import _cl_data, _cuda_ids, _cuda_small, find
+from hetsched.graph.ops._ids import check_ids
 from hetsched.graph.ops._rules import BATCHES, arrays, batches_problems, nbytes, per_input
 from hetsched.graph.sequence import Data, LazySequence, apply, batched, is_unknown, materialize, row_count, spec_of_rows, unknown
 from hetsched.graph.spec import AnySpec, Spec, UpTo
@@ -56,8 +57,10 @@ def _batch_rows(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspac
         if len(inputs) == 2:
             out[...] = x[start:stop]
         else:
-            # `clip` writes straight into `out`; the numbers are those of a permutation, so nothing is clipped.
-            x.take(inputs[2][start:stop], 0, out, "clip")
+            # `clip` writes straight into `out`; nothing is clipped.
+            rows = inputs[2][start:stop]
+            check_ids(xp, rows, len(x), "order", start)
+            x.take(rows, 0, out, "clip")
         return
     # Elsewhere the number of the turn stays on the device: fetching it would wait for everything queued there.
     rows = turn % a["cycle"] * a["batch"] + xp.arange(a["count"])
@@ -66,7 +69,11 @@ def _batch_rows(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspac
 
 def _cuda_batch_rows(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     order = inputs[2] if len(inputs) > 2 else None
-    if not _cuda_small.batch_rows(xp, inputs[0], inputs[1], order, outputs[0], a["cycle"], a["batch"]):
+    x, turn, out = inputs[0], inputs[1], outputs[0]
+    told = _cuda_ids.NOBODY if order is None else _cuda_ids.told(out, order, x.shape[0], "order")
+    if not _cuda_small.batch_rows(xp, x, turn, order, out, a["cycle"], a["batch"], told):
+        if order is not None:
+            _cuda_ids.check_ids(xp, out, order, x.shape[0], "order")
         _batch_rows(xp, inputs, outputs, workspace, a)
 
 
@@ -80,7 +87,7 @@ BATCH_ROWS = Op(
     attributes=BATCHES,
     doc="""The rows of batch number turn % cycle: x[s : s + count] with s = (turn % cycle) * batch, or x[order[s : s + count]].
 
-    x [n, ...], turn int64 [], order int64 [n], a permutation of the row numbers (not checked).""",
+    x [n, ...], turn int64 [], order int64 [n], row numbers, a permutation in `nn.train`; one outside 0 to n - 1 is an error.""",
     calls=3,
 )
 
@@ -214,6 +221,7 @@ def _infer_stratified(specs: Sequence[AnySpec], a: Attributes) -> list[AnySpec]:
 
 def _stratified(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
     labels, order, out = *inputs, outputs[0]
+    check_ids(np, order, len(labels), "order")
     shuffled = labels[order]
     by_class = np.argsort(shuffled, kind="stable")
     counts = np.unique(shuffled, return_counts=True)[1]

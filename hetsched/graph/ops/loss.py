@@ -13,8 +13,9 @@ import numpy as np
 
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op
-from hetsched.graph.ops import _cl_loss, _cuda_rows, _cuda_small
+from hetsched.graph.ops import _cl_loss, _cuda_ids, _cuda_rows, _cuda_small
 from hetsched.graph.ops._cl_types import Reduction
+from hetsched.graph.ops._ids import check_ids
 from hetsched.graph.ops._rules import arrays, one_axis, per_input, want_float
 from hetsched.graph.ops._scratch import scratch, scratch_nbytes
 from hetsched.graph.spec import AnySpec, Spec
@@ -190,16 +191,6 @@ LOG_SOFTMAX_GRAD = Op(
 # Cross entropy --------------------------------------------------------------------------------------------------------------------
 
 
-def _check_labels(xp: Any, labels: Any, classes: int) -> None:
-    """An error that names the first label outside 0..classes-1, where looking does not make a device wait for its host."""
-    if xp is not np or not labels.size:
-        return
-    # As unsigned numbers negative labels are large: one pass finds both mistakes.
-    if int(labels.view(f"u{labels.itemsize}").max()) >= classes:
-        row = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
-        raise ValueError(f"labels[{row}] is {labels[row]}, outside the {classes} classes 0..{classes - 1} of the logits")
-
-
 # Classes up to which the losses lay them out as rows.
 _FEW = 64
 
@@ -216,7 +207,7 @@ def _exponentials(xp: Any, logits: Any, labels: Any, workspace: Any) -> tuple[An
     (128 rows of 10: 10 us for all of the loss, 18 the other way).
     """
     n, classes = logits.shape
-    _check_labels(xp, labels, classes)
+    check_ids(xp, labels, classes, "labels")
     (flat,) = scratch(xp, workspace, logits.dtype, logits.size)
     rows = xp.arange(n)
     if classes <= _FEW:
@@ -270,8 +261,9 @@ def _cuda_cross_entropy(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], 
     (logits, labels), loss = inputs, outputs[0]
     n = len(logits)
     count = _mean_over(n, a["reduction"])
-    if n <= _FEW_ROWS and _cuda_small.cross_entropy(xp, logits, labels, loss, count):
+    if n <= _FEW_ROWS and _cuda_small.cross_entropy(xp, logits, labels, loss, count, _cuda_ids.told(loss, labels, logits.shape[1], "labels")):
         return
+    _cuda_ids.check_ids(xp, loss, labels, logits.shape[1], "labels")
     (losses,) = scratch(xp, workspace, logits.dtype, n)
     if not _cuda_rows.cross_entropy(xp, logits, labels, loss, losses, count):
         _cross_entropy(xp, inputs, outputs, workspace, a)
@@ -281,8 +273,11 @@ def _cuda_cross_entropy_grad(xp: Any, inputs: Sequence[Any], outputs: Sequence[A
     (logits, labels, dloss), out = inputs, outputs[0]
     n = len(logits)
     count = _mean_over(n, a["reduction"])
-    if n <= _FEW_ROWS and _cuda_small.cross_entropy_grad(xp, logits, labels, dloss, out, count):
+    if n <= _FEW_ROWS and _cuda_small.cross_entropy_grad(
+        xp, logits, labels, dloss, out, count, _cuda_ids.told(out, labels, logits.shape[1], "labels")
+    ):
         return
+    _cuda_ids.check_ids(xp, out, labels, logits.shape[1], "labels")
     if not _cuda_rows.cross_entropy_grad(xp, logits, labels, dloss, out, count):
         _cross_entropy_grad(xp, inputs, outputs, workspace, a)
 
@@ -340,8 +335,7 @@ CROSS_ENTROPY = Op(
     workspace=_like_first_or_reduced,
     doc="""-log(softmax(logits))[label] over the rows: logits [n, classes], labels [n] of an integer dtype, loss a scalar of the dtype of logits.
 
-    A label outside 0..classes-1 is an error on NumPy. A device that cannot raise without its host's waiting gives NaN: OpenCL as the loss,
-    CUDA too in float32 and float64.""",
+    A label outside 0..classes-1 is an error.""",
     calls=25,
 )
 
@@ -357,7 +351,7 @@ CROSS_ENTROPY_GRAD = Op(
     workspace=_like_first,
     doc="""The gradient of `nn.cross_entropy` with respect to logits: (softmax(logits) - one_hot(labels)) * dloss, divided by n for a mean.
 
-    On OpenCL, and on CUDA in float32 and float64, a row whose label is outside 0..classes-1 becomes NaN.""",
+    A label outside 0..classes-1 is an error.""",
     calls=30,
 )
 
@@ -454,10 +448,13 @@ def _correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: 
     if not logits.size:
         count.fill(0)
         return
+    check_ids(xp, labels, logits.shape[1], "labels")
     xp.sum(logits.argmax(axis=1) == labels, out=count)
 
 
 def _cuda_correct(xp: Any, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, a: Attributes) -> None:
+    if inputs[0].size:
+        _cuda_ids.check_ids(xp, outputs[0], inputs[1], inputs[0].shape[1], "labels")
     if not _cuda_rows.correct(xp, inputs[0], inputs[1], outputs[0]):
         _correct(xp, inputs, outputs, workspace, a)
 

@@ -183,11 +183,13 @@ def _expand_train(builder: Builder, inputs: Mapping[str, Any], a: Attributes, sc
         _attempt(problems, check_rows, model, spec_of_rows(inputs["x"]))
         x = _attempt(problems, as_float, builder, inputs["x"], model.dtype)
         y = _attempt(problems, _targets, builder, model, a["loss"], inputs["y"])
+    held_out = _attempt(problems, _held_out, builder, inputs, a, model)
     if problems or model is None or chosen is None:
         raise GraphError(problems)
     (update, options), about = chosen, meta(model, loss=a["loss"])
     if x is None or y is None or not rows:
-        return {"model": Bundle({p.name: unknown(builder, p.name) for p in model.parameters}, "model", about), "losses": unknown(builder, "losses")}
+        out = {"model": Bundle({p.name: unknown(builder, p.name) for p in model.parameters}, "model", about), "losses": unknown(builder, "losses")}
+        return out if held_out is None else {**out, **held_out.unknown(builder)}
     first = _model_input(inputs) if "model" in inputs else initial(builder, model, a["seed"])
     groups = _groups(model)
     starts = {group.name: group.join(builder, first, "first") for group in groups}
@@ -197,17 +199,18 @@ def _expand_train(builder: Builder, inputs: Mapping[str, Any], a: Attributes, sc
         for slot in update.slots
     }
 
-    def write(body: Body) -> None:
+    def write(body: Body, turn: Value, firsts: Mapping[str, Value]) -> None:
+        """A batch. turn: how many batches there were before it; firsts: what is carried, at first."""
         b = body.builder
         order = None
         if a["shuffle"]:
-            order = b.op("random.permutation", body.turn, name="order", n=rows, seed=a["seed"])
+            order = b.op("random.permutation", turn, name="order", n=rows, seed=a["seed"])
             body.run_every(order, body.cycle)
         x_rows, y_rows = body.take(x, order), body.take(y, order)
-        held = {group.name: body.carry(group.name, starts[group.name]) for group in groups}
-        state = {key: body.carry(".".join(key), zeros) for key, zeros in slots.items()}
+        held = {group.name: body.carry(group.name, firsts[group.name]) for group in groups}
+        state = {key: body.carry(".".join(key), firsts[".".join(key)]) for key in slots}
         weights = {name: part for group in groups for name, part in group.split(b, held[group.name], "weights").items()}
-        output = forward(b, model, weights, x_rows, training=True, seed=a["seed"], turn=body.turn, logits=a["loss"] == "cross_entropy")
+        output = forward(b, model, weights, x_rows, training=True, seed=a["seed"], turn=turn, logits=a["loss"] == "cross_entropy")
         loss = _loss(b, a["loss"], output, y_rows, "mean", "loss")
         body.collect("loss", loss)
         one = b.constant(np.ones((), loss.dtype), "one")
@@ -218,24 +221,172 @@ def _expand_train(builder: Builder, inputs: Mapping[str, Any], a: Attributes, sc
         for group in groups:
             own = [state[group.name, slot] for slot in update.slots]
             gradient = group.join(b, gradients, "gradient")
-            given = [held[group.name], gradient, *own, *([body.turn] if update.turn else [])]
+            given = [held[group.name], gradient, *own, *([turn] if update.turn else [])]
             new = b.op(update.op, *given, name=f"update/{group.name}", **options)
             keys = (group.name, *(f"{group.name}.{slot}" for slot in update.slots))
             for key, value in zip(keys, new if isinstance(new, tuple) else (new,), strict=True):
                 body.give(key, value)
 
-    outputs = loop_over_batches(builder, write, rows=rows, batch=_batch(a, inputs["x"], TRAIN_BATCH), epochs=a["epochs"], name="steps")
-    parts = {name: part for group in groups for name, part in group.split(builder, outputs[group.name], "trained").items()}
+    batch, firsts = _batch(a, inputs["x"], TRAIN_BATCH), {**starts, **{".".join(key): zeros for key, zeros in slots.items()}}
+    more: dict[str, Any] = {}
+    if held_out is None:
+        outputs = loop_over_batches(builder, lambda body: write(body, body.turn, firsts), rows=rows, batch=batch, epochs=a["epochs"], name="steps")
+        last, losses = outputs, outputs["loss"]
+    else:
+        training = _Training(write, rows, batch, firsts, tuple(group.name for group in groups))
+
+        def weights_of(builder: Builder, values: Mapping[str, Value]) -> dict[str, Value]:
+            parts = {name: part for group in groups for name, part in group.split(builder, values[group.name], "weights").items()}
+            return {p.name: parts[p.name] for p in model.parameters}
+
+        last, losses, more = held_out.loop(builder, training, weights_of)
+    parts = {name: part for group in groups for name, part in group.split(builder, last[group.name], "trained").items()}
     trained = Bundle({p.name: parts[p.name] for p in model.parameters}, "model", about)
-    return {"model": trained, "losses": whole(builder, outputs["loss"], name="losses")}
+    return {"model": trained, "losses": whole(builder, losses, name="losses"), **more}
+
+
+# Validation -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How batches are trained on: `write(body, number of the batch, what is carried at first)`. weights: what of that are the model's."""
+
+    write: Callable[[Body, Value, Mapping[str, Value]], None]
+    rows: int
+    batch: int
+    firsts: Mapping[str, Value]
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Rows that are not trained on, and what is made of them. kinds: metric -> loss or accuracy as `nn.evaluate` has it; every: epochs between."""
+
+    model: Model
+    x: Data | None
+    targets: Mapping[str, Data]
+    kinds: Mapping[str, str]
+    rows: int
+    batch: int
+    epochs: int
+    every: int
+    patience: int | None
+    min_delta: float
+    monitor: str
+    restores: bool
+
+    def unknown(self, builder: Builder) -> dict[str, Any]:
+        """The output `history` where the data are not known yet."""
+        return {"history": Bundle({name: unknown(builder, name) for name in self._history()}, "metrics")}
+
+    def _history(self) -> tuple[str, ...]:
+        return (*(f"val_{name}" for name in self.kinds), "epochs", "best_epoch", f"best_val_{self.monitor}")
+
+    def loop(
+        self, builder: Builder, training: _Training, weights_of: Callable[[Builder, Mapping[str, Value]], dict[str, Value]]
+    ) -> tuple[dict[str, Value], Value, dict[str, Any]]:
+        """Train and validate in turn: a loop whose turns are `every` epochs and a look at the held-out rows. So batches overlap as ever, and nobody
+        waits to know whether there will be a next one but once a turn. Gives the weights, the losses of the batches, and `history`."""
+        sign = -1.0 if self.monitor == "accuracy" else 1.0
+        first = {"best": np.float64(np.inf), "best_epoch": np.int64(0), "epochs": np.int64(0), "waited": np.int64(0)}
+        numbers = {name: builder.constant(value, f"first_{name}") for name, value in first.items() if name != "waited" or self.patience is not None}
+        assert self.x is not None
+        x = self.x
+
+        def write(body: Body) -> None:
+            b = body.builder
+            held = {name: body.carry(name, value) for name, value in training.firsts.items()}
+            was = {name: body.carry(name, value) for name, value in numbers.items()}
+            turns = self.every * -(-training.rows // training.batch)
+            before = b.op("tensor.mul", body.turn, b.constant(np.int64(turns), "turns"), name="batches_before")
+
+            def steps(inner: Body) -> None:
+                number = inner.builder.op("tensor.add", inner.bind(before), inner.turn, name="batch_number")
+                training.write(inner, number, held)
+
+            new = loop_over_batches(b, steps, rows=training.rows, batch=training.batch, epochs=self.every, name="steps", around=body)
+            found = _measured(b, self.model, weights_of(b, new), x, self.targets, self.kinds, self.rows, self.batch, around=body)
+            value = found[self.monitor] if sign > 0 else b.op("tensor.neg", found[self.monitor], name="monitored")
+            reached = value if not self.min_delta else b.op("tensor.add", value, b.constant(np.float64(self.min_delta), "min_delta"), name="reached")
+            improved = b.op("tensor.less", reached, was["best"], name="improved")
+            epochs = b.op("tensor.add", was["epochs"], b.constant(np.int64(self.every), "every"), name="epochs")
+            now = {"best": value, "best_epoch": epochs}
+            given = {name: b.op("tensor.where", improved, now[name], was[name], name=name) for name in now} | {"epochs": epochs}
+            if self.patience is not None:
+                longer = b.op("tensor.add", was["waited"], b.constant(np.int64(1), "one_more"), name="longer")
+                given["waited"] = b.op("tensor.where", improved, b.constant(np.int64(0), "none"), longer, name="waited")
+                body.stop_if(b.op("tensor.greater_equal", given["waited"], b.constant(np.int64(self.patience), "patience"), name="stop"))
+            for name in training.firsts:
+                given[name] = new[name]
+            if self.restores:
+                for name in training.weights:
+                    kept = body.carry(f"best.{name}", training.firsts[name])
+                    given[f"best.{name}"] = b.op("tensor.where", improved, new[name], kept, name=f"best_weights/{name}")
+            for name, result in given.items():
+                body.give(name, result)
+            for name in self.kinds:
+                body.collect(f"val_{name}", found[name])
+            every_loss = whole(b, new["loss"], name="epoch_losses")
+            body.collect("losses", every_loss, rows=None if self.patience is not None else turns * body.cycle)
+
+        out = loop_over_batches(builder, write, rows=self.epochs // self.every, batch=1, name="epochs")
+        best = out["best"] if sign > 0 else builder.op("tensor.neg", out["best"], name="best_accuracy")
+        collected = [whole(builder, out[f"val_{name}"], name=f"val_{name}") for name in self.kinds]
+        history = dict(zip(self._history(), (*collected, out["epochs"], out["best_epoch"], best), strict=True))
+        return (
+            {name: out[f"best.{name}" if self.restores else name] for name in training.weights},
+            out["losses"],
+            {"history": Bundle(history, "metrics")},
+        )
+
+
+_VALIDATING = ("validate_every", "patience", "min_delta", "monitor", "restore_best_weights")
+
+
+def _held_out(builder: Builder, inputs: Mapping[str, Any], a: Attributes, model: Model | None) -> _HeldOut | None:
+    """The rows of the inputs `x_val` and `y_val`, with the options that are about them; None where there are none."""
+    given = [name for name in ("x_val", "y_val") if name in inputs]
+    if not given:
+        asked = [name for name in _VALIDATING if a[name] not in (None, False)]
+        if asked:
+            raise GraphError([f"option {name!r} needs rows that are held out: give the inputs x_val and y_val" for name in asked])
+        return None
+    problems: list[str] = []
+    if len(given) == 1:
+        problems.append(f"validation needs both x_val and y_val, there is only {given[0]}")
+    every = a["validate_every"] or 1
+    if a["epochs"] % every:
+        problems.append(f"option 'validate_every': {a['epochs']} epochs are no multiple of {every}: the last would not be validated; give a divisor")
+    if a["monitor"] == "accuracy" and a["loss"] != "cross_entropy":
+        problems.append(f"option 'monitor': accuracy is of labels; the loss {a['loss']} has none")
+    if problems or model is None:
+        raise GraphError(problems)
+    kinds = {"loss": a["loss"], **({"accuracy": "cross_entropy"} if a["loss"] == "cross_entropy" else {})}
+    x, rows, targets, batch = None, 0, {}, EVALUATE_BATCH
+    if not any(is_unknown(inputs[name]) for name in given):
+        try:
+            rows = _rows(inputs["x_val"], inputs["y_val"])
+            if not rows:
+                raise GraphError("there are no rows")
+            check_rows(model, spec_of_rows(inputs["x_val"]))
+            targets = {a["loss"]: _targets(builder, model, a["loss"], inputs["y_val"])}
+            x = as_float(builder, inputs["x_val"], model.dtype)
+        except GraphError as error:
+            raise GraphError([f"held-out rows (x_val, y_val): {p}" for p in error.problems]) from error
+        batch = inputs["x_val"].batch if isinstance(inputs["x_val"], LazySequence) else EVALUATE_BATCH
+    return _HeldOut(
+        model, x, targets, kinds, rows, batch, a["epochs"], every, a["patience"], a["min_delta"] or 0.0, a["monitor"] or "loss",
+        a["restore_best_weights"],
+    )  # fmt: skip
 
 
 _BATCH = Attribute(int, None, "rows a turn; that of the sequence where x is one", low=1, optional=True)
 
 TRAIN = Composite(
     "nn.train",
-    ("model?", "x", "y"),
-    ("model", "losses"),
+    ("model?", "x", "y", "x_val?", "y_val?"),
+    ("model", "losses", "history?"),
     _expand_train,
     attributes={
         "model": Attribute("any", None, "the name of a model under `models:`, or its description", optional=True),
@@ -245,12 +396,23 @@ TRAIN = Composite(
         "batch": _BATCH,
         "seed": Attribute(int, 0, "of first parameters, orders and dropout", low=0),
         "shuffle": Attribute(bool, True, "draw the order of rows anew in every epoch"),
+        "validate_every": Attribute(int, None, "epochs between two looks at x_val and y_val; 1 if not given", low=1, optional=True),
+        "patience": Attribute(int, None, "stop after so many looks in a row without an improvement", low=1, optional=True),
+        "min_delta": Attribute(float, None, "what is no more than this better is no improvement; 0 if not given", low=0, optional=True),
+        "monitor": Attribute(("loss", "accuracy"), None, "which metric of the held-out rows has to improve; loss if not given", optional=True),
+        "restore_best_weights": Attribute(bool, False, "give the weights of the best look, not the last ones"),
     },
     doc="""Train a model by gradient descent on batches of rows (32 where nothing says otherwise); the smaller last batch of an epoch is used too.
 
     x [n, ...] of any numbers, rows of the model's input or as many numbers; y [n] labels of an integer dtype for cross_entropy, [n, ...] numbers
     for mse. The input `model` is a trained one to go on from, with fresh optimizer state. Gives `model`, and `losses`: the loss of every batch before
-    its update, [epochs * batches].""",
+    its update, [epochs * batches].
+
+    With x_val and y_val, rows that are held out, the model is looked at after every epoch (or `validate_every`), and `history` has val_loss and, for
+    labels, val_accuracy of every look (float64, as `nn.evaluate` gives them), `epochs` (how many there were), `best_epoch` (from 1; 0: the losses
+    are NaN) and the best value. The steps are those of training without. An improvement is val_loss < best - min_delta, val_accuracy > best +
+    min_delta. With `patience` the arrays have an entry for each look that there was, and `losses` is
+    [looks, batches between two].""",
 )
 
 
@@ -286,13 +448,23 @@ def _expand_evaluate(builder: Builder, inputs: Mapping[str, Any], a: Attributes,
     if not rows:
         return {"metrics": Bundle({name: unknown(builder, name) for name in names}, "metrics")}
     x = as_float(builder, inputs["x"], model.dtype)
+    measured = _measured(builder, model, bundle, x, targets, kinds, rows, _batch(a, inputs["x"], EVALUATE_BATCH))
+    return {"metrics": Bundle(measured, "metrics")}
+
+
+def _measured(
+    builder: Builder, model: Model, parameters: Mapping[str, Value], x: Data, targets: Mapping[str, Data], kinds: Mapping[str, str], rows: int,
+    batch: int, around: Body | None = None,
+) -> dict[str, Value]:  # fmt: skip
+    """Metrics over all rows: float64 scalars by name. kinds: name -> what it is; targets: that -> y. around: the body that `builder` writes."""
 
     def write(body: Body) -> None:
         b = body.builder
         x_rows = body.take(x)
-        logits = forward(b, model, {name: body.bind(v) for name, v in bundle.items()}, x_rows, logits=True)
+        weights = {name: body.bind(v) for name, v in parameters.items()}
+        logits = forward(b, model, weights, x_rows, logits=True)
         # Squared errors are those of the whole model, its last softmax included; cross entropy and accuracy want what comes before.
-        output = forward(b, model, {n: body.bind(v) for n, v in bundle.items()}, x_rows) if "mse" in targets and model.head != "none" else logits
+        output = forward(b, model, weights, x_rows) if "mse" in targets and model.head != "none" else logits
         for name, kind in kinds.items():
             y_rows = body.take(targets[kind])
             if name == "accuracy":
@@ -300,9 +472,9 @@ def _expand_evaluate(builder: Builder, inputs: Mapping[str, Any], a: Attributes,
             else:
                 body.collect(name, _loss(b, kind, output if kind == "mse" else logits, y_rows, "sum", name))
 
-    outputs = loop_over_batches(builder, write, rows=rows, batch=_batch(a, inputs["x"], EVALUATE_BATCH), name="batches")
+    outputs = loop_over_batches(builder, write, rows=rows, batch=batch, name="batches", around=around)
     sizes = {name: rows * (int(np.prod(model.output)) if kind == "mse" else 1) for name, kind in kinds.items()}
-    return {"metrics": Bundle({name: _mean(builder, outputs[name], sizes[name], name) for name in names}, "metrics")}
+    return {name: _mean(builder, outputs[name], sizes[name], name) for name in kinds}
 
 
 def _mean(builder: Builder, sums: Value, count: int, name: str) -> Value:

@@ -16,7 +16,8 @@ import numpy as np
 from hetsched.errors import GraphError
 from hetsched.graph.op import Attribute, Attributes, Cotangent, Op, OpenCL, anywhere
 from hetsched.graph.ops import _cl_shape as opencl
-from hetsched.graph.ops import _cuda_scatter, _cuda_small
+from hetsched.graph.ops import _cuda_ids, _cuda_scatter, _cuda_small
+from hetsched.graph.ops._ids import IDS_RULE, check_ids
 from hetsched.graph.ops._rules import (
     FLOATS,
     Shape,
@@ -348,14 +349,6 @@ def _want_index(spec: Spec) -> None:
         raise GraphError("indices cannot be uint64; convert them with tensor.cast to int64")
 
 
-def _check_range(xp: Any, indices: Any, n: int) -> None:
-    """An error for an index outside 0 to n - 1; on NumPy only, elsewhere it would make the host wait for the device."""
-    if xp is np and indices.size:
-        low, high = int(np.minimum.reduce(indices, axis=None)), int(np.maximum.reduce(indices, axis=None))
-        if low < 0 or high >= n:
-            raise IndexError(f"index {low if low < 0 else high} is outside an axis of {n}; indices count from 0")
-
-
 def _infer_gather(specs: Sequence[AnySpec], attributes: Attributes) -> list[AnySpec]:
     x, indices = arrays(specs, ("x", "indices"))
     _want_index(indices)
@@ -371,8 +364,21 @@ def _gather(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, 
         xp.take(x, indices, axis=axis, out=out)
     elif out.size:
         # mode="raise" would go through a buffer, and costs two to three times as much as looking at the extremes first.
-        _check_range(xp, indices, x.shape[axis])
+        check_ids(xp, indices, x.shape[axis], "indices")
         x.take(indices, axis, out, "clip")
+
+
+def _cuda_gather(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    (x, indices), out = inputs, outputs[0]
+    if out.size:
+        _cuda_ids.check_ids(xp, out, indices, x.shape[attributes["axis"]], "indices")
+    _gather(xp, inputs, outputs, workspace, attributes)
+
+
+def _cuda_one_hot(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    if outputs[0].size:
+        _cuda_ids.check_ids(xp, outputs[0], inputs[0], attributes["classes"], "indices")
+    _one_hot(xp, inputs, outputs, workspace, attributes)
 
 
 @one_output
@@ -387,12 +393,13 @@ def _gather_gradient(b: Builder, x: Sequence[Value], y: Value, g: Value, attribu
 
 
 gather = Op(
-    "tensor.gather", ("x", "indices"), ("out",), _infer_gather, per_output(0), {"array": _gather, "opencl": opencl.gather}, _gather_gradient,
+    "tensor.gather", ("x", "indices"), ("out",), _infer_gather, per_output(0),
+    {"array": _gather, "opencl": opencl.gather, "cuda": _cuda_gather}, _gather_gradient,
     {"axis": Attribute(int, 0, "the axis of x that the indices count")},
     capable=anywhere,
     calls=6,
-    doc="Slices of x picked by indices (integers from 0): out[..., i, ...] = x[..., indices[i], ...].\n\n"
-    "An index out of range is an error on CPU; on other devices, where nobody waits to look, it picks some other slice.",
+    cuda_calls=2,
+    doc=f"Slices of x picked by indices: out[..., i, ...] = x[..., indices[i], ...].\n\n{IDS_RULE}",
 )  # fmt: skip
 
 
@@ -424,12 +431,14 @@ def _scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: 
 def _add_at(xp: Any, indices: Any, updates: Any, out: Any, axis: int) -> None:
     out.fill(0)
     if updates.size:
-        _check_range(xp, indices, out.shape[axis])
+        check_ids(xp, indices, out.shape[axis], "indices")
         xp.add.at(out, (slice(None),) * axis + (indices,), updates)
 
 
 def _cuda_scatter_add(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
     (indices, updates), out = inputs, outputs[0]
+    if updates.size:
+        _cuda_ids.check_ids(xp, out, indices, out.shape[attributes["axis"]], "indices")
     if not _cuda_scatter.scatter_add(xp, indices, updates, out, attributes["axis"]):
         _scatter_add(xp, inputs, outputs, workspace, attributes)
 
@@ -443,7 +452,7 @@ scatter_add = Op(
     "tensor.scatter_add", ("indices", "updates"), ("out",), _infer_scatter_add, per_output(1),
     {"array": _scatter_add, "opencl": opencl.scatter_add, "cuda": _cuda_scatter_add}, _scatter_add_gradient,
     {"size": Attribute(int, doc="the extent of the axis", low=0), "axis": Attribute(int, 0, "the axis that the indices count", low=0)},
-    calls=8, doc="Zeros with updates added where the indices say; equal indices add up. The transpose of tensor.gather.",
+    calls=8, doc=f"Zeros with updates added where the indices say; equal indices add up. The transpose of tensor.gather. {IDS_RULE}",
 )  # fmt: skip
 
 
@@ -454,11 +463,13 @@ def _infer_one_hot(specs: Sequence[AnySpec], attributes: Attributes) -> list[Any
 
 
 def _one_hot(xp: Any, inputs: Sequence[Any], outputs: list[Any], workspace: Any, attributes: Attributes) -> None:
+    if outputs[0].size:
+        check_ids(xp, inputs[0], attributes["classes"], "indices")
     outputs[0][...] = inputs[0][..., None] == xp.arange(attributes["classes"])
 
 
 one_hot = Op(
-    "tensor.one_hot", ("indices",), ("out",), _infer_one_hot, per_output(1), {"array": _one_hot, "opencl": opencl.one_hot},
+    "tensor.one_hot", ("indices",), ("out",), _infer_one_hot, per_output(1), {"array": _one_hot, "opencl": opencl.one_hot, "cuda": _cuda_one_hot},
     attributes={"classes": Attribute(int, doc="how many classes", low=0), "dtype": dtype_attribute("float32", (*FLOATS, "int32", "int64", "bool"))},
-    capable=anywhere, calls=4, doc="indices[...] -> [..., classes]: 1 at the index, 0 elsewhere; an index out of range gives zeros.",
+    capable=anywhere, calls=4, cuda_calls=5, doc=f"indices[...] -> [..., classes]: 1 at the index, 0 elsewhere. {IDS_RULE}",
 )  # fmt: skip

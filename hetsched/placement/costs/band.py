@@ -57,7 +57,8 @@ def _spread(plan: Timeline, costs: CostModel, repeats: float, seconds: dict[str,
                 assert isinstance(command, Launch)
                 times_here = times if command.task not in every else repeats * -(-turns // every[command.task])
                 if command.task in plan.loops:
-                    total += _spread(plan.loops[command.task], costs, times_here, seconds)
+                    for share, body in plan.loops[command.task].booked:
+                        total += _spread(body, costs, share * times_here, seconds)
                     continue
                 estimate = costs.launch(plan.graph, command.task, plan.machine.device(span.lanes[0].owner), command.width)
                 seconds[estimate.source] = seconds.get(estimate.source, 0.0) + times_here * estimate.seconds

@@ -111,10 +111,11 @@ def _busy(plan: Timeline) -> tuple[dict[str, float], frozenset[str]]:
         if runs <= 0:
             continue
         if span.command.task in plan.loops:
-            inner, devices = _busy(plan.loops[span.command.task])
-            used |= devices
-            for device, seconds in inner.items():
-                busy[device] = busy.get(device, 0.0) + runs * seconds
+            for share, body in plan.loops[span.command.task].booked:
+                inner, devices = _busy(body)
+                used |= devices
+                for device, seconds in inner.items():
+                    busy[device] = busy.get(device, 0.0) + runs * share * seconds
             continue
         for lane in span.lanes:
             used.add(lane.owner)
@@ -159,6 +160,6 @@ def _latency(plan: Timeline) -> float | None:
 def _one_turn(plan: Timeline, span: Span) -> float:
     """Seconds of a span, of a loop those of its prologue, one turn and its epilogue."""
     body = plan.loops.get(span.command.task) if isinstance(span.command, Launch) else None
-    if body is None:
+    if body is None or body.branch is not None:
         return span.finish - span.start
     return min(span.finish - span.start, turn_seconds(body))

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.graph.graph import Loop
+from hetsched.graph.graph import Nested
 from hetsched.machine import Device, Machine
 from hetsched.placement.costs.history import Lesson
 from hetsched.placement.costs.kinds import GAP, device_key, link_key
@@ -73,7 +73,7 @@ def body_lanes(plan: Timeline) -> Iterator[tuple[Lane, ...]]:
     for span in (*plan.prologue, *plan.spans, *plan.epilogue):
         if not (isinstance(span.command, Launch) and span.command.task in plan.loops):
             yield from ((lane,) for lane in span.lanes)
-    for inner in plan.loops.values():
+    for _, inner in plan.nested:
         yield from body_lanes(inner)
 
 
@@ -86,12 +86,12 @@ def handovers(trace: Timeline, plan: Timeline | None = None) -> list[Lesson]:
     found: Mapping[tuple[str, str], Sequence[float] | FloatArray]
     is_loop = [False] * len(spans)
     if trace.graph.has_loops:
-        is_loop = [isinstance(s.command, Launch) and isinstance(trace.graph.task_ops[s.command.task], Loop) for s in spans]
+        is_loop = [isinstance(s.command, Launch) and isinstance(trace.graph.task_ops[s.command.task], Nested) for s in spans]
         lanes = [s.lanes for s, inside in zip(spans, is_loop, strict=True) if not inside]
     else:
         lanes = [on for on in trace.lane_sets if on]
     # A plan tells them by one turn, a trace by all.
-    lanes += [on for body in (trace if plan is None else plan).loops.values() for on in body_lanes(body)]
+    lanes += [on for _, body in (trace if plan is None else plan).nested for on in body_lanes(body)]
     way = way_of(trace.machine, lanes, bool(trace.loops))
     keys = {d.id: device_key(d) for d in trace.machine.devices} | {x.id: link_key(x, trace.machine) for x in trace.machine.links}
     if way.is_plain and Copy not in kinds and not any(is_loop):

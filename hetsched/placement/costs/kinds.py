@@ -7,7 +7,7 @@ import weakref
 from typing import NamedTuple
 
 from hetsched.graph.alike import alike
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Nested
 from hetsched.graph.op import Op
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine
@@ -101,4 +101,4 @@ def link_key(link: Link, machine: Machine) -> str:
 def is_learned(graph: Graph, task: int) -> bool:
     """True for tasks whose time says something: no loops (their bodies do), and no views, which take none."""
     op = graph.task_ops[task]
-    return not isinstance(op, Loop) and not op.view
+    return not isinstance(op, Nested) and not op.view

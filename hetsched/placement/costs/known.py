@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Nested
 from hetsched.graph.op import Op
 from hetsched.graph.ops import family, registry
 from hetsched.machine import Device, Link, Machine
@@ -69,7 +69,7 @@ class KnownCosts:
         if width > 1:
             return self._wide(graph, task, device, width)
         op = graph.task_ops[task]
-        if isinstance(op, Loop) or op.view:
+        if isinstance(op, Nested) or op.view:
             free = self._roofline.launch(graph, task, device, width)
             is_strange = isinstance(op, Op) and device.id in self.building and device_key(device) not in self._met
             return free._replace(seconds=free.seconds + self.building[device.id]) if is_strange else free  # not to be opened for views alone
@@ -179,7 +179,7 @@ class KnownCosts:
         """A wide launch: as measured, else the narrow estimate in the proportion of the roofline."""
         key = device_key(device)
         op = graph.task_ops[task]
-        if isinstance(op, Loop) or not op.wide:
+        if isinstance(op, Nested) or not op.wide:
             return self._roofline.launch(graph, task, device, width)
         row = self.known.get((key, self._kinds.of(graph, task).text, width)) if key else None
         if row is not None:
@@ -219,7 +219,7 @@ class KnownCosts:
         if key not in self._shares:
             self._shares[key] = None
             every, row = self._bodies.get(id(graph)), None
-            if every is not None and device.shares_lanes and device_key(device) and not any(isinstance(op, Loop) for op in graph.task_ops):
+            if every is not None and device.shares_lanes and device_key(device) and not any(isinstance(op, Nested) for op in graph.task_ops):
                 row = self.known.get((device_key(device), turn_kind(graph), 1))
             if every is not None and row is not None:
                 total = 0.0

@@ -86,9 +86,9 @@ def _teach_launches(trace: Timeline, found: dict[tuple[str, str, int], tuple[Kin
 
 
 def _timelines(trace: Timeline) -> Iterator[Timeline]:
-    """The trace, and those of the bodies of its loops, loops in loops too."""
+    """The trace, and those of the bodies of its loops and of the branches that ran, those in them too."""
     yield trace
-    for body in trace.loops.values():
+    for _, body in trace.nested:
         yield from _timelines(body)
 
 
@@ -115,6 +115,8 @@ def _loops(trace: Timeline, plan: Timeline | None) -> Iterator[Lesson]:
     planned = {} if plan is None else {s.command.task: s.finish - s.start for s in plan.spans if isinstance(s.command, Launch)}
     for span in trace.spans:
         body = trace.loops.get(span.command.task) if isinstance(span.command, Launch) else None
+        if body is not None and body.loop is None:
+            yield from _loops(body, None)
         if body is None or body.loop is None:
             continue
         inner = plan.loops.get(span.command.task) if plan is not None and isinstance(span.command, Launch) else None

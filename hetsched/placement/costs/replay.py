@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from hetsched.errors import HetschedError
-from hetsched.graph.graph import Graph, Loop, Where
+from hetsched.graph.graph import Graph, If, Loop, Nested, Where
 from hetsched.machine import Device, Link
 from hetsched.placement.costs.estimate import CostModel, Estimate
 from hetsched.placement.costs.history import Lesson
@@ -39,7 +39,7 @@ class MeasuredCosts:
     def launch(self, graph: Graph, task: int, device: Device, width: int = 1) -> Estimate:
         """What the run measured of this kind of task on this device (in a loop, with its share of what a turn took), else the base's estimate."""
         op = graph.task_ops[task]
-        if isinstance(op, Loop) or op.view:
+        if isinstance(op, Nested) or op.view:
             return self.base.launch(graph, task, device, width)
         known = self.base.launch(graph, task, device, width)
         found = self._measured(graph, task, device, width)
@@ -78,7 +78,7 @@ class MeasuredCosts:
         if key not in self._shares:
             turn, total = self._seconds.get((device.id, turn_kind(graph), 1)), 0.0
             for task, op in enumerate(graph.task_ops):
-                if not isinstance(op, Loop) and not op.view and self._bodies[id(graph)][1][task] == 1:
+                if not isinstance(op, Nested) and not op.view and self._bodies[id(graph)][1][task] == 1:
                     total += self._measured(graph, task, device, 1) or 0.0
             self._shares[key] = turn / total if turn is not None and total > 0 else 1.0
         return self._shares[key]
@@ -88,9 +88,11 @@ def tell_bodies(costs: CostModel, graph: Graph) -> None:
     """Tell a model that wants to know which graphs are bodies of loops."""
     tell = getattr(costs, "in_body", None)
     for op in graph.task_ops:
-        if tell is not None and isinstance(op, Loop):
-            tell(op.body, op.every)
-            tell_bodies(costs, op.body)
+        if tell is not None and isinstance(op, Nested):
+            if isinstance(op, Loop):
+                tell(op.body, op.every)
+            for part in op.parts.values():
+                tell_bodies(costs, part)
 
 
 def placed(graph: Graph, devices: Mapping[str, str], path: str = "") -> Graph:
@@ -99,7 +101,11 @@ def placed(graph: Graph, devices: Mapping[str, str], path: str = "") -> Graph:
     out.where, out.task_ops = dict(graph.where), list(graph.task_ops)
     for task, name in enumerate(graph.task_names):
         op = graph.task_ops[task]
-        if isinstance(op, Loop):
+        if isinstance(op, If):
+            inside = f"{path}{name}/"
+            then, other = (placed(part, devices, inside + prefix) for prefix, part in op.parts.items())
+            out.task_ops[task] = replace(op, then=then, otherwise=other)
+        elif isinstance(op, Loop):
             rest = None if op.remainder is None else placed(op.remainder, devices, f"{path}{name}/")
             out.task_ops[task] = replace(op, body=placed(op.body, devices, f"{path}{name}/"), remainder=rest)
         elif path + name in devices:
@@ -147,6 +153,8 @@ def retimed(plan: Timeline, costs: CostModel) -> float:
 
 def _launch_seconds(plan: Timeline, command: Launch, lanes: tuple[Lane, ...], planned: float, costs: CostModel) -> float:
     body = plan.loops.get(command.task)
+    if body is not None and body.branch is not None:
+        return sum(share * (retimed(branch, costs) + branch.begin_seconds) for share, branch in body.booked)
     if body is None:
         return costs.launch(plan.graph, command.task, plan.machine.device(lanes[0].owner), command.width).seconds if lanes else planned
     was: dict[Lane, float] = {}

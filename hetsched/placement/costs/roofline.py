@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from hetsched.errors import InternalError
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Nested
 from hetsched.graph.op import Op
 from hetsched.graph.spec import Spec
 from hetsched.machine import Device, Link, Machine
@@ -41,7 +41,7 @@ class RooflineCosts:
         Infinite where a wide launch is asked of an op that is not `wide`.
         """
         op = graph.task_ops[task]
-        if isinstance(op, Loop):
+        if isinstance(op, Nested):
             raise InternalError(f"loop {graph.task_names[task]!r} has no cost of its own; plan its body")
         if op.view:
             return Estimate(0.0, 0.0, 0.0)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from hetsched.errors import GraphError
-from hetsched.graph.graph import Loop, Where
+from hetsched.errors import GraphError, PlacementError
+from hetsched.graph.graph import Loop, Nested, Where
 from hetsched.machine import HOST, Machine
 from hetsched.placement.costs.estimate import CostModel
 from hetsched.placement.loops.body import Body
@@ -29,7 +29,7 @@ from hetsched.placement.periods.order import by_starts
 from hetsched.placement.periods.problem import NANOSECONDS, Core, Ops, PeriodBound, whole
 from hetsched.placement.periods.slide import slid
 from hetsched.placement.periods.walk import Walk
-from hetsched.placement.problem import Problem, problem_of
+from hetsched.placement.problem import PlanLoop, Problem, problem_of
 from hetsched.timeline import Bound, Copy, Lane, Launch, Replica, Span, Timeline
 
 # A pipeline over threads is taken only where it promises this share of the chain's period or less: threads of one process share more than cores.
@@ -70,12 +70,13 @@ def plan_loop(
     where: Where | None = None,
     seed: int = 0,
     name: str | None = None,
+    nested: PlanLoop | None = None,
 ) -> Timeline:
     """The plan of one turn of `loop`'s body on `machine`, repeated every `period` seconds.
 
     costs: seconds of launches and copies. only: device pattern that limits the tasks which have a kernel on a matching device. memory: node -> bytes
     for the arenas, instead of the machine's. where: devices for the loop as a whole, kept where a task can. name: what errors call the loop, else its
-    own. The same arguments give the same plan.
+    own. nested: plans what the body itself holds (`branches.plan_nested`), else only loops are known. The same arguments give the same plan.
     Raises `GraphError` where the loop itself is wrong, `PlacementError` where a task has no device, `OutOfMemoryError` where even turns one after
     another do not fit.
     """
@@ -85,10 +86,14 @@ def plan_loop(
         raise GraphError([f"loop {name or loop.name!r}: {p}" for p in problems])
     body = Body(loop)
 
-    def nested(inner: Loop, on: Machine, prices: CostModel, where: Where | None = where, name: str | None = None) -> Timeline:
+    def inside(inner: Nested, on: Machine, prices: CostModel, where: Where | None = where, name: str | None = None) -> Timeline:
+        if nested is not None:
+            return nested(inner, on, prices, where=where, name=name)
+        if not isinstance(inner, Loop):
+            raise PlacementError(f"task {name!r} is an if; give plan_loop(nested=plan_nested) what plans it")
         return plan_loop(inner, on, prices, only=only, memory=memory, where=where, seed=seed, name=name)
 
-    problem = problem_of(loop.body, machine, costs, only=only, memory=memory, plan_loop=nested)
+    problem = problem_of(loop.body, machine, costs, only=only, memory=memory, plan_loop=inside)
     seconds = durations_of(body, problem, machine, where)
     drafts = _drafts(body, problem, seconds, costs, machine, seed)
     plan = _fitting(body, problem, drafts, machine, name or loop.name)

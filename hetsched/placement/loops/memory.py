@@ -179,7 +179,7 @@ def layout(
         if nbytes > 0:
             workspaces[task] = (node_of[task], take(node_of[task], nbytes, f"scratch of {graph.task_names[task]}"), nbytes)
         if task in nested:
-            bodies[task] = {node: take(node, n, graph.task_names[task]) for node, n in nested[task].arenas.items()}
+            bodies[task] = {node: take(node, n, graph.task_names[task]) for node, n in nested[task].room.items()}
     after += [After(launch_of[o.before], launch_of[o.later], o.turns) for o in body.orders if o.before == o.later]
     return Memory(offsets, arenas, rings, workspaces, bodies, tuple(dict.fromkeys(after)), largest)
 

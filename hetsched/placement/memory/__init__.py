@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.errors import InternalError, OutOfMemoryError
-from hetsched.graph.graph import Graph, Loop
+from hetsched.graph.graph import Graph, Nested
 from hetsched.graph.op import Op
 from hetsched.graph.ops.shape import view_offset
 from hetsched.graph.spec import array_form
@@ -206,7 +206,7 @@ def _blocks(plan: Timeline, places: Places) -> _Layout:
         taken: set[int] = set()
         for position, replica in enumerate(writes_of(span)):
             value, node = replica.value, replica.node
-            if op is not None and not isinstance(op, Loop) and op.view:
+            if op is not None and not isinstance(op, Nested) and op.view:
                 _view(plan, layout, op, command, replica, kept=node == HOST and value in outputs)
                 continue
             if not in_arena(graph, value, node, outputs):
@@ -214,7 +214,7 @@ def _blocks(plan: Timeline, places: Places) -> _Layout:
                     layout.loose[replica] = span.start, end if value in outputs else span.finish, nbytes[value]
                 continue
             heir = None
-            if op is not None and not isinstance(op, Loop) and op.inplace:
+            if op is not None and not isinstance(op, Nested) and op.inplace:
                 heir = _donor(plan, layout, i, op, position, last_reader, taken, places.replicas.get(replica))
             if heir is not None:
                 taken.add(id(heir))
@@ -283,9 +283,9 @@ def _private(plan: Timeline, layout: _Layout, event: int, span: Span, command: L
     """Blocks of the launch alone: scratch, and the arenas of a loop's body."""
     graph = plan.graph
     op = graph.task_ops[command.task]
-    if isinstance(op, Loop):
+    if isinstance(op, Nested):
         body = plan.loops[command.task]
-        layout.bodies[command.task] = {node: _new(layout, node, size, event, span) for node, size in body.arenas.items() if size}
+        layout.bodies[command.task] = {node: _new(layout, node, size, event, span) for node, size in body.room.items() if size}
         for node, block in layout.bodies[command.task].items():
             block.offset = places.bodies.get((command.task, node), 0)
     elif op.workspace is not None:
@@ -340,7 +340,7 @@ def pack(blocks: Sequence[Block], limit: int | None = None, rest_seconds: float 
         for block, offset in zip(blocks, offsets, strict=True):
             block.offset = offset
     alive = _most((b.start, b.until, padded(b.nbytes)) for b in blocks)
-    too_big = limit is not None and best > limit
+    too_big = limit is not None and best > limit >= alive  # and where more is alive at once, no packing fits
     if best > alive and (too_big or len(blocks) <= GREEDY_BLOCKS):
         other = _by_size(blocks)
         if other >= best:

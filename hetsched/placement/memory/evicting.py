@@ -11,17 +11,20 @@ A device's memory suffices whenever it holds what each single task needs. The ho
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
 from hetsched.errors import InternalError
-from hetsched.graph.graph import Loop
-from hetsched.placement.draft import GraphDraft
+from hetsched.graph.graph import Graph, Nested
+from hetsched.machine import HOST
+from hetsched.placement.draft import GraphDraft, HopelessError
 from hetsched.placement.memory import Places, PlanTooLargeError, in_arena, lay_out, smaller
 from hetsched.placement.memory.arena import ALIGNMENT, Arena, Held, Rank, Want, Window, padded
 from hetsched.placement.problem import Problem
+from hetsched.placement.ranks import least_tails
 from hetsched.timeline import Copy, Lane, Launch, Replica, Span, Timeline
 
 
@@ -43,31 +46,25 @@ class Rule:
 
 def _farthest(draft: EvictingDraft) -> Rank:
     def rank(window: Window, when: float) -> tuple[float, ...]:
-        late = max(window.free_at - when, 0.0)
-        if not window.victims:
-            return (0, late, window.left)
-        return (1, -draft.nearest(window), draft.traffic(window.victims), late)
+        return (-draft.nearest(window), draft.traffic(window.victims), max(window.free_at - when, 0.0))
 
-    return Rank(lambda w: -draft.nearest(w), rank)
+    return Rank(lambda held: -draft.distance(held), rank)
 
 
 def _beside(draft: EvictingDraft) -> Rank:
     def rank(window: Window, when: float) -> tuple[float, ...]:
-        free_at = max((draft.free_time(v) for v in window.victims), default=0.0)
+        free_at = max(draft.free_time(v) for v in window.victims)
         late = max(window.free_at - when, free_at - when, 0.0)
-        if not window.victims:
-            return (0, late, window.left)
-        return (1, late > 0.0, -draft.nearest(window), draft.traffic(window.victims), late)
+        return (late > 0.0, -draft.nearest(window), draft.traffic(window.victims), late)
 
-    return Rank(lambda w: -draft.nearest(w), rank)
+    return Rank(lambda held: -draft.distance(held), rank)
 
 
 def _longest_unused(draft: EvictingDraft) -> Rank:
     def rank(window: Window, when: float) -> tuple[float, ...]:
-        late = max(window.free_at - when, 0.0)
-        return (1, max(v.used for v in window.victims), late) if window.victims else (0, late, window.left)
+        return (max(v.used for v in window.victims), max(window.free_at - when, 0.0))
 
-    return Rank(lambda w: max(v.used for v in w.victims), rank)
+    return Rank(lambda held: held.used, rank)
 
 
 FARTHEST = Rule("farthest next use first", _farthest)
@@ -77,16 +74,47 @@ ELSEWHERE = Rule("farthest next use first, tasks elsewhere where that is sooner"
 LEAST_RECENT = Rule("least recently used first", _longest_unused)
 
 
-def evicted(problem: Problem, sequence: Sequence[Turn], rule: Rule, *, host: bool, notes: Sequence[str] = ()) -> Timeline:
+def evicted(problem: Problem, sequence: Sequence[Turn], rule: Rule, *, host: bool, notes: Sequence[str] = (), shorter_than: float = inf) -> Timeline:
     """The plan that books `sequence` and evicts by `rule`. Raises `PlanTooLargeError` where that does not fit.
 
     host: keep to the limit of the host while booking too; else the host's memory is laid out when all is booked, which wastes less of it.
+    shorter_than: a makespan in seconds; raises `HopelessError` as soon as the plan is certain not to be shorter.
     """
     draft = EvictingDraft(problem, sequence, rule, host)
     draft.notes += notes
+    tails = least_tails(problem).tolist()
     for turn in sequence:
-        draft.place(turn.task, draft.sooner(turn.task, turn.choice) if rule.moves else turn.choice)
+        finish = draft.place(turn.task, draft.sooner(turn.task, turn.choice) if rule.moves else turn.choice)
+        if finish + tails[turn.task] >= shorter_than:
+            raise HopelessError
+    if draft.finish() >= shorter_than:
+        raise HopelessError
     return draft.plan()
+
+
+class _Facts:
+    """What is asked of a graph again and again, by task and by value; the same for all drafts of a problem."""
+
+    def __init__(self, graph: Graph) -> None:
+        ops, tasks, values = graph.task_ops, range(len(graph)), range(len(graph.value_specs))
+        self.results = frozenset(graph.outputs.values())
+        self.reads = [graph.reads(t) for t in tasks]
+        self.writes = [graph.writes(t) for t in tasks]
+        self.loop = [isinstance(op, Nested) for op in ops]
+        self.view = [not isinstance(op, Nested) and op.view for op in ops]
+        self.inplace = [() if isinstance(op, Nested) else tuple(op.inplace) for op in ops]
+        self.lies = [in_arena(graph, v, "", self.results) for v in values]  # in an arena of a device
+        self.lies_on_host = [in_arena(graph, v, HOST, self.results) for v in values]
+        self.scratch = [_scratch(graph, t) for t in tasks]
+
+
+def _scratch(graph: Graph, task: int) -> int:
+    """Bytes of workspace of a task that is no loop."""
+    op = graph.task_ops[task]
+    if isinstance(op, Nested) or op.workspace is None:
+        return 0
+    reads, writes = ([graph.value_specs[v] for v in values] for values in (graph.reads(task), graph.writes(task)))
+    return op.workspace(reads, writes, graph.task_attributes[task])
 
 
 class EvictingDraft(GraphDraft):
@@ -96,25 +124,29 @@ class EvictingDraft(GraphDraft):
         super().__init__(problem)
         self.rule = rule
         graph, n = self.graph, len(problem)
-        self._results = frozenset(graph.outputs.values())
-        self._readers: list[list[tuple[int, int]]] = [[] for _ in self._nbytes]  # value -> (position, node) of its readers, ascending
+        facts: _Facts = self._shared("evicting", lambda: _Facts(graph))
+        self._facts, self._results = facts, facts.results
+        # node, or -1 for all of them -> value -> positions of its readers there, ascending
+        self._readers: list[list[list[int]]] = [[[] for _ in self._nbytes] for _ in (*problem.node_names, -1)]
         for position, (task, choice) in enumerate(sequence):
+            here, everywhere = self._readers[problem.choices[choice].node], self._readers[-1]
             for value in self.reads[task]:
-                self._readers[value].append((position, problem.choices[choice].node))
+                here[value].append(position)
+                everywhere[value].append(position)
         for value in self._results:
             if self._producer[value] >= 0:
-                self._readers[value].append((n, problem.host))
-        self._next = [0] * len(self._nbytes)  # value -> number of its first use that is not booked
+                self._readers[problem.host][value].append(n)
+                self._readers[-1][value].append(n)
         self._now = 0  # position of the task that is being booked
         self._arenas: dict[int, Arena] = {}
         for node, nbytes in enumerate(problem.capacity):
             if nbytes is not None and (host or node != problem.host):
-                self._arenas[node] = Arena(max(nbytes - (self._owned() if node == problem.host else 0), 0))
+                room = max(nbytes - (self._owned() if node == problem.host else 0), 0)
+                self._arenas[node] = Arena(room, rule.rank(self), self._fixed)
         self._held: dict[tuple[int, int], Held] = {}  # (value, node) -> what it lies in
-        self._made: dict[tuple[int, int], int] = {}  # (value, node) -> replicas there have been
+        self._replicas: dict[tuple[int, int], Replica] = {}  # (value, node) -> the last replica there
         self._spans: list[Span] = []
         self._distances: dict[Held, float] = {}
-        self._rank = rule.rank(self)
         self.places = Places(frozenset(problem.node_names[i] for i in self._arenas))
         self.evictions = 0
 
@@ -125,6 +157,10 @@ class EvictingDraft(GraphDraft):
         views = {v for v in made if getattr(graph.task_ops[self._producer[v]], "view", False) and v not in self._results}
         return sum(self._nbytes[v] for v in made if not in_arena(graph, v, name, self._results) and v not in views)
 
+    def _lies(self, node: int) -> list[bool]:
+        """value -> whether its replica in `node` has a place in the arena (`in_arena`)."""
+        return self._facts.lies_on_host if node == self.problem.host else self._facts.lies
+
     # Booking --------------------------------------------------------------------------------------------------------------------
 
     def place(self, task: int, choice: int, not_before: float = 0.0) -> float:
@@ -132,7 +168,7 @@ class EvictingDraft(GraphDraft):
         self._now = len(self.booked)
         node = self.problem.choices[choice].node
         ready, scratch, donors = self._make_room(task, node)
-        finish = super().place(task, choice, max(ready, not_before))
+        finish = self._book(task, choice, max(ready, not_before))
         self._settle(task, node, finish, scratch, donors)
         return finish
 
@@ -160,7 +196,7 @@ class EvictingDraft(GraphDraft):
         if node in self._arenas and node != host:
             self._pin(task, node, True)
             wants = [Want(n, ready) for _, n in self._wanted(task, node)[0]]
-            found = self._arenas[node].fit(wants, self._rank, self._fixed)
+            found = self._arenas[node].fit(wants)
             self._pin(task, node, False)
             gone = found[1] if found is not None else [p.held for p in self._arenas[node].pieces if p.held is not None]
             back += self.traffic(gone) * (self._per_byte[host][node])
@@ -213,7 +249,7 @@ class EvictingDraft(GraphDraft):
                 held = self._held[into, node]
                 ready = max(ready, held.free_at)
                 self._held[out, node] = held
-            if isinstance(self.graph.task_ops[task], Loop):
+            if isinstance(self.graph.task_ops[task], Nested):
                 ready = max(ready, self._room_for_body(task, scratch))
         finally:
             self._pin(task, node, False)
@@ -224,39 +260,32 @@ class EvictingDraft(GraphDraft):
 
         over_all: also over inputs that are needed again.
         """
-        graph, name = self.graph, self.problem.node_names[node]
-        op = graph.task_ops[task]
-        wants = [(v, self._nbytes[v]) for v in self.reads[task] if node not in self._there[v] and in_arena(graph, v, name, self._results)]
+        facts, lies = self._facts, self._lies(node)
+        wants = [(v, self._nbytes[v]) for v in self.reads[task] if node not in self._there[v] and lies[v]]
         donors: dict[int, int] = {}
-        if isinstance(op, Loop) or not op.view:
-            for position, value in enumerate(graph.writes(task)):
-                if not in_arena(graph, value, name, self._results):
+        if not facts.view[task]:
+            for position, value in enumerate(facts.writes[task]):
+                if not lies[value]:
                     continue
-                into = self._donor(task, node, position, donors, over_all)
+                into = self._donor(task, node, position, donors, over_all) if facts.inplace[task] else None
                 if into is None:
                     wants.append((value, self._nbytes[value]))
                 else:
                     donors[value] = into
-        if not isinstance(op, Loop) and op.workspace is not None:
-            reads, writes = ([graph.value_specs[v] for v in values] for values in (graph.reads(task), graph.writes(task)))
-            nbytes = op.workspace(reads, writes, graph.task_attributes[task])
-            if nbytes > 0:
-                wants.append((-1, nbytes))
+        if facts.scratch[task] > 0:
+            wants.append((-1, facts.scratch[task]))
         return wants, donors
 
     def _donor(self, task: int, node: int, position: int, taken: dict[int, int], over_all: bool) -> int | None:
         """The input whose bytes output `position` may take over, because nothing needs them there after the launch."""
-        graph = self.graph
-        op, specs = graph.task_ops[task], graph.value_specs
-        reads, out = graph.reads(task), graph.writes(task)[position]
-        if isinstance(op, Loop):
-            return None
-        for written, into in op.inplace:
+        specs, lies = self.graph.value_specs, self._lies(node)
+        reads, out = self._facts.reads[task], self._facts.writes[task][position]
+        for written, into in self._facts.inplace[task]:
             if written != position or into >= len(reads) or specs[reads[into]] != specs[out]:
                 continue
             value = reads[into]
             held = self._held.get((value, node))
-            if held is None and (node in self._there[value] or not in_arena(graph, value, self.problem.node_names[node], self._results)):
+            if held is None and (node in self._there[value] or not lies[value]):
                 continue
             inside = [value] if held is None else held.values
             alone = sum((r == value if held is None else self._held.get((r, node)) is held) for r in reads) == 1
@@ -278,7 +307,7 @@ class EvictingDraft(GraphDraft):
             if value >= 0 and self._producer[value] != task:
                 soon = min(self._link(src, node, value, at)[0] for src, at in self._there[value].items())
             rows.append(Want(nbytes, soon))
-        found = self._arenas[node].fit(rows, self._rank, self._fixed)
+        found = self._arenas[node].fit(rows)
         if found is None:
             return None
         for victim in found[1]:
@@ -288,7 +317,7 @@ class EvictingDraft(GraphDraft):
     def _room_for_body(self, task: int, scratch: list[Held]) -> float:
         """Take the bytes of a loop's body on every node it uses; gives when they are free."""
         ready = 0.0
-        for name, nbytes in self.problem.loops[task].arenas.items():
+        for name, nbytes in self.problem.loops[task].room.items():
             node = self.problem.node_names.index(name)
             if not nbytes or node not in self._arenas:
                 continue
@@ -303,27 +332,27 @@ class EvictingDraft(GraphDraft):
 
     def _settle(self, task: int, node: int, finish: float, scratch: list[Held], donors: dict[int, Held]) -> None:
         """The task is booked: note what it used, and give up what nobody needs any more."""
-        graph, name, position = self.graph, self.problem.node_names[node], self._now
-        op = graph.task_ops[task]
-        reads = tuple(self._replica(v, node) for v in graph.reads(task))
-        for value in graph.writes(task):
-            self._made[value, node] = 1
-        writes = tuple(Replica(v, 0, name) for v in graph.writes(task))
-        if not isinstance(op, Loop) and op.view:
-            base = self._held.get((graph.reads(task)[0], node))
+        name, position, facts = self.problem.node_names[node], self._now, self._facts
+        written, there = facts.writes[task], self._there
+        reads = tuple([self._replica(v, node) for v in facts.reads[task]])
+        writes = tuple([Replica(v, 0, name) for v in written])
+        for replica in writes:
+            self._replicas[replica.value, node] = replica
+        if facts.view[task]:
+            base = self._held.get((facts.reads[task][0], node))
             if base is not None:
-                view = graph.writes(task)[0]
-                if name == self.problem.node_names[self.problem.host] and view in self._results:
+                view = written[0]
+                if node == self.problem.host and view in self._results:
                     base.kept = True
                 else:
                     base.values.append(view)
                     self._held[view, node] = base
-                    self._distances.pop(base, None)
-        lanes = self._lanes(task)
+                    self._changed(base)
         choice = self.problem.choices[self.choice_of[task]]
-        width = len(lanes) if isinstance(op, Loop) else choice.width
+        lanes = self._lanes(task)
+        width = len(lanes) if facts.loop[task] else choice.width
         self._spans.append(Span(lanes, Launch(task, 0, reads, writes, width), self.start_of[task], finish))
-        for value in (*self.reads[task], *graph.writes(task)):
+        for value in (*self.reads[task], *written):
             held = self._held.get((value, node))
             if held is not None:
                 held.free_at, held.used, held.pinned = max(held.free_at, finish), position, False
@@ -333,22 +362,21 @@ class EvictingDraft(GraphDraft):
                 self._arenas[held.node].give_up(held)
         for held in donors.values():
             for old in held.values:
-                if node in self._there[old]:
-                    del self._there[old][node], self._held[old, node]
+                if node in there[old]:
+                    del there[old][node], self._held[old, node]
         for out, held in donors.items():
             held.values = [out]
-            self._distances.pop(held, None)
-        if node in self._arenas:
-            for value in graph.writes(task):
-                if (value, node) in self._held and not (not isinstance(op, Loop) and op.view):
-                    self.places.replicas[self._replica(value, node)] = self._held[value, node].offset
-        for value in self.reads[task]:
-            uses = self._readers[value]
-            while self._next[value] < len(uses) and uses[self._next[value]][0] <= position:
-                self._next[value] += 1
-        self._forget(*self.reads[task], *graph.writes(task))
-        for value in dict.fromkeys((*self.reads[task], *graph.writes(task))):
-            for where in sorted(self._there[value], key=lambda m: m == self.problem.host):
+            self._changed(held)
+        if node in self._arenas and not facts.view[task]:
+            for replica in writes:
+                held = self._held.get((replica.value, node))
+                if held is not None:
+                    self.places.replicas[replica] = held.offset
+        used = dict.fromkeys((*self.reads[task], *written))
+        self._forget(*used)
+        for value in used:
+            # The host comes last: what lies there is needed for as long as others may be brought in from it.
+            for where in [*(m for m in there[value] if m != self.problem.host), self.problem.host]:
                 self._give_up_dead(value, where)
 
     def _give_up_dead(self, value: int, node: int) -> None:
@@ -360,7 +388,7 @@ class EvictingDraft(GraphDraft):
             self._there[v].pop(node, None)
             del self._held[v, node]
             self._forget(v)
-        self._distances.pop(held, None)
+        self._changed(held)
         if node in self._arenas:
             self._arenas[node].give_up(held)
 
@@ -372,23 +400,18 @@ class EvictingDraft(GraphDraft):
         The last replica of a value is needed for whoever reads the value anywhere; on the host it is kept for them too, as what others are
         brought in from. arriving: it is not there yet, so it is elsewhere.
         """
-        host = self.problem.host
-        uses, now = self._readers[value], self._now
-        alone = not arriving and all(m == node for m in self._there[value])
-        for position, where in uses[self._next[value] :]:
-            if position <= now:
-                continue
-            if where == host and position == len(self.problem) and host in self._there[value] and node != host:
-                continue  # a result that has been delivered
-            if where == node or alone or node == host:
-                return position
-        return inf
+        there = self._there[value]
+        alone = node == self.problem.host or not (arriving or (there if node not in there else len(there) > 1))
+        positions = self._readers[-1 if alone else node][value]
+        if not positions or positions[-1] <= self._now:
+            return inf
+        return positions[bisect_right(positions, self._now)]
 
     def distance(self, held: Held) -> float:
         """Position of the next launch that needs what lies in `held`."""
         found = self._distances.get(held)
         if found is None:
-            found = self._distances[held] = min((self._need(v, held.node) for v in held.values), default=inf)
+            found = self._distances[held] = min([self._need(v, held.node) for v in held.values], default=inf)
         return found
 
     def nearest(self, window: Window) -> float:
@@ -401,7 +424,7 @@ class EvictingDraft(GraphDraft):
             for node in self._there[value]:
                 held = self._held.get((value, node))
                 if held is not None:
-                    self._distances.pop(held, None)
+                    self._changed(held)
 
     def traffic(self, victims: Sequence[Held]) -> float:
         """Bytes that evicting `victims` would copy, out and in again."""
@@ -432,6 +455,12 @@ class EvictingDraft(GraphDraft):
             if held is not None:
                 held.pinned = on
 
+    def _changed(self, held: Held) -> None:
+        """When what lies in `held` is needed, or was used, has changed."""
+        self._distances.pop(held, None)
+        if held.key is not None:
+            self._arenas[held.node].touch(held)
+
     # Moving ---------------------------------------------------------------------------------------------------------------------
 
     def _evict(self, held: Held) -> None:
@@ -447,7 +476,7 @@ class EvictingDraft(GraphDraft):
             del self._there[value][node], self._held[value, node]
             self._forget(value)
         self._arenas[node].give_up(held)
-        self._distances.pop(held, None)
+        self._changed(held)
 
     def _clear(self, node: int) -> None:
         """Evict everything that can be."""
@@ -458,9 +487,9 @@ class EvictingDraft(GraphDraft):
     def _save(self, value: int) -> None:
         """Copy `value` to the host."""
         host, free_at = self.problem.host, 0.0
-        if host in self._arenas and in_arena(self.graph, value, self.problem.node_names[host], self._results):
+        if host in self._arenas and self._lies(host)[value]:
             held = Held(host, self._nbytes[value], [value])
-            found = self._arenas[host].fit([Want(held.nbytes, 0.0)], self._rank, self._fixed)
+            found = self._arenas[host].fit([Want(held.nbytes, 0.0)])
             if found is None:
                 raise self._too_tight(None, host, held.nbytes, value)
             for victim in found[1]:
@@ -494,8 +523,9 @@ class EvictingDraft(GraphDraft):
         if source is not None:
             source.free_at = max(source.free_at, finish)
         read = self._replica(value, src)
-        self._made[value, node] = self._made.get((value, node), 0) + 1
-        written = self._replica(value, node)
+        before = self._replicas.get((value, node))
+        written = Replica(value, 0, self.problem.node_names[node], before.generation + 1 if before is not None else 0)
+        self._replicas[value, node] = written
         self._there[value][node] = finish
         self._forget(value)
         held = self._held.get((value, node))
@@ -507,7 +537,9 @@ class EvictingDraft(GraphDraft):
         self._spans.append(Span((Lane(link.id, engine, "copy"),), Copy(value, 0, read, written), start, finish))
 
     def _replica(self, value: int, node: int) -> Replica:
-        return Replica(value, 0, self.problem.node_names[node], max(self._made.get((value, node), 1) - 1, 0))
+        """What lies in `node` of `value`: what was last brought or made there, or what was there from the start."""
+        found = self._replicas.get((value, node))
+        return found if found is not None else Replica(value, 0, self.problem.node_names[node])
 
     def _too_tight(self, task: int | None, node: int, nbytes: int, value: int | None = None) -> PlanTooLargeError:
         arena, name, graph = self._arenas[node], self.problem.node_names[node], self.graph

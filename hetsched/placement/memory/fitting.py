@@ -6,11 +6,13 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
+from typing import TypeAlias
 
 import numpy as np
 
-from hetsched.graph.graph import Loop
-from hetsched.placement.draft import GraphDraft, Policy
+from hetsched.graph.graph import Nested
+from hetsched.placement.draft import GraphDraft, HopelessError, Policy
 from hetsched.placement.memory import PlanTooLargeError, in_arena, smaller
 from hetsched.placement.memory.arena import padded
 from hetsched.placement.memory.evicting import BESIDE, ELSEWHERE, FARTHEST, LEAST_RECENT, Rule, Turn, evicted
@@ -20,6 +22,8 @@ from hetsched.timeline import Timeline
 
 # So many tasks are booked in all, in one way after another, before the best plan so far is taken.
 MOST_BOOKED = 6_000
+# A plan is looked for that is shorter than the best so far by this share of its makespan: less is rounding.
+LEAST_GAIN = 1e-9
 
 
 def sequence_of(draft: GraphDraft) -> list[Turn]:
@@ -40,47 +44,64 @@ def fitted(draft: GraphDraft, policy: Policy, error: PlanTooLargeError, *, is_au
         policy(draft)
     best: Timeline | None = None
     errors = [error]
+    unlimited = min(draft.finish(), draft.expected())
     for number, make in enumerate(_ways(draft, is_auto)):
-        if best is not None and number * len(problem) > MOST_BOOKED:
+        # A plan as short as that without a limit is taken at once.
+        if best is not None and (number * len(problem) > MOST_BOOKED or best.makespan <= unlimited * (1 + LEAST_GAIN)):
             break
         try:
-            plan = make()
+            best = make(best.makespan * (1 - LEAST_GAIN) if best is not None else inf)
         except PlanTooLargeError as found:
             errors.append(found)
-            continue
-        if best is None or plan.makespan < best.makespan:
-            best = plan
+        except HopelessError:
+            pass
     if best is None:
         raise min(errors, key=lambda e: e.missing)
     return best
 
 
-def _ways(draft: GraphDraft, is_auto: bool) -> Iterator[Callable[[], Timeline]]:
+# A way to make a plan: given a makespan in seconds, it raises `HopelessError` where its plan would not be shorter.
+Way: TypeAlias = Callable[[float], Timeline]
+
+
+def _ways(draft: GraphDraft, is_auto: bool) -> Iterator[Way]:
     problem = draft.problem
     first = sequence_of(draft)
     frugal = [Turn(t, draft.choice_of[t]) for t in frugal_order(problem)]
     rules = (BESIDE, FARTHEST, LEAST_RECENT, ELSEWHERE) if is_auto else (BESIDE, FARTHEST, LEAST_RECENT)
     for rule in rules:
         for order, sequence in (("its own order", first), ("an order that holds little at once", frugal)):
-            yield partial(_evicted, draft, sequence, rule, order)
+            yield _tried if sequence is frugal and frugal == first else partial(_evicted, draft, sequence, rule, order)
     if not is_auto:
         return
     for name, book in _frugal(problem):
         other = GraphDraft(problem)
         book(other)
         other.notes.append(f"the fastest plan does not fit the memory; this one is that of {name}")
-        yield other.plan
+        yield partial(_planned, other)
         yield partial(_evicted, other, sequence_of(other), BESIDE, "its own order")
 
 
-def _evicted(draft: GraphDraft, sequence: Sequence[Turn], rule: Rule, order: str) -> Timeline:
+def _tried(shorter_than: float) -> Timeline:
+    """The way before, again: both orders are one, as those of chains are."""
+    raise HopelessError
+
+
+def _planned(draft: GraphDraft, shorter_than: float) -> Timeline:
+    plan = draft.plan()
+    if plan.makespan >= shorter_than:
+        raise HopelessError
+    return plan
+
+
+def _evicted(draft: GraphDraft, sequence: Sequence[Turn], rule: Rule, order: str, shorter_than: float) -> Timeline:
     """The sequence booked with evictions; the host's limit is kept while booking only where it must be."""
     notes = (*draft.notes, f"the fastest plan does not fit the memory; this one books the tasks anew, in {order}")
     try:
-        return evicted(draft.problem, sequence, rule, host=False, notes=notes)
+        return evicted(draft.problem, sequence, rule, host=False, notes=notes, shorter_than=shorter_than)
     except PlanTooLargeError as error:
         try:
-            return evicted(draft.problem, sequence, rule, host=True, notes=notes)
+            return evicted(draft.problem, sequence, rule, host=True, notes=notes, shorter_than=shorter_than)
         except PlanTooLargeError:
             raise error from None
 
@@ -129,15 +150,15 @@ def needed(problem: Problem, task: int, node: int) -> int:
     op, sizes = graph.task_ops[task], graph.value_nbytes
     reads, writes = list(graph.reads(task)), list(graph.writes(task))
     total = sum(padded(int(sizes[v])) for v in dict.fromkeys(reads) if in_arena(graph, v, name, results))
-    if isinstance(op, Loop):
-        total += padded(problem.loops[task].arenas.get(name, 0))
+    if isinstance(op, Nested):
+        total += padded(problem.loops[task].room.get(name, 0))
     elif op.view:
         return total
     taken: set[int] = set()
     for position, value in enumerate(writes):
         if not in_arena(graph, value, name, results):
             continue
-        pairs = () if isinstance(op, Loop) else (into for out, into in op.inplace if out == position and into < len(reads))
+        pairs = () if isinstance(op, Nested) else (into for out, into in op.inplace if out == position and into < len(reads))
         over = next(
             (
                 reads[i]
@@ -153,7 +174,7 @@ def needed(problem: Problem, task: int, node: int) -> int:
             total += padded(int(sizes[value]))
         else:
             taken.add(over)
-    if not isinstance(op, Loop) and op.workspace is not None:
+    if not isinstance(op, Nested) and op.workspace is not None:
         ins, outs = [graph.value_specs[v] for v in reads], [graph.value_specs[v] for v in writes]
         total += padded(op.workspace(ins, outs, graph.task_attributes[task]))
     return total

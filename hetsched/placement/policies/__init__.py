@@ -11,6 +11,9 @@ import pkgutil
 from hetsched.errors import CommandLineError, did_you_mean
 from hetsched.placement.draft import Policy
 
+# What `auto` says of its choice, before the name of the policy.
+TOOK = "auto took the plan of "
+
 
 def names() -> list[str]:
     """Every policy by name: the files here, and those of entry points."""

@@ -3,7 +3,7 @@
 A plan that is certain to be longer than the best so far is given up. Where runs have shown what handing steps to threads, streams and links takes,
 small graphs are compared by what a run is expected to take, and all that a device can run is tried there alone, for each device: policies do not see
 what lies between tasks. Of large graphs each device that can run them is tried alone too, where its lanes, never idle, would be done sooner than the
-best plan so far.
+best plan so far. The plan of a small costed graph is improved by a search of a few hundred plans, which takes some milliseconds.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 
 from hetsched.placement.costs.handover import handover_of
 from hetsched.placement.draft import Draft, HopelessError, Policy
-from hetsched.placement.policies import earliest_finish, heft, one_device, peft, twice
+from hetsched.placement.policies import TOOK, earliest_finish, heft, one_device, peft, twice
 from hetsched.placement.problem import Problem
 from hetsched.placement.ranks import by_rank, mean_copies, mean_durations, upward_ranks
+from hetsched.placement.search.improve import improve
 
 # Up to this many tasks the weaker members are tried too where copies queue on links: they win on small graphs whose copies are dear.
 SMALL = 300
@@ -25,6 +26,9 @@ SMALL = 300
 AGAIN = 500
 # Each of so many devices is tried alone, for graphs of up to so many tasks: with 140 of them auto took 3.2 times the time of HEFT.
 MOST_HOMES, ALONE = 4, 64
+# Plans that are tried by search, for costed graphs of up to so many tasks: 7 ms (12 without machine code), and plans of at most 40 tasks come from
+# 1.095 times the best known makespans to 1.029.
+TRIED, SEARCHED = 200, 64
 
 
 def policy(draft: Draft) -> None:
@@ -68,7 +72,9 @@ def policy(draft: Draft) -> None:
             if seconds < least:
                 attempt(f"heft on {problem.device_ids[home]}", partial(heft_at, home=home))
     draft.adopt(best)
-    draft.notes.append(f"auto took the plan of {name}")
+    draft.notes.append(TOOK + name)
+    if problem.is_costed and 0 < len(problem) <= SEARCHED:
+        improve(draft, evaluations=TRIED)
 
 
 def sufficient_homes(problem: Problem) -> list[tuple[int, float]]:
