@@ -195,6 +195,7 @@ class RawModule:
                 cuda_host.run(self.library, name, grid, block, arguments)
 
             if current.stream.captured is None:
+                current.stream.synchronize()  # a kernel sees what commands before it have written
                 command()
             else:
                 current.stream.put(command)

@@ -84,7 +84,7 @@ def test_the_turn_and_the_task_of_a_loop_are_told(device, task, turn):
     good = np.asarray(hs.run(graph, inputs, only=device, learn=False)["totals"])
     assert (good == -6).all()
     (ids if task == "first" else again)[turn:, 1] = 9  # of every turn from there on: the first is told
-    wanted = rf"task '{task}' failed in turn {turn}: IndexError: indices\[1\] is 9, outside 0 to {4 if task == 'first' else 2};"
+    wanted = rf"task '{task}' failed in turn {turn} of loop 'turns': IndexError: indices\[1\] is 9, outside 0 to {4 if task == 'first' else 2};"
     with pytest.raises(TaskError, match=wanted):
         hs.run(graph, inputs, only=device, learn=False)
 
@@ -98,7 +98,7 @@ def test_a_session_goes_on_after_a_bad_id(device):
         call = session.compile(graph, only=device)
         for _ in range(3):
             assert (np.asarray(call(inputs)["totals"]) == -6).all()
-            with pytest.raises(TaskError, match=r"task 'first' failed in turn 0: IndexError: indices\[\d\] is -2, outside 0 to 4"):
+            with pytest.raises(TaskError, match=r"task 'first' failed in turn 0 of loop '.*': IndexError: indices\[\d\] is -2, outside 0 to 4"):
                 call(bad)
 
 

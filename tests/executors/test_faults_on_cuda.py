@@ -56,7 +56,7 @@ def test_the_turn_and_the_task_of_a_loop_that_is_walked_are_told(wraps, task, tu
     given = {"x": np.ones((5, 2), np.float32), "ids": ids, "again": again}
     assert (np.asarray(hs.run(plan, given, learn=False)["totals"]) == -6).all()
     (ids if task == "first" else again)[turn:, 1] = 9
-    with pytest.raises(TaskError, match=rf"task '{task}' failed in turn {turn}: IndexError: indices\[1\] is 9, outside 0 to"):
+    with pytest.raises(TaskError, match=rf"task '{task}' failed in turn {turn} of loop 'turns': IndexError: indices\[1\] is 9, outside 0 to"):
         hs.run(plan, given, learn=False)
 
 
