@@ -667,7 +667,7 @@ def test_a_task_that_fails_is_told_at_its_place_with_its_loop_and_turn(form, tmp
     captured = capsys.readouterr()
     told = captured.err.splitlines()[-1]
     assert told.startswith(f"{file}:5:3: error: task '"), told
-    assert "failed in turn 1 of loop 'learn/steps': ValueError: labels[1] is 5, outside the 2 classes" in told
+    assert "failed in turn 1 of loop 'learn/steps': IndexError: labels[1] is 5, outside 0 to 1" in told
     if form == "json":
         assert json.loads(captured.out)["error"] == told
     if form == "jsonl":

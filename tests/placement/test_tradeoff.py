@@ -90,12 +90,12 @@ def test_a_deadline_is_kept_or_refused_with_the_fastest_time(seed: int) -> None:
 
 def test_a_weighted_sum_is_the_best_of_all_by_its_own_score() -> None:
     graph, machine = load(PIPELINES / "mlp_784.yaml").graph, machine_named("workstation")
-    texts = ("time", "energy", "price", "time=0.1,energy=0.9", "time=0.9,energy=0.1", "time=1,price=1")
+    texts = ("time", "energy", "price", "time=0.02,energy=0.98", "time=0.9,energy=0.1", "time=1,price=1")
     plans = {text: measure(plan_graph(graph, machine, objective=text)) for text in texts}
     for text in texts:
         scores = {other: Objective.of(text).score(figures, plans["time"]) for other, figures in plans.items()}
         assert scores[text] == min(scores.values()), text
-    assert plans["time=0.1,energy=0.9"].joules < plans["time=0.9,energy=0.1"].joules
+    assert plans["time=0.02,energy=0.98"].joules < plans["time=0.9,energy=0.1"].joules
 
 
 def test_latency_is_the_best_of_all_by_its_own_measure() -> None:
