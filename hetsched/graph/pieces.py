@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hetsched.graph.graph import TURN, Builder, Graph, If, Loop, Nested, Where
-from hetsched.graph.op import Attributes, Op
+from hetsched.graph.graph import TURN, Graph, If, Loop, Nested, Where
 from hetsched.graph.rest import tail_of, whole_turns
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.graph.spec import Sequence as SequenceSpec
+from hetsched.graph.writing import Writer
 
 
 @dataclass(frozen=True)
@@ -185,23 +185,12 @@ def _window(loop: Loop) -> tuple[set[int], set[int]] | None:
 # Writing ----------------------------------------------------------------------------------------------------------------------
 
 
-class _Writer:
-    """A graph in the writing that has tasks and values of another, `whole`."""
+class _Writer(Writer):
+    """Of tasks that are held to their places."""
 
     def __init__(self, whole: Graph, places: Places) -> None:
-        self.whole, self.places = whole, places
-        self.builder = Builder("part")
-        self.value: dict[int, int] = {}  # value of the whole -> its number here
-        self.task_of: list[int] = []
-        self.value_of: list[int] = []
-        self.number: dict[int, int] = {}  # task of the whole -> its number here
-
-    def new(self, name: str, spec: AnySpec, producer: int, value: int = -1) -> int:
-        self.builder.value_specs.append(spec)
-        self.builder.value_names.append(name)
-        self.builder.value_producers.append(producer)
-        self.value_of.append(value)
-        return len(self.value_of) - 1
+        super().__init__(whole, "part")
+        self.places = places
 
     def input(self, name: str, spec: AnySpec, value: int = -1) -> tuple[str, int]:
         while name in self.builder.inputs:
@@ -209,38 +198,17 @@ class _Writer:
         i = self.builder.inputs[name] = self.new(name, spec, -1, value)
         return name, i
 
-    def constant(self, v: int) -> int:
-        i = self.value[v] = self.new(self.whole.value_names[v], self.whole.spec(v), -1, v)
-        self.builder.constants[i] = self.whole.constants[v]
-        return i
-
-    def append(self, t: int, name: str, op: Op | Nested, attributes: Attributes, reads: Sequence[int], device: str | None) -> int:
-        b = self.builder
-        b.task_names.append(name)
-        b.task_ops.append(op)
-        b.task_attributes.append(attributes)
-        b.task_inputs.append(tuple(reads))
-        self.task_of.append(t)
-        if device is not None:
-            b.where[len(b.task_names) - 1] = Where((device,))
-        return len(b.task_names) - 1
-
-    def copy(self, t: int, read: Callable[[int], int]) -> None:
+    def placed(self, t: int, read: Callable[[int], int]) -> None:
         """Task `t` of the whole, at its place there."""
-        whole, op = self.whole, self.whole.task_ops[t]
-        reads = [read(v) for v in whole.reads(t)]
-        device = self.places.devices.get(t)
+        op = self.whole.task_ops[t]
         if isinstance(op, Nested):
             op = _held(op, self.places.loops.get(t, Places()))
-        self.number[t] = self.append(t, whole.task_names[t], op, whole.task_attributes[t], reads, device)
-        for v in whole.writes(t):
-            self.value[v] = self.new(whole.value_names[v], whole.spec(v), self.number[t], v)
+        self.hold(self.copy(t, op, [read(v) for v in self.whole.reads(t)]), self.places.devices.get(t))
 
-    def finished(self) -> tuple[Graph, tuple[int, ...], tuple[int, ...]]:
-        """The graph; of each of its tasks and values those of the whole."""
-        self.builder.after = [(self.number[a], self.number[b]) for a, b in self.whole.after if a in self.number and b in self.number]
-        order = np.argsort(np.asarray(self.builder.value_producers, dtype=np.int64), kind="stable").tolist()  # as `Graph` numbers them
-        return Graph(self.builder), tuple(self.task_of), tuple(self.value_of[i] for i in order)
+    def hold(self, number: int, device: str | None) -> None:
+        """Task `number` here runs on `device`, if that is known."""
+        if device is not None:
+            self.builder.where[number] = Where((device,))
 
 
 def pinned(graph: Graph, places: Places) -> Graph:
@@ -297,7 +265,7 @@ def part_of(graph: Graph, tasks: Collection[int], places: Places, wanted: Collec
         return w.value[v]
 
     for t in sorted(tasks):
-        w.copy(t, read)
+        w.placed(t, read)
     outputs = {f"{v}": v for t in sorted(tasks) for v in graph.writes(t) if v in wanted}
     w.builder.outputs = {name: w.value[v] for name, v in outputs.items()}
     made, its_tasks, its_values = w.finished()
@@ -342,7 +310,7 @@ class _Piece:
         ins += [self._input(Source("slice", self.reads[x]), f"some of {x}", self._slice_spec(self.reads[x])) for x in loop.sequences]
         for k, (x, _) in enumerate(loop.carried):
             ins.append(self._input(Source("carried", k), x, body.spec(body.inputs[x])))
-        number = outer.append(self.task, self.graph.task_names[self.task], written, self.graph.task_attributes[self.task], ins, None)
+        number = outer.append(self.task, self.graph.task_names[self.task], written, self.graph.task_attributes[self.task], ins)
         specs = written.infer([outer.builder.value_specs[i] for i in ins])
         writes = list(self.graph.writes(self.task))
         for k, (name, spec) in enumerate(zip(written.outputs, specs, strict=True)):
@@ -389,7 +357,8 @@ class _Piece:
         for t in sorted(self.seldom | self.beside):
             reads = [read(v) for v in body.reads(t)]
             op = body.task_ops[t]
-            number = outer.append(-1, body.task_names[t], op, body.task_attributes[t], reads, self.inner.devices.get(t))
+            number = outer.append(-1, body.task_names[t], op, body.task_attributes[t], reads)
+            outer.hold(number, self.inner.devices.get(t))
             for v in body.writes(t):
                 found[v] = outer.new(body.value_names[v], body.spec(v), number)
         return found
@@ -440,10 +409,10 @@ class _Piece:
         if has_first:
             _, first = w.input(self._first_name(), TURN)
             reads = (w.value[turn], first)
-            add = w.append(-1, f"{self.graph.task_names[self.task]}/number of the turn", find("tensor.add"), {}, reads, None)
+            add = w.append(-1, f"{self.graph.task_names[self.task]}/number of the turn", find("tensor.add"), {}, reads)
             w.value[turn] = w.new("number of the turn", TURN, add)
         for t in left:
-            w.copy(t, w.value.__getitem__)
+            w.placed(t, w.value.__getitem__)
         w.builder.outputs = {name: w.value[v] for name, v in body.outputs.items()}
         return _Body(*w.finished(), has_first)
 

@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from hetsched.graph.graph import TURN, Builder, Graph, Loop, Nested, Where
+from hetsched.graph.graph import TURN, Graph, Loop, Where
 from hetsched.graph.op import Attributes, Op, Work
 from hetsched.graph.spec import AnySpec, Spec, array_form
 from hetsched.graph.spec import Sequence as SequenceSpec
+from hetsched.graph.writing import Writer
 
 
 class Source(NamedTuple):
@@ -68,57 +69,41 @@ def rest_of(graph: Graph, done: set[int], turns: Mapping[int, int], ran_on: Call
     return _Left(graph, done, {t: n for t, n in turns.items() if n > 0}, ran_on).rest()
 
 
-class _Left:
+class _Left(Writer):
     def __init__(self, graph: Graph, done: set[int], turns: Mapping[int, int], ran_on: Callable[[int], str]) -> None:
-        self.graph, self.done, self.turns, self.ran_on = graph, done, turns, ran_on
-        self.builder = Builder("rest")
-        self.task_of: list[int] = []
-        self.value_of: list[int] = []
-        self.number: dict[int, int] = {}  # task -> its number in the rest
-        self.value: dict[int, int] = {}  # value -> its number in the rest
+        super().__init__(graph, "rest")
+        self.done, self.turns, self.ran_on = done, turns, ran_on
         self.sources: dict[str, Source] = {}
 
     def rest(self) -> Rest:
-        graph, builder = self.graph, self.builder
+        graph, builder = self.whole, self.builder
         for t in range(len(graph)):
             if t not in self.done:
                 self._task(t)
-        for before, later in graph.after:
-            if before in self.number and later in self.number:
-                builder.after.append((self.number[before], self.number[later]))
         for t, where in graph.where.items():
             if t in self.number:
                 builder.where[self.number[t]] = self._where(where)
         builder.outputs = {name: self.value[v] for name, v in graph.outputs.items() if int(graph.value_task[v]) in self.number}
         builder.bundles = {name: b for name, b in graph.bundles.items() if all(part in builder.outputs for part in b[0])}
-        made = Graph(builder)
-        produced = np.asarray(builder.value_producers, dtype=np.int64)
-        order = np.argsort(produced, kind="stable").tolist()  # as `Graph` numbers them
-        return Rest(made, self.sources, tuple(self.task_of), tuple(self.value_of[i] for i in order), dict(self.turns))
+        made, tasks, values = self.finished()
+        return Rest(made, self.sources, tasks, values, dict(self.turns))
 
     def _where(self, where: Where) -> Where:
         if where.of_parts and where.allow:
             return replace(where, allow=(*where.allow, "any"))  # those of the group that could do as it says may be done
         if where.same_as is None:
             return where
-        other = self.graph.task_index.get(where.same_as)
+        other = self.whole.task_index.get(where.same_as)
         if other is None or other in self.number:
             return where
         return replace(where, allow=tuple(self.ran_on(other).split("+")), same_as=None)
 
-    def _new(self, name: str, spec: AnySpec, producer: int, value: int) -> int:
-        self.builder.value_specs.append(spec)
-        self.builder.value_names.append(name)
-        self.builder.value_producers.append(producer)
-        self.value_of.append(value)
-        return len(self.value_of) - 1
-
     def _input(self, source: Source, name: str, spec: AnySpec) -> int:
-        known = self.graph.inputs if source.kind != "value" else {}
+        known = self.whole.inputs if source.kind != "value" else {}
         while name in self.builder.inputs or name in known:
             name += "'"
         self.sources[name] = source
-        i = self.builder.inputs[name] = self._new(name, spec, -1, source.value if source.kind == "value" else -1)
+        i = self.builder.inputs[name] = self.new(name, spec, -1, source.value if source.kind == "value" else -1)
         return i
 
     def _read(self, v: int) -> int:
@@ -126,39 +111,26 @@ class _Left:
         found = self.value.get(v)
         if found is not None:
             return found
-        graph = self.graph
+        graph = self.whole
         if v in graph.constants:
-            self.value[v] = self._new(graph.value_names[v], graph.spec(v), -1, v)
-            self.builder.constants[self.value[v]] = graph.constants[v]
+            self.constant(v)
         else:
             given = next((name for name, i in graph.inputs.items() if i == v), None)
             self.value[v] = self._input(Source("value", v), given if given is not None else f"done/{graph.value_names[v]}", graph.spec(v))
         return self.value[v]
 
-    def _append(self, t: int, name: str, op: Op | Nested, attributes: Attributes, reads: Sequence[int]) -> int:
-        builder = self.builder
-        builder.task_names.append(name)
-        builder.task_ops.append(op)
-        builder.task_attributes.append(attributes)
-        builder.task_inputs.append(tuple(reads))
-        self.task_of.append(t)
-        return len(builder.task_names) - 1
-
     def _task(self, t: int) -> None:
-        graph, op = self.graph, self.graph.task_ops[t]
+        graph, op = self.whole, self.whole.task_ops[t]
         if isinstance(op, Loop) and t in self.turns:
             self._loop(t, op, self.turns[t])
             return
-        reads = [self._read(v) for v in graph.reads(t)]
-        self.number[t] = self._append(t, graph.task_names[t], op, graph.task_attributes[t], reads)
-        for v in graph.writes(t):
-            self.value[v] = self._new(graph.value_names[v], graph.spec(v), self.number[t], v)
+        self.copy(t, op, [self._read(v) for v in graph.reads(t)])
 
     def _loop(self, t: int, loop: Loop, n: int) -> None:
-        graph, name = self.graph, self.graph.task_names[t]
+        graph, name = self.whole, self.whole.task_names[t]
         reads = dict(zip(loop.inputs, graph.reads(t), strict=True))
         sequences = (*loop.sequences, *([loop.turn] if loop.turn is not None else []))
-        rows = {key: size - n * self._step(loop, key) for key, size in loop.rows.items()}
+        rows = {key: size - loop.rows_before(key, n) for key, size in loop.rows.items()}
         left = replace(loop, turns=loop.turns - n, sequences=sequences, turn=None, rows=rows)
         ins = [self._read(reads[x]) for x in loop.invariants]
         for x in loop.sequences:
@@ -167,31 +139,29 @@ class _Left:
             ins.append(self._input(Source("turns", -1, t, n), f"{name}/{loop.turn}[{n}:]", Spec((left.turns,), TURN.dtype)))
         for k, (x, _) in enumerate(loop.carried):
             ins.append(self._input(Source("carried", k, t, n), f"{name}/{x} after {n} turns", loop.body.spec(loop.body.inputs[x])))
-        number = self.number[t] = self._append(t, name, left, graph.task_attributes[t], ins)
+        number = self.number[t] = self.append(t, name, left, graph.task_attributes[t], ins)
         writes = list(graph.writes(t))
         for v in writes[: len(loop.carried)]:
-            self.value[v] = self._new(graph.value_names[v], graph.spec(v), number, v)
+            self.value[v] = self.new(graph.value_names[v], graph.spec(v), number, v)
         parts = {}
-        for v in writes[len(loop.carried) :]:
-            parts[v] = self._new(graph.value_names[v], _tail(graph.spec(v), n), number, -1)
-        for v, part in parts.items():
+        for v, spec in zip(writes[len(loop.carried) :], left.infer([self.builder.value_specs[i] for i in ins])[len(loop.carried) :], strict=True):
+            parts[v] = self.new(graph.value_names[v], spec, number, -1)
+        for (v, part), key in zip(parts.items(), loop.collected, strict=True):
             whole = graph.spec(v)
-            head = self._input(Source("head", v, t, n), f"{graph.value_names[v]}[:{n}]", _head(whole, n))
-            joined = self._append(-1, f"{graph.value_names[v]} joined", JOIN, {"form": whole}, [head, part])
-            self.value[v] = self._new(f"{graph.value_names[v]} joined", whole, joined, v)
-
-    @staticmethod
-    def _step(loop: Loop, name: str) -> int:
-        spec = loop.body.spec(loop.body.outputs[name])
-        assert isinstance(spec, Spec)
-        return spec.bounds[0]
+            head = self._input(
+                Source("head", v, t, n), f"{graph.value_names[v]}[:{n}]", _head(whole, n, loop.rows_before(key, n) if key in loop.rows else None)
+            )
+            joined = self.append(-1, f"{graph.value_names[v]} joined", JOIN, {"form": whole}, [head, part])
+            self.value[v] = self.new(f"{graph.value_names[v]} joined", whole, joined, v)
 
 
-def _head(spec: AnySpec, n: int) -> AnySpec:
-    """The first `n` elements of a collected sequence."""
+def _head(spec: AnySpec, n: int, rows: int | None) -> AnySpec:
+    """The first `n` elements of a collected sequence, which are so many `rows` of one array."""
     assert isinstance(spec, SequenceSpec)
+    if rows is None:
+        return SequenceSpec(spec.element, n)
     assert isinstance(spec.element, Spec)
-    return SequenceSpec(spec.element, n, n * spec.element.bounds[0] if spec.rows is not None else None)
+    return SequenceSpec(spec.element, -(-rows // max(spec.element.bounds[0], 1)), rows)
 
 
 def _tail(spec: AnySpec, n: int) -> AnySpec:

@@ -18,6 +18,8 @@ from hetsched.executors.epochs import Progress, Speeds
 from hetsched.executors.result import Result
 from hetsched.graph.graph import Graph, Loop
 from hetsched.graph.rest import JOIN, Rest, can_split, rest_of, whole_turns
+from hetsched.graph.sequence import Body, loop_over_batches
+from hetsched.graph.spec import Sequence
 from hetsched.machine import Machine
 from hetsched.run import check_inputs
 from hetsched.testing.graphs import random_graph, random_machine
@@ -134,6 +136,27 @@ def test_a_loop_is_taken_up_at_the_end_of_a_turn(every: int) -> None:
     assert all((30 - n) % every == 0 for n in turns)
     assert value_problems(result, interpret(graph, inputs)) == []
     assert epoch_problems(result) == []
+
+
+def test_rows_of_epochs_whose_last_batch_is_smaller_are_parted_where_they_are() -> None:
+    """Two of three epochs of batches of 2, 2 and 1 rows: 10 rows are done, not 12."""
+
+    def write(body: Body) -> None:
+        body.collect("less", body.builder.op("tensor.neg", body.take(x)), rows=15)
+
+    b = Graph.build()
+    x = b.input("x", (5, 3))
+    for name, value in loop_over_batches(b, write, rows=5, batch=2, epochs=3, name="train").items():
+        b.output(b.op("data.whole", value), name)
+    graph = b.freeze()
+    t = next(t for t, op in enumerate(graph.task_ops) if isinstance(op, Loop))
+    rest = rest_of(graph, set(), {t: 6}, lambda t: "cpu")
+    loop = next(op for op in rest.graph.task_ops if isinstance(op, Loop))
+    assert (loop.turns, dict(loop.rows)) == (3, {"less": 5})
+    head = next(rest.graph.spec(rest.graph.inputs[name]) for name, source in rest.sources.items() if source.kind == "head")
+    assert isinstance(head, Sequence)
+    assert head.rows == 10
+    assert rest.graph.spec(rest.graph.outputs["less"]) == graph.spec(graph.outputs["less"])
 
 
 def test_what_is_left_of_a_graph() -> None:

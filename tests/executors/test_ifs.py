@@ -318,7 +318,9 @@ def test_inputs_constants_and_one_value_twice_as_outputs() -> None:
                 assert not np.shares_memory(result[name], x)
 
 
-def test_a_failure_in_a_branch_names_its_task() -> None:
+def failing_branches() -> tuple[Graph, Graph]:
+    """A branch whose task 'boom' fails, and one that negates x."""
+
     def bad(xp, inputs, outputs, workspace, attributes):
         raise ValueError("no such thing")
 
@@ -327,6 +329,11 @@ def test_a_failure_in_a_branch_names_its_task() -> None:
     then = then.output(then.op(op, then.input("x", (4,)), name="boom"), "y").freeze()
     other = Graph.build()
     other = other.output(other.op("tensor.neg", other.input("x", (4,))), "y").freeze()
+    return then, other
+
+
+def test_a_failure_in_a_branch_names_its_task() -> None:
+    then, other = failing_branches()
     b = Graph.build()
     plan = hs.plan(b.output(b.branch(b.input("c", (), np.bool_), then, other, {"x": b.input("x", (4,))})["y"], "y").freeze(), ONE)
     given = {"x": np.ones(4, np.float32)}
@@ -422,14 +429,7 @@ def test_why_tells_what_it_does_not_know_yet() -> None:
 
 
 def test_what_needs_a_branch_that_failed_is_left_out_and_the_rest_runs() -> None:
-    def bad(xp, inputs, outputs, workspace, attributes):
-        raise ValueError("no such thing")
-
-    op = Op("bad", ("x",), ("y",), lambda specs, a: [specs[0]], lambda i, o, a: Work(1, 1, 1), kernels={"array": bad})
-    then = Graph.build()
-    then = then.output(then.op(op, then.input("x", (4,)), name="boom"), "y").freeze()
-    other = Graph.build()
-    other = other.output(other.op("tensor.neg", other.input("x", (4,))), "y").freeze()
+    then, other = failing_branches()
     b = Graph.build()
     x = b.input("x", (4,))
     y = b.branch(b.input("c", (), np.bool_), then, other, {"x": x})["y"]
