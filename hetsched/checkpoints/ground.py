@@ -51,7 +51,10 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         out += [f"{noun.format(name)} has changed" for name in after if name in before and before[name] != after[name]]
         out += [f"{noun.format(name)} is {'new' if name in after else 'gone'}" for name in sorted({*before} ^ {*after})]
     before, after = was.get("files", {}), now["files"]
-    out += [f"file {path} has changed" for path in after if path in before and not _same_file(before[path], after[path])]
+    for path, found in after.items():
+        known = [before[path]] if path in before else [x for p, x in before.items() if os.path.basename(p) == os.path.basename(path)]
+        if known and not any(_same_file(x, found) for x in known):  # one that was moved is the same by its content
+            out.append(f"file {path} has changed")
     return out
 
 

@@ -34,6 +34,7 @@ from hetsched.machine import Device, Link
 from hetsched.placement import plan_graph
 from hetsched.placement.asked import asked_for
 from hetsched.placement.costs import CostModel, Estimate
+from hetsched.placement.costs.replay import tell_bodies
 from hetsched.timeline import Copy, Free, Launch, Replica, Span, Timeline
 
 # The first piece takes about this share of the time between two checkpoints, as planned: it is measured, and the others follow from that. Loops
@@ -193,7 +194,7 @@ class _Run:
                 for rows, part in zip(parts, self.store.arrays(file), strict=True):
                     rows.append(part)
             self._say(f"goes on from turn {turn} of {turns} of loop {name!r}")
-            self.past += round(launches_of(self.plan.loops[t]) * turn)
+            self.past += launches_of(self.plan.loops[t]) * turn // loop.turns
             before = needed_for(graph, [] if turn >= turns else reads[: len(reads) - carries], self.values, self.done)
         else:
             before = needed_for(graph, reads, self.values, self.done, [a for a, b in graph.after if b == t])
@@ -312,10 +313,7 @@ class _Run:
 
     def _planned(self, graph: Graph) -> Timeline:
         """The plan of a part or a piece: every task has its place already."""
-        in_body = getattr(self.costs, "in_body", None)
-        for loop in [op for op in graph.task_ops if isinstance(op, Loop)]:
-            if in_body is not None:
-                in_body(loop.body, loop.every)
+        tell_bodies(self.costs, graph)
         plan = plan_graph(graph, self.plan.machine, costs=self.costs)
         self.plans.append(plan)
         return plan

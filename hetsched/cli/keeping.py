@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetsched.cli.units import how_often
-from hetsched.errors import CommandLineError, FileError, GraphError
+from hetsched.errors import CommandLineError, GraphError
 
 if TYPE_CHECKING:
     from hetsched.executors.result import Result
@@ -95,11 +94,8 @@ def _whole(option: str, given: Any) -> Any:
 
 
 def _refuse_another_file(record: Mapping[str, Any], file: str) -> None:
-    try:
-        with open(file, "rb") as stream:
-            found = hashlib.sha256(stream.read()).hexdigest()
-    except OSError as error:
-        raise FileError(f"{file}: cannot be read: {error.strerror or error}") from error
-    if found != record["sha256"]:
+    from hetsched.pipeline.trust import file_sha256
+
+    if file_sha256(file) != record["sha256"]:
         way = f"bring back what was, or begin anew: `hetsched resume {record['id']} --fresh`"
         raise GraphError(f"{file} has changed since run {record['id']} began, so it cannot go on; {way}")

@@ -224,9 +224,7 @@ class Devoted:
         """The error of a launch that has told of a mistake: of its task; in which turn nobody knows, since graphs hold several."""
         calls = [call for found in self.turns.values() for piece, _ in found.pieces for call in piece]
         task = task_of(error, calls)
-        if task is None:
-            return self.frame.failure(error, -1, None)
-        return self.frame.failure(error, task, None)
+        return self.frame.failure(error, -1 if task is None else task, None)
 
     # Turns ----------------------------------------------------------------------------------------------------------------------
 

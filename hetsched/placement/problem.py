@@ -376,7 +376,8 @@ def _plan_loops(graph: Graph, machine: Machine, costs: CostModel, plan_loop: Pla
                 raise PlacementError(f"task {graph.task_names[task]!r} is a loop or an if; give problem_of(plan_loop=...) what plans its body")
             name = graph.task_names[task]
             try:
-                out[task] = plan_loop(op, machine, costs, where=graph.where.get(task), name=name)
+                own = {"where": graph.where[task]} if task in graph.where else {}  # else what holds around it
+                out[task] = plan_loop(op, machine, costs, name=name, **own)
             except OutOfMemoryError as error:
                 error.task = name  # of a loop in a loop the outer one: whoever asked knows of no other
                 raise

@@ -21,6 +21,7 @@ from hetsched.machine import Device, Link, Machine
 from hetsched.placement.asked import Asked, asked_for
 from hetsched.placement.costs import CostModel, Estimate, RooflineCosts
 from hetsched.placement.costs.figures import measure
+from hetsched.placement.costs.replay import tell_bodies
 from hetsched.text import bytes_text, percent_text, plural, seconds_text, table
 from hetsched.timeline import Copy, Launch, Timeline
 
@@ -261,7 +262,7 @@ class _Search:
         """The plan of `graph`, asked for as the first was."""
         a: Asked = self.asked
         self.replans += 1
-        _tell_bodies(costs if costs is not None else a.costs, graph)
+        tell_bodies(costs if costs is not None else a.costs, graph)
         return self.replan(
             graph, machine or a.machine, costs=costs if costs is not None else a.costs, policy=a.policy, objective=a.objective,
             plan_seconds=a.plan_seconds, only=a.only, memory=a.memory,
@@ -504,19 +505,6 @@ def _why(chosen: Option, option: Option) -> str:
     if excess <= 0:
         return f"{lost}: what comes after it is put elsewhere"
     return f"{lost}: {cause} ({seconds_text(excess)} more)"
-
-
-def _tell_bodies(costs: CostModel | None, graph: Graph) -> None:
-    """Measured costs know what dispatching adds in a loop, if they are told which graphs are bodies."""
-    tell = getattr(costs, "in_body", None)
-    if tell is None:
-        return
-    for op in graph.task_ops:
-        if isinstance(op, Nested):
-            if isinstance(op, Loop):
-                tell(op.body, op.every)
-            for part in op.parts.values():
-                _tell_bodies(costs, part)
 
 
 def _allowed(where: Where, device: Device) -> bool:

@@ -134,10 +134,9 @@ def _draw(graph: Graph, key: str, indent: str, lines: list[str], edges: dict[tup
     for g, (group, tasks) in enumerate(groups.items()):
         if not whole:
             box_of.update((t, f"{key}g{g}") for t in tasks)
-            loops = sum(isinstance(graph.task_ops[t], Nested) for t in tasks)
-            lines.append(
-                indent + style.box(f"{key}g{g}", [group, plural(len(tasks), "task") + (f", {plural(loops, 'loop')}" if loops else "")], "task")
-            )
+            counts = [(sum(isinstance(graph.task_ops[t], kind) for t in tasks), noun) for kind, noun in ((Loop, "loop"), (If, "if"))]
+            text = ", ".join([plural(len(tasks), "task"), *(plural(n, noun) for n, noun in counts if n)])
+            lines.append(indent + style.box(f"{key}g{g}", [group, text], "task"))
             continue
         deeper = indent + "  " * bool(group)
         if group:

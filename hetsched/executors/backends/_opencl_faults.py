@@ -42,7 +42,6 @@ class Board:
         self.is_used = False
         self.told: Any = None  # the command that brought the last slot to the host
         self._sites = Sites()
-        self._was_told = False
 
     def site(self, out: Any, explain: Explain, is_taped: bool) -> Fault:
         """The argument of a launch that writes `out`; one that is taped comes again and again."""
@@ -65,16 +64,14 @@ class Board:
         if not row[0]:
             return None
         _, site, value, position = row.tolist()
-        self._was_told = True
         self._clear(row, number % FAULT_SLOTS, queue)
         return self._sites.error(site, value, position)
 
     def forget(self, queue: Any) -> None:
         """Before another run: what one that failed has told, and nobody heard."""
-        if self._was_told:
-            self._was_told = False
-            for i, row in enumerate(self.slots):
-                self._clear(row, i, queue)
+        self.slots.fill(0)
+        if not self.is_shared:
+            cl.enqueue_copy(queue, self.buffer, self.slots)
 
     def _clear(self, row: Any, slot: int, queue: Any) -> None:
         row[:] = 0

@@ -89,12 +89,21 @@ def figures_of(
 
 
 def body_use(body: Timeline) -> tuple[dict[str, float], frozenset[str]]:
-    """(device -> busy lane-seconds, devices used) of all turns of a loop's body."""
-    return _busy(body)
+    """(device -> busy lane-seconds, devices used) of all turns of a loop's body; of an if what is booked of its branches."""
+    busy: dict[str, float] = {}
+    used: set[str] = set()
+    for share, plan in body.booked:
+        inner, devices = _busy(plan)
+        used |= devices
+        for device, seconds in inner.items():
+            busy[device] = busy.get(device, 0.0) + share * seconds
+    return busy, frozenset(used)
 
 
 def turn_seconds(body: Timeline) -> float:
-    """Seconds of one turn of a loop by itself: prologue, turn, epilogue."""
+    """Seconds of one turn of a loop by itself: prologue, turn, epilogue; of an if what is booked of its branches."""
+    if body.branch is not None:
+        return sum(share * plan.makespan for share, plan in body.booked)
     parts = (body.prologue, body.spans, body.epilogue) if body.turns else (body.prologue, body.epilogue)
     return sum(max((s.finish for s in part), default=0.0) for part in parts)
 
@@ -111,11 +120,10 @@ def _busy(plan: Timeline) -> tuple[dict[str, float], frozenset[str]]:
         if runs <= 0:
             continue
         if span.command.task in plan.loops:
-            for share, body in plan.loops[span.command.task].booked:
-                inner, devices = _busy(body)
-                used |= devices
-                for device, seconds in inner.items():
-                    busy[device] = busy.get(device, 0.0) + runs * share * seconds
+            inner, devices = body_use(plan.loops[span.command.task])
+            used |= devices
+            for device, seconds in inner.items():
+                busy[device] = busy.get(device, 0.0) + runs * seconds
             continue
         for lane in span.lanes:
             used.add(lane.owner)

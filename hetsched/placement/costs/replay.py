@@ -84,11 +84,13 @@ class MeasuredCosts:
         return self._shares[key]
 
 
-def tell_bodies(costs: CostModel, graph: Graph) -> None:
+def tell_bodies(costs: CostModel | None, graph: Graph) -> None:
     """Tell a model that wants to know which graphs are bodies of loops."""
     tell = getattr(costs, "in_body", None)
+    if tell is None:
+        return
     for op in graph.task_ops:
-        if tell is not None and isinstance(op, Nested):
+        if isinstance(op, Nested):
             if isinstance(op, Loop):
                 tell(op.body, op.every)
             for part in op.parts.values():
