@@ -57,6 +57,18 @@ def same_bits(a: Arrays, b: Arrays) -> bool:
 # Values -----------------------------------------------------------------------------------------------------------------------
 
 
+def test_progress_goes_on_from_where_the_run_was(tmp_path):
+    plan, given = planned(batches(32, 8, 6)), arrays(32)
+    asked = hs.Checkpoint(tmp_path / "kept", turns=4)
+    with pytest.raises(CutError):
+        run_with_checkpoints(plan, given, asked, cut_after(4))
+    told = []
+    run_with_checkpoints(plan, given, asked, lambda *a, **how: hs.run(*a, learn=False, progress=how["progress"]), progress=lambda *now: told.append(now))
+    done, total, _ = told[0]
+    assert done < 0.8 * total
+    assert told[-1][0] == told[-1][1] == total
+
+
 def with_ifs(turns: int) -> Graph:
     """An if before a loop, and one in it whose condition changes from turn to turn."""
 

@@ -18,12 +18,13 @@ from hetsched.executors import binding, live, simulated
 from hetsched.executors.backends import opencl
 from hetsched.executors.backends.emulated import emulate
 from hetsched.executors.result import Result
-from hetsched.graph.graph import Graph, If, Loop
+from hetsched.graph.graph import Graph, If, Loop, Where
 from hetsched.graph.op import Op, Work
 from hetsched.locked import equal_plans, read_plan, write_plan
 from hetsched.machine import HOST, Device, Link, Machine, MemoryNode
 from hetsched.placement import plan_graph
 from hetsched.placement.costs import RooflineCosts
+from hetsched.placement.costs.figures import body_use, turn_seconds
 from hetsched.placement.why import find_task
 from hetsched.report.gantt import gantt
 from hetsched.report.perfetto import perfetto
@@ -442,3 +443,37 @@ def test_what_needs_a_branch_that_failed_is_left_out_and_the_rest_runs() -> None
         np.testing.assert_array_equal(result["twice"], 2 * given["x"])
         assert any("boom" in str(error) for error in result.failed.values())
         np.testing.assert_array_equal(hs.run(plan, {**given, "c": np.asarray(False)}, keep_going=True)["after"], np.zeros(4))
+
+
+def test_figures_of_an_if_are_those_of_the_branch_that_is_booked() -> None:
+    """The longer branch is the second one here: what it takes is what counts."""
+    short, long = Graph.build(), Graph.build()
+    short = short.output(short.op("tensor.neg", short.input("x", (64, 64))), "y").freeze()
+    x = long.input("x", (64, 64))
+    for _ in range(5):
+        x = long.op("tensor.matmul", x, x)
+    long = long.output(x, "y").freeze()
+    b = Graph.build()
+    graph = b.output(b.branch(b.input("c", (), np.bool_), short, long, {"x": b.input("x", (64, 64))})["y"], "y").freeze()
+    (body,) = hs.plan(graph, ONE).loops.values()
+    busy, used = body_use(body)
+    assert body.otherwise is not None
+    assert busy == body_use(replace(body.otherwise, branch=None))[0]
+    assert used == {"cpu"}
+    assert turn_seconds(body) == body.otherwise.makespan > turn_seconds(replace(body, branch=None, otherwise=None))
+
+
+def test_a_device_for_a_loop_or_an_if_holds_for_those_inside() -> None:
+    inner = Graph.build()
+    inner = inner.output(inner.op("tensor.neg", inner.input("x", (4,))), "y").freeze()
+    body = Graph.build()
+    x = body.input("x", (4,))
+    body.output(body.branch(body.input("c", (), np.bool_), inner, inner, {"x": x})["y"], "y")
+    loop = Loop(body.freeze(), 3, invariants=("c",), carried=(("x", "y"),))
+    for where in ("cpu", "gpu:0"):
+        b = Graph.build()
+        (last,) = b.loop(loop, b.input("c", (), np.bool_), b.input("x", (4,)), where=Where((where,)))
+        (outer,) = hs.plan(b.output(last, "last").freeze(), BOX).loops.values()
+        (branch,) = outer.loops.values()
+        for plan in branch.alternatives:
+            assert {s.lanes[0].owner for s in plan.launches} == {where}
