@@ -266,9 +266,9 @@ class _Run:
         """Take in the trace of a piece. Of loops the first and last turns are kept: pieces between are, of the outermost spans, and in sums."""
         begun = self.merged.now
         if piece.task not in self.merged.loops:
-            self._merge(replace(trace, loops=self._body(piece, trace)), piece.tasks, piece.values, {piece.task: turn}, begun)
+            self.merged.add(replace(trace, loops=self._body(piece, trace)), piece.tasks, piece.values, {piece.task: turn}, begun)
             return
-        self._merge(replace(trace, loops={}), piece.tasks, piece.values, {}, begun)
+        self.merged.add(replace(trace, loops={}), piece.tasks, piece.values, {}, begun)
         self.last = piece, trace, turn, begun
 
     def _end_trace(self) -> None:
@@ -276,7 +276,7 @@ class _Run:
         if self.last is not None:
             (piece, trace, turn, begun), self.last = self.last, None
             body = replace(trace, spans=(), totals={}, loops=self._body(piece, trace))
-            self._merge(body, piece.tasks, piece.values, {piece.task: turn}, begun)
+            self.merged.add(body, piece.tasks, piece.values, {piece.task: turn}, begun)
             self.merged.loops[piece.task] = _ends(self.merged.loops[piece.task])
 
     def _body(self, piece: Piece, trace: Timeline) -> dict[int, Timeline]:
@@ -301,7 +301,7 @@ class _Run:
         part = part_of(graph, tasks, self.places, wanted)
         plan = self._planned(part.graph)
         result = self._run(plan, {name: self.values[v] for name, v in part.inputs.items()})
-        self._merge(result.trace, part.tasks, part.values, {}, self.merged.now)
+        self.merged.add(result.trace, part.tasks, part.values, {}, self.merged.now)
         self.values |= {v: result[name] for name, v in part.outputs.items()}
         self._let_go()
 
@@ -334,9 +334,6 @@ class _Run:
             tell(whole, whole, plan.graph.task_names[-1])  # who shares threads tells little
         self.traces[plan] = result.trace
         return result
-
-    def _merge(self, trace: Timeline, tasks: Sequence[int], values: Sequence[int], first: Mapping[int, int], begun: float) -> None:
-        self.merged.add(trace, tasks, values, first, begun)
 
 
 def _joined(parts: Sequence[Any], spec: Any) -> Any:
